@@ -1,0 +1,1 @@
+"""What every step shares; imports neither kfp nor torch at import time."""

@@ -1,0 +1,97 @@
+"""The base of every config, and how its mistakes are told: all at once, each with its place and the nearest good name."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar, get_args
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from bloomery.components.core.errors import ConfigError
+
+
+class Config(BaseModel):
+    """A frozen, closed set of settings; the string under each field is its documentation."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
+    )
+
+
+ConfigT = TypeVar("ConfigT", bound=BaseModel)
+
+
+def parse(model: type[ConfigT], values: Mapping[str, Any], *, where: str = "") -> ConfigT:
+    """Validate `values` as `model`.
+
+    Raises: ConfigError listing every problem as `place: what was found; what was expected`.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(problems(model, error, where=where))) from None
+
+
+def problems(model: type[BaseModel], error: ValidationError, *, where: str = "") -> list[str]:
+    """One line per problem of a pydantic error, in the order of the fields."""
+    lines = []
+    for item in error.errors():
+        location = tuple(part for part in item["loc"] if not str(part).startswith("function-"))
+        place = ".".join(str(part) for part in (*([where] if where else []), *location)) or "(top level)"
+        if item["type"] == "extra_forbidden":
+            known = _fields_at(model, location[:-1])
+            near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
+            lines.append(f"{place}: unknown key; {hint}")
+        elif item["type"] == "missing":
+            lines.append(f"{place}: missing; this key has no default")
+        else:
+            found = json.dumps(item["input"], ensure_ascii=False, default=str)
+            found = found if len(found) <= 80 else found[:77] + "..."
+            lines.append(f"{place}: found {found}; {item['msg'].removeprefix('Value error, ')}")
+    return lines
+
+
+def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the config that `location` points into; empty where it points at no config."""
+    current: Any = model
+    for part in location:
+        field = getattr(current, "model_fields", {}).get(part)
+        if field is not None:
+            current = field.annotation
+        candidates = [current, *_nested(current)]
+        current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), current)
+    return list(getattr(current, "model_fields", {}))
+
+
+def _nested(annotation: Any) -> list[Any]:
+    found: list[Any] = []
+    for argument in get_args(annotation):
+        found += [argument, *_nested(argument)]
+    return found
+
+
+def parameters(config: BaseModel) -> dict[str, Any]:
+    """The config as a pipeline parameter: JSON types only, without None, which kfp rejects inside a struct.
+
+    A field whose default is not None must therefore not accept None; a contract test holds this.
+    """
+    return config.model_dump(mode="json", exclude_none=True)
+
+
+def digest(value: Any) -> str:
+    """Hex sha256 of a JSON value with sorted keys; integral floats count as integers, as kfp turns one into the other."""
+    return hashlib.sha256(json.dumps(_canonical(value), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _canonical(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value

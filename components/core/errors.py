@@ -1,0 +1,76 @@
+"""What can go wrong, and the exit code each kind ends a command with.
+
+    BloomeryError          1   never raised itself
+    ├── ConfigError        2   the recipe or an argument is wrong
+    ├── DataError          3   the data cannot be used as it is
+    ├── ModelError         4   a checkpoint cannot be used as it is
+    │   └── DivergedError  4   training left the finite numbers
+    ├── GateError          5   a candidate was refused: a decision, not a fault
+    ├── MissingExtraError  6   an optional dependency is not installed; the message holds the pip line
+    └── ServiceError       7   a store, tracker or endpoint did not answer: the only kind worth retrying
+
+A message says what was found, what was expected, where, and what to do. These errors are shown without a traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+
+
+class BloomeryError(Exception):
+    """Base of every error that a user can act on."""
+
+    exit_code = 1
+
+
+class ConfigError(BloomeryError):
+    """The recipe or a command-line argument is wrong; holds every problem found, one per line."""
+
+    exit_code = 2
+
+
+class DataError(BloomeryError):
+    """The data cannot be used as it is."""
+
+    exit_code = 3
+
+
+class ModelError(BloomeryError):
+    """A checkpoint cannot be used as it is."""
+
+    exit_code = 4
+
+
+class DivergedError(ModelError):
+    """The loss or a gradient became non-finite; raised before the weights are touched by it."""
+
+
+class GateError(BloomeryError):
+    """The gate refused a candidate."""
+
+    exit_code = 5
+
+
+class MissingExtraError(BloomeryError):
+    """An optional dependency is not installed."""
+
+    exit_code = 6
+
+
+class ServiceError(BloomeryError):
+    """A store, tracking server or model endpoint did not answer."""
+
+    exit_code = 7
+
+
+def from_os_error(error: OSError, doing: str) -> BloomeryError:
+    """The BloomeryError for an operating-system error met while `doing` something; a full disk is named as such."""
+    where = f" ({error.filename})" if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return ServiceError(f"no space left on the disk while {doing}{where}: free some space or choose another "
+                            "--workdir; finished steps are kept and will be reused")
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"no such file while {doing}{where}: check the path in the recipe")
+    if isinstance(error, PermissionError):
+        return DataError(f"permission denied while {doing}{where}: check the owner and mode of the path")
+    return ServiceError(f"the operating system refused {doing}{where}: {error.strerror or error}")

@@ -1,0 +1,201 @@
+"""The rows that pass between steps: one class a schema, its name and version, and its Arrow form."""
+
+from __future__ import annotations
+
+import hashlib
+import types
+from typing import TYPE_CHECKING, Any, ClassVar, Union, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Record(BaseModel):
+    """A row; `SCHEMA` is `name/version`, and a change of fields is a new version."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=())
+    SCHEMA: ClassVar[str]
+
+    @classmethod
+    def arrow(cls) -> pa.Schema:
+        """The Arrow schema of the rows; only fields that accept None are nullable."""
+        import pyarrow as pa
+
+        return pa.schema(
+            [pa.field(name, *_arrow(field.annotation)) for name, field in cls.model_fields.items()],
+            metadata={"schema": cls.SCHEMA},
+        )
+
+    @classmethod
+    def table(cls, rows: list[dict[str, Any]]) -> pa.Table:
+        """`rows` as an Arrow table of this schema; each row must hold exactly these fields."""
+        import pyarrow as pa
+
+        return pa.Table.from_pylist(rows, schema=cls.arrow())
+
+
+class Source(Record):
+    """A file from outside, as it was when preflight saw it."""
+
+    SCHEMA = "source/1"
+    uri: str
+    """Path or URI."""
+    name: str
+    """Name of the source in the recipe."""
+    bytes: int
+    """Size in bytes."""
+    sha256: str
+    """Digest of the content; for an object store, of its ETag and size."""
+
+
+class Document(Record):
+    """A text to learn from."""
+
+    SCHEMA = "document/1"
+    id: str
+    """Content hash of the text."""
+    text: str
+    source: str
+    """`<source name in the recipe>:<file>#<line>`."""
+    language: str
+    """ISO 639-1 code, `und` when undecided."""
+    general: bool
+    """True for general text, which continued pre-training replays against forgetting; False for the domain."""
+
+
+class Reject(Record):
+    """A row that was not kept, and why."""
+
+    SCHEMA = "reject/1"
+    id: str
+    source: str
+    reason: str
+    """Short token: the rule that removed it."""
+    detail: str
+    """The measured value, or the duplicate it belongs to."""
+    text: str
+    """The first 500 characters."""
+
+
+class Message(Record):
+    """One turn of a chat."""
+
+    SCHEMA = "message/1"
+    role: str
+    content: str
+
+
+class Chat(Record):
+    """A conversation to imitate; the loss is on its assistant turns."""
+
+    SCHEMA = "chat/1"
+    id: str
+    messages: list[Message]
+    task: str
+    """Task of the recipe it belongs to, or ''."""
+    origin: str
+    """How it came to be: `seed`, `document`, `augmented`, `sampled`."""
+    parent: str
+    """Id of the row it was made from, or ''."""
+
+
+class Prompt(Record):
+    """A question with what is needed to verify an answer."""
+
+    SCHEMA = "prompt/1"
+    id: str
+    task: str
+    """Task of the recipe that verifies it."""
+    split: str
+    """`train`, `unlabelled`, `validation`, or the name of an evaluation set."""
+    prompt: str
+    """User turn; empty for perplexity tasks."""
+    reference: str
+    """Reference answer, or the text whose perplexity is measured."""
+    group: str
+    """Slice that results are also reported by, such as the language."""
+
+
+class Preference(Record):
+    """Two answers to one prompt, the first verified better."""
+
+    SCHEMA = "preference/1"
+    id: str
+    task: str
+    prompt: str
+    chosen: str
+    rejected: str
+
+
+class EvalResult(Record):
+    """One model's answer to one evaluation prompt, and its score."""
+
+    SCHEMA = "eval_result/1"
+    id: str
+    """Id of the prompt, so that two models are compared pairwise."""
+    task: str
+    split: str
+    group: str
+    prompt: str
+    reference: str
+    response: str
+    score: float
+    """In [0, 1], higher is better; for perplexity tasks, mean log-likelihood in nats per token."""
+    weight: float
+    """1 for an answer; the number of scored tokens for perplexity."""
+    reason: str
+    """Why the verifier gave this score."""
+
+
+class Prediction(Record):
+    """One served answer."""
+
+    SCHEMA = "prediction/1"
+    id: str
+    """Request id."""
+    time: str
+    """ISO 8601, UTC."""
+    model_name: str
+    model_version: str
+    prompt: str
+    response: str
+    latency_seconds: float
+    prompt_tokens: int
+    response_tokens: int
+    feedback: float | None
+    """User feedback in [0, 1] where given."""
+    label: str | None
+    """The right answer, where it arrived later."""
+
+
+ROWS: dict[str, type[Record]] = {
+    record.SCHEMA: record
+    for record in (Source, Document, Reject, Chat, Prompt, Preference, EvalResult, Prediction)
+}
+"""Every row schema by its name."""
+
+
+def content_id(*parts: str) -> str:
+    """16 hex digits of the sha256 of `parts`, each preceded by its length so that no two lists collide by concatenation."""
+    hashed = hashlib.sha256()
+    for part in parts:
+        data = part.encode()
+        hashed.update(len(data).to_bytes(8, "little") + data)
+    return hashed.hexdigest()[:16]
+
+
+def _arrow(annotation: Any) -> tuple[Any, bool]:
+    """(Arrow type, nullable) of a field annotation."""
+    import pyarrow as pa
+
+    origin = get_origin(annotation)
+    if origin in (Union, types.UnionType):
+        inner = next(argument for argument in get_args(annotation) if argument is not type(None))
+        return _arrow(inner)[0], True
+    if origin is list:
+        return pa.list_(_arrow(get_args(annotation)[0])[0]), False
+    if isinstance(annotation, type) and issubclass(annotation, Record):
+        return pa.struct(list(annotation.arrow())), False
+    return {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}[annotation], False

@@ -1,0 +1,191 @@
+"""The only adapter between a step and its surroundings: kfp, the command line and tests all come in here.
+
+`run_step` does, in order: logging, config, input manifests, reuse of a finished result, seeds, tracking, `run`, output
+manifests, metrics. A finished result is found by content: the code of the step and of `core`, its config and the digests
+of its inputs. So a changed file or setting re-runs exactly the steps that it reaches, and a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+import os
+import random
+import shutil
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from bloomery.components.core import artifact, tracking
+from bloomery.components.core.config import Config, digest, parse
+from bloomery.components.core.errors import BloomeryError, DataError, from_os_error
+
+logger = logging.getLogger(__name__)
+
+RESULT = "result.json"
+
+
+def configure_logging(level: str | None = None) -> None:
+    """Plain lines on stderr, or JSON lines where `LOG_FORMAT=json`; called by entry points only."""
+    chosen = level or os.environ.get("LOG_LEVEL", "INFO")
+    handler = logging.StreamHandler(sys.stderr)
+    if os.environ.get("LOG_FORMAT") == "json":
+        handler.setFormatter(_JsonFormatter())
+    else:
+        handler.setFormatter(logging.Formatter("%(levelname).1s %(name)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("bloomery").setLevel(chosen)
+
+
+class _JsonFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        facts = {"time": record.created, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        return json.dumps(facts, ensure_ascii=False)
+
+
+def run_step(
+    run: Callable[..., dict[str, float]],
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Any],
+    outputs: Mapping[str, Any],
+    metrics: Any = None,
+    *,
+    reuse: bool = True,
+) -> dict[str, float]:
+    """Run a step as `stage` of a pipeline, or reuse its finished result.
+
+    `inputs` and `outputs` map the argument names of `run` to paths, or to kfp artifacts with a `.path`; `metrics` is a kfp
+    Metrics artifact or None. `reuse=False` is for steps that look at the world outside.
+    Returns the metrics. A BloomeryError is logged without traceback and ends the process with its exit code.
+    """
+    configure_logging()
+    started = time.perf_counter()
+    try:
+        result = execute(run, stage, config, _paths(inputs), _paths(outputs), reuse=reuse)
+    except BloomeryError as error:
+        logger.error("%s: %s", stage, error)
+        tracking.journal("failed", stage, error=type(error).__name__, message=str(error), exit_code=error.exit_code)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        tracking.journal("failed", stage, error=type(error).__name__, message=traceback.format_exc(), exit_code=1)
+        raise
+    tracking.journal(
+        "finished",
+        stage,
+        cached=result["cached"],
+        metrics=result["metrics"],
+        history=result["history"],
+        seconds=round(time.perf_counter() - started, 2),
+        peak_bytes=_peak_bytes(),
+        outputs={name: str(path) for name, path in _paths(outputs).items()},
+    )
+    if metrics is not None:
+        Path(metrics.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(metrics.path).write_text(json.dumps(result["metrics"], indent=1))
+        metrics.metadata.update(result["metrics"])
+    return result["metrics"]
+
+
+def execute(
+    run: Callable[..., dict[str, float]],
+    stage: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, Path],
+    outputs: Mapping[str, Path],
+    *,
+    reuse: bool = True,
+) -> dict[str, Any]:
+    """The part of `run_step` that raises instead of ending the process; returns metrics, history and whether it was reused."""
+    settings = parse(config_class(run), config, where=stage)
+    reads, writes = artifact.ports(run, artifact.Reads), artifact.ports(run, artifact.Writes)
+    digests = {name: artifact.read_manifest(inputs[name], schema).digest for name, schema in reads.items()}
+    store = os.environ.get("BLOOMERY_STORE") if reuse else None
+    if store is None:
+        result = _run(run, stage, settings, inputs, outputs, digests)
+        for name, schema in writes.items():
+            artifact.read_manifest(outputs[name], schema)
+        return result
+    name = run.__module__.split(".")[-2]
+    key = digest([name, _code_digest(run), settings.model_dump(mode="json"), digests])
+    entry = Path(store) / name / key[:24]
+    cached = _finished(entry, writes)
+    if cached is None:
+        temporary = entry.with_name(f"{entry.name}.{os.getpid()}.unfinished")
+        temporary.mkdir(parents=True)
+        try:
+            result = _run(run, stage, settings, inputs, {port: temporary / port for port in writes}, digests)
+            for port, schema in writes.items():
+                artifact.read_manifest(temporary / port, schema)
+            artifact.write_atomically(temporary / RESULT, json.dumps(result))
+            shutil.rmtree(entry, ignore_errors=True)
+            os.replace(temporary, entry)
+        except OSError as error:
+            raise from_os_error(error, f"{stage} writing to {store}") from error
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        result = {**cached, "cached": True}
+    for port in writes:
+        artifact.link_tree(entry / port, outputs[port])
+    return result
+
+
+def config_class(run: Callable[..., Any]) -> type[Config]:
+    """The config class of a step: the annotation of the first argument of its `run`."""
+    return next(iter(get_type_hints(run).values()))
+
+
+def _run(
+    run: Callable[..., dict[str, float]],
+    stage: str,
+    settings: Config,
+    inputs: Mapping[str, Path],
+    outputs: Mapping[str, Path],
+    digests: dict[str, str],
+) -> dict[str, Any]:
+    seed = getattr(settings, "seed", 0)
+    random.seed(seed)
+    tracking.journal("started", stage)
+    resolved = settings.model_dump(mode="json")
+    with artifact.lineage(stage, resolved, digests), tracking.track(stage, resolved) as tracker:
+        try:
+            metrics = run(settings, **inputs, **outputs)
+        except OSError as error:
+            if isinstance(error, ConnectionError):
+                raise
+            raise from_os_error(error, f"running {stage}") from error
+        tracker.finish(metrics)
+    return {"metrics": metrics, "history": tracker.history, "cached": False}
+
+
+def _finished(entry: Path, writes: Mapping[str, str]) -> dict[str, Any] | None:
+    try:
+        result = json.loads((entry / RESULT).read_text())
+        for port, schema in writes.items():
+            artifact.read_manifest(entry / port, schema)
+    except (OSError, ValueError, DataError):
+        return None
+    return result
+
+
+@functools.cache
+def _code_digest(run: Callable[..., Any]) -> str:
+    """Digest of the sources that a result depends on: the step's folder and `core`."""
+    folders = {Path(sys.modules[run.__module__].__file__ or "").parent, Path(__file__).parent}
+    files = sorted(file for folder in folders for file in folder.glob("*.py") if file.name != "component.py")
+    return digest([artifact.file_digest(file) for file in files])
+
+
+def _paths(items: Mapping[str, Any]) -> dict[str, Path]:
+    return {name: Path(getattr(item, "path", item)) for name, item in items.items()}
+
+
+def _peak_bytes() -> int:
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,0 +1,113 @@
+"""A task: questions made from the user's rows by templates, and the verifier that knows a right answer.
+
+preflight renders every task of the recipe into one artifact, `tasks/1`: `part-*.parquet` of prompt/1 rows, the task
+configs in `tasks.json`, and the verifiers' databases in `files/`. Steps read tasks from there and nowhere else.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from bloomery.components.core.config import Config
+from bloomery.components.core.verify import VerifierConfig, verify
+
+TRAINING_SPLITS = ("train", "unlabelled")
+"""Splits a model may learn from: `train` with its answers, `unlabelled` through the verifier alone."""
+
+
+class Template(Config):
+    """A phrasing: `{field}` stands for a field of the row."""
+
+    prompt: str = ""
+    """The user's turn; empty for a perplexity task."""
+    answer: str
+    """The reference answer."""
+
+
+class SplitConfig(Config):
+    """Where the rows of a split come from, and how they are asked."""
+
+    path: str
+    """File, folder or URI of rows: JSONL, JSON, CSV, TSV or Parquet, also compressed."""
+    where: dict[str, Any] = {}
+    """Keep the rows whose fields have these values."""
+    share: tuple[float, float] = (0.0, 1.0)
+    """Keep the rows whose content hash falls in this part of [0, 1): disjoint shares of one file are disjoint splits."""
+    limit: int | None = Field(default=None, gt=0)
+    """Keep at most this many rows, by content hash; none: all."""
+    templates: list[Template] = []
+    """Phrasings; every row is asked in each. Empty: those of the task."""
+
+
+class TaskConfig(Config):
+    """One task of the recipe."""
+
+    role: Literal["domain", "general"]
+    """`domain`: what the model is adapted to; `general`: what it must not forget."""
+    templates: list[Template] = []
+    """Phrasings for the splits that name none."""
+    group: str = ""
+    """`{field}` template of the slice that results are also reported by, such as `{language}`."""
+    splits: dict[str, SplitConfig]
+    """`train`, `unlabelled` and `validation` are used in training; every other name is an evaluation set."""
+    verifier: VerifierConfig
+    """How answers are scored."""
+    max_new_tokens: int = Field(default=96, gt=0)
+    """Longest answer, in tokens of the model."""
+
+    @model_validator(mode="after")
+    def _has_templates(self) -> TaskConfig:
+        bare = [name for name, split in self.splits.items() if not split.templates and not self.templates]
+        if bare:
+            raise ValueError(f"no templates for split {', '.join(bare)}; give `templates` for the task or for the split")
+        if self.verifier.kind == "sql_execution" and not self.verifier.databases:
+            raise ValueError("verifier sql_execution needs `databases`")
+        return self
+
+
+class Tasks:
+    """The tasks of a run, read from a `tasks/1` artifact."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        from bloomery.components.core.records import Prompt
+
+        self._path = path
+        raw = json.loads((path / "tasks.json").read_text(encoding="utf-8"))
+        self.configs = {name: TaskConfig.model_validate(value) for name, value in raw.items()}
+        table = pq.read_table(sorted(path.glob("part-*.parquet")), schema=Prompt.arrow())
+        self._rows = [Prompt.model_construct(**row) for row in table.to_pylist()]
+
+    def prompts(self, *splits: str, task: str | None = None) -> list[Any]:
+        """The prompt/1 rows of `splits` (none named: of the evaluation sets), of one task or of all, in stored order."""
+        return [
+            row
+            for row in self._rows
+            if (row.split in splits if splits else is_evaluation(row.split)) and task in (None, row.task)
+        ]
+
+    def is_scored_by_likelihood(self, task: str) -> bool:
+        """True for perplexity tasks, whose rows have no answer to verify."""
+        return self.configs[task].verifier.kind == "perplexity"
+
+    def verify(self, task: str, response: str, reference: str) -> tuple[float, str]:
+        """(score in [0, 1], reason) of a response to a prompt of `task`."""
+        verifier = self.configs[task].verifier
+        databases = [self._path / "files" / name for name in verifier.databases]
+        return verify(verifier, response, reference, databases)
+
+
+def is_evaluation(split: str) -> bool:
+    """True if no training may see rows of this split."""
+    return split not in (*TRAINING_SPLITS, "validation")
+
+
+def chat(prompt: str, answer: str | None = None) -> list[dict[str, str]]:
+    """The messages of a single-turn chat."""
+    user = {"role": "user", "content": prompt}
+    return [user] if answer is None else [user, {"role": "assistant", "content": answer}]

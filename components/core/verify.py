@@ -1,0 +1,120 @@
+"""Is an answer right? One pure function a kind of verifier; each returns (score in [0, 1], reason)."""
+
+from __future__ import annotations
+
+import re
+import sqlite3
+import time
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from bloomery.components.core.config import Config
+
+
+class VerifierConfig(Config):
+    """How an answer is taken out of a response and compared with the reference."""
+
+    kind: Literal["exact", "numeric", "regex", "label", "sql_execution", "perplexity"]
+    """`exact`: equal text; `numeric`: equal numbers; `regex`: the reference is a pattern that the answer matches; `label`:
+    equal text out of a closed set; `sql_execution`: equal rows on every database; `perplexity`: no answer, the reference is
+    scored."""
+    extract: str = ""
+    """Regular expression whose first group (or whole match) of the last match is the answer; empty: the whole response."""
+    ignore_case: bool = False
+    """Compare text without case."""
+    tolerance: float = 1e-6
+    """Relative tolerance of `numeric`."""
+    databases: list[str] = []
+    """SQLite files for `sql_execution`; an answer must be right on all: on one, a wrong query may give the right rows."""
+    timeout_seconds: float = 2.0
+    """Time box of one query on one database."""
+
+
+def verify(config: VerifierConfig, response: str, reference: str, databases: Sequence[Path] = ()) -> tuple[float, str]:
+    """Score `response` against `reference`; `databases` are the files of `sql_execution`."""
+    answer = extract(config, response)
+    if answer is None:
+        return 0.0, "no answer found"
+    if config.kind == "sql_execution":
+        return _sql(answer, reference, databases, config.timeout_seconds)
+    if config.kind == "numeric":
+        return _numeric(answer, reference, config.tolerance)
+    if config.kind == "regex":
+        flags = re.IGNORECASE if config.ignore_case else 0
+        return (1.0, "match") if re.fullmatch(reference, answer, flags) else (0.0, "no match")
+    left, right = normalise(answer, config.ignore_case), normalise(reference, config.ignore_case)
+    return (1.0, "equal") if left == right else (0.0, "different")
+
+
+def extract(config: VerifierConfig, response: str) -> str | None:
+    """The answer inside a response; None if the pattern does not occur."""
+    if not config.extract:
+        return response.strip()
+    matches = list(re.finditer(config.extract, response, re.DOTALL))
+    if not matches:
+        return None
+    last = matches[-1]
+    return (last.group(1) if last.re.groups else last.group(0)).strip()
+
+
+def normalise(text: str, ignore_case: bool = False) -> str:
+    """NFKC with runs of white space as one space: what a reader would call the same text."""
+    folded = " ".join(unicodedata.normalize("NFKC", text).split())
+    return folded.casefold() if ignore_case else folded
+
+
+def _numeric(answer: str, reference: str, tolerance: float) -> tuple[float, str]:
+    numbers = re.findall(r"[-+]?\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?", answer)
+    if not numbers:
+        return 0.0, "no number found"
+    try:
+        found, wanted = float(numbers[-1].replace(",", "")), float(reference.replace(",", ""))
+    except ValueError:
+        return 0.0, "not a number"
+    close = abs(found - wanted) <= tolerance * max(1.0, abs(wanted))
+    return (1.0, "equal") if close else (0.0, "different")
+
+
+def _sql(query: str, reference: str, databases: Sequence[Path], timeout_seconds: float) -> tuple[float, str]:
+    ordered = "order by" in reference.lower()
+    for database in databases:
+        rows, problem = run_sql(database, query, timeout_seconds)
+        if rows is None:
+            return 0.0, problem
+        wanted, problem = run_sql(database, reference, timeout_seconds)
+        if wanted is None:
+            return 0.0, f"the reference fails: {problem}"
+        if rows != wanted and (ordered or sorted(map(repr, rows)) != sorted(map(repr, wanted))):
+            return 0.0, "wrong rows"
+    return 1.0, "equal rows"
+
+
+_READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
+_MAX_ROWS = 10_000
+
+
+def run_sql(database: Path, query: str, timeout_seconds: float) -> tuple[list[tuple] | None, str]:
+    """(rows, '') of one read-only query, or (None, reason).
+
+    The file is opened immutable, the authoriser allows reading alone, and a progress handler ends the query at its time box.
+    """
+    deadline = time.monotonic() + timeout_seconds
+    try:
+        connection = sqlite3.connect(f"file:{database}?mode=ro&immutable=1", uri=True)
+        try:
+            allow = lambda action, *_: sqlite3.SQLITE_OK if action in _READING else sqlite3.SQLITE_DENY  # noqa: E731
+            connection.set_authorizer(allow)
+            connection.set_progress_handler(lambda: time.monotonic() > deadline, 10_000)
+            rows = connection.execute(query).fetchmany(_MAX_ROWS + 1)
+        finally:
+            connection.close()
+    except (sqlite3.Error, sqlite3.Warning, ValueError, OverflowError) as error:
+        reason = str(error)
+        if reason == "interrupted":
+            return None, f"slower than {timeout_seconds:g} s"
+        return None, "not allowed" if reason == "not authorized" else "does not run"
+    if len(rows) > _MAX_ROWS:
+        return None, f"more than {_MAX_ROWS} rows"
+    return rows, ""

@@ -1,0 +1,1 @@
+"""Raw files in, kept documents and counted rejects out."""

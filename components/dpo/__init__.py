@@ -1,0 +1,1 @@
+"""Preference optimisation on verified pairs."""

@@ -1,0 +1,1 @@
+"""One model on every task of the recipe."""

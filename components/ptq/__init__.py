@@ -1,0 +1,1 @@
+"""Post-training quantisation, exported and measured as served."""

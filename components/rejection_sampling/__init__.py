@@ -1,0 +1,1 @@
+"""Sample, verify, keep."""

@@ -1,0 +1,1 @@
+"""Seeds and documents to verified chats and prompts."""
