@@ -1,0 +1,111 @@
+"""How sure a score is: means with their errors, intervals, and paired tests of two models.
+
+A comparison is paired, because two models that answer the same prompts agree on the easy and on the hopeless
+ones: the error of the mean of the differences is then smaller than that of the difference of the means
+(Miller, Adding Error Bars to Evals, arXiv:2411.00640).
+
+Every function takes one-dimensional arrays, one entry a prompt. `weights` are the scored tokens of perplexity
+tasks, where a score is a mean per token; without them, prompts count alike.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+Z95 = 1.959963984540054
+"""The 97.5 % point of the normal distribution: half the width of a 95 % interval, in standard errors."""
+
+
+def mean_stderr(scores: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float]:
+    """(mean, standard error of the mean) of `scores`; the error of a single score is unknown: NaN.
+
+    Weighted, this is the ratio estimate Σwx / Σw with its linearised error (Cochran, Sampling Techniques, 3rd
+    edition, chapter 6); unweighted it becomes s / √n with n - 1 in the variance.
+    Raises: ValueError if there is no score, or no weight.
+    """
+    x, w = np.asarray(scores, float), _weights(scores, weights)
+    if x.size == 0 or w.sum() <= 0:
+        raise ValueError("a mean needs at least one score of positive weight")
+    mean = float((w * x).sum() / w.sum())
+    if x.size == 1:
+        return mean, math.nan
+    squares = float(((w * (x - mean)) ** 2).sum()) * x.size / (x.size - 1)
+    return mean, math.sqrt(squares) / float(w.sum())
+
+
+def interval(scores: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float]:
+    """The 95 % interval of the mean of `scores`.
+
+    For 0/1 scores Wilson's, which stays inside [0, 1] and has a width where all answers are right or all
+    wrong (Brown, Cai and DasGupta, Interval Estimation for a Binomial Proportion, Statistical Science 16(2),
+    2001); else mean ± 1.96 errors.
+    Raises: ValueError as `mean_stderr`.
+    """
+    mean, stderr = mean_stderr(scores, weights)
+    if weights is not None or not is_binary(scores):
+        return mean - Z95 * stderr, mean + Z95 * stderr
+    n, z2 = len(scores), Z95**2
+    centre = (mean + z2 / (2 * n)) / (1 + z2 / n)
+    half = Z95 * math.sqrt(mean * (1 - mean) / n + z2 / (4 * n * n)) / (1 + z2 / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
+    """Two-sided exact p-value that two models, with 0/1 scores on the same prompts, are equally good.
+
+    Only the prompts on which they differ speak: under the hypothesis each is won with probability one half,
+    so p is twice the smaller binomial tail, at most 1 (McNemar, Psychometrika 12, 1947, in its exact form).
+    Raises: ValueError if the lengths differ.
+    """
+    x, y = _pair(a, b)
+    wins, losses = int((x > y).sum()), int((x < y).sum())
+    differing = wins + losses
+    term, tail = 1, 1  # binomial coefficients as whole numbers: no rounding, at any number of prompts
+    for i in range(min(wins, losses)):
+        term = term * (differing - i) // (i + 1)
+        tail += term
+    return min(1.0, 2 * tail / 2**differing)
+
+
+def paired_difference(
+    a: Sequence[float], b: Sequence[float], weights: Sequence[float] | None = None
+) -> tuple[float, float, float]:
+    """(mean of a - b, its standard error, two-sided p-value) of two models on the same prompts, in order.
+
+    The p-value is McNemar's for 0/1 scores, else that of the paired t-test (Student, Biometrika 6, 1908).
+    With a single prompt the error is NaN and p is 1.
+    Raises: ValueError as `mean_stderr`, or if the lengths differ.
+    """
+    x, y = _pair(a, b)
+    difference, stderr = mean_stderr(x - y, weights)
+    if weights is None and is_binary(x) and is_binary(y):
+        return difference, stderr, mcnemar(x, y)
+    if x.size == 1 or difference == 0:
+        return difference, stderr, 1.0
+    if stderr == 0:
+        return difference, stderr, 0.0
+    from scipy.special import stdtr
+
+    return difference, stderr, float(2 * stdtr(x.size - 1, -abs(difference) / stderr))
+
+
+def is_binary(scores: Sequence[float]) -> bool:
+    """True if every score is 0 or 1."""
+    return bool(np.isin(np.asarray(scores, float), (0.0, 1.0)).all())
+
+
+def _weights(scores: Sequence[float], weights: Sequence[float] | None) -> np.ndarray:
+    w = np.ones(len(scores)) if weights is None else np.asarray(weights, float)
+    if w.shape != (len(scores),):
+        raise ValueError(f"{len(scores)} scores but {w.size} weights")
+    return w
+
+
+def _pair(a: Sequence[float], b: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    x, y = np.asarray(a, float), np.asarray(b, float)
+    if x.shape != y.shape:
+        raise ValueError(f"{x.size} scores against {y.size}: pairs need the same prompts, in order")
+    return x, y
