@@ -1,0 +1,142 @@
+"""Where a task runs and what it may use: the only place that knows nodes, accelerators, retries and caching.
+
+Under `kfp.local` all of this but caching is ignored, so one DAG serves the laptop and the cluster.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from bloomery.components.core.config import Config
+from bloomery.components.core.errors import ConfigError
+from bloomery.infra import images, secrets
+
+if TYPE_CHECKING:
+    from kfp.dsl import PipelineTask
+
+CPU_STEPS = ("preflight", "data_curation", "dedup", "synthetic_data", "promotion", "drift_check")
+"""Steps that stay on the CPU pool whatever the recipe asks for."""
+
+ACCELERATED_STEPS = ("cpt", "sft", "rejection_sampling", "dpo", "ptq", "evaluation")
+"""Steps that train or generate, and run on the accelerator where the recipe names one."""
+
+STEPS = CPU_STEPS + ACCELERATED_STEPS
+"""Every step that can be placed."""
+
+UNCACHED_STEPS = ("preflight", "promotion", "drift_check")
+"""Steps that look at, or change, the world outside their inputs."""
+
+QUANTITY = r"^\d+(\.\d+)?(m|k|K|Ki|M|Mi|G|Gi|T|Ti)?$"
+"""A Kubernetes quantity, as far as CPU and memory need it."""
+
+
+class Toleration(Config):
+    """A taint that the accelerator nodes carry and our tasks accept."""
+
+    key: str
+    """Key of the taint, such as `nvidia.com/gpu`."""
+    operator: Literal["Exists", "Equal"] = "Exists"
+    """`Exists` accepts any value of the taint."""
+    value: str | None = None
+    """Value of the taint where `operator` is `Equal`."""
+    effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = "NoSchedule"
+    """Effect of the taint; managed clusters taint GPU nodes with `NoSchedule`."""
+
+
+class StepResources(Config):
+    """What one step needs where it differs from the rest."""
+
+    cpu: str | None = Field(default=None, pattern=QUANTITY)
+    """Cores requested and the limit; none: those of the recipe."""
+    memory: str | None = Field(default=None, pattern=QUANTITY)
+    """Memory requested and the limit; none: that of the recipe."""
+    accelerators: int | None = Field(default=None, ge=0)
+    """Accelerators on one node; 0 keeps the step on the CPU pool; none: those of the recipe."""
+
+
+class ResourcesConfig(Config):
+    """The recipe's `resources:` section."""
+
+    cpu: str = Field(default="2", pattern=QUANTITY)
+    """Cores of every task, request and limit; 2 is what the quickstart was measured on."""
+    memory: str = Field(default="8Gi", pattern=QUANTITY)
+    """Memory of every task, request and limit; request equals limit so that a node is never overcommitted."""
+    accelerator: str | None = None
+    """Resource name of the accelerator, such as `nvidia.com/gpu`; none: every step runs on CPUs."""
+    accelerators: int = Field(default=1, ge=1)
+    """Accelerators of every task that trains or generates, all on one node."""
+    cpu_pool: dict[str, str] = {}
+    """Node labels of the CPU pool; empty: any node."""
+    node_pool: dict[str, str] = {}
+    """Node labels of the accelerator pool; empty: any node that has the accelerator."""
+    tolerations: list[Toleration] = []
+    """Taints of the accelerator pool."""
+    shm_gib: int = Field(default=8, ge=0)
+    """Size of /dev/shm on accelerator tasks in GiB, counted in their memory; the runtime's 64 MB are too
+    few for data-loader workers and NCCL."""
+    retries: int = Field(default=2, ge=0)
+    """Attempts after the first, 30 s later and doubling: nodes go away and stores time out."""
+    image: str | None = None
+    """Image of every task; none: the CPU or GPU image of `images.py`."""
+    secret: str = secrets.SECRET
+    """Secret with store and tracking credentials; tasks start without it, too."""
+    steps: dict[str, StepResources] = {}
+    """Differences by step name."""
+
+    @model_validator(mode="after")
+    def _steps_are_known(self) -> ResourcesConfig:
+        unknown = sorted(set(self.steps) - set(STEPS))
+        if unknown:
+            raise ValueError(f"steps: unknown step {', '.join(unknown)}; known: {', '.join(STEPS)}")
+        on_cpu = [name for name in CPU_STEPS if (self.steps.get(name) or StepResources()).accelerators]
+        if on_cpu:
+            raise ValueError(f"steps.{on_cpu[0]}.accelerators: {on_cpu[0]} runs on CPUs; remove the key")
+        if self.accelerator is None and (self.node_pool or self.tolerations):
+            raise ValueError("node_pool and tolerations are the accelerator's; name it, e.g. nvidia.com/gpu")
+        return self
+
+    def accelerators_of(self, step_name: str) -> int:
+        """Accelerators that a task of `step_name` asks for."""
+        if self.accelerator is None or step_name not in ACCELERATED_STEPS:
+            return 0
+        own = self.steps.get(step_name, StepResources()).accelerators
+        return self.accelerators if own is None else own
+
+
+def place(task: PipelineTask, step_name: str, resources: ResourcesConfig) -> PipelineTask:
+    """Say where `task`, an instance of the step `step_name` (the name of its folder), runs.
+
+    Returns the task. Raises: ConfigError for an unknown step, which would run silently on the wrong nodes.
+    """
+    from kfp import kubernetes
+
+    if step_name not in STEPS:
+        raise ConfigError(f"place: unknown step '{step_name}'; known: {', '.join(STEPS)}")
+    own = resources.steps.get(step_name, StepResources())
+    accelerators = resources.accelerators_of(step_name)
+    cpu, memory = own.cpu or resources.cpu, own.memory or resources.memory
+    task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
+    task.set_container_image(resources.image or (images.GPU_IMAGE if accelerators else images.CPU_IMAGE))
+    for label, value in (resources.node_pool if accelerators else resources.cpu_pool).items():
+        kubernetes.add_node_selector(task, label, value)
+    if accelerators:
+        task.set_accelerator_type(resources.accelerator).set_accelerator_limit(accelerators)
+        for toleration in resources.tolerations:
+            kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
+        if resources.shm_gib:
+            kubernetes.empty_dir_mount(
+                task,
+                volume_name="shm",
+                mount_path="/dev/shm",
+                medium="Memory",
+                size_limit=f"{resources.shm_gib}Gi",
+            )
+    secrets.mount(task, resources.secret)
+    if resources.retries:
+        task.set_retry(
+            resources.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s"
+        )
+    task.set_caching_options(step_name not in UNCACHED_STEPS)
+    return task

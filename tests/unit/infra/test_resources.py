@@ -1,0 +1,119 @@
+from typing import Any
+
+import pytest
+from bloomery.components.core.config import parse
+from bloomery.components.core.errors import ConfigError
+from bloomery.infra.images import CPU_IMAGE, GPU_IMAGE
+from bloomery.infra.resources import ResourcesConfig, place
+from kfp import compiler, dsl, local
+
+GPU_POOL = {
+    "accelerator": "nvidia.com/gpu",
+    "accelerators": 4,
+    "cpu_pool": {"pool": "cpu"},
+    "node_pool": {"pool": "h200"},
+    "tolerations": [{"key": "nvidia.com/gpu"}],
+    "steps": {
+        "dedup": {"memory": "64Gi", "cpu": "16"},
+        "evaluation": {"accelerators": 1},
+        "ptq": {"accelerators": 0},
+    },
+}
+
+
+@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+def answer(question: int) -> int:
+    return question + 1
+
+
+def compiled(resources: ResourcesConfig, tmp_path: Any, *steps: str) -> tuple[dict, dict, dict]:
+    """(container by step, Kubernetes settings by step, task by step) of a pipeline of `steps`."""
+    import yaml
+
+    @dsl.pipeline(name="placed")
+    def pipeline() -> None:
+        for step in steps:
+            place(answer(question=1).set_display_name(step), step, resources)
+
+    compiler.Compiler().compile(pipeline, str(tmp_path / "p.yaml"))
+    spec, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
+    containers, pods, tasks = {}, {}, {}
+    for task in spec["root"]["dag"]["tasks"].values():
+        name = task["taskInfo"]["name"]
+        executor = spec["components"][task["componentRef"]["name"]]["executorLabel"]
+        containers[name] = spec["deploymentSpec"]["executors"][executor]["container"]
+        pods[name] = platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"][executor]
+        tasks[name] = task
+    return containers, pods, tasks
+
+
+def test_a_training_step_takes_the_accelerator_pool(tmp_path):
+    containers, pods, _ = compiled(ResourcesConfig.model_validate(GPU_POOL), tmp_path, "sft", "dedup")
+    accelerator = containers["sft"]["resources"]["accelerator"]
+    assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "4")
+    assert containers["sft"]["image"] == GPU_IMAGE
+    assert pods["sft"]["nodeSelector"] == {"labels": {"pool": "h200"}}
+    assert pods["sft"]["tolerations"] == [
+        {"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}
+    ]
+    (shm,) = pods["sft"]["emptyDirMounts"]
+    assert (shm["mountPath"], shm["medium"], shm["sizeLimit"]) == ("/dev/shm", "Memory", "8Gi")
+
+
+def test_a_cpu_step_stays_on_the_cpu_pool(tmp_path):
+    containers, pods, _ = compiled(ResourcesConfig.model_validate(GPU_POOL), tmp_path, "dedup", "ptq")
+    for step in ("dedup", "ptq"):  # ptq by its zero accelerators
+        assert "accelerator" not in containers[step]["resources"]
+        assert containers[step]["image"] == CPU_IMAGE
+        assert pods[step]["nodeSelector"] == {"labels": {"pool": "cpu"}}
+        assert "tolerations" not in pods[step] and "emptyDirMounts" not in pods[step]
+    assert containers["dedup"]["resources"]["resourceMemoryLimit"] == "64Gi"
+    assert containers["dedup"]["resources"]["resourceCpuRequest"] == "16"
+    assert containers["ptq"]["resources"]["resourceMemoryLimit"] == "8Gi"
+
+
+def test_without_an_accelerator_nothing_asks_for_one(tmp_path):
+    containers, pods, _ = compiled(ResourcesConfig(), tmp_path, "cpt", "evaluation")
+    assert all(container["image"] == CPU_IMAGE for container in containers.values())
+    assert all("accelerator" not in container["resources"] for container in containers.values())
+    assert all("nodeSelector" not in pod for pod in pods.values())
+
+
+def test_side_effects_are_not_cached_and_every_task_retries(tmp_path):
+    _, pods, tasks = compiled(ResourcesConfig(), tmp_path, "preflight", "promotion", "dedup")
+    cached = {step: bool(task["cachingOptions"].get("enableCache")) for step, task in tasks.items()}
+    assert cached == {"preflight": False, "promotion": False, "dedup": True}
+    assert tasks["dedup"]["retryPolicy"]["maxRetryCount"] == 2
+    assert tasks["dedup"]["retryPolicy"]["backoffDuration"] == "30s"
+    (secret,) = pods["dedup"]["secretAsEnv"]
+    assert secret["optional"] is True
+    assert {pair["envVar"] for pair in secret["keyToEnv"]} >= {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI"}
+
+
+def test_a_placed_task_runs_under_kfp_local(tmp_path):
+    @dsl.pipeline(name="placed")
+    def pipeline() -> int:
+        return place(answer(question=41), "sft", ResourcesConfig.model_validate(GPU_POOL)).output
+
+    local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path))
+    assert pipeline().output == 42
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"memory": "8 GB"}, 'memory: found "8 GB"'),
+        ({"node_pool": {"pool": "h200"}}, "name it, e.g. nvidia.com/gpu"),
+        ({"steps": {"sftt": {}}}, "unknown step sftt"),
+        ({"steps": {"dedup": {"accelerators": 1}}}, "dedup runs on CPUs"),
+        ({"acelerator": "nvidia.com/gpu"}, "did you mean 'accelerator'?"),
+    ],
+)
+def test_a_wrong_section_says_what_is_wrong(values, message):
+    with pytest.raises(ConfigError, match=message.replace(".", r"\.").replace("?", r"\?")):
+        parse(ResourcesConfig, values, where="resources")
+
+
+def test_an_unknown_step_is_refused():
+    with pytest.raises(ConfigError, match="sft_2"):
+        place(None, "sft_2", ResourcesConfig())  # type: ignore[arg-type]
