@@ -1,0 +1,112 @@
+"""Answers and likelihoods from a model, in batches ordered by length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bloomery.components.core import models
+from bloomery.components.core.tasks import chat
+
+MAX_BATCH_TOKENS = 16_384
+"""Prompts times (prompt + answer) tokens of one batch; bounds the KV cache: 512 sequences of a short-answer task, and on
+two cores larger batches were no faster."""
+
+
+class Generator:
+    """A loaded model that answers chat prompts."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+
+    @classmethod
+    def load(cls, path: Path, *, dtype: str = "auto") -> Generator:
+        """Load a checkpoint folder; ModelError as in `models.load`."""
+        return cls(*models.load(path, dtype=dtype))
+
+    def generate(
+        self,
+        prompts: Sequence[str],
+        *,
+        max_new_tokens: int,
+        num_samples: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[str]]:
+        """`num_samples` answers to each user turn, in order.
+
+        Temperature 0 is greedy. Prompts are answered in order of length, so that a batch holds little padding; the same
+        arguments give the same answers.
+        """
+        import torch
+
+        texts = [
+            self.tokenizer.apply_chat_template(chat(prompt), add_generation_prompt=True, tokenize=False) for prompt in prompts
+        ]
+        lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
+        order = sorted(range(len(texts)), key=lambda index: (lengths[index], texts[index]))
+        answers: list[list[str]] = [[] for _ in texts]
+        torch.manual_seed(seed)
+        sampling: dict[str, Any] = {"do_sample": False}
+        if temperature > 0:
+            sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        start = 0
+        while start < len(order):
+            size = 1
+            while start + size < len(order):
+                longest = lengths[order[start + size]] + max_new_tokens
+                if (size + 1) * longest * num_samples > MAX_BATCH_TOKENS:
+                    break
+                size += 1
+            batch = order[start : start + size]
+            start += size
+            encoded = self.tokenizer(
+                [texts[index] for index in batch], add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+            ).to(self.model.device)
+            with torch.inference_mode():
+                output = self.model.generate(
+                    input_ids=encoded["input_ids"],
+                    attention_mask=encoded["attention_mask"],
+                    max_new_tokens=max_new_tokens,
+                    num_return_sequences=num_samples,
+                    eos_token_id=self.tokenizer.eos_token_id,
+                    pad_token_id=self.tokenizer.pad_token_id,
+                    **sampling,
+                )
+            decoded = self.tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+            for position, index in enumerate(batch):
+                answers[index] = [text.strip() for text in decoded[position * num_samples : (position + 1) * num_samples]]
+        return answers
+
+    def log_likelihood(self, texts: Sequence[str], *, max_length: int) -> list[tuple[float, int]]:
+        """(sum of log-likelihoods in nats, number of scored tokens) of each text, cut to `max_length` tokens.
+
+        A text is scored from its first token where the tokenizer has a BOS token, else from its second.
+        """
+        import torch
+
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        sequences = [[bos, *ids] if bos is not None else ids for ids in encoded]
+        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
+        scores: list[tuple[float, int]] = [(0.0, 0)] * len(sequences)
+        for start in range(0, len(order), 32):
+            batch = [index for index in order[start : start + 32] if len(sequences[index]) > 1]
+            if not batch:
+                continue
+            width = max(len(sequences[index]) for index in batch)
+            ids_BL = torch.full((len(batch), width), self.tokenizer.pad_token_id)
+            mask_BL = torch.zeros((len(batch), width), dtype=torch.long)
+            for row, index in enumerate(batch):
+                ids_BL[row, : len(sequences[index])] = torch.tensor(sequences[index])
+                mask_BL[row, : len(sequences[index])] = 1
+            ids_BL, mask_BL = ids_BL.to(self.model.device), mask_BL.to(self.model.device)
+            with torch.inference_mode():
+                logits_BLV = self.model(input_ids=ids_BL, attention_mask=mask_BL).logits[:, :-1].float()
+            nats_BL = torch.log_softmax(logits_BLV, -1).gather(-1, ids_BL[:, 1:, None])[..., 0] * mask_BL[:, 1:]
+            for row, index in enumerate(batch):
+                scores[index] = (float(nats_BL[row].double().sum()), int(mask_BL[row, 1:].sum()))
+        return scores

@@ -1,0 +1,86 @@
+"""Checkpoints: loading, saving and the checks that keep a wrong one from being trained, measured or served in silence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bloomery.components.core import artifact
+from bloomery.components.core.errors import ModelError
+
+
+def load(path: Path, *, dtype: str = "auto") -> tuple[Any, Any]:
+    """(model in evaluation mode, tokenizer with left padding) of a checkpoint folder; `dtype` as in transformers.
+
+    Raises: ModelError if the folder is no checkpoint of safetensors, or its tokenizer has no chat template or EOS.
+    """
+    check(path)
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, use_safetensors=True)
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise ModelError(f"{path}: the checkpoint does not load: {str(error).splitlines()[0][:300]}") from None
+    return model.eval(), tokenizer
+
+
+def save(path: Path, model: Any, tokenizer: Any) -> artifact.Manifest:
+    """Write weights (safetensors), config and tokenizer under `path` and seal it as `model/1`."""
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    return artifact.seal(path, "model/1")
+
+
+def check(path: Path) -> None:
+    """Raise ModelError, naming every fault, unless `path` holds what training and serving need.
+
+    Reads only the small files: config, tokenizer and the names of the weight files.
+    """
+    faults = []
+    if not (path / "config.json").is_file():
+        raise ModelError(f"{path}: no config.json, so this is no checkpoint; give a folder written by save_pretrained")
+    if not list(path.glob("*.safetensors")):
+        found = ", ".join(sorted(file.name for file in path.glob("*.bin"))) or "no weights"
+        faults.append(f"found {found}; expected *.safetensors: pickled weights can run code, convert them first")
+    if not (path / "tokenizer_config.json").is_file():
+        faults.append("no tokenizer_config.json; save the tokenizer beside the weights")
+    else:
+        settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
+        if not settings.get("chat_template") and not (path / "chat_template.jinja").is_file():
+            faults.append("the tokenizer has no chat template; set tokenizer.chat_template to the one the model was trained with")
+        if not settings.get("eos_token"):
+            faults.append("the tokenizer has no EOS token; answers would never end: set tokenizer.eos_token")
+    if faults:
+        raise ModelError("\n".join(f"{path}: {fault}" for fault in faults))
+
+
+def check_template(tokenizer: Any, where: Path) -> None:
+    """Raise ModelError unless the chat template ends an assistant turn with EOS and marks it for the loss.
+
+    A missing end is a model that never stops; a missing `{% generation %}` mark is a loss on the user's words, or on nothing.
+    """
+    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
+    tokens = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
+    trained = [token for token, mask in zip(tokens["input_ids"], tokens["assistant_masks"], strict=True) if mask]
+    if not trained:
+        raise ModelError(
+            f"{where}: the chat template has no {{% generation %}} … {{% endgeneration %}} around assistant turns, so no token "
+            "would be trained; add the marks to the template"
+        )
+    if tokenizer.eos_token_id not in trained:
+        raise ModelError(
+            f"{where}: an assistant turn of the chat template does not end with the EOS token {tokenizer.eos_token!r} inside "
+            "its generation marks, so the model would never learn to stop; move it inside"
+        )
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        raise ModelError(
+            f"{where}: the pad token is {tokenizer.pad_token!r} and EOS is {tokenizer.eos_token!r}; they must be two tokens, "
+            "or EOS is masked as padding: add a pad token"
+        )
+
+
+def num_bytes(path: Path) -> int:
+    """Bytes of the weight files on disk."""
+    return sum(file.stat().st_size for file in path.glob("*.safetensors"))

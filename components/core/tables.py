@@ -1,0 +1,447 @@
+"""Rows from outside: which files a path or URI stands for, and what each line of them holds.
+
+Nothing in a file can stop a run. A broken line, a wrong type, bytes that are not UTF-8 or a truncated archive become a
+`RawRow` with a `problem`, so that the step that reads them counts and shows them. Only a path that leads to nothing, or a
+store that does not answer, is an error.
+"""
+
+from __future__ import annotations
+
+import bz2
+import contextlib
+import csv
+import glob
+import gzip
+import hashlib
+import heapq
+import io
+import json
+import lzma
+import shutil
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator
+
+from bloomery.components.core.config import Config
+from bloomery.components.core.errors import DataError, MissingExtraError, ServiceError, from_os_error
+
+RAW_CHARACTERS = 500
+"""How much of a row is kept for the reject that may come of it."""
+
+FORMATS = {
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".parquet": "parquet",
+    ".txt": "text",
+    ".md": "markdown",
+    ".markdown": "markdown",
+    ".html": "html",
+    ".htm": "html",
+}
+"""Format by suffix, after the suffix of the compression is taken off."""
+
+COMPRESSIONS = (".gz", ".xz", ".bz2", ".zst")
+
+_CORRUPT = (EOFError, zlib.error, lzma.LZMAError)
+_SPOOL_BYTES = 64 * 2**20
+
+
+class RowSource(Config):
+    """Rows of a file, folder or URI, and which of them are meant."""
+
+    path: str
+    """File, folder, glob or URI of rows: JSONL, JSON, CSV, TSV, Parquet, text, Markdown or HTML, also compressed."""
+    where: dict[str, Any] = {}
+    """Keep the rows whose fields have these values."""
+    share: tuple[float, float] = (0.0, 1.0)
+    """Keep the rows whose content hash falls in this part of [0, 1): disjoint shares of one file are disjoint splits."""
+    limit: int | None = Field(default=None, gt=0)
+    """Keep at most this many rows, the first by content hash; none: all."""
+
+    @field_validator("share")
+    @classmethod
+    def _is_part_of_one(cls, share: tuple[float, float]) -> tuple[float, float]:
+        low, high = share
+        if not 0 <= low < high <= 1:
+            raise ValueError("expected [low, high] with 0 <= low < high <= 1, such as [0.0, 0.9]")
+        return share
+
+
+class SourceConfig(RowSource):
+    """A source of documents."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Short name that documents, rejects and metrics are counted by."""
+    text: str = "{text}"
+    """Template of a document over the fields of a row, such as `{title}\\n\\n{body}`."""
+    general: bool = False
+    """True for general text, which continued pre-training replays against forgetting; False for the domain."""
+
+
+class RawRow(NamedTuple):
+    """One row as it was found."""
+
+    line: int
+    """1-based line of a text file, or index of a JSON or Parquet row; 0 for a file that is one row, or for a whole file."""
+    value: dict[str, Any] | None
+    """The fields; None where there is a problem."""
+    problem: str
+    """'' or why the row cannot be read: `broken_json`, `wrong_type`, `bad_encoding`, `wrong_columns`, `broken_file`,
+    `unknown_format`."""
+    raw: str
+    """Its first 500 characters."""
+    uri: str = ""
+    """The file it stands in."""
+
+
+def list_files(uri: str) -> list[str]:
+    """The files that a file, folder (recursive), glob or URI stands for, sorted; hidden files and folders are left out.
+
+    Raises: DataError if there is nothing, MissingExtraError if the protocol needs a package that is not installed,
+    ServiceError if the store does not answer.
+    """
+    files = _list_remote(uri) if _is_remote(uri) else _list_local(uri)
+    if not files:
+        raise DataError(f"{uri}: no file there; expected a file, a folder with files, a glob or a URI: check the path")
+    return files
+
+
+def format_of(uri: str) -> str:
+    """The format of a file by its name, such as `jsonl` for `a.jsonl.gz`; '' where the name tells none."""
+    return FORMATS.get(_suffix(uri)[0], "")
+
+
+def read_rows(uri: str) -> Iterator[RawRow]:
+    """Every row of a file in order; JSON lines end at "\\n" alone, blank lines are no rows, text must be UTF-8.
+
+    Raises: DataError if the file is not there or may not be read, ServiceError if a remote store does not answer.
+    """
+    kind, compression = format_of(uri), _suffix(uri)[1]
+    if not kind:
+        yield RawRow(0, None, "unknown_format", Path(uri).name[:RAW_CHARACTERS], uri)
+        return
+    with _binary(uri) as stream:
+        last = 0
+        try:
+            for row in _READERS[kind](_decompressed(stream, compression)):
+                yield row._replace(uri=uri)
+                last = row.line
+        except (*_CORRUPT, OSError) as error:
+            # A decompressor's and Arrow's complaint about content carries no errno; one of the system does.
+            if isinstance(error, OSError) and error.errno is not None:
+                raise from_os_error(error, f"reading {uri}") from error
+            yield RawRow(last + 1 if last else 0, None, "broken_file", str(error)[:RAW_CHARACTERS], uri)
+
+
+def select(rows: Iterable[RawRow], source: RowSource) -> Iterator[RawRow]:
+    """The rows that `where`, `share` and `limit` mean, in their order; rows with a problem always pass, to be counted."""
+    low, high = source.share
+    wanted = {field: _as_text(value) for field, value in source.where.items()}
+
+    def chosen() -> Iterator[tuple[float, int, RawRow]]:
+        for index, row in enumerate(rows):
+            if row.value is None:
+                yield -1.0, index, row
+            elif all(field in row.value and _as_text(row.value[field]) == text for field, text in wanted.items()):
+                position = content_position(row.value)
+                if low <= position < high:
+                    yield position, index, row
+
+    if source.limit is None:
+        yield from (row for _, _, row in chosen())
+        return
+    problems: list[tuple[int, RawRow]] = []
+    good = _set_problems_aside(chosen(), problems)
+    first = [(index, row) for _, index, row in heapq.nsmallest(source.limit, good, key=lambda item: item[:2])]
+    yield from (row for _, row in sorted(first + problems, key=lambda item: item[0]))
+
+
+def content_position(value: dict[str, Any]) -> float:
+    """Where a row stands in [0, 1) by the hash of its canonical JSON, whatever file or order it comes in."""
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+    # 53 bits, the precision of a float: a quotient of 64 bits could be rounded up to 1.0 and fall out of every share.
+    return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 11) / 2**53
+
+
+def _set_problems_aside(
+    rows: Iterable[tuple[float, int, RawRow]], problems: list[tuple[int, RawRow]]
+) -> Iterator[tuple[float, int, RawRow]]:
+    for item in rows:
+        if item[2].value is None:
+            problems.append(item[1:])
+        else:
+            yield item
+
+
+def _as_text(value: Any) -> str:
+    """A field value for comparison: a CSV cell holds `3` where a recipe says 3, and kfp turns 3 into 3.0."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------
+
+
+def _is_remote(uri: str) -> bool:
+    return "://" in uri and not uri.startswith("file://")
+
+
+def _local(uri: str) -> str:
+    return uri.removeprefix("file://")
+
+
+def _suffix(uri: str) -> tuple[str, str]:
+    """(suffix, suffix of the compression or '') of a file name, in lower case."""
+    name = Path(urlsplit(uri).path if _is_remote(uri) else uri).name.lower()
+    compression = next((ending for ending in COMPRESSIONS if name.endswith(ending)), "")
+    return Path(name.removesuffix(compression)).suffix, compression
+
+
+def _list_local(uri: str) -> list[str]:
+    path = Path(_local(uri)).expanduser()
+    try:
+        if path.is_file():
+            return [str(path)]
+        if path.is_dir():
+            found = (file for file in path.rglob("*") if file.is_file())
+            visible = (file for file in found if not _is_hidden(file.relative_to(path).as_posix()))
+            return sorted(map(str, visible))
+        # Python's glob leaves hidden names out by itself.
+        return sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
+    except OSError as error:
+        raise from_os_error(error, f"listing {uri}") from error
+
+
+def _is_hidden(relative: str) -> bool:
+    return any(part.startswith(".") for part in relative.split("/"))
+
+
+def _list_remote(uri: str) -> list[str]:
+    system, root = _file_system(uri)
+    protocol = uri.split("://")[0]
+    with _service(uri):
+        if protocol in ("http", "https"):
+            system.info(root)
+            return [uri]
+        if glob.has_magic(root):
+            found = [name for name, entry in system.glob(root, detail=True).items() if entry["type"] == "file"]
+        else:
+            found = system.find(root)
+        base = root.rstrip("/")
+        visible = [name for name in found if not _is_hidden(name.removeprefix(base).lstrip("/"))]
+        return sorted(f"{protocol}://{name.removeprefix(f'{protocol}://')}" for name in visible)
+
+
+def _file_system(uri: str) -> tuple[Any, str]:
+    """(fsspec file system, path in it) of a URI."""
+    import fsspec
+    from fsspec.registry import known_implementations
+
+    protocol = uri.split("://")[0]
+    if protocol not in known_implementations:
+        raise DataError(f"{uri}: unknown protocol '{protocol}'; expected a local path, s3://, gs://, hf:// or https://")
+    try:
+        with _service(uri):
+            return fsspec.core.url_to_fs(uri)
+    except ImportError:
+        module = known_implementations[protocol]["class"].split(".")[0]
+        package = {"fsspec": "aiohttp"}.get(module, module)
+        raise MissingExtraError(f"{uri}: {protocol}:// needs a package; run: pip install {package}") from None
+
+
+@contextlib.contextmanager
+def _service(uri: str) -> Iterator[None]:
+    """Tell a remote store's own exceptions as ours: every client raises others."""
+    try:
+        yield
+    except (ImportError, MissingExtraError, DataError):
+        raise
+    except FileNotFoundError:
+        raise DataError(f"{uri}: no file there; check the URI") from None
+    except PermissionError as error:
+        raise DataError(f"{uri}: permission denied ({error}); check the credentials of the environment") from None
+    except Exception as error:
+        reason = str(error).split("\n")[0][:300] or type(error).__name__
+        raise ServiceError(f"{uri}: the store did not answer: {reason}; check the network and credentials") from error
+
+
+@contextlib.contextmanager
+def _binary(uri: str) -> Iterator[IO[bytes]]:
+    """The bytes of a file. A remote one is fetched whole first, so that a failing network is never taken for bad content."""
+    if not _is_remote(uri):
+        try:
+            stream = Path(_local(uri)).expanduser().open("rb")
+        except OSError as error:
+            raise from_os_error(error, f"opening {uri}") from error
+        with stream:
+            yield stream
+        return
+    system, path = _file_system(uri)
+    with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as copy:
+        with _service(uri), system.open(path, "rb") as remote:
+            shutil.copyfileobj(remote, copy)
+        copy.seek(0)
+        yield copy
+
+
+def _decompressed(stream: IO[bytes], compression: str) -> IO[bytes]:
+    if compression == ".gz":
+        return gzip.GzipFile(fileobj=stream)  # type: ignore[return-value]
+    if compression == ".xz":
+        return lzma.LZMAFile(stream)  # type: ignore[return-value]
+    if compression == ".bz2":
+        return bz2.BZ2File(stream)  # type: ignore[return-value]
+    if compression == ".zst":
+        import pyarrow as pa
+
+        # Arrow reports a truncated frame; the stream reader of `zstandard` ends there as if the file were whole.
+        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"))  # type: ignore
+    return stream
+
+
+# --- formats -------------------------------------------------------------------------------------------------------
+
+
+def _read_jsonl(stream: IO[bytes]) -> Iterator[RawRow]:
+    for number, line in enumerate(stream, start=1):
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            yield _json_row(number, line)
+
+
+def _json_row(number: int, line: bytes) -> RawRow:
+    raw = line[: 4 * RAW_CHARACTERS].decode("utf-8", "replace").strip()[:RAW_CHARACTERS]
+    try:
+        value = _parse_json(line.decode("utf-8"))
+    except UnicodeDecodeError:
+        return RawRow(number, None, "bad_encoding", raw)
+    except (ValueError, RecursionError):
+        return RawRow(number, None, "broken_json", raw)
+    return _value_row(number, value, raw, may_hold_surrogates=b"\\u" in line)
+
+
+def _value_row(number: int, value: Any, raw: str, *, may_hold_surrogates: bool) -> RawRow:
+    if not isinstance(value, dict):
+        return RawRow(number, None, "wrong_type", raw)
+    if may_hold_surrogates:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            # Half of a surrogate pair, written as \ud83d: JSON allows it, no UTF-8 text can hold it.
+            return RawRow(number, None, "bad_encoding", raw)
+    return RawRow(number, value, "", raw)
+
+
+def _parse_json(text: str) -> Any:
+    return json.loads(text, parse_constant=_no_constant)
+
+
+def _no_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _read_json(stream: IO[bytes]) -> Iterator[RawRow]:
+    """Rows of an array, of one object, or of JSON lines in a file that is merely named .json."""
+    data = stream.read().removeprefix(b"\xef\xbb\xbf")
+    if not data.strip():
+        return
+    try:
+        value = _parse_json(data.decode("utf-8"))
+    except (ValueError, RecursionError) as error:
+        if getattr(error, "msg", "") == "Extra data":
+            yield from _read_jsonl(io.BytesIO(data))
+        else:
+            yield _json_row(0, data)
+        return
+    escaped = b"\\u" in data
+    for number, item in enumerate(value if isinstance(value, list) else [value], start=1):
+        raw = json.dumps(item)[:RAW_CHARACTERS] if escaped else json.dumps(item, ensure_ascii=False)[:RAW_CHARACTERS]
+        yield _value_row(number, item, raw, may_hold_surrogates=escaped)
+
+
+def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[RawRow]:
+    # The csv module refuses cells above 128 KiB unless told otherwise; documents in a column are longer.
+    csv.field_size_limit(2**31 - 1)
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text, delimiter=delimiter)
+    header: list[str] | None = None
+    start = 1
+    for cells in reader:
+        line, start = start, reader.line_num + 1
+        if not cells:
+            continue
+        joined = delimiter.join(cells)
+        is_utf8 = joined.isascii() or not any("\udc80" <= character <= "\udcff" for character in joined)
+        raw = joined[:RAW_CHARACTERS].encode("utf-8", "replace").decode()
+        if header is None:
+            header = cells
+            if not is_utf8 or len(set(cells)) < len(cells):
+                # Without the names of the columns no row of the file can be read.
+                yield RawRow(line, None, "wrong_columns" if is_utf8 else "bad_encoding", raw)
+                return
+        elif not is_utf8:
+            yield RawRow(line, None, "bad_encoding", raw)
+        elif len(cells) != len(header):
+            yield RawRow(line, None, "wrong_columns", raw)
+        else:
+            yield RawRow(line, dict(zip(header, cells, strict=True)), "", raw)
+
+
+def _read_tsv(stream: IO[bytes]) -> Iterator[RawRow]:
+    return _read_csv(stream, "\t")
+
+
+def _read_parquet(stream: IO[bytes]) -> Iterator[RawRow]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
+        number = 0
+        for batch in file.iter_batches(batch_size=1000):
+            for index in range(batch.num_rows):
+                number += 1
+                yield _arrow_row(number, batch.slice(index, 1))
+    except pa.ArrowException as error:
+        raise OSError(str(error)) from error
+
+
+def _arrow_row(number: int, row: Any) -> RawRow:
+    try:
+        value = row.to_pylist()[0]
+    except UnicodeDecodeError:
+        return RawRow(number, None, "bad_encoding", "")
+    return RawRow(number, value, "", json.dumps(value, ensure_ascii=False, default=str)[:RAW_CHARACTERS])
+
+
+def _read_text(stream: IO[bytes]) -> Iterator[RawRow]:
+    data = stream.read()
+    raw = data[: 4 * RAW_CHARACTERS].decode("utf-8", "replace")[:RAW_CHARACTERS]
+    try:
+        yield RawRow(0, {"text": data.decode("utf-8-sig")}, "", raw)
+    except UnicodeDecodeError:
+        yield RawRow(0, None, "bad_encoding", raw)
+
+
+_READERS = {
+    "jsonl": _read_jsonl,
+    "json": _read_json,
+    "csv": _read_csv,
+    "tsv": _read_tsv,
+    "parquet": _read_parquet,
+    "text": _read_text,
+    "markdown": _read_text,
+    "html": _read_text,
+}

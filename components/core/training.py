@@ -1,0 +1,166 @@
+"""What every trainer of ours shares: the settings, the finite-gradient guard, and the reporting of its curves."""
+
+from __future__ import annotations
+
+import math
+import os
+import tempfile
+import time
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bloomery.components.core import tracking
+from bloomery.components.core.config import Config
+from bloomery.components.core.errors import DivergedError
+
+
+class AdapterConfig(Config):
+    """A low-rank adapter, merged into the weights when training ends."""
+
+    kind: Literal["lora", "dora", "rslora"] = "lora"
+    """LoRA (arXiv 2106.09685), DoRA (2402.09353), rank-stabilised LoRA (2312.03732)."""
+    rank: int = Field(default=16, gt=0)
+    """Rank r; 16 is within the plateau of LoRA table 6 and of 'LoRA Learns Less and Forgets Less' (2405.09673)."""
+    alpha: int = Field(default=32, gt=0)
+    """Scale numerator: the update is scaled by alpha / r (by alpha / sqrt(r) for rslora)."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout on the adapter's input."""
+
+
+class TrainingConfig(Config):
+    """Settings that every training step has."""
+
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate of AdamW; differs by model and method, so it has no default."""
+    epochs: float = Field(gt=0)
+    """Passes over the data; differs by the amount of data, so it has no default."""
+    batch_size: int = Field(default=32, gt=0)
+    """Sequences per optimiser step and device, before accumulation."""
+    gradient_accumulation_steps: int = Field(default=1, gt=0)
+    """Forward passes per optimiser step."""
+    warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
+    """Share of the optimiser steps in which the learning rate rises linearly."""
+    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
+    """Course of the learning rate after the warm-up; cosine to zero (Chinchilla, 2203.15556, appendix B)."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW weight decay; fine-tuning recipes of the TRL and alignment-handbook projects use none."""
+    max_grad_norm: float = Field(default=1.0, gt=0)
+    """Gradients are clipped to this norm."""
+    max_length: int = Field(gt=1)
+    """Longest sequence in tokens; bounds the memory of a step, so it has no default."""
+    adapter: AdapterConfig | None = None
+    """Train a low-rank adapter; none: all weights."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time (1604.06174)."""
+    seed: int = 17
+    """Seed of data order and dropout."""
+
+
+def arguments(config: TrainingConfig, *, num_rows: int, evaluations: int, **extra: Any) -> dict[str, Any]:
+    """Keyword arguments of transformers' TrainingArguments (and TRL's subclasses) for `config`.
+
+    `evaluations` is the number of evenly spread validation passes; 0 for none.
+    """
+    import torch
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    per_step = config.batch_size * config.gradient_accumulation_steps
+    steps = max(1, math.ceil(math.ceil(num_rows / per_step) * config.epochs))
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": tempfile.mkdtemp(prefix="bloomery-"),
+        "learning_rate": config.learning_rate,
+        "max_steps": steps,
+        "per_device_train_batch_size": config.batch_size,
+        "per_device_eval_batch_size": max(config.batch_size, 64),
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "warmup_steps": math.ceil(steps * config.warmup_fraction),
+        "lr_scheduler_type": config.schedule,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "max_length": config.max_length,
+        "gradient_checkpointing": config.gradient_checkpointing,
+        "seed": config.seed,
+        "bf16": on_gpu,
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "steps",
+        "logging_steps": max(1, steps // 40),
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps" if evaluations else "no",
+        "eval_steps": max(1, steps // evaluations) if evaluations else None,
+        **extra,
+    }
+
+
+def peft_config(config: TrainingConfig) -> Any:
+    """The PEFT config of `config.adapter`, or None."""
+    if config.adapter is None:
+        return None
+    from peft import LoraConfig
+
+    adapter = config.adapter
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules="all-linear",
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        lora_dropout=adapter.dropout,
+        use_dora=adapter.kind == "dora",
+        use_rslora=adapter.kind == "rslora",
+    )
+
+
+def merged(model: Any) -> Any:
+    """The model with its adapter, if any, folded into the weights."""
+    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+
+
+def callbacks() -> list[Any]:
+    """Callbacks of every trainer: the guard and the reporter."""
+    import torch
+    from transformers import TrainerCallback
+
+    class Guard(TrainerCallback):
+        """Ends the run before the optimiser takes a non-finite step."""
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            gradients = [p.grad for p in model.parameters() if p.grad is not None]
+            norm = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else torch.zeros(())
+            if not torch.isfinite(norm):
+                raise DivergedError(
+                    f"the gradient is not finite at optimiser step {state.global_step + 1}; the weights were not changed by it. "
+                    "Lower learning_rate, raise warmup_fraction or look at the batch"
+                )
+
+    class Reporter(TrainerCallback):
+        """Sends the curves to the tracker, with tokens per second over the last interval."""
+
+        def __init__(self) -> None:
+            self.last: tuple[float, float] | None = None
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
+            kept = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
+            kept = {name: value for name, value in kept.items() if name.split("_")[0] not in ("train", "total")}
+            kept = {name: value for name, value in kept.items() if not name.endswith(("_runtime", "per_second", "epoch"))}
+            now, tokens = time.perf_counter(), kept.get("num_tokens", 0.0)
+            if self.last is not None and tokens > self.last[1]:
+                kept["tokens_per_second"] = round((tokens - self.last[1]) / (now - self.last[0]), 1)
+            if tokens:
+                self.last = (now, tokens)
+            if kept:
+                tracking.log({**kept, "num_steps": float(state.max_steps)}, state.global_step)
+
+    return [Guard(), Reporter()]
+
+
+def final_loss(history: list[dict[str, Any]]) -> float:
+    """Mean training loss over the last tenth of the logged intervals, in nats per trained token."""
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    tail = losses[-max(1, len(losses) // 10) :]
+    return sum(tail) / len(tail) if tail else float("nan")

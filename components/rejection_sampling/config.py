@@ -1,0 +1,22 @@
+"""Settings of rejection sampling."""
+
+from pydantic import Field
+
+from bloomery.components.core.config import Config
+
+
+class RejectionSamplingConfig(Config):
+    """Rejection sampling: several answers a prompt, verified, the right ones kept."""
+
+    num_samples: int = Field(default=8, gt=0)
+    """Answers sampled for each prompt."""
+    temperature: float = Field(default=0.8, gt=0)
+    """Softmax temperature; 0.7 to 1.0 are usual for rejection sampling (RFT, arXiv 2308.01825, uses 0.7)."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Nucleus of the sampling distribution."""
+    accepted_per_prompt: int = Field(default=1, gt=0)
+    """Distinct right answers kept for each prompt, most frequent first."""
+    pairs_per_prompt: int = Field(default=2, ge=0)
+    """Preference pairs for each prompt that has right and wrong answers."""
+    seed: int = 17
+    """Seed of the sampling."""

@@ -1,0 +1,100 @@
+"""Rejection sampling: the model answers each prompt several times, and what verifies is kept.
+
+Right answers become chats for another round of fine-tuning (RFT, Yuan et al. 2023, arXiv 2308.01825); a right and a wrong
+answer to one prompt become an on-policy preference pair.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+from bloomery.components.core import artifact
+from bloomery.components.core.artifact import Reads, Writes
+from bloomery.components.core.generation import Generator
+from bloomery.components.core.records import Chat, Preference, Prompt, Reject, content_id
+from bloomery.components.core.tasks import Tasks, chat
+from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
+
+
+def run(
+    config: RejectionSamplingConfig,
+    *,
+    base_model: Annotated[Path, Reads("model/1")],
+    chats: Annotated[Path, Reads("chat/1")],
+    prompts: Annotated[Path, Reads("prompt/1")],
+    tasks: Annotated[Path, Reads("tasks/1")],
+    sampled_chats: Annotated[Path, Writes("chat/1")],
+    preferences: Annotated[Path, Writes("preference/1")],
+    rejects: Annotated[Path, Writes("reject/1")],
+) -> dict[str, float]:
+    """Sample answers to `prompts` from `base_model`, verify them, and write `chats` plus the accepted ones.
+
+    Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need), tasks.
+    Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest failure).
+    Returns: rejection_sampling/prompts, /accepted_chats, /preferences, /pass_at_1 (mean share of right samples),
+             /pass_at_k (share of prompts with a right one).
+    """
+    known = Tasks(tasks)
+    rows = [Prompt(**row) for row in artifact.read_table(prompts, "prompt/1").to_pylist()]
+    seeds = artifact.read_table(chats, "chat/1").to_pylist()
+    answered = {row["messages"][0]["content"] for row in seeds}
+    answers = sample(Generator.load(base_model), rows, known, config)
+
+    accepted: list[dict[str, Any]] = []
+    pairs: list[dict[str, Any]] = []
+    failed: list[dict[str, Any]] = []
+    shares: list[float] = []
+    for row, texts in zip(rows, answers, strict=True):
+        counts = Counter(texts)
+        verdicts = {text: known.verify(row.task, text, row.reference) for text in counts}
+        right = [text for text, _ in counts.most_common() if verdicts[text][0] >= 1.0]
+        wrong = [text for text, _ in counts.most_common() if verdicts[text][0] < 1.0]
+        shares.append(sum(counts[text] for text in right) / len(texts))
+        if not right:
+            detail = f"likeliest of {len(texts)} samples: {verdicts[wrong[0]][1]}"
+            failed.append({"id": row.id, "source": row.task, "reason": "no_right_sample", "detail": detail, "text": row.prompt[:500]})
+        elif row.prompt not in answered:
+            accepted += [_chat(row, text) for text in right[: config.accepted_per_prompt]]
+        for position in range(min(config.pairs_per_prompt, len(wrong)) if right else 0):
+            pairs.append(_pair(row, right[position % len(right)], wrong[position]))
+
+    artifact.write_rows(sampled_chats, "chat/1", Chat.table(seeds + accepted), rows_in=len(seeds), rows_made=len(accepted))
+    artifact.write_rows(preferences, "preference/1", Preference.table(pairs), rows_in=0, rows_made=len(pairs))
+    artifact.write_rows(rejects, "reject/1", Reject.table(failed))
+    return {
+        "rejection_sampling/prompts": float(len(rows)),
+        "rejection_sampling/accepted_chats": float(len(accepted)),
+        "rejection_sampling/preferences": float(len(pairs)),
+        "rejection_sampling/pass_at_1": sum(shares) / max(1, len(shares)),
+        "rejection_sampling/pass_at_k": sum(share > 0 for share in shares) / max(1, len(shares)),
+    }
+
+
+def sample(generator: Generator, rows: list[Prompt], tasks: Tasks, config: RejectionSamplingConfig) -> list[list[str]]:
+    """`num_samples` answers to each row, in order; tasks may differ in their longest answer."""
+    answers: list[list[str]] = [[] for _ in rows]
+    for name, task in tasks.configs.items():
+        mine = [index for index, row in enumerate(rows) if row.task == name]
+        texts = generator.generate(
+            [rows[index].prompt for index in mine],
+            max_new_tokens=task.max_new_tokens,
+            num_samples=config.num_samples,
+            temperature=config.temperature,
+            top_p=config.top_p,
+            seed=config.seed,
+        )
+        for index, found in zip(mine, texts, strict=True):
+            answers[index] = found
+    return answers
+
+
+def _chat(row: Prompt, answer: str) -> dict[str, Any]:
+    messages = chat(row.prompt, answer)
+    return {"id": content_id(row.prompt, answer), "messages": messages, "task": row.task, "origin": "sampled", "parent": row.id}
+
+
+def _pair(row: Prompt, chosen: str, rejected: str) -> dict[str, Any]:
+    key = content_id(row.prompt, chosen, rejected)
+    return {"id": key, "task": row.task, "prompt": row.prompt, "chosen": chosen, "rejected": rejected}

@@ -1,0 +1,119 @@
+"""Supervised fine-tuning: the model imitates the assistant turns of chats."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Annotated, Any
+
+from bloomery.components.core import artifact, models, training
+from bloomery.components.core.artifact import Reads, Writes
+from bloomery.components.core.errors import DataError
+from bloomery.components.core.tasks import Tasks, chat
+from bloomery.components.sft.config import SftConfig
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    config: SftConfig,
+    *,
+    chats: Annotated[Path, Reads("chat/1")],
+    tasks: Annotated[Path, Reads("tasks/1")],
+    base_model: Annotated[Path, Reads("model/1")],
+    model: Annotated[Path, Writes("model/1")],
+) -> dict[str, float]:
+    """Fine-tune `base_model` on `chats`, watch the loss on the `validation` split of `tasks`, write `model`.
+
+    Returns: sft/loss and sft/validation_loss (nats per trained token), sft/chats, sft/trained_tokens (assistant tokens of
+             one epoch), sft/too_long (chats left out), sft/best_step (optimiser steps of the kept weights).
+    Raises:  DataError if no chat fits in max_length; ModelError if the chat template trains nothing or does not end a turn;
+             DivergedError before a non-finite step is taken.
+    """
+    from datasets import Dataset
+    from transformers import set_seed
+    from trl import SFTConfig as Arguments
+    from trl import SFTTrainer
+
+    set_seed(config.seed)
+    network, tokenizer = models.load(base_model)
+    models.check_template(tokenizer, base_model)
+    rows = [row["messages"] for row in artifact.read_table(chats, "chat/1").to_pylist()]
+    fitting, trained_tokens = _fitting(tokenizer, rows, config.max_length)
+    if not fitting:
+        raise DataError(f"sft: none of the {len(rows)} chats fits in sft.max_length = {config.max_length} tokens; raise it")
+    if len(fitting) < len(rows):
+        logger.warning("%d of %d chats are longer than %d tokens and left out", len(rows) - len(fitting), len(rows), config.max_length)
+    validation = [
+        chat(row.prompt, row.reference) for row in Tasks(tasks).prompts("validation") if not Tasks(tasks).is_scored_by_likelihood(row.task)
+    ]
+    watched, _ = _fitting(tokenizer, validation, config.max_length)
+    evaluations = config.num_validations if watched else 0
+
+    best = _Best() if evaluations and config.keep == "best" else None
+    trainer = SFTTrainer(
+        model=network,
+        processing_class=tokenizer,
+        train_dataset=Dataset.from_dict({"messages": fitting}),
+        eval_dataset=Dataset.from_dict({"messages": watched}) if evaluations else None,
+        peft_config=training.peft_config(config),
+        callbacks=[*training.callbacks(), *([best.callback()] if best else [])],
+        args=Arguments(assistant_only_loss=True, **training.arguments(config, num_rows=len(fitting), evaluations=evaluations)),
+    )
+    trainer.train()
+    best_step = best.restore(trainer.model) if best else trainer.state.global_step
+    models.save(model, training.merged(trainer.model), tokenizer)
+    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
+    metrics = {
+        "sft/loss": training.final_loss(trainer.state.log_history),
+        "sft/chats": float(len(fitting)),
+        "sft/too_long": float(len(rows) - len(fitting)),
+        "sft/trained_tokens": float(trained_tokens),
+        "sft/best_step": float(best_step),
+    }
+    return {**metrics, "sft/validation_loss": min(losses) if best else losses[-1]} if losses else metrics
+
+
+def _fitting(tokenizer: Any, chats: list[list[dict[str, str]]], max_length: int) -> tuple[list[list[dict[str, str]]], int]:
+    """The chats of at most `max_length` tokens, and the number of their assistant tokens."""
+    if not chats:
+        return [], 0
+    encoded = tokenizer.apply_chat_template(chats, return_dict=True, return_assistant_tokens_mask=True)
+    kept = [index for index, ids in enumerate(encoded["input_ids"]) if len(ids) <= max_length]
+    return [chats[index] for index in kept], sum(sum(encoded["assistant_masks"][index]) for index in kept)
+
+
+class _Best:
+    """Keeps a copy, in memory, of the trainable weights with the lowest validation loss."""
+
+    def __init__(self) -> None:
+        self.loss = math.inf
+        self.step = 0
+        self.weights: dict[str, Any] = {}
+
+    def callback(self) -> Any:
+        from transformers import TrainerCallback
+
+        keeper = self
+
+        class Keep(TrainerCallback):
+            def on_evaluate(
+                self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, model: Any = None, **_: Any
+            ) -> None:
+                loss = (metrics or {}).get("eval_loss", math.inf)
+                if loss < keeper.loss:
+                    keeper.loss, keeper.step = loss, state.global_step
+                    keeper.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+        return Keep()
+
+    def restore(self, model: Any) -> int:
+        """Put the kept weights back; returns the optimiser step that they come from."""
+        import torch
+
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in self.weights:
+                    parameter.copy_(self.weights[name])
+        return self.step
