@@ -1,15 +1,14 @@
 """Rows from outside: which files a path or URI stands for, and what each line of them holds.
 
-Nothing in a file can stop a run. A broken line, a wrong type, bytes that are not UTF-8 or a truncated archive become a
-`RawRow` with a `problem`, so that the step that reads them counts and shows them. Only a path that leads to nothing, or a
-store that does not answer, is an error.
+Nothing in a file can stop a run. A broken line, a wrong type, bytes that are not UTF-8 or a truncated archive
+become a `RawRow` with a `problem`, so that the step that reads them counts and shows them. Only a path that leads
+to nothing, or a store that does not answer, is an error.
 """
 
 from __future__ import annotations
 
 import bz2
 import contextlib
-import csv
 import glob
 import gzip
 import hashlib
@@ -22,16 +21,14 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import DataError, MissingExtraError, ServiceError, from_os_error
-
-RAW_CHARACTERS = 500
-"""How much of a row is kept for the reject that may come of it."""
+from bloomery.components.core.formats import RAW_CHARACTERS, READERS, RawRow
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -58,11 +55,11 @@ class RowSource(Config):
     """Rows of a file, folder or URI, and which of them are meant."""
 
     path: str
-    """File, folder, glob or URI of rows: JSONL, JSON, CSV, TSV, Parquet, text, Markdown or HTML, also compressed."""
+    """File, folder, glob or URI: JSONL, JSON, CSV, TSV, Parquet, text, Markdown or HTML, also compressed."""
     where: dict[str, Any] = {}
     """Keep the rows whose fields have these values."""
     share: tuple[float, float] = (0.0, 1.0)
-    """Keep the rows whose content hash falls in this part of [0, 1): disjoint shares of one file are disjoint splits."""
+    """Keep the rows whose content hash falls in this part of [0, 1): disjoint shares are disjoint splits."""
     limit: int | None = Field(default=None, gt=0)
     """Keep at most this many rows, the first by content hash; none: all."""
 
@@ -83,34 +80,18 @@ class SourceConfig(RowSource):
     text: str = "{text}"
     """Template of a document over the fields of a row, such as `{title}\\n\\n{body}`."""
     general: bool = False
-    """True for general text, which continued pre-training replays against forgetting; False for the domain."""
-
-
-class RawRow(NamedTuple):
-    """One row as it was found."""
-
-    line: int
-    """1-based line of a text file, or index of a JSON or Parquet row; 0 for a file that is one row, or for a whole file."""
-    value: dict[str, Any] | None
-    """The fields; None where there is a problem."""
-    problem: str
-    """'' or why the row cannot be read: `broken_json`, `wrong_type`, `bad_encoding`, `wrong_columns`, `broken_file`,
-    `unknown_format`."""
-    raw: str
-    """Its first 500 characters."""
-    uri: str = ""
-    """The file it stands in."""
+    """True for general text, which continued pre-training replays against forgetting; False: the domain."""
 
 
 def list_files(uri: str) -> list[str]:
-    """The files that a file, folder (recursive), glob or URI stands for, sorted; hidden files and folders are left out.
+    """The files that a file, folder (recursive), glob or URI stands for, sorted; hidden ones are left out.
 
-    Raises: DataError if there is nothing, MissingExtraError if the protocol needs a package that is not installed,
-    ServiceError if the store does not answer.
+    Raises: DataError if there is nothing, MissingExtraError if the protocol needs a package that is not
+    installed, ServiceError if the store does not answer.
     """
     files = _list_remote(uri) if _is_remote(uri) else _list_local(uri)
     if not files:
-        raise DataError(f"{uri}: no file there; expected a file, a folder with files, a glob or a URI: check the path")
+        raise DataError(f"{uri}: no file there; expected a file, a folder with files, a glob or a URI")
     return files
 
 
@@ -120,9 +101,9 @@ def format_of(uri: str) -> str:
 
 
 def read_rows(uri: str) -> Iterator[RawRow]:
-    """Every row of a file in order; JSON lines end at "\\n" alone, blank lines are no rows, text must be UTF-8.
+    """Every row of a file in order; JSON lines end at "\\n" alone, blank lines are no rows, text is UTF-8.
 
-    Raises: DataError if the file is not there or may not be read, ServiceError if a remote store does not answer.
+    Raises: DataError if the file is not there or may not be read, ServiceError if a store does not answer.
     """
     kind, compression = format_of(uri), _suffix(uri)[1]
     if not kind:
@@ -131,7 +112,7 @@ def read_rows(uri: str) -> Iterator[RawRow]:
     with _binary(uri) as stream:
         last = 0
         try:
-            for row in _READERS[kind](_decompressed(stream, compression)):
+            for row in READERS[kind](_decompressed(stream, compression)):
                 yield row._replace(uri=uri)
                 last = row.line
         except (*_CORRUPT, OSError) as error:
@@ -142,7 +123,7 @@ def read_rows(uri: str) -> Iterator[RawRow]:
 
 
 def select(rows: Iterable[RawRow], source: RowSource) -> Iterator[RawRow]:
-    """The rows that `where`, `share` and `limit` mean, in their order; rows with a problem always pass, to be counted."""
+    """The rows that `where`, `share` and `limit` mean, in their order; rows with a problem always pass."""
     low, high = source.share
     wanted = {field: _as_text(value) for field, value in source.where.items()}
 
@@ -150,7 +131,7 @@ def select(rows: Iterable[RawRow], source: RowSource) -> Iterator[RawRow]:
         for index, row in enumerate(rows):
             if row.value is None:
                 yield -1.0, index, row
-            elif all(field in row.value and _as_text(row.value[field]) == text for field, text in wanted.items()):
+            elif all(_as_text(row.value.get(field)) == text for field, text in wanted.items()):
                 position = content_position(row.value)
                 if low <= position < high:
                     yield position, index, row
@@ -165,9 +146,9 @@ def select(rows: Iterable[RawRow], source: RowSource) -> Iterator[RawRow]:
 
 
 def content_position(value: dict[str, Any]) -> float:
-    """Where a row stands in [0, 1) by the hash of its canonical JSON, whatever file or order it comes in."""
+    """Where a row stands in [0, 1) by the hash of its canonical JSON, whatever its file and order."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    # 53 bits, the precision of a float: a quotient of 64 bits could be rounded up to 1.0 and fall out of every share.
+    # 53 bits, the precision of a float: a quotient of 64 bits could be rounded up to 1.0, outside every share.
     return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 11) / 2**53
 
 
@@ -188,9 +169,6 @@ def _as_text(value: Any) -> str:
     if isinstance(value, float) and value.is_integer():
         return str(int(value))
     return str(value)
-
-
-# --- files ---------------------------------------------------------------------------------------------------------
 
 
 def _is_remote(uri: str) -> bool:
@@ -235,7 +213,8 @@ def _list_remote(uri: str) -> list[str]:
             system.info(root)
             return [uri]
         if glob.has_magic(root):
-            found = [name for name, entry in system.glob(root, detail=True).items() if entry["type"] == "file"]
+            entries = system.glob(root, detail=True)
+            found = [name for name, entry in entries.items() if entry["type"] == "file"]
         else:
             found = system.find(root)
         base = root.rstrip("/")
@@ -267,18 +246,23 @@ def _service(uri: str) -> Iterator[None]:
         yield
     except (ImportError, MissingExtraError, DataError):
         raise
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        # fsspec tells an unreachable host as a missing file, with the real reason as its cause.
+        if error.__cause__ is not None and not isinstance(error.__cause__, FileNotFoundError):
+            raise ServiceError(f"{uri}: the store did not answer: {error.__cause__}; check the network") from error
         raise DataError(f"{uri}: no file there; check the URI") from None
     except PermissionError as error:
-        raise DataError(f"{uri}: permission denied ({error}); check the credentials of the environment") from None
+        raise DataError(f"{uri}: permission denied ({error}); check the credentials") from None
     except Exception as error:
         reason = str(error).split("\n")[0][:300] or type(error).__name__
-        raise ServiceError(f"{uri}: the store did not answer: {reason}; check the network and credentials") from error
+        raise ServiceError(
+            f"{uri}: the store did not answer: {reason}; check the network and credentials"
+        ) from error
 
 
 @contextlib.contextmanager
 def _binary(uri: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file. A remote one is fetched whole first, so that a failing network is never taken for bad content."""
+    """The bytes of a file; a remote one is fetched whole first: a failing network must not look like bad content."""
     if not _is_remote(uri):
         try:
             stream = Path(_local(uri)).expanduser().open("rb")
@@ -305,143 +289,6 @@ def _decompressed(stream: IO[bytes], compression: str) -> IO[bytes]:
     if compression == ".zst":
         import pyarrow as pa
 
-        # Arrow reports a truncated frame; the stream reader of `zstandard` ends there as if the file were whole.
+        # Arrow reports a truncated frame; the reader of `zstandard` ends there as if the file were whole.
         return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"))  # type: ignore
     return stream
-
-
-# --- formats -------------------------------------------------------------------------------------------------------
-
-
-def _read_jsonl(stream: IO[bytes]) -> Iterator[RawRow]:
-    for number, line in enumerate(stream, start=1):
-        if number == 1:
-            line = line.removeprefix(b"\xef\xbb\xbf")
-        if line.strip():
-            yield _json_row(number, line)
-
-
-def _json_row(number: int, line: bytes) -> RawRow:
-    raw = line[: 4 * RAW_CHARACTERS].decode("utf-8", "replace").strip()[:RAW_CHARACTERS]
-    try:
-        value = _parse_json(line.decode("utf-8"))
-    except UnicodeDecodeError:
-        return RawRow(number, None, "bad_encoding", raw)
-    except (ValueError, RecursionError):
-        return RawRow(number, None, "broken_json", raw)
-    return _value_row(number, value, raw, may_hold_surrogates=b"\\u" in line)
-
-
-def _value_row(number: int, value: Any, raw: str, *, may_hold_surrogates: bool) -> RawRow:
-    if not isinstance(value, dict):
-        return RawRow(number, None, "wrong_type", raw)
-    if may_hold_surrogates:
-        try:
-            json.dumps(value, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            # Half of a surrogate pair, written as \ud83d: JSON allows it, no UTF-8 text can hold it.
-            return RawRow(number, None, "bad_encoding", raw)
-    return RawRow(number, value, "", raw)
-
-
-def _parse_json(text: str) -> Any:
-    return json.loads(text, parse_constant=_no_constant)
-
-
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-def _read_json(stream: IO[bytes]) -> Iterator[RawRow]:
-    """Rows of an array, of one object, or of JSON lines in a file that is merely named .json."""
-    data = stream.read().removeprefix(b"\xef\xbb\xbf")
-    if not data.strip():
-        return
-    try:
-        value = _parse_json(data.decode("utf-8"))
-    except (ValueError, RecursionError) as error:
-        if getattr(error, "msg", "") == "Extra data":
-            yield from _read_jsonl(io.BytesIO(data))
-        else:
-            yield _json_row(0, data)
-        return
-    escaped = b"\\u" in data
-    for number, item in enumerate(value if isinstance(value, list) else [value], start=1):
-        raw = json.dumps(item)[:RAW_CHARACTERS] if escaped else json.dumps(item, ensure_ascii=False)[:RAW_CHARACTERS]
-        yield _value_row(number, item, raw, may_hold_surrogates=escaped)
-
-
-def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[RawRow]:
-    # The csv module refuses cells above 128 KiB unless told otherwise; documents in a column are longer.
-    csv.field_size_limit(2**31 - 1)
-    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
-    reader = csv.reader(text, delimiter=delimiter)
-    header: list[str] | None = None
-    start = 1
-    for cells in reader:
-        line, start = start, reader.line_num + 1
-        if not cells:
-            continue
-        joined = delimiter.join(cells)
-        is_utf8 = joined.isascii() or not any("\udc80" <= character <= "\udcff" for character in joined)
-        raw = joined[:RAW_CHARACTERS].encode("utf-8", "replace").decode()
-        if header is None:
-            header = cells
-            if not is_utf8 or len(set(cells)) < len(cells):
-                # Without the names of the columns no row of the file can be read.
-                yield RawRow(line, None, "wrong_columns" if is_utf8 else "bad_encoding", raw)
-                return
-        elif not is_utf8:
-            yield RawRow(line, None, "bad_encoding", raw)
-        elif len(cells) != len(header):
-            yield RawRow(line, None, "wrong_columns", raw)
-        else:
-            yield RawRow(line, dict(zip(header, cells, strict=True)), "", raw)
-
-
-def _read_tsv(stream: IO[bytes]) -> Iterator[RawRow]:
-    return _read_csv(stream, "\t")
-
-
-def _read_parquet(stream: IO[bytes]) -> Iterator[RawRow]:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(stream if stream.seekable() else io.BytesIO(stream.read()))
-        number = 0
-        for batch in file.iter_batches(batch_size=1000):
-            for index in range(batch.num_rows):
-                number += 1
-                yield _arrow_row(number, batch.slice(index, 1))
-    except pa.ArrowException as error:
-        raise OSError(str(error)) from error
-
-
-def _arrow_row(number: int, row: Any) -> RawRow:
-    try:
-        value = row.to_pylist()[0]
-    except UnicodeDecodeError:
-        return RawRow(number, None, "bad_encoding", "")
-    return RawRow(number, value, "", json.dumps(value, ensure_ascii=False, default=str)[:RAW_CHARACTERS])
-
-
-def _read_text(stream: IO[bytes]) -> Iterator[RawRow]:
-    data = stream.read()
-    raw = data[: 4 * RAW_CHARACTERS].decode("utf-8", "replace")[:RAW_CHARACTERS]
-    try:
-        yield RawRow(0, {"text": data.decode("utf-8-sig")}, "", raw)
-    except UnicodeDecodeError:
-        yield RawRow(0, None, "bad_encoding", raw)
-
-
-_READERS = {
-    "jsonl": _read_jsonl,
-    "json": _read_json,
-    "csv": _read_csv,
-    "tsv": _read_tsv,
-    "parquet": _read_parquet,
-    "text": _read_text,
-    "markdown": _read_text,
-    "html": _read_text,
-}
