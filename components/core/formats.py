@@ -1,4 +1,4 @@
-"""What a stream of bytes holds, row by row: one reader a format, a reason for every row that cannot be read."""
+"""What a stream of bytes holds, row by row: one reader a format, a reason for each unreadable row."""
 
 from __future__ import annotations
 

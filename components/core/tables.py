@@ -1,8 +1,8 @@
 """Rows from outside: which files a path or URI stands for, and what each line of them holds.
 
 Nothing in a file can stop a run. A broken line, a wrong type, bytes that are not UTF-8 or a truncated archive
-become a `RawRow` with a `problem`, so that the step that reads them counts and shows them. Only a path that leads
-to nothing, or a store that does not answer, is an error.
+become a `RawRow` with a `problem`, so that the step that reads them counts and shows them. Only a path that
+leads to nothing, or a store that does not answer, is an error.
 """
 
 from __future__ import annotations
@@ -148,7 +148,7 @@ def select(rows: Iterable[RawRow], source: RowSource) -> Iterator[RawRow]:
 def content_position(value: dict[str, Any]) -> float:
     """Where a row stands in [0, 1) by the hash of its canonical JSON, whatever its file and order."""
     text = json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
-    # 53 bits, the precision of a float: a quotient of 64 bits could be rounded up to 1.0, outside every share.
+    # 53 bits, the precision of a float: a quotient of 64 bits could be rounded up to 1.0, in no share at all.
     return (int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 11) / 2**53
 
 
@@ -229,7 +229,8 @@ def _file_system(uri: str) -> tuple[Any, str]:
 
     protocol = uri.split("://")[0]
     if protocol not in known_implementations:
-        raise DataError(f"{uri}: unknown protocol '{protocol}'; expected a local path, s3://, gs://, hf:// or https://")
+        known = "a local path, s3://, gs://, hf:// or https://"
+        raise DataError(f"{uri}: unknown protocol '{protocol}'; expected {known}")
     try:
         with _service(uri):
             return fsspec.core.url_to_fs(uri)
@@ -249,7 +250,8 @@ def _service(uri: str) -> Iterator[None]:
     except FileNotFoundError as error:
         # fsspec tells an unreachable host as a missing file, with the real reason as its cause.
         if error.__cause__ is not None and not isinstance(error.__cause__, FileNotFoundError):
-            raise ServiceError(f"{uri}: the store did not answer: {error.__cause__}; check the network") from error
+            reason = error.__cause__
+            raise ServiceError(f"{uri}: the store did not answer: {reason}; check the network") from error
         raise DataError(f"{uri}: no file there; check the URI") from None
     except PermissionError as error:
         raise DataError(f"{uri}: permission denied ({error}); check the credentials") from None
@@ -262,7 +264,7 @@ def _service(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _binary(uri: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file; a remote one is fetched whole first: a failing network must not look like bad content."""
+    """The bytes of a file; a remote one is fetched whole, so that no failing network looks like bad content."""
     if not _is_remote(uri):
         try:
             stream = Path(_local(uri)).expanduser().open("rb")
@@ -290,5 +292,6 @@ def _decompressed(stream: IO[bytes], compression: str) -> IO[bytes]:
         import pyarrow as pa
 
         # Arrow reports a truncated frame; the reader of `zstandard` ends there as if the file were whole.
-        return io.BufferedReader(pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd"))  # type: ignore
+        frames = pa.CompressedInputStream(pa.PythonFile(stream, mode="r"), "zstd")
+        return io.BufferedReader(frames)  # type: ignore
     return stream
