@@ -84,3 +84,38 @@ def check_template(tokenizer: Any, where: Path) -> None:
 def num_bytes(path: Path) -> int:
     """Bytes of the weight files on disk."""
     return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+
+
+def fetch(uri: str, target: Path) -> None:
+    """Copy the checkpoint at `uri` (a folder, or a store's URI) to `target`; ModelError if it is not there any more."""
+    folder = Path(uri.removeprefix("file://"))
+    if folder.is_dir():
+        artifact.link_tree(folder, target)
+        return
+    import fsspec
+
+    try:
+        system, path = fsspec.core.url_to_fs(uri)
+        system.get(path.rstrip("/") + "/", f"{target}/", recursive=True)
+    except (OSError, ImportError, ValueError) as error:
+        raise ModelError(
+            f"{uri}: the registered checkpoint is not there ({str(error)[:200]}); restore it, or point the registry's alias "
+            "to a version that exists"
+        ) from None
+
+
+def publish(source: Path, store: str) -> str:
+    """Copy the checkpoint `source` to `store`, under its content digest, and return the URI; a copy that is there is kept."""
+    digest = artifact.read_manifest(source, "model/1").digest[:24]
+    if "://" not in store:
+        target = Path(store).absolute() / digest
+        if not (target / artifact.MANIFEST).is_file():
+            artifact.link_tree(source, target)
+        return str(target)
+    import fsspec
+
+    uri = f"{store.rstrip('/')}/{digest}"
+    system, path = fsspec.core.url_to_fs(uri)
+    if not system.exists(f"{path}/{artifact.MANIFEST}"):
+        system.put(f"{source}/", f"{path}/", recursive=True)
+    return uri

@@ -264,7 +264,7 @@ def _service(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _binary(uri: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file; a remote one is fetched whole, so that no failing network looks like bad content."""
+    """The bytes of a file; a remote one is fetched whole: a failing network must not look like bad data."""
     if not _is_remote(uri):
         try:
             stream = Path(_local(uri)).expanduser().open("rb")

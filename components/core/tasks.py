@@ -13,6 +13,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.errors import DataError
+from bloomery.components.core.tables import RowSource
 from bloomery.components.core.verify import VerifierConfig, verify
 
 TRAINING_SPLITS = ("train", "unlabelled")
@@ -28,17 +30,9 @@ class Template(Config):
     """The reference answer."""
 
 
-class SplitConfig(Config):
+class SplitConfig(RowSource):
     """Where the rows of a split come from, and how they are asked."""
 
-    path: str
-    """File, folder or URI of rows: JSONL, JSON, CSV, TSV or Parquet, also compressed."""
-    where: dict[str, Any] = {}
-    """Keep the rows whose fields have these values."""
-    share: tuple[float, float] = (0.0, 1.0)
-    """Keep the rows whose content hash falls in this part of [0, 1): disjoint shares of one file are disjoint splits."""
-    limit: int | None = Field(default=None, gt=0)
-    """Keep at most this many rows, by content hash; none: all."""
     templates: list[Template] = []
     """Phrasings; every row is asked in each. Empty: those of the task."""
 
@@ -111,3 +105,14 @@ def chat(prompt: str, answer: str | None = None) -> list[dict[str, str]]:
     """The messages of a single-turn chat."""
     user = {"role": "user", "content": prompt}
     return [user] if answer is None else [user, {"role": "assistant", "content": answer}]
+
+
+def render(template: str, row: dict[str, Any], where: str) -> str:
+    """`template` with each `{field}` replaced by the row's value; DataError naming `where` if the row lacks a field."""
+    try:
+        return template.format_map(row)
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        raise DataError(
+            f"{where}: the template {template!r} does not fit the row ({type(error).__name__}: {error}); its fields are: "
+            f"{', '.join(row)}"
+        ) from None

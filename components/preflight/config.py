@@ -1,0 +1,24 @@
+"""Settings of preflight: everything that a run takes from outside."""
+
+from pydantic import Field
+
+from bloomery.components.core.config import Config
+from bloomery.components.core.tables import SourceConfig
+from bloomery.components.core.tasks import TaskConfig
+
+
+class PreflightConfig(Config):
+    """What comes from outside; the recipe fills it from its top-level keys."""
+
+    base_model: str
+    """Checkpoint folder, or the name of a model on the Hugging Face hub."""
+    revision: str = "main"
+    """Revision of a hub model; a commit hash makes the run repeatable."""
+    tasks: dict[str, TaskConfig] = Field(min_length=1)
+    """The recipe's tasks."""
+    sources: list[SourceConfig] = Field(min_length=1)
+    """The recipe's document sources."""
+    registered_model: str
+    """Name in the model registry, whose champion the candidate has to beat."""
+    min_free_bytes: int = Field(default=500_000_000, ge=0)
+    """Refuse to start with less free disk space than this and ten times the base model (a checkpoint a stage, and copies)."""

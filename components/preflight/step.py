@@ -1,0 +1,230 @@
+"""Preflight: everything from outside enters here, is checked in seconds, and is fingerprinted.
+
+The steps after this one see artifacts alone, so that what they can reuse follows from content, and a mistake in the recipe,
+a missing file, an unusable base model or an unreachable registry ends the run before any time is spent on training.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Annotated, Any
+
+from bloomery.components.core import artifact, models, registry
+from bloomery.components.core.artifact import Writes
+from bloomery.components.core.config import parameters
+from bloomery.components.core.errors import BloomeryError, DataError, ServiceError
+from bloomery.components.core.records import Prompt, Source, content_id
+from bloomery.components.core.tables import list_files, read_rows, select
+from bloomery.components.core.tasks import TRAINING_SPLITS, TaskConfig, is_evaluation, render
+from bloomery.components.core.verify import normalise, verify
+from bloomery.components.preflight.config import PreflightConfig
+
+logger = logging.getLogger(__name__)
+
+
+def run(
+    config: PreflightConfig,
+    *,
+    sources: Annotated[Path, Writes("source/1")],
+    tasks: Annotated[Path, Writes("tasks/1")],
+    base_model: Annotated[Path, Writes("model/1")],
+    champion: Annotated[Path, Writes("model/1")],
+    champion_version: Annotated[Path, Writes("registry/1")],
+) -> dict[str, float]:
+    """Check what the recipe names and write it as artifacts.
+
+    Writes:  sources (the files to read, with digests), tasks (every question of every task, with the verifiers' databases),
+             base_model, champion (the registered champion's checkpoint; empty if there is none) and champion_version.
+    Returns: preflight/files, preflight/bytes, preflight/prompts, preflight/base_model_bytes.
+    Raises:  DataError for missing files and unusable rows, ModelError for a base model without safetensors, chat template or
+             EOS, ServiceError for a hub, store or registry that does not answer; one error lists every problem found.
+    """
+    problems: list[BloomeryError] = []
+    facts: dict[str, float] = {}
+    for part in (
+        lambda: facts.update(_list_sources(config, sources)),
+        lambda: facts.update(_render_tasks(config, tasks)),
+        lambda: facts.update(_take_base_model(config, base_model)),
+        lambda: _take_champion(config.registered_model, champion, champion_version),
+    ):
+        try:
+            part()
+        except BloomeryError as error:
+            problems.append(error)
+    if problems:
+        raise type(problems[0])("\n".join(str(problem) for problem in problems))
+    return facts
+
+
+def _list_sources(config: PreflightConfig, target: Path) -> dict[str, float]:
+    rows = []
+    for source in config.sources:
+        for uri in list_files(source.path):
+            size, digest = _fingerprint(uri)
+            rows.append({"uri": uri, "name": source.name, "bytes": size, "sha256": digest})
+    artifact.write_rows(target, "source/1", Source.table(rows))
+    return {"preflight/files": float(len(rows)), "preflight/bytes": float(sum(row["bytes"] for row in rows))}
+
+
+def _fingerprint(uri: str) -> tuple[int, str]:
+    """(bytes, sha256) of a local file; for a store, its size and the digest of what the store says identifies the content."""
+    if "://" not in uri:
+        path = Path(uri)
+        return path.stat().st_size, artifact.file_digest(path)
+    import fsspec
+
+    system, path = fsspec.core.url_to_fs(uri)
+    entry = system.info(path)
+    identity = {key: str(entry.get(key)) for key in ("ETag", "etag", "size", "LastModified", "version_id") if entry.get(key)}
+    return int(entry.get("size") or 0), content_id(uri, json.dumps(identity, sort_keys=True))
+
+
+def _render_tasks(config: PreflightConfig, target: Path) -> dict[str, float]:
+    rows: list[dict[str, Any]] = []
+    dropped: Counter[str] = Counter()
+    seen: set[tuple[str, str, str]] = set()
+    stored: dict[str, Any] = {}
+    target.mkdir(parents=True, exist_ok=True)
+    for name, task in config.tasks.items():
+        attached = _attach(name, task, target / "files")
+        stored[name] = parameters(attached)
+        for split in task.splits:
+            for row, problem in _ask(name, task, split):
+                key = (name, split, row["id"])
+                if problem or key in seen:
+                    dropped[problem or "repeated"] += 1
+                    continue
+                seen.add(key)
+                rows.append(row)
+        _self_check(name, attached, [row for row in rows if row["task"] == name], target / "files")
+    # A training row that asks what an evaluation set asks would make that set measure memory.
+    asked = {normalise(row["prompt"], ignore_case=True) for row in rows if is_evaluation(row["split"])} - {""}
+    kept = []
+    for row in rows:
+        if not is_evaluation(row["split"]) and normalise(row["prompt"], ignore_case=True) in asked:
+            dropped["in_evaluation_set"] += 1
+        else:
+            kept.append(row)
+    artifact.write_atomically(target / "tasks.json", json.dumps(stored, ensure_ascii=False, indent=1))
+    # tasks/1 holds prompt/1 rows beside its other files, so it is sealed over the prompts' manifest.
+    prompts = artifact.write_rows(target, "prompt/1", Prompt.table(kept), rows_in=len(rows) + dropped.total() - dropped["in_evaluation_set"], dropped=dropped)
+    artifact.seal(target, "tasks/1", rows=prompts.rows, rows_in=prompts.rows_in, dropped=prompts.dropped)
+    if dropped:
+        logger.info("rows of tasks left out: %s", dict(dropped))
+    return {"preflight/prompts": float(len(kept))}
+
+
+def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], str]]:
+    """(prompt/1 row, problem or '') of every row of a split in every phrasing.
+
+    Raises: DataError if the split is empty, or a template names a field that the rows lack.
+    """
+    source = task.splits[split]
+    where = f"tasks.{name}.splits.{split}"
+    found: list[tuple[dict[str, Any], str]] = []
+    for uri in list_files(source.path):
+        for raw in select(read_rows(uri), source):
+            if raw.value is None:
+                found.append(({"id": ""}, raw.problem))
+                continue
+            for template in source.templates or task.templates:
+                prompt, answer = (render(text, raw.value, where) for text in (template.prompt, template.answer))
+                found.append(
+                    (
+                        {
+                            "id": content_id(name, prompt, answer),
+                            "task": name,
+                            "split": split,
+                            "prompt": prompt,
+                            "reference": answer,
+                            "group": render(task.group, raw.value, where),
+                        },
+                        "" if answer.strip() else "empty_answer",
+                    )
+                )
+    if not any(not problem for _, problem in found):
+        reasons = dict(Counter(problem for _, problem in found))
+        raise DataError(f"{where}: no usable row in {source.path} (left out: {reasons}); check `where`, `share` and the file")
+    return found
+
+
+def _attach(name: str, task: TaskConfig, folder: Path) -> TaskConfig:
+    """`task` with its verifier's databases copied into `folder` and named by their file there."""
+    names = []
+    for path in task.verifier.databases:
+        for uri in list_files(path):
+            folder.mkdir(parents=True, exist_ok=True)
+            names.append(f"{name}-{len(names)}{Path(uri).suffix}")
+            shutil.copyfile(uri, folder / names[-1])
+    return task.model_copy(update={"verifier": task.verifier.model_copy(update={"databases": names})})
+
+
+def _self_check(name: str, task: TaskConfig, rows: list[dict[str, Any]], folder: Path) -> None:
+    """A reference that its own verifier refuses would be counted as a wrong answer of every model."""
+    if task.verifier.kind in ("perplexity", "regex"):
+        return
+    databases = [folder / database for database in task.verifier.databases]
+    sample = [row for row in rows if row["split"] not in TRAINING_SPLITS][:50] or rows[:50]
+    for row in sample:
+        score, reason = verify(task.verifier, row["reference"], row["reference"], databases)
+        if score < 1.0:
+            raise DataError(
+                f"tasks.{name}: the verifier refuses a reference answer ({reason}): {row['reference'][:120]!r}; "
+                f"check tasks.{name}.verifier against tasks.{name}.templates"
+            )
+
+
+def _take_base_model(config: PreflightConfig, target: Path) -> dict[str, float]:
+    source = Path(config.base_model)
+    if not source.is_dir():
+        source = _download(config)
+    models.check(source)
+    size = models.num_bytes(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    wanted = config.min_free_bytes + 10 * size
+    if free < wanted:
+        raise ServiceError(
+            f"{target.parent}: {free:,} bytes free on the disk, {wanted:,} are wanted (preflight.min_free_bytes and ten times the "
+            "base model); free some space or choose another --workdir"
+        )
+    artifact.link_tree(source, target)
+    (target / artifact.MANIFEST).unlink(missing_ok=True)
+    artifact.seal(target, "model/1")
+    from transformers import AutoTokenizer
+
+    models.check_template(AutoTokenizer.from_pretrained(target), source)
+    return {"preflight/base_model_bytes": float(size)}
+
+
+def _download(config: PreflightConfig) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    name = config.base_model
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise DataError(f"base_model: no folder {name}; give a checkpoint folder or a hub name such as org/model")
+    try:
+        return Path(snapshot_download(name, revision=config.revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+    except HFValidationError:
+        raise DataError(f"base_model: no folder {name}, and it is no hub name; give a checkpoint folder or org/model") from None
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise ServiceError(f"base_model: no folder {name} here, and the hub did not give it: {reason}") from None
+
+
+def _take_champion(name: str, target: Path, version_target: Path) -> None:
+    """The champion's checkpoint, or an empty artifact; and its version, against which a promotion is later compared."""
+    version = registry.alias(name, registry.CHAMPION) if registry.available() else None
+    version_target.mkdir(parents=True, exist_ok=True)
+    facts = {"registered_model": name, "champion_version": str(version.version) if version else None}
+    artifact.write_atomically(version_target / "champion.json", json.dumps(facts))
+    artifact.seal(version_target, "registry/1")
+    target.mkdir(parents=True, exist_ok=True)
+    if version is not None:
+        models.fetch(version.source, target)
+    artifact.seal(target, "model/1")
