@@ -1,0 +1,29 @@
+"""The kfp component of `promotion`."""
+
+from kfp import dsl
+from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+
+from bloomery.infra.images import CPU_IMAGE
+
+
+@dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
+def promotion(
+    stage: str,
+    config: dict,
+    model: Input[Model],
+    tasks: Input[Dataset],
+    candidate_results: Input[Dataset],
+    base_results: Input[Dataset],
+    champion_results: Input[Dataset],
+    champion: Input[Model],
+    champion_version: Input[Artifact],
+    verdict: Output[Artifact],
+    metrics: Output[Metrics],
+):
+    """Judge the candidate, and promote it if it passes."""
+    from bloomery.components.core.step import run_step
+    from bloomery.components.promotion.step import run
+
+    inputs = {"model": model, "tasks": tasks, "candidate_results": candidate_results, "base_results": base_results, "champion_results": champion_results, "champion": champion, "champion_version": champion_version}
+    outputs = {"verdict": verdict}
+    run_step(run, stage, config, inputs, outputs, metrics, reuse=False)

@@ -1,0 +1,231 @@
+"""Four small charts as inline SVG: dots with intervals, lines, horizontal bars, labelled points.
+
+A chart is a `<figure>` whose colours are CSS classes of the page that holds it, so light, dark and print are decided there.
+Every mark is also told by shape or label, never by colour alone, and carries its values as a tooltip and in the figure's
+`aria-label`. All text is escaped here. Lengths are SVG user units; every chart is `WIDTH` wide and scales with the page.
+"""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import NamedTuple
+
+WIDTH = 400
+ROW = 24
+"""Height of a row of the ladder and of the bars."""
+AXIS = 38
+"""Height of an x axis with its tick labels and its name."""
+
+
+class Interval(NamedTuple):
+    """A row of the ladder: an estimate with its 95 % interval."""
+
+    label: str
+    value: float
+    low: float
+    high: float
+    kind: str = "stage"
+    """`start`, `stage`, `final` or `champion`: the shape and colour of the mark."""
+
+
+class Series(NamedTuple):
+    """A line; `kind` is `train` or `validation`."""
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    kind: str
+
+
+class Bar(NamedTuple):
+    """A horizontal bar; a `muted` one is drawn hollow."""
+
+    label: str
+    value: float
+    text: str
+    muted: bool = False
+
+
+class Point(NamedTuple):
+    """A labelled point with an interval in y."""
+
+    label: str
+    x: float
+    y: float
+    low: float
+    high: float
+    chosen: bool = False
+
+
+def ladder(title: str, rows: Sequence[Interval], axis: str, form: Callable[[float], str]) -> str:
+    """One row a model, a mark at its value, a line over its interval; `form` writes a value in the axis' unit."""
+    left, right = _label_width([row.label for row in rows]), WIDTH - 58
+    marks = [value for row in rows for value in (row.low, row.value, row.high) if math.isfinite(value)]
+    x, axis_marks = _x_axis(marks, left, right, len(rows) * ROW + 4, axis, form)
+    body = [axis_marks]
+    for row in (row for row in rows if row.kind == "champion"):
+        body.append(f'<line class="guide" x1="{x(row.value)}" x2="{x(row.value)}" y1="0" y2="{len(rows) * ROW + 4}"/>')
+    for index, row in enumerate(rows):
+        y = index * ROW + ROW / 2 + 2
+        tip = f"{row.label}: {form(row.value)}"
+        mark = ""
+        if math.isfinite(row.low) and math.isfinite(row.high):
+            tip += f", 95 % interval {form(row.low)} to {form(row.high)}"
+            mark = f'<line class="whisker" x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}"/>'
+        body.append(
+            f'<g class="{escape(row.kind)}"><title>{escape(tip)}</title>{_label(row.label, left, y)}{mark}'
+            f'{_mark(row.kind, x(row.value), y)}{_text(form(row.value), WIDTH, y, "end value")}</g>'
+        )
+    told = "; ".join(f"{row.label} {form(row.value)}" for row in rows)
+    return _figure(title, told, len(rows) * ROW + 4 + AXIS, body)
+
+
+def lines(title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
+    """Curves over steps; the lowest point of a `validation` curve is ringed."""
+    height, left, right, top = 150, 44, WIDTH - 12, 22
+    y_all = [y for line in series for _, y in line.points]
+    x, axis_marks = _x_axis([p for line in series for p, _ in line.points], left, right, height, x_label, _short)
+    y, grid = _y_axis(y_all, left, right, top, height - 6)
+    body = [axis_marks, grid, _text(y_label, 0, 10, "axis-name")]
+    for index, line in enumerate(series):
+        path = " ".join(f"{x(a)},{y(b)}" for a, b in line.points)
+        body.append(f'<polyline class="line {escape(line.kind)}" points="{path}"/>')
+        if line.kind == "validation":
+            best = min(line.points, key=lambda point: point[1])
+            for a, b in line.points:
+                tip = f"step {_short(a)}: {b:.4g}" + (" (lowest)" if (a, b) == best else "")
+                radius, kind = (4.5, "best") if (a, b) == best else (2.5, "dot")
+                body.append(f'<circle class="{kind}" cx="{x(a)}" cy="{y(b)}" r="{radius}"><title>{tip}</title></circle>')
+        at = WIDTH - 12 - 96 * (len(series) - 1 - index)
+        body.append(f'<line class="line {escape(line.kind)}" x1="{at - 84}" x2="{at - 68}" y1="8" y2="8"/>')
+        body.append(_text(line.name, at - 62, 8, "legend"))
+    told = "; ".join(f"{line.name} from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in series)
+    return _figure(title, told, height + AXIS, body)
+
+
+def bars(title: str, rows: Sequence[Bar], note: str = "") -> str:
+    """One horizontal bar a row from zero, with its label at the left and its `text` at its end."""
+    left = _label_width([row.label for row in rows])
+    room = WIDTH - left - max(_text_width(row.text) for row in rows) - 12
+    top = max((row.value for row in rows), default=0) or 1
+    body = []
+    for index, row in enumerate(rows):
+        y, width = index * ROW + ROW / 2, max(row.value / top * room, 1)
+        body.append(
+            f"<g><title>{escape(f'{row.label}: {row.text}')}</title>{_label(row.label, left, y)}"
+            f'<rect class="bar{" muted" if row.muted else ""}" x="{left}" y="{y - 7}" width="{width:.1f}" height="14" '
+            f'rx="2"/>{_text(row.text, left + width + 6, y, "value")}</g>'
+        )
+    return _figure(title, "; ".join(f"{row.label} {row.text}" for row in rows), len(rows) * ROW, body, note)
+
+
+def scatter(
+    title: str, points: Sequence[Point], x_label: str, y_label: str, x_form: Callable[[float], str],
+    y_form: Callable[[float], str],
+) -> str:
+    """Labelled points with vertical intervals; the chosen one is a filled diamond."""
+    height, left, right, top = 190, 52, WIDTH - 16, 22
+    x, axis_marks = _x_axis([0.0, *(p.x for p in points)], left, right, height, x_label, x_form)
+    finite = [value for p in points for value in (p.low, p.y, p.high) if math.isfinite(value)]
+    y, grid = _y_axis(finite, left, right, top, height - 6, y_form)
+    body = [axis_marks, grid, _text(y_label, 0, 10, "axis-name")]
+    for p in points:
+        kind = "final" if p.chosen else "stage"
+        whisker = ""
+        if math.isfinite(p.low) and math.isfinite(p.high):
+            whisker = f'<line class="whisker" x1="{x(p.x)}" x2="{x(p.x)}" y1="{y(p.low)}" y2="{y(p.high)}"/>'
+        near_right = x(p.x) > right - _text_width(p.label) - 10
+        label = _text(p.label, x(p.x) + (-9 if near_right else 9), y(p.y) - 9, "end value" if near_right else "value")
+        tip = escape(f"{p.label}: {x_form(p.x)}, {y_form(p.y)}" + (", chosen" if p.chosen else ""))
+        body.append(f'<g class="{kind}"><title>{tip}</title>{whisker}{_mark(kind, x(p.x), y(p.y))}{label}</g>')
+    told = "; ".join(f"{p.label} {x_form(p.x)} {y_form(p.y)}" for p in points)
+    return _figure(title, told, height + AXIS, body)
+
+
+def ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """About `count` round numbers (1, 2 or 5 times a power of ten apart) that enclose [low, high]."""
+    span = high - low or abs(high) or 1.0
+    power = 10 ** math.floor(math.log10(span / count))
+    step = next(factor * power for factor in (1, 2, 5, 10) if span / (factor * power) <= count)
+    first = math.floor(low / step + 1e-9)
+    last = max(math.ceil(high / step - 1e-9), first + 1)
+    return [round(index * step, 12) for index in range(first, last + 1)]
+
+
+Scale = Callable[[float], float]
+
+
+def _x_axis(
+    values: Sequence[float], left: float, right: float, y: float, name: str, form: Callable[[float], str]
+) -> tuple[Scale, str]:
+    marks = ticks(min(values), max(values), 4)
+    scale = _scale(marks[0], marks[-1], left + 6, right)
+    body = [f'<line class="axis" x1="{left}" x2="{right + 4}" y1="{y}" y2="{y}"/>']
+    for mark in marks:
+        at = scale(mark)
+        body.append(f'<line class="grid" x1="{at}" x2="{at}" y1="0" y2="{y}"/>' if left > 60 else "")
+        body.append(_text(form(mark), at, y + 12, "middle tick"))
+    body.append(_text(name, (left + right) / 2, y + 29, "middle axis-name"))
+    return scale, "".join(body)
+
+
+def _y_axis(
+    values: Sequence[float], left: float, right: float, top: float, bottom: float,
+    form: Callable[[float], str] | None = None,
+) -> tuple[Scale, str]:
+    marks = ticks(min(values), max(values), 4)
+    scale = _scale(marks[0], marks[-1], bottom, top)
+    body = []
+    for mark in marks:
+        at = scale(mark)
+        body.append(f'<line class="grid" x1="{left}" x2="{right + 4}" y1="{at}" y2="{at}"/>')
+        body.append(_text((form or _short)(mark), left - 6, at, "end tick"))
+    return scale, "".join(body)
+
+
+def _scale(low: float, high: float, start: float, end: float) -> Scale:
+    return lambda value: round(start + (value - low) / (high - low) * (end - start), 1)
+
+
+def _mark(kind: str, x: float, y: float) -> str:
+    if kind == "champion":
+        return f'<rect class="mark" x="{x - 4.5}" y="{y - 4.5}" width="9" height="9"/>'
+    if kind == "final":
+        return f'<path class="mark" d="M{x} {y - 6.5}L{x + 6.5} {y}L{x} {y + 6.5}L{x - 6.5} {y}Z"/>'
+    return f'<circle class="mark" cx="{x}" cy="{y}" r="4.5"/>'
+
+
+def _label(text: str, left: float, y: float) -> str:
+    """A row's name, right-aligned before `left`, shortened to fit."""
+    if _text_width(text) > left - 8:
+        while text and _text_width(text + "…") > left - 8:
+            text = text[:-1]
+        text += "…"
+    return _text(text, left - 8, y, "end")
+
+
+def _text(text: str, x: float, y: float, kind: str) -> str:
+    return f'<text class="{kind}" x="{round(x, 1)}" y="{round(y, 1)}" dy=".35em">{escape(text)}</text>'
+
+
+def _label_width(labels: Sequence[str]) -> float:
+    return min(max((_text_width(label) for label in labels), default=0) + 10, 170)
+
+
+def _text_width(text: str) -> float:
+    """Estimated width at 12 units: wide (East Asian) letters are as wide as high, others about 0.56 of it."""
+    return sum(12 if unicodedata.east_asian_width(letter) in "WF" else 6.7 for letter in text)
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _figure(title: str, told: str, height: float, body: Sequence[str], note: str = "") -> str:
+    small = f"<small>{escape(note)}</small>" if note else ""
+    return (
+        f'<figure><figcaption>{escape(title)}{small}</figcaption><svg viewBox="0 0 {WIDTH} {round(height)}" role="img" '
+        f'aria-label="{escape(f"{title}: {told}")}">{"".join(body)}</svg></figure>'
+    )

@@ -1,0 +1,261 @@
+"""Ways to run a recipe: compile it, or run it on this machine."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import logging
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bloomery.components.core import errors
+from bloomery.components.core.config import digest, parameters
+from bloomery.components.core.errors import BloomeryError, ServiceError
+from bloomery.pipelines import recipe as recipes
+from bloomery.pipelines.progress import Journal
+from bloomery.pipelines.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+
+def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool) -> Recipe:
+    """Load a recipe; one that uses `${quickstart}` gets the folder of the demo domain, which `prepare` makes on first use."""
+    if not recipes.uses(recipe, "quickstart"):
+        return recipes.load(recipe, settings)
+    from bloomery.pipelines.quickstart.prepare import prepare as make
+    from bloomery.pipelines.quickstart.prepare import source_digest
+
+    folder = cache_folder() / f"quickstart-{source_digest()[:12]}"
+    if prepare:
+        make(folder)
+    return recipes.load(recipe, settings, {"quickstart": str(folder)})
+
+
+def cache_folder() -> Path:
+    """Where the demo domain and its base model are kept: `$BLOOMERY_CACHE`, or `bloomery` under the user's cache folder."""
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bloomery"
+    return Path(os.environ.get("BLOOMERY_CACHE", default))
+
+
+def compile_to(recipe: Recipe, target: Path) -> None:
+    """Write the recipe's pipeline as KFP IR YAML."""
+    from kfp import compiler
+
+    from bloomery.pipelines.post_training import build
+
+    target.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(build(recipe), str(target))
+
+
+def run_local(recipe: Recipe, workdir: Path, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+    """Run the recipe's pipeline in subprocesses of this machine and write its report.
+
+    `workdir` keeps what runs share (finished results, the MLflow database, promoted models) and a folder for each run. `show`
+    is called with each event of the journal as it happens.
+    Returns: the summary: status (promoted, rejected, failed), model, stages, cached_steps, report, seconds, error, exit_code.
+    Raises:  ServiceError if another run holds the workdir.
+    """
+    started = time.perf_counter()
+    workdir = workdir.absolute()
+    run_dir = workdir / "runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{recipe.name}"
+    with _held(workdir):
+        (run_dir / "pipeline").mkdir(parents=True)
+        (run_dir / "recipe.yaml").write_text(
+            yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False), encoding="utf-8"
+        )
+        for leftover in (workdir / "store").glob("*/*.unfinished"):
+            shutil.rmtree(leftover, ignore_errors=True)
+        journal = Journal(run_dir / "journal.jsonl", show)
+        error: BloomeryError | None = None
+        parent = None
+        with _environment(workdir, run_dir), journal.following():
+            try:
+                parent = _open_parent_run(recipe, run_dir)
+                _execute(_at(recipe, workdir), run_dir)
+            except BloomeryError as problem:
+                error = problem
+            except Exception as problem:  # kfp raises a bare RuntimeError for a failed task: the journal knows which and why
+                error = journal.failure() or BloomeryError(f"the pipeline failed: {problem}")
+                logger.debug("the pipeline failed", exc_info=problem)
+            summary = _summary(recipe, journal, error, run_dir, time.perf_counter() - started)
+            _write_report(run_dir, summary)
+            if parent is not None:
+                _close_parent_run(parent, summary)
+    return summary
+
+
+def _execute(recipe: Recipe, run_dir: Path) -> None:
+    from kfp import local
+
+    from bloomery.pipelines.post_training import build
+
+    local.init(
+        runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(run_dir / "pipeline"), raise_on_error=True
+    )
+    with _quiet(run_dir / "pipeline.log"):
+        build(recipe)()
+
+
+def _at(recipe: Recipe, workdir: Path) -> Recipe:
+    """The recipe with relative stores under `workdir`, and no retries: on one machine a failing step would fail again."""
+    promotion = recipe.promotion
+    if "://" not in promotion.models_uri:
+        promotion = promotion.model_copy(update={"models_uri": str(workdir / promotion.models_uri)})
+    return recipe.model_copy(update={"promotion": promotion, "resources": recipe.resources.model_copy(update={"retries": 0})})
+
+
+@contextlib.contextmanager
+def _held(workdir: Path) -> Iterator[None]:
+    """Hold the workdir: two runs at once would race for the registry and the cores."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / ".lock").open("w")
+    except OSError as error:
+        raise errors.from_os_error(error, f"opening the workdir {workdir}") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ServiceError(f"{workdir}: another run holds this workdir; wait for it or choose another --workdir") from None
+        yield
+
+
+def tracking_uri(workdir: Path) -> str:
+    """The MLflow of a workdir: `MLFLOW_TRACKING_URI` where it is set, else a SQLite file in the workdir."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{workdir.absolute() / 'mlflow.db'}"
+
+
+@contextlib.contextmanager
+def _environment(workdir: Path, run_dir: Path) -> Iterator[None]:
+    """The variables that steps find their surroundings by; restored afterwards."""
+    values = {
+        "BLOOMERY_STORE": str(workdir / "store"),
+        "BLOOMERY_JOURNAL": str(run_dir / "journal.jsonl"),
+        "MLFLOW_TRACKING_URI": tracking_uri(workdir),
+        "TOKENIZERS_PARALLELISM": "false",
+        "KFP_LOG_LEVEL": "ERROR",
+    }
+    before = dict(os.environ)
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _open_parent_run(recipe: Recipe, run_dir: Path) -> str:
+    """Open the MLflow run that the steps' runs nest under; returns its id.
+
+    Raises: ServiceError if the tracking server does not answer: better now than after the training.
+    """
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
+    import mlflow
+    from mlflow import MlflowClient
+
+    logging.getLogger("mlflow").setLevel(logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    try:
+        mlflow.set_tracking_uri(uri)
+        client = MlflowClient()
+        experiment = client.get_experiment_by_name(recipe.name)
+        location = str(run_dir.parent.parent / "mlartifacts") if uri.startswith("sqlite") else None
+        identity = experiment.experiment_id if experiment else client.create_experiment(recipe.name, artifact_location=location)
+        resolved = recipe.model_dump(mode="json")
+        tags = {"mlflow.runName": run_dir.name, "recipe_digest": digest(resolved)}
+        run_id = client.create_run(identity, tags=tags).info.run_id
+    except Exception as error:
+        reason = str(error).split("\n")[0][:300]
+        raise ServiceError(f"the MLflow tracking server at {uri} did not answer: {reason}; check MLFLOW_TRACKING_URI") from None
+    os.environ["MLFLOW_EXPERIMENT_ID"] = identity
+    os.environ["BLOOMERY_PARENT_RUN_ID"] = run_id
+    return run_id
+
+
+def _close_parent_run(run_id: str, summary: dict[str, Any]) -> None:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric, RunTag
+
+    try:
+        client = MlflowClient()
+        now = int(time.time() * 1000)
+        metrics = [
+            Metric(f"{stage}.{name}".replace("@", "_at_"), value, now, 0)
+            for stage, values in summary["stages"].items()
+            for name, value in values.items()
+            if value == value
+        ]
+        for start in range(0, len(metrics), 1000):
+            client.log_batch(run_id, metrics=metrics[start : start + 1000])
+        tags = {"status": summary["status"], "cached_steps": ",".join(summary["cached_steps"])}
+        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        if summary["report"]:
+            client.log_artifact(run_id, summary["report"])
+        client.set_terminated(run_id, "FAILED" if summary["status"] == "failed" else "FINISHED")
+    except Exception as error:
+        logger.warning("the run was not closed in MLflow: %s", str(error).split("\n")[0][:300])
+
+
+def _summary(recipe: Recipe, journal: Journal, error: BloomeryError | None, run_dir: Path, seconds: float) -> dict[str, Any]:
+    finished = journal.finished()
+    verdict: dict[str, Any] = {}
+    if "promotion" in finished:
+        verdict = json.loads((Path(finished["promotion"]["outputs"]["verdict"]) / "verdict.json").read_text())
+    status = "failed" if error else verdict.get("status", "failed")
+    return {
+        "status": status,
+        "reason": str(error) if error else verdict.get("reason", ""),
+        "model": verdict.get("model"),
+        "stages": {stage: event["metrics"] for stage, event in finished.items()},
+        "cached_steps": [stage for stage, event in finished.items() if event["cached"]],
+        "report": str(run_dir / "report.html"),
+        "seconds": round(seconds, 1),
+        "peak_bytes": max((event["peak_bytes"] for event in finished.values()), default=0),
+        "run": str(run_dir),
+        "recipe": parameters(recipe),
+        "error": str(error) if error else None,
+        "exit_code": error.exit_code if error else (errors.GateError.exit_code if status == "rejected" else 0),
+    }
+
+
+def _write_report(run_dir: Path, summary: dict[str, Any]) -> None:
+    from bloomery.pipelines.report import write_report
+
+    (run_dir / "summary.json").write_text(json.dumps(summary, ensure_ascii=False, indent=1), encoding="utf-8")
+    try:
+        write_report(run_dir, summary)
+    except Exception:  # a fault of the report must not turn a promoted model into a failed run
+        logger.exception("the report was not written")
+        summary["report"] = None
+
+
+@contextlib.contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """Send what kfp and the steps print to a file: the journal is what a person reads."""
+    import sys
+
+    sys.stdout.flush()
+    sys.stderr.flush()
+    saved = os.dup(1), os.dup(2)
+    with log.open("ab") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os.dup2(saved[0], 1)
+            os.dup2(saved[1], 2)
+            os.close(saved[0])
+            os.close(saved[1])

@@ -1,0 +1,158 @@
+"""What a run is doing: its journal, followed live and asked afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from bloomery.components.core import errors
+from bloomery.components.core.errors import BloomeryError
+
+POLL_SECONDS = 0.2
+
+
+class Journal:
+    """The JSON lines that the steps of one run append to."""
+
+    def __init__(self, path: Path, show: Callable[[dict[str, Any]], None]) -> None:
+        self._path = path
+        self._show = show
+        self._read = 0
+        path.touch()
+
+    @contextlib.contextmanager
+    def following(self) -> Iterator[None]:
+        """Call `show` with every event as it is written, from a thread of its own."""
+        done = threading.Event()
+
+        def follow() -> None:
+            while not done.wait(POLL_SECONDS):
+                self._pass_on()
+
+        thread = threading.Thread(target=follow, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+            self._pass_on()
+
+    def _pass_on(self) -> None:
+        with self._path.open("rb") as stream:
+            stream.seek(self._read)
+            data = stream.read()
+        whole = data.rfind(b"\n") + 1
+        self._read += whole
+        for line in data[:whole].split(b"\n"):
+            if line:
+                self._show(json.loads(line))
+
+    def events(self) -> list[dict[str, Any]]:
+        """Every event so far."""
+        return [json.loads(line) for line in self._path.read_text(encoding="utf-8").split("\n") if line]
+
+    def finished(self) -> dict[str, dict[str, Any]]:
+        """The `finished` event of each stage that finished."""
+        return {event["stage"]: event for event in self.events() if event["event"] == "finished"}
+
+    def failure(self) -> BloomeryError | None:
+        """The error that ended the run, or None if no stage told one before it ended."""
+        events = self.events()
+        for event in reversed(events):
+            if event["event"] == "failed":
+                kind = getattr(errors, event["error"], BloomeryError)
+                told = event["message"] if kind is not BloomeryError else f"{event['error']}\n{event['message']}"
+                return kind(f"{event['stage']}: {told}")
+        finished = {event["stage"] for event in events if event["event"] == "finished"}
+        open_stages = [event["stage"] for event in events if event["event"] == "started" and event["stage"] not in finished]
+        if open_stages:
+            return BloomeryError(
+                f"{open_stages[-1]}: the process ended without a word (killed, or out of memory); run again: "
+                "finished steps are reused"
+            )
+        return None
+
+
+def headline(metrics: dict[str, float], limit: int = 3) -> str:
+    """The first metrics that say how good something is, for a line of progress."""
+    telling = [
+        f"{name.split('/')[-1]} {value:.4g}"
+        for name, value in metrics.items()
+        if not name.endswith((".stderr", ".n", "_bytes", "_stderr"))
+    ]
+    return ", ".join(telling[:limit])
+
+
+class Lines:
+    """Progress as plain lines on stderr, for CI and pods: one when a stage starts, one when it ends."""
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        stage = event["stage"]
+        if event["event"] == "finished":
+            state = "reused" if event["cached"] else "done"
+            print(f"{stage:<20} {state:<7} {event['seconds']:>6.1f} s  {headline(event['metrics'])}", file=sys.stderr)
+        elif event["event"] == "failed":
+            print(f"{stage:<20} failed", file=sys.stderr)
+
+    def close(self) -> None:
+        """Nothing to close."""
+
+
+class Live:
+    """Progress as a live table on a terminal: every stage with its state, seconds, current loss, speed and time left."""
+
+    def __init__(self, stages: tuple[str, ...]) -> None:
+        from rich.console import Console
+        from rich.live import Live as RichLive
+
+        self._rows: dict[str, tuple[str, str, str]] = {stage: ("·", "", "") for stage in stages}
+        self._started: dict[str, float] = {}
+        self._live = RichLive(self._table(), console=Console(stderr=True), refresh_per_second=4)
+        self._live.start()
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        stage, kind = event["stage"], event["event"]
+        if kind == "started":
+            self._started[stage] = event["time"]
+            self._rows[stage] = ("running", "", "")
+        elif kind == "progress":
+            seconds = event["time"] - self._started.get(stage, event["time"])
+            self._rows[stage] = ("running", f"{seconds:.0f}", self._progress(event, seconds))
+        elif kind == "finished":
+            state = "reused" if event["cached"] else "done"
+            self._rows[stage] = (state, f"{event['seconds']:.1f}", headline(event["metrics"]))
+        elif kind == "failed":
+            self._rows[stage] = ("failed", "", "")
+        self._live.update(self._table())
+
+    @staticmethod
+    def _progress(event: dict[str, Any], seconds: float) -> str:
+        metrics, step = event["metrics"], event["step"]
+        parts = [f"loss {metrics['loss']:.3f}"] if "loss" in metrics else []
+        if "tokens_per_second" in metrics:
+            parts.append(f"{metrics['tokens_per_second']:.0f} tokens/s")
+        total = metrics.get("num_steps")
+        if total and step:
+            parts.append(f"{step}/{total:.0f}, {seconds / step * (total - step):.0f} s left")
+        return ", ".join(parts)
+
+    def _table(self) -> Any:
+        from rich.table import Table
+
+        table = Table(box=None, pad_edge=False)
+        for name, style in (("stage", "bold"), ("state", ""), ("seconds", ""), ("", "dim")):
+            table.add_column(name, style=style, justify="right" if name == "seconds" else "left")
+        colours = {"done": "green", "reused": "cyan", "running": "yellow", "failed": "red", "·": "dim"}
+        for stage, (state, seconds, told) in self._rows.items():
+            table.add_row(stage, f"[{colours[state]}]{state}[/]", seconds, told)
+        return table
+
+    def close(self) -> None:
+        """Leave the last table on the screen."""
+        self._live.stop()

@@ -1,0 +1,187 @@
+"""The recipe: one YAML file is one run."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import Field
+
+from bloomery.components.core.config import Config, parse
+from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.tasks import TaskConfig
+from bloomery.components.cpt.config import CptConfig
+from bloomery.components.data_curation.config import DataCurationConfig
+from bloomery.components.dedup.config import DedupConfig
+from bloomery.components.dpo.config import DpoConfig
+from bloomery.components.evaluation.config import EvaluationConfig
+from bloomery.components.preflight.config import PreflightConfig
+from bloomery.components.promotion.config import PromotionConfig
+from bloomery.components.ptq.config import PtqConfig
+from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
+from bloomery.components.sft.config import SftConfig
+from bloomery.components.synthetic_data.config import SyntheticDataConfig
+from bloomery.infra.resources import ResourcesConfig
+from bloomery.monitoring.config import MonitoringConfig
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+class Recipe(Config):
+    """Everything that a run needs to be told. Sections are named after the steps that they configure."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,60}[a-z0-9]$")
+    """Name of the pipeline and of its MLflow experiment: lower-case letters, digits and dashes."""
+    registered_model: str = Field(pattern=r"^[\w.-]+$")
+    """Name in the model registry; the candidate has to beat the champion of this name."""
+    base_model: str
+    """Checkpoint folder (safetensors, chat template, EOS) or the name of a model on the Hugging Face hub."""
+    revision: str = "main"
+    """Revision of a hub model; a commit hash makes the run repeatable."""
+    seed: int = 17
+    """Seed of every step that does not set its own."""
+    tasks: dict[str, TaskConfig] = Field(min_length=1)
+    """What the model is for, and what it must not forget."""
+    data_curation: DataCurationConfig
+    """Document sources and the rules they have to pass."""
+    dedup: DedupConfig = DedupConfig()
+    """Duplicates and decontamination."""
+    synthetic_data: SyntheticDataConfig = SyntheticDataConfig()
+    """Chats made from seeds and documents."""
+    cpt: CptConfig
+    """Continued pre-training."""
+    sft: SftConfig
+    """First fine-tuning, on seeds and synthetic chats."""
+    rejection_sampling: RejectionSamplingConfig = RejectionSamplingConfig()
+    """Sampling and verifying."""
+    sft_2: SftConfig
+    """Second fine-tuning, from the CPT model, on the first one's chats and the accepted samples."""
+    dpo: DpoConfig
+    """Preference optimisation."""
+    ptq: PtqConfig = PtqConfig()
+    """Quantisation."""
+    evaluation: EvaluationConfig = EvaluationConfig()
+    """How every model of the run is evaluated."""
+    promotion: PromotionConfig = PromotionConfig()
+    """The gate and the registry."""
+    resources: ResourcesConfig = ResourcesConfig()
+    """Where tasks run on a cluster; fixed at compile time and ignored on a laptop."""
+    monitoring: MonitoringConfig = MonitoringConfig()
+    """Windows, thresholds and policy of `bloomery monitor`."""
+
+    def preflight(self) -> PreflightConfig:
+        """What preflight checks: the top-level keys, and the sources of data_curation."""
+        return PreflightConfig(
+            base_model=self.base_model,
+            revision=self.revision,
+            tasks=self.tasks,
+            sources=self.data_curation.sources,
+            registered_model=self.registered_model,
+        )
+
+
+def find(recipe: str) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with the package.
+
+    Raises: ConfigError naming the recipes that there are.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or "/" in recipe:
+        if path.is_file():
+            return path
+        raise ConfigError(f"{recipe}: no such recipe file")
+    shipped = {file.stem: file for file in sorted(RECIPES.glob("*.yaml"))}
+    if recipe in shipped:
+        return shipped[recipe]
+    near = difflib.get_close_matches(recipe, shipped, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "give a path to a YAML file"
+    raise ConfigError(f"{recipe}: no recipe of this name; known: {', '.join(shipped)}; {hint}")
+
+
+def load(recipe: str, settings: Iterable[str] = (), variables: dict[str, str] | None = None) -> Recipe:
+    """Read, complete and validate a recipe.
+
+    `settings` are `step.key=value` with a YAML value, applied over the file. `${name}` stands for `variables[name]` or the
+    environment variable. Relative paths are relative to the recipe's folder.
+    Raises: ConfigError with every problem, one a line.
+    """
+    path = find(recipe)
+    text = path.read_text(encoding="utf-8")
+    known = {**os.environ, **(variables or {})}
+    missing = sorted({name for name in _variables(text) if name not in known})
+    if missing:
+        raise ConfigError("\n".join(f"{path}: ${{{name}}} is not set; export it as an environment variable" for name in missing))
+    try:
+        values = yaml.safe_load(re.sub(r"\$\{(\w+)\}", lambda match: known[match.group(1)], text))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {str(error)[:300]}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: found {type(values).__name__}, expected a mapping of recipe keys")
+    for setting in settings:
+        apply_setting(values, setting)
+    _spread_seed(values)
+    return parse(Recipe, _absolute(values, path.parent.absolute()))
+
+
+def uses(recipe: str, variable: str) -> bool:
+    """True if the recipe's text contains `${variable}`."""
+    return variable in _variables(find(recipe).read_text(encoding="utf-8"))
+
+
+def _variables(text: str) -> set[str]:
+    body = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("#"))
+    return set(re.findall(r"\$\{(\w+)\}", body))
+
+
+def apply_setting(values: dict[str, Any], setting: str) -> None:
+    """Put the YAML value of `a.b=value` into the nested `values`; ConfigError if it has another form."""
+    key, separator, text = setting.partition("=")
+    if not separator or not key:
+        raise ConfigError(f"--set {setting}: expected step.key=value, such as --set dpo.beta=0.2")
+    *parents, last = key.split(".")
+    place = values
+    for parent in parents:
+        place = place.setdefault(parent, {})
+        if not isinstance(place, dict):
+            raise ConfigError(f"--set {setting}: '{parent}' is no section")
+    place[last] = yaml.safe_load(text)
+
+
+def _spread_seed(values: dict[str, Any]) -> None:
+    seed = values.get("seed", Recipe.model_fields["seed"].default)
+    for name, field in Recipe.model_fields.items():
+        fields = getattr(field.annotation, "model_fields", {})
+        if "seed" in fields and isinstance(values.setdefault(name, {}), dict):
+            values[name].setdefault("seed", seed)
+
+
+def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Make the paths of a raw recipe absolute; URIs and hub names stay. Wrong types are left for validation to name."""
+
+    def resolve(value: Any) -> Any:
+        if not isinstance(value, str) or "://" in value or value.startswith(("/", "~")):
+            return value
+        return str((folder / value).resolve())
+
+    base = values.get("base_model")
+    if isinstance(base, str) and (base.startswith(".") or (folder / base).is_dir()):
+        values["base_model"] = resolve(base)
+    curation = values.get("data_curation")
+    for source in (curation.get("sources") if isinstance(curation, dict) else None) or []:
+        if isinstance(source, dict) and "path" in source:
+            source["path"] = resolve(source["path"])
+    for task in (values.get("tasks") or {}).values() if isinstance(values.get("tasks"), dict) else []:
+        if not isinstance(task, dict):
+            continue
+        for split in (task.get("splits") or {}).values() if isinstance(task.get("splits"), dict) else []:
+            if isinstance(split, dict) and "path" in split:
+                split["path"] = resolve(split["path"])
+        verifier = task.get("verifier")
+        if isinstance(verifier, dict) and isinstance(verifier.get("databases"), list):
+            verifier["databases"] = [resolve(item) for item in verifier["databases"]]
+    return values
