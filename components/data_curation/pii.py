@@ -1,0 +1,119 @@
+"""Personal data, found by form and check digit and replaced by a typed placeholder.
+
+`\\b` is useless here: Hangul counts as a word character, so an address glued to a particle (`a@b.kr로`) has no boundary.
+Every pattern is fenced by lookarounds over digits and Latin letters instead. Names are not found.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections import Counter
+from datetime import date
+
+PLACEHOLDERS = {"email": "[EMAIL]", "phone": "[PHONE]", "card": "[CARD]", "ip": "[IP]", "rrn": "[RRN]"}
+"""Placeholder by kind; `rrn` is the Korean resident registration number."""
+
+_PATTERN = re.compile(
+    r"""
+    (?P<email>
+        (?<![A-Za-z0-9._%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])
+    )
+  | (?P<rrn> (?<![\d.-])\d{6}[ ]?-?[ ]?[1-8]\d{6}(?![\d-]) )
+  | (?P<card>
+        (?<![\d.-])(?<!\d[ ])[2-6]\d{3}
+        (?: (?P<fours>[ -]?)\d{4}(?P=fours)\d{4}(?P=fours)\d{1,7} | (?P<amex>[ -])\d{6}(?P=amex)\d{5} )
+        (?![\d-])(?![ ]\d)
+    )
+  | (?P<ip>
+        (?<![\dA-Za-z.:])(?<!ersion[ ])(?<!버전[ ])\d{1,3}(?:\.\d{1,3}){3}(?!\d|\.\d)
+      | (?<![\dA-Za-z.:])[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{0,4}){4,7}(?![\dA-Za-z:])
+    )
+  | (?P<phone>
+        (?<![\dA-Za-z./+-])
+        (?: \+82[ .-]?(?:\(0\))?0?(?:1[016789]|2|[3-6]\d|70)[ .-]?\d{3,4}[ .-]?\d{4}
+          | \+[1-9]\d{0,2}[ .-]?\(?\d{2,4}\)?(?:[ .-]?\d{2,4}){2,3}
+          | 01[016789](?P<mobile>[ .-]?)\d{3,4}(?P=mobile)\d{4}
+          | \(?0(?:2|[3-6]\d|70|80|50\d)\)?[ .-]\d{3,4}[ .-]\d{4}
+          | \([2-9]\d{2}\)[ ]?[2-9]\d{2}[ .-]\d{4}
+          | [2-9]\d{2}(?P<us>[ .-])[2-9]\d{2}(?P=us)\d{4}
+        )
+        (?![\d-])(?!\.\d)
+    )
+    """,
+    re.VERBOSE,
+)
+# What every kind holds: an at sign, three digits in a row, or the colons and dots of an address.
+_MAYBE = re.compile(r"@|\d{3}|\d\.\d|:[0-9A-Fa-f]*:")
+
+
+def mask(text: str) -> tuple[str, Counter[str]]:
+    """(`text` with placeholders, number masked by kind)."""
+    found: Counter[str] = Counter()
+    if not _MAYBE.search(text):
+        return text, found
+
+    def replace(match: re.Match[str]) -> str:
+        kind = _kind(match)
+        if not kind:
+            return match.group()
+        found[kind] += 1
+        return PLACEHOLDERS[kind]
+
+    return _PATTERN.sub(replace, text), found
+
+
+def _kind(match: re.Match[str]) -> str:
+    """The kind of a match that its check digit or value confirms, or ''."""
+    value = match.group()
+    digits = "".join(character for character in value if character.isdigit())
+    if match["rrn"]:
+        # Thirteen digits may be both: a resident number written whole, or a card number of the old length.
+        if is_resident_number(digits) or (("-" in value) and has_birth_date(digits)):
+            return "rrn"
+        return "card" if "-" not in value and is_card_number(digits) else ""
+    if match["card"]:
+        return "card" if is_card_number(digits) else ""
+    if match["ip"]:
+        return "ip" if is_personal_address(value) else ""
+    return "email" if match["email"] else "phone"
+
+
+def is_card_number(digits: str) -> bool:
+    """True for 13 to 19 digits with a valid Luhn check digit (ISO/IEC 7812-1)."""
+    if not 13 <= len(digits) <= 19 or len(set(digits)) == 1:
+        return False
+    doubled = [int(digit) * (1 + index % 2) for index, digit in enumerate(reversed(digits))]
+    return sum(number - 9 if number > 9 else number for number in doubled) % 10 == 0
+
+
+def is_resident_number(digits: str) -> bool:
+    """True for a birth date, a century digit and a valid check digit.
+
+    Numbers given out since October 2020 carry no check digit; they are known by date and hyphen alone.
+    """
+    weights = (2, 3, 4, 5, 6, 7, 8, 9, 2, 3, 4, 5)
+    total = sum(int(digit) * weight for digit, weight in zip(digits, weights, strict=False))
+    # Foreigners' numbers (century digits 5 to 8) add 2 to the check digit.
+    expected = (11 - total % 11 + (2 if digits[6] in "5678" else 0)) % 10
+    return has_birth_date(digits) and int(digits[12]) == expected
+
+
+def has_birth_date(digits: str) -> bool:
+    """True if the first seven digits are a date and a century digit."""
+    century = {"1": 1900, "2": 1900, "5": 1900, "6": 1900, "3": 2000, "4": 2000, "7": 2000, "8": 2000}[digits[6]]
+    try:
+        date(century + int(digits[:2]), int(digits[2:4]), int(digits[4:6]))
+    except ValueError:
+        return False
+    return True
+
+
+def is_personal_address(value: str) -> bool:
+    """True for an IP address that can belong to somebody: no loopback, wildcard, multicast or netmask."""
+    try:
+        address = ipaddress.ip_address(value)
+    except ValueError:
+        return False
+    is_mask = address.version == 4 and int(address) >> 24 == 255
+    return not (address.is_loopback or address.is_unspecified or address.is_multicast or is_mask)
