@@ -1,0 +1,139 @@
+"""Which documents hold an evaluation question: character n-gram overlap that no spacing, case or punctuation hides."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable
+from string import Formatter
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bloomery.components.core.tasks import Tasks
+from bloomery.components.dedup.shingles import is_dense, letters_and_digits, ngram_hashes
+
+NGRAM_CHARACTERS = 8
+"""n-gram length of items in alphabetic scripts: one and a half words, so that short questions have some too."""
+DENSE_NGRAM_CHARACTERS = 5
+"""n-gram length of items in Hangul, kana or Chinese."""
+
+
+class Item(NamedTuple):
+    """An evaluation item as its n-grams."""
+
+    id: str
+    task: str
+    split: str
+    length: int
+    """Characters in an n-gram."""
+    hashes: np.ndarray
+    """Sorted, different."""
+
+
+class Found(NamedTuple):
+    """The item that a document holds, and the share of its n-grams found in one place."""
+
+    item: Item
+    overlap: float
+
+
+def evaluation_items(tasks: Tasks) -> tuple[list[Item], int]:
+    """(items of every evaluation set and of validation, number too short to be told from chance).
+
+    An item is what the user wrote: the fields of its row, without the words of the prompt template. For a perplexity
+    task it is the reference text.
+    """
+    items: dict[tuple[int, str], Item] = {}
+    num_short = 0
+    for prompt in [*tasks.prompts(), *tasks.prompts("validation")]:
+        text = prompt.reference if tasks.is_scored_by_likelihood(prompt.task) else _asked(prompt, tasks)
+        letters = letters_and_digits(text)
+        length = DENSE_NGRAM_CHARACTERS if is_dense(letters) else NGRAM_CHARACTERS
+        if len(letters) < length:
+            num_short += 1
+        elif (length, letters) not in items:
+            hashes = np.unique(ngram_hashes(letters, length))
+            items[length, letters] = Item(prompt.id, prompt.task, prompt.split, length, hashes)
+    return list(items.values()), num_short
+
+
+def _asked(prompt: Any, tasks: Tasks) -> str:
+    """The part of a prompt that its template did not write: else a long instruction would drown a short question."""
+    config = tasks.configs[prompt.task]
+    for template in config.splits[prompt.split].templates or config.templates:
+        parts = Formatter().parse(template.prompt)
+        pattern = "".join(re.escape(literal) + ("" if field is None else "(.*?)") for literal, field, *_ in parts)
+        match = re.fullmatch(pattern, prompt.prompt, re.DOTALL)
+        if match and "".join(match.groups()).strip():
+            return " ".join(match.groups())
+    return prompt.prompt
+
+
+class Detector:
+    """Finds the items that a text holds.
+
+    Only the rarest n-grams of an item are looked up: a text that holds a share of o of m n-grams holds one of any
+    m - ceil(o * m) + 1 of them (prefix filtering, Chaudhuri et al. 2006). What is found so is then compared whole.
+    """
+
+    def __init__(self, items: list[Item], min_overlap: float) -> None:
+        self._items = items
+        self._min_overlap = min_overlap
+        self._index = {
+            length: _prefix_index(items, length, min_overlap) for length in sorted({item.length for item in items})
+        }
+
+    def find(self, text: str) -> Found | None:
+        """The item of highest overlap that `text` holds, or None."""
+        letters = letters_and_digits(text)
+        best: Found | None = None
+        for length, (keys, owners) in self._index.items():
+            hashes = ngram_hashes(letters, length)
+            found = np.unique(hashes)
+            first, past = np.searchsorted(keys, found, "left"), np.searchsorted(keys, found, "right")
+            hits = [owners[begin:end] for begin, end in zip(first, past, strict=True) if begin < end]
+            for owner in np.unique(np.concatenate(hits)) if hits else ():
+                overlap = _local_overlap(self._items[owner].hashes, hashes)
+                if overlap >= self._min_overlap and (best is None or overlap > best.overlap):
+                    best = Found(self._items[owner], overlap)
+        return best
+
+
+def _prefix_index(items: list[Item], length: int, min_overlap: float) -> tuple[np.ndarray, np.ndarray]:
+    """(n-gram hashes, sorted; index of the item each belongs to)."""
+    chosen = [index for index, item in enumerate(items) if item.length == length]
+    values, counts = np.unique(np.concatenate([items[index].hashes for index in chosen]), return_counts=True)
+    keys, owners = [], []
+    for index in chosen:
+        hashes = items[index].hashes
+        rarest = np.argsort(counts[np.searchsorted(values, hashes)], kind="stable")
+        prefix = hashes[rarest[: len(hashes) - math.ceil(min_overlap * len(hashes)) + 1]]
+        keys.append(prefix)
+        owners.append(np.full(len(prefix), index))
+    flat, flat_owners = np.concatenate(keys), np.concatenate(owners)
+    order = np.argsort(flat, kind="stable")
+    return flat[order], flat_owners[order]
+
+
+def _local_overlap(item: np.ndarray, text: np.ndarray) -> float:
+    """Largest share of the item's n-grams that stand within twice its length anywhere in the text.
+
+    A long document holds most n-grams of a common question somewhere; only together they are the question.
+    """
+    places = np.searchsorted(item, text)
+    places[places == len(item)] = 0
+    positions = np.flatnonzero(item[places] == text)
+    width = 2 * len(item)
+    best = 0
+    for start, end in _windows(positions, width):
+        best = max(best, len(np.unique(places[positions[start:end]])))
+    return best / len(item)
+
+
+def _windows(positions: np.ndarray, width: int) -> Iterable[tuple[int, int]]:
+    """(first, past the last) index of the positions in each window of `width` that begins at a position."""
+    ends = np.searchsorted(positions, positions + width)
+    # A window inside the one before it cannot hold more.
+    is_new = np.concatenate([[True], ends[1:] > ends[:-1]])
+    return zip(np.flatnonzero(is_new).tolist(), ends[is_new].tolist(), strict=True)
