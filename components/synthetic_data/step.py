@@ -1,0 +1,170 @@
+"""Chats to imitate and prompts to sample from: seeds, questions found in documents, and other wordings of both."""
+
+from __future__ import annotations
+
+import logging
+import random
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+from bloomery.components.core.artifact import Reads, Writes, read_table, write_rows
+from bloomery.components.core.errors import ConfigError, DataError
+from bloomery.components.core.records import Chat, Prompt, Reject, content_id
+from bloomery.components.core.tasks import Tasks, chat
+from bloomery.components.synthetic_data.augment import augment, rules
+from bloomery.components.synthetic_data.config import ExtractConfig, SyntheticDataConfig
+
+logger = logging.getLogger(__name__)
+
+Row = dict[str, Any]
+
+
+def run(
+    config: SyntheticDataConfig,
+    *,
+    documents: Annotated[Path, Reads("document/1")],
+    tasks: Annotated[Path, Reads("tasks/1")],
+    chats: Annotated[Path, Writes("chat/1")],
+    prompts: Annotated[Path, Writes("prompt/1")],
+    rejects: Annotated[Path, Writes("reject/1")],
+) -> dict[str, float]:
+    """Make chats of the domain tasks from their training questions and from documents, and vary their wording.
+
+    Reads:   documents (document/1), tasks (tasks/1)
+    Writes:  chats (chat/1, origin `seed`, `document` or `augmented`), prompts (prompt/1: training and unlabelled
+             questions of the domain tasks), rejects (reject/1)
+    Returns: synthetic_data/chats and chats_<origin>, prompts, rejects and rejects_<reason>, augmented_fraction
+    Raises:  ConfigError if a pattern names no task, DataError if no chat is left.
+    """
+    task_set = Tasks(tasks)
+    for index, pattern in enumerate(config.extract):
+        if pattern.task not in task_set.configs:
+            known = ", ".join(task_set.configs)
+            raise ConfigError(f"synthetic_data.extract.{index}.task: found '{pattern.task}'; tasks are: {known}")
+    sorter = _Sorter(task_set)
+    seeds = _domain_prompts(task_set, "train")
+    for prompt in seeds:
+        sorter.add(prompt.task, prompt.prompt, prompt.reference, origin="seed", parent=prompt.id)
+    for document in read_table(documents, "document/1").to_pylist() if config.extract else ():
+        for pattern, prompt, answer in _found_in(document["text"], config.extract):
+            sorter.add(pattern.task, prompt, answer, origin="document", parent=document["id"])
+    _augment(sorter, config)
+    if not sorter.chats:
+        raise DataError(_nothing_left(task_set, sorter))
+    reasons = Counter(row["reason"] for row in sorter.rejects)
+    made = len(sorter.chats) + len(sorter.rejects) - len(seeds)
+    write_rows(chats, "chat/1", Chat.table(sorter.chats), rows_in=len(seeds), rows_made=made, dropped=reasons)
+    write_rows(rejects, "reject/1", Reject.table(sorter.rejects))
+    asked = seeds + _domain_prompts(task_set, "unlabelled")
+    write_rows(prompts, "prompt/1", Prompt.table([prompt.model_dump() for prompt in asked]))
+    origins = Counter(row["origin"] for row in sorter.chats)
+    logger.info("%d chats (%s), %d prompts; dropped: %s", len(sorter.chats), dict(origins), len(asked), dict(reasons))
+    metrics = {
+        "chats": len(sorter.chats),
+        **{f"chats_{origin}": origins[origin] for origin in ("seed", "document", "augmented")},
+        "augmented_fraction": origins["augmented"] / len(sorter.chats),
+        "prompts": len(asked),
+        "rejects": len(sorter.rejects),
+        **{f"rejects_{reason}": count for reason, count in sorted(reasons.items())},
+    }
+    return {f"synthetic_data/{name}": float(value) for name, value in metrics.items()}
+
+
+class _Sorter:
+    """Takes every sample made, and puts it with the chats or with the rejects."""
+
+    def __init__(self, tasks: Tasks) -> None:
+        self.chats: list[Row] = []
+        self.rejects: list[Row] = []
+        self._tasks = tasks
+        held_out = [*tasks.prompts(), *tasks.prompts("validation")]
+        self._held_out = {_loose(prompt.prompt): prompt for prompt in held_out if prompt.prompt}
+        self._seen: dict[str, str] = {}
+        self._wordings: set[str] = set()
+
+    def add(self, task: str, prompt: str, answer: str, *, origin: str, parent: str) -> None:
+        """Keep a sample that is new, verified, and asked by no evaluation set."""
+        sample = content_id(task, prompt, answer)
+        reason, detail = self._verdict(task, prompt, answer, origin)
+        if reason:
+            source = f"{origin}:{parent}"
+            text = f"{prompt}\n\n{answer}"[:500]
+            self.rejects.append({"id": sample, "source": source, "reason": reason, "detail": detail, "text": text})
+            return
+        self._seen.setdefault(_loose(prompt), sample)
+        self._wordings.add(_exact(prompt))
+        messages = chat(prompt, answer)
+        self.chats.append({"id": sample, "messages": messages, "task": task, "origin": origin, "parent": parent})
+
+    def _verdict(self, task: str, prompt: str, answer: str, origin: str) -> tuple[str, str]:
+        """(reason, detail), or two empty strings where the sample is good."""
+        if not prompt.strip() or not answer.strip():
+            return "empty", ""
+        held_out = self._held_out.get(_loose(prompt))
+        if held_out is not None:
+            return "in_evaluation_set", f"asks what {held_out.id} of {held_out.task}/{held_out.split} asks"
+        # Another wording differs from its seed in case, marks or spaces alone: it is compared letter by letter.
+        if origin == "augmented":
+            return ("duplicate", "the same wording stands there already") if _exact(prompt) in self._wordings else ("", "")
+        if _loose(prompt) in self._seen:
+            return "duplicate", f"of {self._seen[_loose(prompt)]}"
+        if origin == "document":
+            # An answer that its own verifier refuses when compared with itself cannot be right: SQL that does not run.
+            score, problem = self._tasks.verify(task, answer, answer)
+            if score < 1:
+                return "unverified", problem
+        return "", ""
+
+
+def _domain_prompts(tasks: Tasks, split: str) -> list[Any]:
+    """The questions of a split of the domain tasks that have answers to verify."""
+    return [
+        prompt
+        for prompt in tasks.prompts(split)
+        if tasks.configs[prompt.task].role == "domain" and not tasks.is_scored_by_likelihood(prompt.task)
+    ]
+
+
+def _found_in(text: str, patterns: list[ExtractConfig]) -> Iterator[tuple[ExtractConfig, str, str]]:
+    """(pattern, prompt, answer) of every match in a document."""
+    for pattern in patterns:
+        for match in re.finditer(pattern.pattern, text, re.MULTILINE):
+            fields = {name: (value or "").strip() for name, value in match.groupdict().items()}
+            yield pattern, pattern.prompt.format_map(fields), pattern.answer.format_map(fields)
+
+
+def _augment(sorter: _Sorter, config: SyntheticDataConfig) -> None:
+    """Vary chats in random order, each once, until their share is reached."""
+    parents = list(sorter.chats)
+    wanted = int(config.augmented_share / (1 - config.augmented_share) * len(parents))
+    rng = random.Random(config.seed)
+    available = rules(config.synonyms)
+    for parent in rng.sample(parents, len(parents)):
+        if len(sorter.chats) - len(parents) >= wanted:
+            return
+        question, answer = (message["content"] for message in parent["messages"])
+        varied = augment(question, available, rng)
+        if varied != question:
+            sorter.add(parent["task"], varied, answer, origin="augmented", parent=parent["id"])
+
+
+def _exact(text: str) -> str:
+    return unicodedata.normalize("NFC", text).strip()
+
+
+def _loose(text: str) -> str:
+    """Letters and digits alone, in NFKC and without case: equal for questions that a reader would call the same."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
+
+
+def _nothing_left(tasks: Tasks, sorter: _Sorter) -> str:
+    domain = [name for name, config in tasks.configs.items() if config.role == "domain"]
+    counts = Counter(row["reason"] for row in sorter.rejects)
+    return (
+        f"synthetic_data: no chat to learn from: the domain tasks ({', '.join(domain) or 'none'}) gave no usable question "
+        f"in their `train` split and `extract` found none (dropped: {dict(counts)}); give a domain task a `train` split"
+    )
