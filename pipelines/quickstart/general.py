@@ -23,10 +23,10 @@ from bloomery.pipelines.quickstart.general_words import (
 )
 from bloomery.pipelines.quickstart.grammar import expand, settle_particles
 
-NUM_TEXTS = 3600
+NUM_TEXTS = 2800
 NUM_TEXTS_HELD_OUT = 150
 SQL_SHARE = 0.3
-NUM_SKILLS_TRAIN = 8000
+NUM_SKILLS_TRAIN = 16000
 NUM_SKILLS_TEST = 300
 MONTHS_EN = "January February March April May June July August September October November December".split()
 WEEKDAYS_EN = "Monday Tuesday Wednesday Thursday Friday Saturday Sunday".split()
@@ -98,14 +98,14 @@ def _words(rng: random.Random, low: int, high: int) -> tuple[str, list[str]]:
 
 
 def _copy(rng: random.Random) -> Skill:
-    language, words = _words(rng, 2, 5)
+    language, words = _words(rng, 2, 4)
     text = " ".join(words)
     frames = ("Repeat: {}", "Copy this: {}", "Say again: {}") if language == "en" else ("따라 써: {}", "그대로 써: {}")
     return Skill(rng.choice(frames).format(text), text, "copy")
 
 
 def _last_word(rng: random.Random) -> Skill:
-    language, words = _words(rng, 3, 6)
+    language, words = _words(rng, 3, 5)
     frames = ("Last word: {}", "Give the last word: {}") if language == "en" else ("마지막 낱말: {}", "끝 낱말을 써: {}")
     return Skill(rng.choice(frames).format(" ".join(words)), words[-1], "last_word")
 
