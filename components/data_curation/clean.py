@@ -9,15 +9,15 @@ from functools import cache
 import pyarrow as pa
 
 _FENCE = re.compile(r"^(```|~~~)[^\n]*\n.*?^\1[^\S\n]*$", re.MULTILINE | re.DOTALL)
-# Letters that UTF-8 bytes turn into when read as Latin-1 or Windows-1252, terminal escapes, ligatures, controls.
+# What UTF-8 turns into when read as Latin-1 or Windows-1252, terminal escapes, ligatures and controls.
 _SUSPECT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\u02ff\u1e00-\u1eff\u2000-\u2bff\ufb00-\ufb06\ufe00-\uffff]")
 _BLANK_LINES = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*){2,}")
 _TRAILING = re.compile(r"[^\S\n]+$", re.MULTILINE)
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
 
 EDGE_LINES = 5
-"""Boilerplate is looked for in this many lines at either end: a sentence that stands in the middle of many pages of a
-reference ("Returns S_OK on success", 9 % of vs_docs_ko) is content."""
+"""Boilerplate is looked for in this many lines at either end: a sentence that stands in the middle of many
+pages of a reference ("Returns S_OK on success", 9 % of vs_docs_ko) is content."""
 MIN_BOILERPLATE_DOCUMENTS = 10
 """A line is no boilerplate below this count, however small the source."""
 MIN_BOILERPLATE_LETTERS = 10
@@ -41,7 +41,8 @@ def without_code(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Mojibake repaired, NFC, no control or invisible characters, no trailing spaces, at most one blank line."""
+    """`text` in NFC, mojibake repaired, without control characters, trailing spaces and blank lines in a
+    row."""
     return on_prose(text, _clean_prose).strip()
 
 
@@ -69,8 +70,8 @@ def _repair() -> Callable[[str], str]:
 def remove_boilerplate(texts: pa.Array, sources: pa.Array, max_share: float) -> tuple[list[str], int]:
     """(texts without boilerplate lines, number of lines removed).
 
-    A line near either end is boilerplate if it stands there in more than `max_share` of the documents of its source,
-    and in at least MIN_BOILERPLATE_DOCUMENTS. Headings, short lines and code are left alone.
+    A line near either end is boilerplate if it stands there in more than `max_share` of the documents of its
+    source, and in at least MIN_BOILERPLATE_DOCUMENTS. Headings, short lines and code are left alone.
     """
     import daft
     from daft import col

@@ -16,17 +16,21 @@ class DataCurationConfig(Config):
     sources: list[SourceConfig] = Field(min_length=1)
     """Where documents come from."""
     languages: list[Annotated[str, Field(pattern="^[a-z]{2,3}$")]] = ["en", "ko"]
-    """ISO 639-1 codes to keep; a document whose language cannot be told (code, numbers, a few words) is kept."""
+    """ISO 639-1 codes to keep; a document whose language cannot be told (code, numbers, a few words) is
+    kept."""
     min_language_score: float = Field(default=0.5, ge=0, le=1)
-    """Probability below which the language of a document counts as undecided (FineWeb keeps English from 0.65 up,
-    on whole web pages; 0.5 decides every foreign paragraph of the quickstart, of four sentences, rightly)."""
+    """Probability below which the language of a document counts as undecided (FineWeb keeps English from 0.65
+    up, on whole web pages; 0.5 decides every foreign paragraph of the quickstart, of four sentences,
+    rightly)."""
     min_words: int = Field(default=5, gt=0)
-    """Shortest document, in words between spaces. Gopher takes 50 for web pages; a domain's notes are shorter."""
+    """Shortest document, in words between spaces. Gopher takes 50 for web pages; a domain's notes are
+    shorter."""
     max_words: int = Field(default=100_000, gt=0)
     """Longest document, in words between spaces (Gopher, Rae et al. 2021, appendix A1.1)."""
     boilerplate_share: float = Field(default=0.01, gt=0, le=1)
-    """A line near the head or foot of a larger share of a source's documents, and of at least 10, is boilerplate.
-    In the quickstart the rarest planted line stands in 1.4 % of the documents, the most common other line in 0.6 %."""
+    """A line near the head or foot of a larger share of a source's documents, and of at least 10, is
+    boilerplate. In the quickstart the rarest planted line stands in 1.4 % of the documents, the most common
+    other line in 0.6 %."""
 
     @model_validator(mode="after")
     def _is_consistent(self) -> DataCurationConfig:

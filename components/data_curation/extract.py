@@ -1,4 +1,4 @@
-"""From a row to the text of a document: templates over fields, HTML to Markdown, Markdown without front matter."""
+"""From a row to the text of a document: templates over fields, HTML as Markdown, no front matter."""
 
 from __future__ import annotations
 
@@ -45,13 +45,14 @@ def fill(template: str, fields: dict[str, Any]) -> tuple[str, str]:
         if fields.get(name) is None:
             return "", "missing_field"
         value = fields[name]
-        if not isinstance(value, str) and (is_lone or isinstance(value, bool) or not isinstance(value, int | float)):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not isinstance(value, str) and (is_lone or not is_number):
             return "", "wrong_type"
     return _FIELD.sub(lambda match: str(fields[match.group(1)]), template), ""
 
 
 def html_to_markdown(html: str) -> str:
-    """The readable text of a page: headings, lists, tables and code as Markdown, without navigation and scripts."""
+    """The readable text of a page as Markdown, without navigation and scripts."""
     for skipped in (_UNSEEN | _AROUND, _UNSEEN):
         parser = _Page(skipped)
         parser.feed(html)
@@ -65,10 +66,10 @@ def html_to_markdown(html: str) -> str:
 
 _UNSEEN = {"script", "style", "noscript", "template", "svg", "head"}
 _AROUND = {"nav", "footer", "aside", "form", "button"}
-_BLOCKS = {
-    "p", "div", "section", "article", "main", "header", "blockquote", "ul", "ol", "dl", "dt", "dd", "table", "tr",
-    "figure", "figcaption", "address", "details", "summary", "hr",
-}  # fmt: skip
+_BLOCKS = set(
+    "p div section article main header blockquote ul ol dl dt dd table tr figure figcaption address details "
+    "summary hr".split()
+)
 _HEADINGS = {f"h{level}": "#" * level + " " for level in range(1, 7)}
 
 

@@ -11,9 +11,9 @@ from bloomery.components.data_curation.clean import without_code
 UNDECIDED = "und"
 
 MIN_HANGUL_SHARE = 0.2
-"""Share of Hangul among the letters from which a document is Korean. Korean technical pages keep names, commands and
-terms in Latin letters: of 2,000 pages of Korean Visual Studio documentation 95 % have more than .41, of 2,000 on
-compiler errors 99.5 % more than .51; what lies below .2 is lists of English names."""
+"""Share of Hangul among the letters from which a document is Korean. Korean technical pages keep names,
+commands and terms in Latin letters: of 2,000 pages of Korean Visual Studio documentation 95 % have more than
+.41, of 2,000 on compiler errors 99.5 % more than .51; what lies below .2 is lists of English names."""
 MIN_LETTERS = 20
 """Below this the detector guesses: it calls the four-letter words of a log Italian."""
 

@@ -1,7 +1,7 @@
 """Personal data, found by form and check digit and replaced by a typed placeholder.
 
-`\\b` is useless here: Hangul counts as a word character, so an address glued to a particle (`a@b.kr로`) has no boundary.
-Every pattern is fenced by lookarounds over digits and Latin letters instead. Names are not found.
+`\\b` is useless here: Hangul counts as a word character, so an address with a particle (`a@b.kr로`) has no
+boundary. Every pattern is fenced by lookarounds over digits and Latin letters instead. Names are not found.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ PLACEHOLDERS = {"email": "[EMAIL]", "phone": "[PHONE]", "card": "[CARD]", "ip": 
 _PATTERN = re.compile(
     r"""
     (?P<email>
-        (?<![A-Za-z0-9._%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}@(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])
+        (?<![A-Za-z0-9._%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}
+        @(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])
     )
   | (?P<rrn> (?<![\d.-])\d{6}[ ]?-?[ ]?[1-8]\d{6}(?![\d-]) )
   | (?P<card>
@@ -101,7 +102,7 @@ def is_resident_number(digits: str) -> bool:
 
 def has_birth_date(digits: str) -> bool:
     """True if the first seven digits are a date and a century digit."""
-    century = {"1": 1900, "2": 1900, "5": 1900, "6": 1900, "3": 2000, "4": 2000, "7": 2000, "8": 2000}[digits[6]]
+    century = 1900 if digits[6] in "1256" else 2000
     try:
         date(century + int(digits[:2]), int(digits[2:4]), int(digits[4:6]))
     except ValueError:

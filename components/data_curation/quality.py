@@ -1,7 +1,8 @@
-"""Is a document readable text? Rules over whole Arrow columns, in words between spaces, without code and markup.
+"""Is a document readable text? Rules over whole Arrow columns, on words between spaces, without code.
 
-Thresholds are Gopher's (Rae et al. 2021, table A1 and section A1.1) where nothing else is said. Those were set on
-English web pages of 50 words and more; what differs here would lose Korean, short notes or code, and says so.
+Thresholds are Gopher's (Rae et al. 2021, table A1 and section A1.1) where nothing else is said. Those were
+set on English web pages of 50 words and more; what differs here would lose Korean, short notes or code, and
+says so.
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 ENGLISH_STOP_WORDS = (
-    "the be to of and that have with a an in is are on for it this as by from at not or if was we you i can will "
-    "no all when where select"
+    "the be to of and that have with a an in is are on for it this as by from at not or if was we you i can "
+    "will no all when where select"
 ).split()
 """Gopher's eight and the most frequent words after them: a note of 20 words may hold none of the eight."""
 
 KOREAN_ENDINGS = r"[은는이가을를에의로와과도만다요서고며나면지라야까니게던터한된할될인있없]\PL*$"
-"""Last syllables of particles and verb endings that close most Korean words: the counterpart of stop words."""
+"""Last syllables of particles and verb endings, which close most Korean words as stop words fill English."""
 
 
 class Rule(NamedTuple):
@@ -53,7 +54,7 @@ RULES = (
     Rule("repeated_words", "top_2gram_share", 0, 0.2, ("en",), 50),
     Rule("repeated_words", "top_3gram_share", 0, 0.18, ("en",), 50),
     Rule("repeated_words", "top_4gram_share", 0, 0.16, ("en",), 50),
-    # Korean technical pages repeat long English names: 8 % of vs_docs_ko, written by people, break Gopher's .20.
+    # Korean technical pages repeat long English names: 8 % of 2,000 that people wrote break Gopher's .20.
     Rule("repeated_words", "top_2gram_share", 0, 0.35),
     Rule("repeated_words", "top_3gram_share", 0, 0.4),
     Rule("repeated_words", "top_4gram_share", 0, 0.4),
@@ -64,15 +65,18 @@ RULES = (
 MIN_LINES = 5
 """Shares of lines are measured from this many lines up."""
 MIN_LINE_CHARACTERS = 10
-"""Shorter lines (rules of tables, closing tags, single words) repeat in good documents and are not counted."""
+"""Shorter lines (rules of tables, closing tags, single words) repeat in good documents and are not
+counted."""
 MIN_REPEATS = 4
-"""An n-gram counts as repeated from four times on: two of the twelve words of a note are a sixth of it by chance,
-and Gopher's shares mean two to five times at its least of 50 words."""
+"""An n-gram counts as repeated from four times on: two of the twelve words of a note are a sixth of it by
+chance, and Gopher's shares mean two to five times at its least of 50 words."""
 
 Measures = dict[str, np.ndarray]
 
 
-def judge(texts: pa.Array, languages: list[str], min_words: int, max_words: int) -> list[tuple[bool, str, str]]:
+def judge(
+    texts: pa.Array, languages: list[str], min_words: int, max_words: int
+) -> list[tuple[bool, str, str]]:
     """(keep, reason, measured value) of each document; the first rule that it breaks names the reason.
 
     `texts` is a string array without nulls, `languages` their codes.
@@ -139,7 +143,7 @@ class _Pieces:
         return running[self.ends] - running[self.ends - self.lengths]
 
     def share(self, is_true: pa.Array, empty: float = 0.0) -> np.ndarray:
-        """Share of the pieces with some text for which `is_true`, by document; `empty` where there is none."""
+        """Share of the pieces with text for which `is_true`, by document; `empty` where there is none."""
         share = _ratio(self.sum(_numbers(is_true) * self.is_filled), self.counts)
         return np.where(self.counts > 0, share, empty)
 
@@ -150,7 +154,8 @@ class _Pieces:
 
 def _are_function_words(words: pa.Array) -> pa.Array:
     bare = pc.utf8_lower(pc.replace_substring_regex(words, r"^[^\pL\pN]+|[^\pL\pN]+$", ""))
-    return pc.or_(pc.is_in(bare, pa.array(ENGLISH_STOP_WORDS)), pc.match_substring_regex(words, KOREAN_ENDINGS))
+    is_english = pc.is_in(bare, pa.array(ENGLISH_STOP_WORDS))
+    return pc.or_(is_english, pc.match_substring_regex(words, KOREAN_ENDINGS))
 
 
 def _duplicate_lines(lines: _Pieces) -> np.ndarray:
@@ -185,7 +190,7 @@ def _top_ngram_share(words: _Pieces, lengths: np.ndarray, n: int) -> np.ndarray:
 
 
 def _mixed(keys: np.ndarray) -> np.ndarray:
-    """A bijective hash of 64 bits, so that two n-grams of a batch do not meet by chance (Knuth, TAOCP 3, 6.4)."""
+    """A bijective hash of 64 bits: two n-grams of a batch do not meet by chance (Knuth, TAOCP 3, 6.4)."""
     keys = (keys + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15)
     return keys ^ (keys >> np.uint64(29))
 

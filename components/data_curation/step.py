@@ -23,7 +23,7 @@ from bloomery.components.data_curation.extract import document_text
 logger = logging.getLogger(__name__)
 
 ROWS_PER_BATCH = 5_000
-"""Documents judged at once: enough that Arrow's cost per call vanishes, few enough that a batch stays in cache."""
+"""Documents judged at once: Arrow's cost per call vanishes, and the measures of a batch stay small."""
 
 
 def run(
@@ -33,7 +33,7 @@ def run(
     documents: Annotated[Path, Writes("document/1")],
     rejects: Annotated[Path, Writes("reject/1")],
 ) -> dict[str, float]:
-    """Read the files of `sources` and keep what is readable text in a wanted language, with personal data masked.
+    """Keep the readable texts in wanted languages of the files of `sources`, with personal data masked.
 
     Reads:   sources (source/1): the files that preflight found
     Writes:  documents (document/1), rejects (reject/1): every row read stands in one of them
@@ -56,8 +56,8 @@ def run(
     masked: Counter[str] = Counter()
     for start in range(0, len(found), ROWS_PER_BATCH):
         part = slice(start, start + ROWS_PER_BATCH)
-        for row, text, verdict in zip(found[part], texts[part], _verdicts(config, found[part], texts[part]), strict=True):
-            code, reason, detail = verdict
+        verdicts = _verdicts(config, found[part], texts[part])
+        for row, text, (code, reason, detail) in zip(found[part], texts[part], verdicts, strict=True):
             if reason:
                 dropped.append(_reject(row, text, reason, detail))
             else:
@@ -65,6 +65,7 @@ def run(
                 masked += counts
                 kept.append(_document(row, text, code))
     reasons = Counter(row["reason"] for row in dropped)
+    codes = Counter(row["language"] for row in kept)
     if not kept:
         raise DataError(_nothing_left(config, len(found), reasons))
     write_rows(documents, "document/1", Document.table(kept), rows_in=len(found), dropped=reasons)
@@ -77,7 +78,7 @@ def run(
         "boilerplate_lines": num_boilerplate_lines,
         "documents_per_second": len(found) / seconds,
         **{f"rejects_{reason}": count for reason, count in sorted(reasons.items())},
-        **{f"documents_{code}": count for code, count in sorted(Counter(row["language"] for row in kept).items())},
+        **{f"documents_{code}": count for code, count in sorted(codes.items())},
         **{f"masked_{kind}": masked[kind] for kind in pii.PLACEHOLDERS},
     }
     return {f"data_curation/{name}": float(value) for name, value in metrics.items()}
@@ -105,7 +106,9 @@ def _relative(uri: str, root: str) -> str:
     return inside if inside and inside != uri else PurePosixPath(uri).name
 
 
-def _verdicts(config: DataCurationConfig, rows: list[dict[str, Any]], texts: list[str]) -> list[tuple[str, str, str]]:
+def _verdicts(
+    config: DataCurationConfig, rows: list[dict[str, Any]], texts: list[str]
+) -> list[tuple[str, str, str]]:
     """(language, reason or '', detail) of each row."""
     codes = [language.detect(text, config.min_language_score) for text in texts]
     judged = quality.judge(pa.array(texts, pa.string()), codes, config.min_words, config.max_words)
@@ -159,9 +162,9 @@ def _reject(row: dict[str, Any], text: str, reason: str, detail: str) -> dict[st
 def _nothing_left(config: DataCurationConfig, num_rows: int, reasons: Counter[str]) -> str:
     names = ", ".join(f"{source.name} ({source.path})" for source in config.sources)
     if not num_rows:
-        return f"data_curation: no rows in {names}; check the path, `where`, `share` and `limit` of the sources"
+        return f"data_curation: no rows in {names}; check `path`, `where` and `share` of the sources"
     counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     return (
-        f"data_curation: all {num_rows} rows of {names} were dropped: {counts}; see the rejects for examples, then "
-        "check `text` (which field holds it), `languages` and `min_words`"
+        f"data_curation: all {num_rows} rows of {names} were dropped: {counts}; check `text` of the sources "
+        "(which field holds it), `languages` and `min_words`"
     )

@@ -1,4 +1,4 @@
-"""Which documents hold an evaluation question: character n-gram overlap that no spacing, case or punctuation hides."""
+"""Which documents hold an evaluation question, whatever their spacing, case and punctuation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from bloomery.components.core.tasks import Tasks
 from bloomery.components.dedup.shingles import is_dense, letters_and_digits, ngram_hashes
 
 NGRAM_CHARACTERS = 8
-"""n-gram length of items in alphabetic scripts: one and a half words, so that short questions have some too."""
+"""n-gram length of items in alphabetic scripts: one and a half words, so that short questions have some
+too."""
 DENSE_NGRAM_CHARACTERS = 5
 """n-gram length of items in Hangul, kana or Chinese."""
 
@@ -41,8 +42,8 @@ class Found(NamedTuple):
 def evaluation_items(tasks: Tasks) -> tuple[list[Item], int]:
     """(items of every evaluation set and of validation, number too short to be told from chance).
 
-    An item is what the user wrote: the fields of its row, without the words of the prompt template. For a perplexity
-    task it is the reference text.
+    An item is what the user wrote: the fields of its row, without the words of the prompt template. For a
+    perplexity task it is the reference text.
     """
     items: dict[tuple[int, str], Item] = {}
     num_short = 0
@@ -59,12 +60,12 @@ def evaluation_items(tasks: Tasks) -> tuple[list[Item], int]:
 
 
 def _asked(prompt: Any, tasks: Tasks) -> str:
-    """The part of a prompt that its template did not write: else a long instruction would drown a short question."""
+    """What the template did not write of a prompt: a long instruction would drown a short question."""
     config = tasks.configs[prompt.task]
     for template in config.splits[prompt.split].templates or config.templates:
         parts = Formatter().parse(template.prompt)
-        pattern = "".join(re.escape(literal) + ("" if field is None else "(.*?)") for literal, field, *_ in parts)
-        match = re.fullmatch(pattern, prompt.prompt, re.DOTALL)
+        pieces = [re.escape(literal) + ("" if field is None else "(.*?)") for literal, field, *_ in parts]
+        match = re.fullmatch("".join(pieces), prompt.prompt, re.DOTALL)
         if match and "".join(match.groups()).strip():
             return " ".join(match.groups())
     return prompt.prompt
@@ -73,16 +74,16 @@ def _asked(prompt: Any, tasks: Tasks) -> str:
 class Detector:
     """Finds the items that a text holds.
 
-    Only the rarest n-grams of an item are looked up: a text that holds a share of o of m n-grams holds one of any
-    m - ceil(o * m) + 1 of them (prefix filtering, Chaudhuri et al. 2006). What is found so is then compared whole.
+    Only the rarest n-grams of an item are looked up: a text that holds a share of o of m n-grams holds one of
+    any m - ceil(o * m) + 1 of them (prefix filtering, Chaudhuri et al. 2006). What is found so is then
+    compared whole.
     """
 
     def __init__(self, items: list[Item], min_overlap: float) -> None:
         self._items = items
         self._min_overlap = min_overlap
-        self._index = {
-            length: _prefix_index(items, length, min_overlap) for length in sorted({item.length for item in items})
-        }
+        lengths = sorted({item.length for item in items})
+        self._index = {length: _prefix_index(items, length, min_overlap) for length in lengths}
 
     def find(self, text: str) -> Found | None:
         """The item of highest overlap that `text` holds, or None."""

@@ -1,8 +1,8 @@
 """The text that is compared, and its character n-grams as 64-bit hashes.
 
-Characters, not words: on copies with 5 % of their words edited, word 5-grams find 8 % at a Jaccard of .8, character
-5-grams 82 %; and Korean copies that drop spaces or swap particles share few words. A syllable block of Hangul holds
-two to three letters, so scripts of that kind take shorter n-grams.
+Characters, not words: on copies with 5 % of their words edited, word 5-grams find 8 % at a Jaccard of .8,
+character 5-grams 82 %; and Korean copies that drop spaces or swap particles share few words. A syllable block
+of Hangul holds two to three letters, so scripts of that kind take shorter n-grams.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ MIN_DENSE_SHARE = 0.2
 
 
 def comparable(text: str) -> str:
-    """NFKC, lower case, without white space: what stays equal when a copy is re-typed, re-wrapped or re-spaced."""
+    """NFKC, lower case, without white space: what stays equal when a copy is re-typed, re-wrapped or
+    re-spaced."""
     return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
@@ -40,7 +41,8 @@ def is_dense(text: str) -> bool:
 def ngram_hashes(text: str, n: int) -> np.ndarray:
     """uint64 hashes of the character n-grams of `text` in order, shape (max(1, len(text) - n + 1),).
 
-    A text shorter than `n` is one n-gram. Polynomial rolling hash modulo 2^64 (Karp and Rabin 1987), then mixed.
+    A text shorter than `n` is one n-gram. Polynomial rolling hash modulo 2^64 (Karp and Rabin 1987), then
+    mixed.
     """
     codes = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32).astype(np.uint64)
     n = min(n, max(1, len(codes)))

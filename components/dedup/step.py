@@ -31,9 +31,11 @@ def run(
 ) -> dict[str, float]:
     """Remove documents that hold an evaluation question, then exact copies, then near copies.
 
-    Contamination goes first: else a contaminated document could take the place of its clean near copy and then fall.
+    Contamination goes first: a contaminated document must not take the place of its clean near copy.
+
     Reads:   documents (document/1), tasks (tasks/1): validation and every evaluation set
-    Writes:  kept (document/1), duplicates (reject/1; `detail` names the survivor or the question, and the overlap)
+    Writes:  kept (document/1), duplicates (reject/1; `detail` names the survivor or the question, and the
+             overlap)
     Returns: dedup/documents, contaminated, exact_duplicates, near_duplicates, candidate_pairs, similar_pairs,
              evaluation_items, evaluation_items_found, evaluation_items_too_short
     Raises:  DataError if no document is left.
@@ -47,8 +49,8 @@ def run(
     reasons = Counter(row["reason"] for row in dropped)
     if not survivors:
         raise DataError(
-            f"dedup: all {len(rows)} documents were dropped: {dict(reasons)}; see the duplicates for which question or "
-            "document each belongs to, and add documents, or raise contamination_overlap or jaccard_threshold"
+            f"dedup: all {len(rows)} documents were dropped: {dict(reasons)}; add documents, or keep the "
+            "evaluation sets' own texts out of the sources"
         )
     write_rows(kept, "document/1", Document.table(survivors), rows_in=len(rows), dropped=reasons)
     write_rows(duplicates, "reject/1", Reject.table(dropped))
@@ -92,15 +94,19 @@ def _drop_exact(rows: list[Row]) -> tuple[list[Row], list[Row]]:
     return [row for row in rows if id(row) in chosen], dropped
 
 
-def _drop_near(rows: list[Row], config: DedupConfig, metrics: dict[str, float]) -> tuple[list[Row], list[Row]]:
+def _drop_near(
+    rows: list[Row], config: DedupConfig, metrics: dict[str, float]
+) -> tuple[list[Row], list[Row]]:
     """Go by preference and keep a document unless one already kept is similar to it.
 
-    So every document dropped has a verified near copy that stays. To keep one of each connected component instead
-    would also drop the last of a long chain of versions, which may have nothing in common with the first.
+    So every document dropped has a verified near copy that stays. To keep one of each connected component
+    instead would also drop the last of a long chain of versions, which may have nothing in common with the
+    first.
     """
     ordered = _by_preference(rows)
+    texts = [comparable(row["text"]) for row in ordered]
     pairs, num_candidates = similar_pairs(
-        [comparable(row["text"]) for row in ordered], config.jaccard_threshold, config.num_permutations, config.seed
+        texts, config.jaccard_threshold, config.num_permutations, config.seed
     )
     better: dict[int, list[tuple[float, int]]] = {}
     for pair in pairs:
@@ -110,7 +116,8 @@ def _drop_near(rows: list[Row], config: DedupConfig, metrics: dict[str, float]) 
         standing = [(jaccard, -left) for jaccard, left in better.get(index, ()) if -left not in dropped]
         if standing:
             jaccard, survivor = max(standing)
-            dropped[index] = _reject(row, "near_duplicate", f"of {ordered[survivor]['id']}, Jaccard {jaccard:.2f}")
+            detail = f"of {ordered[survivor]['id']}, Jaccard {jaccard:.2f}"
+            dropped[index] = _reject(row, "near_duplicate", detail)
     gone = {id(ordered[index]) for index in dropped}
     metrics |= {"candidate_pairs": num_candidates, "similar_pairs": len(pairs)}
     return [row for row in rows if id(row) not in gone], list(dropped.values())

@@ -1,6 +1,7 @@
 """Other wordings of a question that ask the same: rules that leave numbers, quotations and names alone.
 
-The answer is kept as it is, so a rule may only change what no answer depends on: never a value, a negation or a noun.
+The answer is kept as it is, so a rule may only change what no answer depends on: never a value, a negation or
+a noun.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ def drop_space(text: str, rng: random.Random) -> str:
 def synonym_rule(synonyms: Mapping[str, Sequence[str]]) -> Rule:
     """A rule that puts one of the given synonyms in the place of one phrase.
 
-    A Korean word may carry a particle, whose form follows the last sound: only a synonym that ends alike fits.
+    A Korean word may carry a particle, whose form follows the last sound: only a synonym that ends alike
+    fits.
     """
     by_phrase = {phrase.casefold(): list(others) for phrase, others in synonyms.items()}
     longest_first = sorted(by_phrase, key=len, reverse=True)
-    pattern = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?![A-Za-z0-9_])", re.IGNORECASE)
+    phrases = "|".join(map(re.escape, longest_first))
+    pattern = re.compile(rf"(?<!\w)(?:{phrases})(?![A-Za-z0-9_])", re.IGNORECASE)
 
     def replace(text: str, rng: random.Random) -> str:
         def other(match: re.Match[str]) -> str:

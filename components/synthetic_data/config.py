@@ -38,7 +38,7 @@ class ExtractConfig(Config):
         unknown = sorted({field for _, field, *_ in parsed if field is not None} - groups)
         if unknown:
             known = ", ".join(sorted(groups)) or "none"
-            raise ValueError(f"templates use {', '.join(unknown)}, but the named groups of the pattern are: {known}")
+            raise ValueError(f"templates use {', '.join(unknown)}; the pattern's named groups are: {known}")
         return self
 
 
@@ -48,8 +48,9 @@ class SyntheticDataConfig(Config):
     extract: list[ExtractConfig] = []
     """Patterns that turn parts of documents into questions with answers."""
     augmented_share: float = Field(default=0.2, ge=0, lt=1)
-    """Largest share of augmented chats among all; 0 makes none. Rules vary the wording, not the meaning: a fifth adds
-    noise that users bring (case, punctuation, spacing) without letting it outweigh what was written by people."""
+    """Largest share of augmented chats among all; 0 makes none. Rules vary the wording, not the meaning: a
+    fifth adds noise that users bring (case, punctuation, spacing) without letting it outweigh what was
+    written by people."""
     synonyms: dict[str, list[str]] = {}
     """Words or phrases and what may stand in their place, such as `show me: [list, give me]`."""
     seed: int = 0

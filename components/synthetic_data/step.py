@@ -1,4 +1,5 @@
-"""Chats to imitate and prompts to sample from: seeds, questions found in documents, and other wordings of both."""
+"""Chats to imitate and prompts to sample from: seeds, questions found in documents, other wordings of
+both."""
 
 from __future__ import annotations
 
@@ -32,19 +33,21 @@ def run(
     prompts: Annotated[Path, Writes("prompt/1")],
     rejects: Annotated[Path, Writes("reject/1")],
 ) -> dict[str, float]:
-    """Make chats of the domain tasks from their training questions and from documents, and vary their wording.
+    """Make chats of the domain tasks from training questions and from documents, and vary their wording.
 
     Reads:   documents (document/1), tasks (tasks/1)
-    Writes:  chats (chat/1, origin `seed`, `document` or `augmented`), prompts (prompt/1: training and unlabelled
-             questions of the domain tasks), rejects (reject/1)
-    Returns: synthetic_data/chats and chats_<origin>, prompts, rejects and rejects_<reason>, augmented_fraction
+    Writes:  chats (chat/1, origin `seed`, `document` or `augmented`), prompts (prompt/1: training and
+             unlabelled questions of the domain tasks), rejects (reject/1)
+    Returns: synthetic_data/chats and chats_<origin>, prompts, rejects and rejects_<reason>,
+             augmented_fraction
     Raises:  ConfigError if a pattern names no task, DataError if no chat is left.
     """
     task_set = Tasks(tasks)
     for index, pattern in enumerate(config.extract):
         if pattern.task not in task_set.configs:
             known = ", ".join(task_set.configs)
-            raise ConfigError(f"synthetic_data.extract.{index}.task: found '{pattern.task}'; tasks are: {known}")
+            where = f"synthetic_data.extract.{index}.task"
+            raise ConfigError(f"{where}: found '{pattern.task}'; the recipe's tasks are: {known}")
     sorter = _Sorter(task_set)
     seeds = _domain_prompts(task_set, "train")
     for prompt in seeds:
@@ -62,7 +65,8 @@ def run(
     asked = seeds + _domain_prompts(task_set, "unlabelled")
     write_rows(prompts, "prompt/1", Prompt.table([prompt.model_dump() for prompt in asked]))
     origins = Counter(row["origin"] for row in sorter.chats)
-    logger.info("%d chats (%s), %d prompts; dropped: %s", len(sorter.chats), dict(origins), len(asked), dict(reasons))
+    kept = dict(origins)
+    logger.info("%d chats %s, %d prompts; dropped: %s", len(sorter.chats), kept, len(asked), dict(reasons))
     metrics = {
         "chats": len(sorter.chats),
         **{f"chats_{origin}": origins[origin] for origin in ("seed", "document", "augmented")},
@@ -91,14 +95,13 @@ class _Sorter:
         sample = content_id(task, prompt, answer)
         reason, detail = self._verdict(task, prompt, answer, origin)
         if reason:
-            source = f"{origin}:{parent}"
-            text = f"{prompt}\n\n{answer}"[:500]
-            self.rejects.append({"id": sample, "source": source, "reason": reason, "detail": detail, "text": text})
+            facts = {"source": f"{origin}:{parent}", "reason": reason, "detail": detail}
+            self.rejects.append({"id": sample, **facts, "text": f"{prompt}\n\n{answer}"[:500]})
             return
         self._seen.setdefault(_loose(prompt), sample)
         self._wordings.add(_exact(prompt))
-        messages = chat(prompt, answer)
-        self.chats.append({"id": sample, "messages": messages, "task": task, "origin": origin, "parent": parent})
+        facts = {"task": task, "origin": origin, "parent": parent}
+        self.chats.append({"id": sample, "messages": chat(prompt, answer), **facts})
 
     def _verdict(self, task: str, prompt: str, answer: str, origin: str) -> tuple[str, str]:
         """(reason, detail), or two empty strings where the sample is good."""
@@ -107,13 +110,16 @@ class _Sorter:
         held_out = self._held_out.get(_loose(prompt))
         if held_out is not None:
             return "in_evaluation_set", f"asks what {held_out.id} of {held_out.task}/{held_out.split} asks"
-        # Another wording differs from its seed in case, marks or spaces alone: it is compared letter by letter.
+        # Another wording differs from its seed in case, marks or spaces alone: it is compared letter by
+        # letter.
         if origin == "augmented":
-            return ("duplicate", "the same wording stands there already") if _exact(prompt) in self._wordings else ("", "")
+            is_known = _exact(prompt) in self._wordings
+            return ("duplicate", "the same wording stands there already") if is_known else ("", "")
         if _loose(prompt) in self._seen:
             return "duplicate", f"of {self._seen[_loose(prompt)]}"
         if origin == "document":
-            # An answer that its own verifier refuses when compared with itself cannot be right: SQL that does not run.
+            # An answer that its own verifier refuses when compared with itself cannot be right: SQL that does
+            # not run.
             score, problem = self._tasks.verify(task, answer, answer)
             if score < 1:
                 return "unverified", problem
@@ -157,7 +163,8 @@ def _exact(text: str) -> str:
 
 
 def _loose(text: str) -> str:
-    """Letters and digits alone, in NFKC and without case: equal for questions that a reader would call the same."""
+    """Letters and digits alone, in NFKC and without case: equal for questions that a reader would call the
+    same."""
     return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
 
 
@@ -165,6 +172,7 @@ def _nothing_left(tasks: Tasks, sorter: _Sorter) -> str:
     domain = [name for name, config in tasks.configs.items() if config.role == "domain"]
     counts = Counter(row["reason"] for row in sorter.rejects)
     return (
-        f"synthetic_data: no chat to learn from: the domain tasks ({', '.join(domain) or 'none'}) gave no usable question "
-        f"in their `train` split and `extract` found none (dropped: {dict(counts)}); give a domain task a `train` split"
+        f"synthetic_data: no chat to learn from: the domain tasks ({', '.join(domain) or 'none'}) have no "
+        f"usable question in a `train` split and `extract` found none (dropped: {dict(counts)}); give a domain "
+        "task a `train` split or add a pattern to `extract`"
     )
