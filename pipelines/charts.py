@@ -1,13 +1,15 @@
 """Four small charts as inline SVG: dots with intervals, lines, horizontal bars, labelled points.
 
-A chart is a `<figure>` whose colours are CSS classes of the page that holds it, so light, dark and print are decided there.
-Every mark is also told by shape or label, never by colour alone, and carries its values as a tooltip and in the figure's
-`aria-label`. All text is escaped here. Lengths are SVG user units; every chart is `WIDTH` wide and scales with the page.
+A chart is a `<figure>` whose colours are CSS classes of the page that holds it, so light, dark and print
+are decided there. Every mark is also told by shape or label, never by colour alone, and carries its values
+as a tooltip and in the `aria-label` of its chart. All text is escaped here. Lengths are SVG user units;
+every chart is `WIDTH` wide and scales with the page.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from html import escape
@@ -60,13 +62,15 @@ class Point(NamedTuple):
 
 
 def ladder(title: str, rows: Sequence[Interval], axis: str, form: Callable[[float], str]) -> str:
-    """One row a model, a mark at its value, a line over its interval; `form` writes a value in the axis' unit."""
+    """One row a model: a mark at its value, a line over its interval; `form` writes a value with its unit."""
     left, right = _label_width([row.label for row in rows]), WIDTH - 58
     marks = [value for row in rows for value in (row.low, row.value, row.high) if math.isfinite(value)]
     x, axis_marks = _x_axis(marks, left, right, len(rows) * ROW + 4, axis, form)
     body = [axis_marks]
     for row in (row for row in rows if row.kind == "champion"):
-        body.append(f'<line class="guide" x1="{x(row.value)}" x2="{x(row.value)}" y1="0" y2="{len(rows) * ROW + 4}"/>')
+        body.append(
+            f'<line class="guide" x1="{x(row.value)}" x2="{x(row.value)}" y1="0" y2="{len(rows) * ROW + 4}"/>'
+        )
     for index, row in enumerate(rows):
         y = index * ROW + ROW / 2 + 2
         tip = f"{row.label}: {form(row.value)}"
@@ -76,7 +80,7 @@ def ladder(title: str, rows: Sequence[Interval], axis: str, form: Callable[[floa
             mark = f'<line class="whisker" x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}"/>'
         body.append(
             f'<g class="{escape(row.kind)}"><title>{escape(tip)}</title>{_label(row.label, left, y)}{mark}'
-            f'{_mark(row.kind, x(row.value), y)}{_text(form(row.value), WIDTH, y, "end value")}</g>'
+            f"{_mark(row.kind, x(row.value), y)}{_text(form(row.value), WIDTH, y, 'end value')}</g>"
         )
     told = "; ".join(f"{row.label} {form(row.value)}" for row in rows)
     return _figure(title, told, len(rows) * ROW + 4 + AXIS, body)
@@ -84,24 +88,29 @@ def ladder(title: str, rows: Sequence[Interval], axis: str, form: Callable[[floa
 
 def lines(title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
     """Curves over steps; the lowest point of a `validation` curve is ringed."""
-    height, left, right, top = 150, 44, WIDTH - 12, 22
+    height, left, right, top = 160, 40, WIDTH - 12, 30
     y_all = [y for line in series for _, y in line.points]
-    x, axis_marks = _x_axis([p for line in series for p, _ in line.points], left, right, height, x_label, _short)
-    y, grid = _y_axis(y_all, left, right, top, height - 6)
-    body = [axis_marks, grid, _text(y_label, 0, 10, "axis-name")]
+    x, axis_marks = _x_axis(
+        [p for line in series for p, _ in line.points], left, right, height, x_label, number
+    )
+    y, grid = _y_axis(y_all, left, right, top, height - 6, number)
+    body = [axis_marks, grid, _text(y_label, 0, 8, "axis-name")]
     for index, line in enumerate(series):
         path = " ".join(f"{x(a)},{y(b)}" for a, b in line.points)
         body.append(f'<polyline class="line {escape(line.kind)}" points="{path}"/>')
         if line.kind == "validation":
             best = min(line.points, key=lambda point: point[1])
             for a, b in line.points:
-                tip = f"step {_short(a)}: {b:.4g}" + (" (lowest)" if (a, b) == best else "")
+                tip = f"step {number(a)}: {b:.4g}" + (" (lowest)" if (a, b) == best else "")
                 radius, kind = (4.5, "best") if (a, b) == best else (2.5, "dot")
-                body.append(f'<circle class="{kind}" cx="{x(a)}" cy="{y(b)}" r="{radius}"><title>{tip}</title></circle>')
+                circle = f'<circle class="{kind}" cx="{x(a)}" cy="{y(b)}" r="{radius}">'
+                body.append(f"{circle}<title>{tip}</title></circle>")
         at = WIDTH - 12 - 96 * (len(series) - 1 - index)
         body.append(f'<line class="line {escape(line.kind)}" x1="{at - 84}" x2="{at - 68}" y1="8" y2="8"/>')
         body.append(_text(line.name, at - 62, 8, "legend"))
-    told = "; ".join(f"{line.name} from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in series)
+    told = "; ".join(
+        f"{line.name} from {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in series
+    )
     return _figure(title, told, height + AXIS, body)
 
 
@@ -113,33 +122,48 @@ def bars(title: str, rows: Sequence[Bar], note: str = "") -> str:
     body = []
     for index, row in enumerate(rows):
         y, width = index * ROW + ROW / 2, max(row.value / top * room, 1)
+        kind = "bar muted" if row.muted else "bar"
         body.append(
             f"<g><title>{escape(f'{row.label}: {row.text}')}</title>{_label(row.label, left, y)}"
-            f'<rect class="bar{" muted" if row.muted else ""}" x="{left}" y="{y - 7}" width="{width:.1f}" height="14" '
-            f'rx="2"/>{_text(row.text, left + width + 6, y, "value")}</g>'
+            f'<rect class="{kind}" x="{left:.1f}" y="{y - 7}" width="{width:.1f}" height="14" rx="2"/>'
+            f"{_text(row.text, left + width + 6, y, 'value')}</g>"
         )
     return _figure(title, "; ".join(f"{row.label} {row.text}" for row in rows), len(rows) * ROW, body, note)
 
 
 def scatter(
-    title: str, points: Sequence[Point], x_label: str, y_label: str, x_form: Callable[[float], str],
+    title: str,
+    points: Sequence[Point],
+    x_label: str,
+    y_label: str,
+    x_form: Callable[[float], str],
     y_form: Callable[[float], str],
 ) -> str:
     """Labelled points with vertical intervals; the chosen one is a filled diamond."""
-    height, left, right, top = 190, 52, WIDTH - 16, 22
+    height, left, right, top = 190, 52, WIDTH - 16, 30
     x, axis_marks = _x_axis([0.0, *(p.x for p in points)], left, right, height, x_label, x_form)
     finite = [value for p in points for value in (p.low, p.y, p.high) if math.isfinite(value)]
     y, grid = _y_axis(finite, left, right, top, height - 6, y_form)
-    body = [axis_marks, grid, _text(y_label, 0, 10, "axis-name")]
-    for p in points:
+    body = [axis_marks, grid, _text(y_label, 0, 8, "axis-name")]
+    free, drawn = 0.0, []
+    for p in sorted(points, key=lambda p: y(p.y)):
         kind = "final" if p.chosen else "stage"
+        free = max(free + 14, y(p.y) - 9)  # labels of points that lie close stand one below the other
         whisker = ""
         if math.isfinite(p.low) and math.isfinite(p.high):
             whisker = f'<line class="whisker" x1="{x(p.x)}" x2="{x(p.x)}" y1="{y(p.low)}" y2="{y(p.high)}"/>'
         near_right = x(p.x) > right - _text_width(p.label) - 10
-        label = _text(p.label, x(p.x) + (-9 if near_right else 9), y(p.y) - 9, "end value" if near_right else "value")
+        label = _text(
+            p.label, x(p.x) + (-9 if near_right else 9), free, "end value" if near_right else "value"
+        )
         tip = escape(f"{p.label}: {x_form(p.x)}, {y_form(p.y)}" + (", chosen" if p.chosen else ""))
-        body.append(f'<g class="{kind}"><title>{tip}</title>{whisker}{_mark(kind, x(p.x), y(p.y))}{label}</g>')
+        drawn.append(
+            (
+                p.chosen,
+                f'<g class="{kind}"><title>{tip}</title>{whisker}{_mark(kind, x(p.x), y(p.y))}{label}</g>',
+            )
+        )
+    body += [svg for _, svg in sorted(drawn, key=lambda item: item[0])]  # the chosen one lies on top
     told = "; ".join(f"{p.label} {x_form(p.x)} {y_form(p.y)}" for p in points)
     return _figure(title, told, height + AXIS, body)
 
@@ -154,26 +178,56 @@ def ticks(low: float, high: float, count: int = 5) -> list[float]:
     return [round(index * step, 12) for index in range(first, last + 1)]
 
 
+def number(value: float) -> str:
+    """Four significant digits, or a whole number with thousands apart."""
+    return (f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}").replace("-", "−")
+
+
+def percent(value: float) -> str:
+    """A share of one as a percentage."""
+    return f"{100 * value:.1f} %".replace("-", "−")
+
+
+def size(value: float) -> str:
+    """Bytes in decimal units."""
+    for unit, power in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= power:
+            return f"{value / power:.3g} {unit}"
+    return f"{value:.0f} B"
+
+
+def duration(seconds: float) -> str:
+    """Seconds with one decimal, or minutes or hours with the next smaller unit."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
 Scale = Callable[[float], float]
 
 
 def _x_axis(
     values: Sequence[float], left: float, right: float, y: float, name: str, form: Callable[[float], str]
 ) -> tuple[Scale, str]:
-    marks = ticks(min(values), max(values), 4)
+    marks = ticks(min(values), max(values), 5)
     scale = _scale(marks[0], marks[-1], left + 6, right)
     body = [f'<line class="axis" x1="{left}" x2="{right + 4}" y1="{y}" y2="{y}"/>']
     for mark in marks:
         at = scale(mark)
         body.append(f'<line class="grid" x1="{at}" x2="{at}" y1="0" y2="{y}"/>' if left > 60 else "")
-        body.append(_text(form(mark), at, y + 12, "middle tick"))
+        body.append(_text(_tick(form(mark)), at, y + 12, "middle tick"))
     body.append(_text(name, (left + right) / 2, y + 29, "middle axis-name"))
     return scale, "".join(body)
 
 
 def _y_axis(
-    values: Sequence[float], left: float, right: float, top: float, bottom: float,
-    form: Callable[[float], str] | None = None,
+    values: Sequence[float],
+    left: float,
+    right: float,
+    top: float,
+    bottom: float,
+    form: Callable[[float], str],
 ) -> tuple[Scale, str]:
     marks = ticks(min(values), max(values), 4)
     scale = _scale(marks[0], marks[-1], bottom, top)
@@ -181,8 +235,13 @@ def _y_axis(
     for mark in marks:
         at = scale(mark)
         body.append(f'<line class="grid" x1="{left}" x2="{right + 4}" y1="{at}" y2="{at}"/>')
-        body.append(_text((form or _short)(mark), left - 6, at, "end tick"))
+        body.append(_text(_tick(form(mark)), left - 6, at, "end tick"))
     return scale, "".join(body)
+
+
+def _tick(text: str) -> str:
+    """A round number without its last zeros: `50.0 %` is `50 %` on an axis, and `7.500` is `7.5`."""
+    return re.sub(r"\.(?!\d)", "", re.sub(r"(\.\d*?)0+(?!\d)", r"\1", text))
 
 
 def _scale(low: float, high: float, start: float, end: float) -> Scale:
@@ -211,21 +270,18 @@ def _text(text: str, x: float, y: float, kind: str) -> str:
 
 
 def _label_width(labels: Sequence[str]) -> float:
-    return min(max((_text_width(label) for label in labels), default=0) + 10, 170)
+    return min(max((_text_width(label) for label in labels), default=0) + 10, 0.6 * WIDTH)
 
 
 def _text_width(text: str) -> float:
-    """Estimated width at 12 units: wide (East Asian) letters are as wide as high, others about 0.56 of it."""
-    return sum(12 if unicodedata.east_asian_width(letter) in "WF" else 6.7 for letter in text)
-
-
-def _short(value: float) -> str:
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    """Estimated width at 12 units: wide (East Asian) letters are as wide as high, others about 0.6 of it."""
+    return sum(12 if unicodedata.east_asian_width(letter) in "WF" else 7.2 for letter in text)
 
 
 def _figure(title: str, told: str, height: float, body: Sequence[str], note: str = "") -> str:
     small = f"<small>{escape(note)}</small>" if note else ""
     return (
-        f'<figure><figcaption>{escape(title)}{small}</figcaption><svg viewBox="0 0 {WIDTH} {round(height)}" role="img" '
-        f'aria-label="{escape(f"{title}: {told}")}">{"".join(body)}</svg></figure>'
+        f"<figure><figcaption>{escape(title)}{small}</figcaption>"
+        f'<svg viewBox="0 0 {WIDTH} {round(height)}" role="img" aria-label="{escape(f"{title}: {told}")}">'
+        f"{''.join(body)}</svg></figure>"
     )

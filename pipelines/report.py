@@ -1,0 +1,317 @@
+"""The report of a run: one HTML page that an engineer reads in two minutes.
+
+It is made from the journal and the artifacts that the journal names. The page needs no network: style and
+charts are inline (`report_template.html`, `charts.py`), and whatever comes from data is escaped by the
+template. A run that failed or was rejected is reported with what it left; a part whose artifact is missing
+says so in one line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import platform
+import subprocess
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from bloomery.components.core import artifact
+from bloomery.components.core.errors import DataError
+from bloomery.components.core.statistics import Z95
+from bloomery.pipelines import charts
+from bloomery.pipelines.charts import duration, number, percent, size
+from bloomery.pipelines.scores import Scores
+from markupsafe import Markup
+
+CHANGE_FRACTION = 0.02
+"""Rise over the lowest validation loss, or fall in the last third, that is called over- or under-fitting.
+
+A reading aid of our own, in parts of the loss: smaller changes are hard to see in the picture as well."""
+MOST_REASONS = 12
+"""Bars of one chart of counts; the rest is summed in one more."""
+
+
+class Output(NamedTuple):
+    """An artifact that a finished stage left and that is whole."""
+
+    stage: str
+    name: str
+    path: Path
+    manifest: artifact.Manifest
+
+
+def write_report(run_dir: Path, summary: dict[str, Any]) -> Path:
+    """Write `run_dir/report.html` and return its path.
+
+    `summary` is what `bloomery run --json` prints: status, model, cached_steps, seconds, recipe, error.
+    Reads:   run_dir/journal.jsonl and the artifacts that its `finished` events point at.
+    """
+    import jinja2
+
+    events = list(_events(run_dir / "journal.jsonl"))
+    finished = {event["stage"]: event for event in events if event["event"] == "finished"}
+    outputs = {(output.stage, output.name): output for output in _outputs(finished)}
+    scores = Scores(_results(outputs), _tasks(outputs))
+    gate = _or_missing(lambda: _json(outputs, "promotion", "verdict"))
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters |= {"number": number, "percent": percent, "size": size}
+    page = environment.get_template("report_template.html").render(
+        head=_head(run_dir, summary, events, finished, scores, gate),
+        sets=scores.parts(),
+        losses=_losses(finished),
+        data=_data(outputs),
+        answers=_or_missing(scores.cards),
+        variants=_or_missing(lambda: _variants(outputs)),
+        gate=gate,
+        cost=_cost(finished),
+        outputs=outputs.values(),
+        lost=sum(len(event["outputs"]) for event in finished.values()) - len(outputs),
+        stages=finished,
+        recipe=yaml.safe_dump(summary.get("recipe") or {}, allow_unicode=True, sort_keys=False),
+    )
+    target = run_dir / "report.html"
+    artifact.write_atomically(target, page)
+    return target
+
+
+def _events(journal: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of a journal; the last one of a killed run may be cut off."""
+    for line in journal.read_text(encoding="utf-8").split("\n") if journal.is_file() else []:
+        with contextlib.suppress(ValueError):
+            yield json.loads(line)
+
+
+def _outputs(finished: dict[str, Any]) -> Iterator[Output]:
+    for stage, event in finished.items():
+        for name, path in event["outputs"].items():
+            with contextlib.suppress(DataError):
+                yield Output(stage, name, Path(path), artifact.read_manifest(Path(path)))
+
+
+def _results(outputs: dict[tuple[str, str], Output]) -> dict[str, list[dict[str, Any]]]:
+    """The eval_result/1 rows of each evaluated model."""
+    return {
+        output.stage.removeprefix("evaluation_"): artifact.read_table(
+            output.path, "eval_result/1"
+        ).to_pylist()
+        for output in outputs.values()
+        if output.manifest.schema_name == "eval_result/1"
+    }
+
+
+def _tasks(outputs: dict[tuple[str, str], Output]) -> dict[str, Any]:
+    """The task configs by name; none if preflight left none."""
+    known = outputs.get(("preflight", "tasks"))
+    return json.loads((known.path / "tasks.json").read_text(encoding="utf-8")) if known else {}
+
+
+def _json(outputs: dict[tuple[str, str], Output], stage: str, name: str) -> dict[str, Any]:
+    """The JSON file that is the content of an output; a list comes as `rows`."""
+    if (stage, name) not in outputs:
+        raise DataError(f"{stage} did not finish, so there is no {name} to show.")
+    value = json.loads((outputs[stage, name].path / f"{name}.json").read_text(encoding="utf-8"))
+    return {"rows": value} if isinstance(value, list) else value
+
+
+def _or_missing(build: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """What `build` found, or `missing`: why there is nothing."""
+    try:
+        return {"missing": "", **build()}
+    except DataError as error:
+        return {"missing": str(error)}
+
+
+def _head(
+    run_dir: Path,
+    summary: dict[str, Any],
+    events: list[dict[str, Any]],
+    finished: dict[str, Any],
+    scores: Scores,
+    gate: dict[str, Any],
+) -> dict[str, Any]:
+    """Verdict, the numbers that matter most, and what the run was made with."""
+    tiles = []
+    if model := summary.get("model"):
+        aliases = ", ".join(model.get("aliases") or []) or "no alias"
+        tiles.append({"name": "model", "value": f"{model['name']} v{model['version']}", "note": aliases})
+    tiles += [tile for key in scores.answered()[:3] if (tile := scores.change(key))]
+    reused = f"{len(summary.get('cached_steps') or [])} of {len(finished)} steps reused"
+    tiles.append({"name": "total time", "value": duration(summary.get("seconds") or 0), "note": reused})
+    facts = [("Run", run_dir.name), ("Bloomery", artifact.version() + _commit()), ("Hardware", _hardware())]
+    if events:
+        facts.insert(1, ("Started", f"{datetime.fromtimestamp(events[0]['time'], UTC):%Y-%m-%d %H:%M} UTC"))
+    recipe, status = summary.get("recipe") or {}, summary["status"]
+    told = {"promoted": "The gate let it pass", "rejected": "The gate refused it"}.get(status, status)
+    reason = gate["missing"] or f"{told}: {gate['reason']}."
+    if status == "failed":
+        failures = [f"{event['stage']}: {event['message']}" for event in events if event["event"] == "failed"]
+        reason = summary.get("error") or (failures or ["the run ended without a word"])[-1]
+        lines = [line for line in reason.splitlines() if line.strip()]
+        reason = lines[-1] if "Traceback" in reason else "\n".join(lines)
+    icon = {"promoted": "✓", "rejected": "✗"}.get(status, "!")
+    name = recipe.get("name") or run_dir.name
+    return {"recipe": name, "status": status, "icon": icon, "reason": reason, "tiles": tiles, "facts": facts}
+
+
+def _commit() -> str:
+    """', commit …' of the checkout that this file stands in; '' for an installed package."""
+    root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        return (
+            f", commit {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def _hardware() -> str:
+    cpus = os.cpu_count()
+    threads = os.environ.get("OMP_NUM_THREADS") or cpus
+    return f"{cpus} CPUs, {threads} torch threads, {platform.platform()}, Python {platform.python_version()}"
+
+
+def _losses(finished: dict[str, Any]) -> list[dict[str, Any]]:
+    """A chart and a sentence for every stage that recorded a loss."""
+    found = []
+    for stage, event in finished.items():
+        train, validation = (
+            [
+                (entry["step"], entry[key])
+                for entry in event["history"]
+                if math.isfinite(entry.get(key, math.nan))
+            ]
+            for key in ("loss", "eval_loss")
+        )
+        if train:
+            curves = [charts.Series("training", train, "train")]
+            curves += [charts.Series("validation", validation, "validation")] if validation else []
+            unit = "loss" if stage.startswith("dpo") else "loss, nats per token"
+            chart = charts.lines(stage, curves, "optimiser step", unit)
+            found.append({"chart": Markup(chart), "sentence": fit_sentence(train, validation)})
+    return found
+
+
+def fit_sentence(train: list[tuple[float, float]], validation: list[tuple[float, float]]) -> str:
+    """One sentence on over- and under-fitting, read from the (step, loss) points of the two curves."""
+    falling = f"Training loss went from {train[0][1]:.3g} to {train[-1][1]:.3g}"
+    if len(validation) < 3:
+        seen = f"{len(validation) or 'no'} validation loss{'es' if len(validation) != 1 else ''}"
+        return f"{falling}; with {seen}, over- and under-fitting cannot be told apart."
+    step, lowest = min(validation, key=lambda point: point[1])
+    last = validation[-1][1]
+    if last > lowest * (1 + CHANGE_FRACTION):
+        return (
+            f"Over-fitting after step {step:g}: validation loss rose from {lowest:.3g} to {last:.3g} while "
+            f"training loss ended at {train[-1][1]:.3g}; train for less long or on more data."
+        )
+    before = validation[-max(2, len(validation) // 3)][1]
+    if before - last > last * CHANGE_FRACTION:
+        return (
+            f"Under-fitting: validation loss was still falling, {before:.3g} to {last:.3g}; train for longer."
+        )
+    return f"{falling}, validation loss levelled off at {last:.3g}: no sign of over- or under-fitting."
+
+
+def _data(outputs: dict[tuple[str, str], Output]) -> dict[str, Any]:
+    """Row counts of every data artifact, why rows were dropped, languages, and where chats come from."""
+    tables: list[Output] = []
+    reasons: dict[str, Counter[str]] = {}
+    for output in outputs.values():
+        schema = output.manifest.schema_name
+        if schema == "reject/1":
+            told = Counter(artifact.read_table(output.path, schema)["reason"].to_pylist())
+        elif schema in ("document/1", "chat/1", "prompt/1", "preference/1"):
+            told = Counter(output.manifest.dropped)
+            tables.append(output)
+        else:
+            continue
+        # A drop stands in the manifest of what was kept, and may stand among the rejects: count it once.
+        reasons[output.stage] = reasons.get(output.stage, Counter()) | told
+    kept = [charts.Bar(f"{o.stage}.{o.name}", o.manifest.rows, f"{o.manifest.rows:,}") for o in tables]
+    pictures = [charts.bars("Rows kept by each step", kept)] if kept else []
+    missing = []
+    for schema, columns, title in (
+        ("document/1", ["language", "general"], "Languages of the documents"),
+        ("chat/1", ["origin"], "Where the chats come from"),
+    ):
+        last = next((output for output in reversed(tables) if output.manifest.schema_name == schema), None)
+        if last:
+            pictures.append(_counted(title, _counts(last.path, columns), f"rows of {last.stage}.{last.name}"))
+        else:
+            missing.append(f"{title}: no step that writes them finished.")
+    for stage, counts in reasons.items():
+        if counts:
+            note = f"{counts.total():,} rows, by reason"
+            pictures.append(_counted(f"Why {stage} dropped rows", counts, note))
+    return {"tables": tables, "charts": [Markup(picture) for picture in pictures], "missing": missing}
+
+
+def _counts(path: Path, columns: list[str]) -> Counter[str]:
+    """Number of rows by the values of `columns`, read without the texts."""
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(sorted(path.glob("part-*.parquet")), columns=columns)
+    words = {True: "general", False: "domain", "": "(none)"}
+    counted = table.group_by(columns).aggregate([([], "count_all")]).to_pylist()
+    return Counter(
+        {", ".join(words.get(row[name], row[name]) for name in columns): row["count_all"] for row in counted}
+    )
+
+
+def _counted(title: str, counts: Counter[str], note: str) -> str:
+    total = counts.total()
+    shown = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    rest = shown[MOST_REASONS:]
+    if rest:
+        shown = [*shown[:MOST_REASONS], (f"{len(rest)} others", sum(count for _, count in rest))]
+    bars = [charts.Bar(label, count, f"{count:,} ({100 * count / total:.0f} %)") for label, count in shown]
+    return charts.bars(title, bars, note)
+
+
+def _variants(outputs: dict[tuple[str, str], Output]) -> dict[str, Any]:
+    """The table of ptq, and its picture of size against score."""
+    rows = _json(outputs, "ptq", "variants")["rows"]
+    points = []
+    for row in rows:
+        if row.get("score") is not None:
+            half = Z95 * (row["stderr"] if row.get("stderr") is not None else math.nan)
+            low, high = row["score"] - half, row["score"] + half
+            points.append(
+                charts.Point(row["scheme"], row["bytes"], row["score"], low, high, bool(row.get("chosen")))
+            )
+    chart = ""
+    if points:
+        chart = charts.scatter(
+            "Size against score", points, "size on disk", "validation score", size, percent
+        )
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    numeric = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
+    return {"rows": rows, "columns": columns, "numeric": numeric, "chart": Markup(chart)}
+
+
+def _cost(finished: dict[str, Any]) -> list[Markup]:
+    """Seconds and peak memory of each stage."""
+    seconds, memory = [], []
+    for stage, event in finished.items():
+        reused = event["cached"]
+        told = duration(event["seconds"]) + (", reused" if reused else "")
+        seconds.append(charts.Bar(stage, event["seconds"], told, reused))
+        memory.append(charts.Bar(stage, event["peak_bytes"], size(event["peak_bytes"]), reused))
+    if not seconds:
+        return []
+    note = "hollow: found in the store and reused"
+    pictures = (
+        charts.bars("Time", seconds, note),
+        charts.bars("Peak memory", memory, "resident, of the step's process"),
+    )
+    return [Markup(picture) for picture in pictures]
