@@ -1,8 +1,13 @@
-"""One look at the prediction log: window, drift, decision, trigger; its findings are saved beside the runs."""
+"""One look at the prediction log: window, drift, decision, trigger; its findings are saved beside the
+runs."""
 
 from __future__ import annotations
 
+import json
+import logging
 import shlex
+import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -10,17 +15,21 @@ from typing import Any
 from pydantic import ValidationError
 
 from bloomery.components.core.artifact import write_atomically
-from bloomery.components.core.errors import from_os_error
+from bloomery.components.core.config import parse
+from bloomery.components.core.errors import BloomeryError, from_os_error
+from bloomery.components.core.step import configure_logging
 from bloomery.monitoring import drift, page, policy, snapshot, trigger
 from bloomery.monitoring.config import MonitoringConfig
 from bloomery.monitoring.drift import DriftReport
 from bloomery.monitoring.snapshot import Snapshot, Window
 
+logger = logging.getLogger(__name__)
+
 
 def check(
     recipe_path: Path | str,
     workdir: Path,
-    log_path: Path,
+    log_path: Path | str,
     config: MonitoringConfig,
     *,
     now: datetime | None = None,
@@ -125,3 +134,35 @@ def _nothing_yet(taken: Snapshot, config: MonitoringConfig) -> dict[str, Any]:
         "command": "",
         "left_out": taken.left_out,
     }
+
+
+def check_task(
+    recipe: str,
+    workdir: str,
+    log: str,
+    config: Mapping[str, Any],
+    decision: Any,
+    drift_page: Any,
+    metrics: Any,
+) -> None:
+    """`check` as a pipeline task: writes the pages to the kfp artifacts `decision` and `drift_page`, and what
+    was found to `metrics`. A BloomeryError is logged without traceback and ends the process with its exit
+    code."""
+    configure_logging()
+    try:
+        result = check(recipe, Path(workdir), log, parse(MonitoringConfig, config, where="monitoring"))
+    except BloomeryError as error:
+        logger.error("drift_check: %s", error)
+        sys.exit(error.exit_code)
+    logger.info("%s: %s", result["action"], result["reason"])
+    for artifact, page_file in ((decision, "decision_page"), (drift_page, "drift_page")):
+        text = Path(result[page_file]).read_text(encoding="utf-8") if result["window"] else result["reason"]
+        Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(artifact.path).write_text(text, encoding="utf-8")
+    found = {
+        "drift_check/drifted_share": result["drifted_share"],
+        "drift_check/started": float(result["started_now"]),
+    }
+    Path(metrics.path).parent.mkdir(parents=True, exist_ok=True)
+    Path(metrics.path).write_text(json.dumps(found))
+    metrics.metadata.update(found)

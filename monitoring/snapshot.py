@@ -44,9 +44,8 @@ class Snapshot(NamedTuple):
     `duplicate_id`, `other_model`, `incomplete_window`."""
 
 
-def take(log: Path, config: MonitoringConfig, now: datetime) -> Snapshot:
-    """Read a prediction log: a file or folder of JSONL or Parquet rows of prediction/1, or an artifact of
-    them.
+def take(log: Path | str, config: MonitoringConfig, now: datetime) -> Snapshot:
+    """Read a prediction log: a file, folder or URI of JSONL or Parquet rows of prediction/1.
 
     Raises: DataError if there is no log, or no usable row in it.
     """
@@ -79,7 +78,7 @@ def _model(row: Prediction) -> tuple[str, str]:
     return row.model_name, row.model_version
 
 
-def _read(log: Path, left_out: Counter[str]) -> Iterator[tuple[datetime, Prediction]]:
+def _read(log: Path | str, left_out: Counter[str]) -> Iterator[tuple[datetime, Prediction]]:
     for file in tables.list_files(str(log)):
         if Path(file).name == MANIFEST:
             continue
