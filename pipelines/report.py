@@ -20,14 +20,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jinja2
 import yaml
+from markupsafe import Markup
+
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.statistics import Z95
 from bloomery.pipelines import charts
 from bloomery.pipelines.charts import duration, number, percent, size
 from bloomery.pipelines.scores import Scores
-from markupsafe import Markup
 
 CHANGE_FRACTION = 0.02
 """Rise over the lowest validation loss, or fall in the last third, that is called over- or under-fitting.
@@ -52,8 +54,6 @@ def write_report(run_dir: Path, summary: dict[str, Any]) -> Path:
     `summary` is what `bloomery run --json` prints: status, model, cached_steps, seconds, recipe, error.
     Reads:   run_dir/journal.jsonl and the artifacts that its `finished` events point at.
     """
-    import jinja2
-
     events = list(_events(run_dir / "journal.jsonl"))
     finished = {event["stage"]: event for event in events if event["event"] == "finished"}
     outputs = {(output.stage, output.name): output for output in _outputs(finished)}
@@ -115,7 +115,7 @@ def _tasks(outputs: dict[tuple[str, str], Output]) -> dict[str, Any]:
 def _json(outputs: dict[tuple[str, str], Output], stage: str, name: str) -> dict[str, Any]:
     """The JSON file that is the content of an output; a list comes as `rows`."""
     if (stage, name) not in outputs:
-        raise DataError(f"{stage} did not finish, so there is no {name} to show.")
+        raise DataError(f"{stage} did not finish, or its output `{name}` is gone.")
     value = json.loads((outputs[stage, name].path / f"{name}.json").read_text(encoding="utf-8"))
     return {"rows": value} if isinstance(value, list) else value
 
@@ -229,7 +229,7 @@ def _data(outputs: dict[tuple[str, str], Output]) -> dict[str, Any]:
     for output in outputs.values():
         schema = output.manifest.schema_name
         if schema == "reject/1":
-            told = Counter(artifact.read_table(output.path, schema)["reason"].to_pylist())
+            told = _counts(output.path, ["reason"])
         elif schema in ("document/1", "chat/1", "prompt/1", "preference/1"):
             told = Counter(output.manifest.dropped)
             tables.append(output)

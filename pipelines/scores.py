@@ -6,11 +6,12 @@ import math
 from itertools import zip_longest
 from typing import Any
 
+from markupsafe import Markup
+
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.statistics import interval, mean_stderr, paired_difference
 from bloomery.pipelines import charts
 from bloomery.pipelines.charts import number, percent
-from markupsafe import Markup
 
 ORDER = ("base", "cpt", "sft", "sft_2", "dpo", "ptq")
 """Order of the models; others follow by name, and the champion of before comes last."""

@@ -19,7 +19,10 @@ Z95 = 1.959963984540054
 """The 97.5 % point of the normal distribution: half the width of a 95 % interval, in standard errors."""
 
 
-def mean_stderr(scores: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float]:
+Numbers = Sequence[float] | np.ndarray
+
+
+def mean_stderr(scores: Numbers, weights: Numbers | None = None) -> tuple[float, float]:
     """(mean, standard error of the mean) of `scores`; the error of a single score is unknown: NaN.
 
     Weighted, this is the ratio estimate Σwx / Σw with its linearised error (Cochran, Sampling Techniques, 3rd
@@ -36,7 +39,7 @@ def mean_stderr(scores: Sequence[float], weights: Sequence[float] | None = None)
     return mean, math.sqrt(squares) / float(w.sum())
 
 
-def interval(scores: Sequence[float], weights: Sequence[float] | None = None) -> tuple[float, float]:
+def interval(scores: Numbers, weights: Numbers | None = None) -> tuple[float, float]:
     """The 95 % interval of the mean of `scores`.
 
     For 0/1 scores Wilson's, which stays inside [0, 1] and has a width where all answers are right or all
@@ -53,7 +56,7 @@ def interval(scores: Sequence[float], weights: Sequence[float] | None = None) ->
     return max(0.0, centre - half), min(1.0, centre + half)
 
 
-def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
+def mcnemar(a: Numbers, b: Numbers) -> float:
     """Two-sided exact p-value that two models, with 0/1 scores on the same prompts, are equally good.
 
     Only the prompts on which they differ speak: under the hypothesis each is won with probability one half,
@@ -71,7 +74,7 @@ def mcnemar(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def paired_difference(
-    a: Sequence[float], b: Sequence[float], weights: Sequence[float] | None = None
+    a: Numbers, b: Numbers, weights: Numbers | None = None
 ) -> tuple[float, float, float]:
     """(mean of a - b, its standard error, two-sided p-value) of two models on the same prompts, in order.
 
@@ -92,19 +95,19 @@ def paired_difference(
     return difference, stderr, float(2 * stdtr(x.size - 1, -abs(difference) / stderr))
 
 
-def is_binary(scores: Sequence[float]) -> bool:
+def is_binary(scores: Numbers) -> bool:
     """True if every score is 0 or 1."""
     return bool(np.isin(np.asarray(scores, float), (0.0, 1.0)).all())
 
 
-def _weights(scores: Sequence[float], weights: Sequence[float] | None) -> np.ndarray:
+def _weights(scores: Numbers, weights: Numbers | None) -> np.ndarray:
     w = np.ones(len(scores)) if weights is None else np.asarray(weights, float)
     if w.shape != (len(scores),):
         raise ValueError(f"{len(scores)} scores but {w.size} weights")
     return w
 
 
-def _pair(a: Sequence[float], b: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+def _pair(a: Numbers, b: Numbers) -> tuple[np.ndarray, np.ndarray]:
     x, y = np.asarray(a, float), np.asarray(b, float)
     if x.shape != y.shape:
         raise ValueError(f"{x.size} scores against {y.size}: pairs need the same prompts, in order")

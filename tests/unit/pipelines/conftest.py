@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from bloomery.components.core import artifact
 from bloomery.components.core.records import ROWS, content_id
 

@@ -6,6 +6,7 @@ import math
 import re
 
 import pytest
+
 from bloomery.pipelines import charts
 
 

@@ -6,6 +6,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+
 from bloomery.components.core import artifact
 from bloomery.pipelines.report import fit_sentence, write_report
 
@@ -148,7 +149,7 @@ def test_lost_artifacts_are_counted_and_not_read(make_run, tmp_path):
     for stage, name in (("evaluation_sft", "results"), ("ptq", "variants")):
         (made.path(stage, name) / artifact.MANIFEST).unlink()
     page = write_report(made.folder, _summary("promoted")).read_text(encoding="utf-8")
-    assert "2 outputs are no longer on the disk" in page and "there is no variants to show" in page
+    assert "2 outputs are no longer on the disk" in page and "its output `variants` is gone" in page
 
 
 def test_fit_sentence_reads_the_two_curves():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from bloomery.components.core.errors import DataError
 from bloomery.pipelines.scores import Scores
 

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+
 from bloomery.components.core.statistics import (
     Z95,
     interval,
