@@ -1,7 +1,7 @@
 """Where a task runs and what it may use: the only place that knows nodes, accelerators, retries and caching.
 
-Under `kfp.local` nodes, accelerators, limits and secrets are ignored, so one DAG serves the laptop and the cluster.
-Retries are not ignored there: a local run sets `retries: 0`, for a failing step would fail again.
+Under `kfp.local` nodes, accelerators, limits and secrets are ignored, so one DAG serves the laptop and the
+cluster. Retries are not ignored there: a local run sets `retries: 0`, for a failing step would fail again.
 """
 
 from __future__ import annotations
