@@ -1,6 +1,7 @@
-"""The DAG, from raw text to a promoted model, in the order in which it happens."""
+"""The DAG, from raw text to a promoted model, in the order in which it happens.
 
-from __future__ import annotations
+kfp reads the annotations of the pipeline function, so this module must not postpone them.
+"""
 
 from typing import Any
 

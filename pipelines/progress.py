@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
-import sys
+import os
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from bloomery.components.core import errors
 from bloomery.components.core.errors import BloomeryError
@@ -89,19 +89,28 @@ def headline(metrics: dict[str, float], limit: int = 3) -> str:
     return ", ".join(telling[:limit])
 
 
+def _stderr() -> IO[str]:
+    """A stream of its own to where stderr leads now: during a run, stderr itself leads to the log of kfp."""
+    return os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
+
+
 class Lines:
-    """Progress as plain lines on stderr, for CI and pods: one when a stage starts, one when it ends."""
+    """Progress as plain lines on stderr, for CI and pods: one for each stage that ends."""
+
+    def __init__(self) -> None:
+        self._stream = _stderr()
 
     def __call__(self, event: dict[str, Any]) -> None:
         stage = event["stage"]
         if event["event"] == "finished":
             state = "reused" if event["cached"] else "done"
-            print(f"{stage:<20} {state:<7} {event['seconds']:>6.1f} s  {headline(event['metrics'])}", file=sys.stderr)
+            print(f"{stage:<20} {state:<7} {event['seconds']:>6.1f} s  {headline(event['metrics'])}", file=self._stream)
         elif event["event"] == "failed":
-            print(f"{stage:<20} failed", file=sys.stderr)
+            print(f"{stage:<20} failed", file=self._stream)
 
     def close(self) -> None:
-        """Nothing to close."""
+        """Close the stream."""
+        self._stream.close()
 
 
 class Live:
@@ -113,7 +122,7 @@ class Live:
 
         self._rows: dict[str, tuple[str, str, str]] = {stage: ("·", "", "") for stage in stages}
         self._started: dict[str, float] = {}
-        self._live = RichLive(self._table(), console=Console(stderr=True), refresh_per_second=4)
+        self._live = RichLive(self._table(), console=Console(file=_stderr(), force_terminal=True), refresh_per_second=4)
         self._live.start()
 
     def __call__(self, event: dict[str, Any]) -> None:

@@ -1,0 +1,36 @@
+# Two commands: `make quickstart` and `make test`. Each installs what it needs into .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: quickstart test check install install-test compile image clean
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+install: .venv/installed  ## install into .venv
+
+quickstart: .venv/installed  ## raw text in, a promoted model out
+	$(BIN)/bloomery run quickstart
+
+test: .venv/installed-test  ## everything that must hold
+	$(BIN)/python -m pytest
+
+check: .venv/installed-test  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/mypy -p bloomery.components.core
+
+compile: .venv/installed  ## the quickstart as a Kubeflow pipeline
+	$(BIN)/bloomery compile quickstart --output build/quickstart.yaml
+
+image:  ## the CPU image
+	docker build --tag bloomery:cpu .
+
+clean:
+	rm -rf .venv build dist *.egg-info
