@@ -11,13 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bloomery.components.core.tasks import Tasks
-from bloomery.components.dedup.shingles import is_dense, letters_and_digits, ngram_hashes
+from bloomery.components.dedup.shingles import has_dense, is_dense, letters_and_digits, ngram_hashes
 
 NGRAM_CHARACTERS = 8
 """n-gram length of items in alphabetic scripts: one and a half words, so that short questions have some
 too."""
 DENSE_NGRAM_CHARACTERS = 5
 """n-gram length of items in Hangul, kana or Chinese."""
+
+_PREFIX_BITS = 22
+_PREFIX_SHIFT = np.uint64(64 - _PREFIX_BITS)
 
 
 class Item(NamedTuple):
@@ -89,20 +92,36 @@ class Detector:
         """The item of highest overlap that `text` holds, or None."""
         letters = letters_and_digits(text)
         best: Found | None = None
-        for length, (keys, owners) in self._index.items():
+        for length, index in self._index.items():
+            if length == DENSE_NGRAM_CHARACTERS and not has_dense(letters):
+                continue
             hashes = ngram_hashes(letters, length)
-            found = np.unique(hashes)
-            first, past = np.searchsorted(keys, found, "left"), np.searchsorted(keys, found, "right")
-            hits = [owners[begin:end] for begin, end in zip(first, past, strict=True) if begin < end]
-            for owner in np.unique(np.concatenate(hits)) if hits else ():
+            for owner in index.owners_of(hashes):
                 overlap = _local_overlap(self._items[owner].hashes, hashes)
                 if overlap >= self._min_overlap and (best is None or overlap > best.overlap):
                     best = Found(self._items[owner], overlap)
         return best
 
 
-def _prefix_index(items: list[Item], length: int, min_overlap: float) -> tuple[np.ndarray, np.ndarray]:
-    """(n-gram hashes, sorted; index of the item each belongs to)."""
+class _Index(NamedTuple):
+    """Which items a few of their n-grams belong to."""
+
+    keys: np.ndarray
+    """n-gram hashes, sorted, uint64."""
+    owners: np.ndarray
+    """Index of the item of each key."""
+    is_used: np.ndarray
+    """Whether any key begins with these bits: one look tells nearly all n-grams of a text from the keys."""
+
+    def owners_of(self, hashes: np.ndarray) -> np.ndarray:
+        """Indices of the items that one of `hashes` belongs to."""
+        likely = np.unique(hashes[self.is_used[hashes >> _PREFIX_SHIFT]])
+        first, past = (np.searchsorted(self.keys, likely, side) for side in ("left", "right"))
+        hits = [self.owners[begin:end] for begin, end in zip(first, past, strict=True) if begin < end]
+        return np.unique(np.concatenate(hits)) if hits else np.empty(0, np.int64)
+
+
+def _prefix_index(items: list[Item], length: int, min_overlap: float) -> _Index:
     chosen = [index for index, item in enumerate(items) if item.length == length]
     values, counts = np.unique(np.concatenate([items[index].hashes for index in chosen]), return_counts=True)
     keys, owners = [], []
@@ -114,7 +133,9 @@ def _prefix_index(items: list[Item], length: int, min_overlap: float) -> tuple[n
         owners.append(np.full(len(prefix), index))
     flat, flat_owners = np.concatenate(keys), np.concatenate(owners)
     order = np.argsort(flat, kind="stable")
-    return flat[order], flat_owners[order]
+    is_used = np.zeros(2**_PREFIX_BITS, dtype=bool)
+    is_used[flat >> _PREFIX_SHIFT] = True
+    return _Index(flat[order], flat_owners[order], is_used)
 
 
 def _local_overlap(item: np.ndarray, text: np.ndarray) -> float:

@@ -13,6 +13,7 @@ import unicodedata
 import numpy as np
 
 _DENSE = re.compile(r"[\u1100-\u11ff\u3040-\u30ff\u3130-\u318f\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7a3]")
+_NEITHER = re.compile(r"[\W_]+")
 _LETTER = re.compile(r"[^\W\d_]")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _SHIFT = np.uint64(32)
@@ -29,13 +30,18 @@ def comparable(text: str) -> str:
 
 def letters_and_digits(text: str) -> str:
     """`comparable` without punctuation and symbols."""
-    return "".join(character for character in comparable(text) if character.isalnum())
+    return _NEITHER.sub("", comparable(text))
 
 
 def is_dense(text: str) -> bool:
     """True if the text is written in Hangul, kana or Chinese characters."""
     num_letters = len(_LETTER.findall(text))
     return num_letters > 0 and len(_DENSE.findall(text)) >= MIN_DENSE_SHARE * num_letters
+
+
+def has_dense(text: str) -> bool:
+    """True if the text holds any Hangul, kana or Chinese character."""
+    return _DENSE.search(text) is not None
 
 
 def ngram_hashes(text: str, n: int) -> np.ndarray:

@@ -1,0 +1,244 @@
+"""Rows become documents or rejects: each rule by hand, then the step on real files."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+import os
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from bloomery.components.core.artifact import read_manifest, read_table, write_rows
+from bloomery.components.core.config import parse
+from bloomery.components.core.errors import ConfigError, DataError
+from bloomery.components.core.formats import RawRow
+from bloomery.components.core.records import Source
+from bloomery.components.core.tables import SourceConfig, list_files
+from bloomery.components.data_curation import clean, language, pii, quality
+from bloomery.components.data_curation.config import DataCurationConfig
+from bloomery.components.data_curation.extract import document_text, html_to_markdown
+from bloomery.components.data_curation.step import run
+
+ENGLISH = "The customers table holds one row for each customer, and the column joined is the day of the first order."
+KOREAN = "고객 표에는 손님마다 한 줄이 있고 가입 열은 처음 주문한 날이다. 주문 표에는 주문마다 한 줄이 있다."
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("메일은minsu.kim@example.com입니다", "메일은[EMAIL]입니다"),
+        ("카드번호는4111111111111111입니다.", "카드번호는[CARD]입니다."),
+        ("4111-1111-1111-1111 and 4111 1111 1111 1112", "[CARD] and 4111 1111 1111 1112"),
+        ("3782 822463 10005", "[CARD]"),
+        ("주민번호는900101-1234568입니다", "주민번호는[RRN]입니다"),
+        ("9001011234568", "[RRN]"),
+        ("9001011234567", "9001011234567"),  # a wrong check digit and no hyphen: any number of 13 digits
+        ("901301-1234567", "901301-1234567"),  # no thirteenth month
+        ("010-1234-5678로", "[PHONE]로"),
+        ("연락처는+82 10 1234 5678입니다", "연락처는[PHONE]입니다"),
+        ("(206) 555-0123, 206-555-0123, +1 206 555 0123", "[PHONE], [PHONE], [PHONE]"),
+        ("192.0.2.55에서", "[IP]에서"),
+        ("2001:db8:0:0:1::7", "[IP]"),
+        ("version 1.2.3.4, 127.0.0.1, 255.255.255.0, 1.2.3.400", "version 1.2.3.4, 127.0.0.1, 255.255.255.0, 1.2.3.400"),
+        ("2024-01-15 12:30:45, 1700000000000, C4996, 0x80004005", "2024-01-15 12:30:45, 1700000000000, C4996, 0x80004005"),
+        ("std::vector, ISBN 978-89-01-12345-6, 123-45-67890", "std::vector, ISBN 978-89-01-12345-6, 123-45-67890"),
+    ],
+)
+def test_personal_data_is_masked_and_nothing_else(text, expected):
+    assert pii.mask(text)[0] == expected
+
+
+def test_check_digits():
+    # 4 5 3 9 1 4 8 8 0 3 4 3 6 4 6 7: every second from the right doubled, digits summed: 80
+    assert pii.is_card_number("4539148803436467") and not pii.is_card_number("4539148803436468")
+    # 9·2 + 1·5 + 1·7 + 1·8 + 2·9 + 3·2 + 4·3 + 5·4 + 6·5 = 124; (11 − 124 mod 11) mod 10 = 8
+    assert pii.is_resident_number("9001011234568") and not pii.is_resident_number("9001011234567")
+
+
+def test_cleaning_repairs_prose_and_leaves_code():
+    text = "Itâ€™s a cafÃ©\u200b \x07\r\n\n\n\nend  \n```sql\nSELECT  'cafÃ©'  \n\n\n\nFROM t\n```\n"
+    assert clean.clean(text) == "It’s a café\n\nend\n```sql\nSELECT  'cafÃ©'  \n\n\n\nFROM t\n```"
+    assert clean.clean("\u1112\u1161\u11ab\u2028\u1100\u1173\u11af") == "한\n글"
+    assert clean.clean("“인용” & ‘따옴표’ <b>") == "“인용” & ‘따옴표’ <b>"
+
+
+def test_boilerplate_is_what_many_documents_begin_or_end_with():
+    menu = "Home | Shop | About us | Contact"
+    texts = [f"{menu}\n# Orders\nText number {number} of the handbook\n```\n{menu}\n```" for number in range(12)]
+    texts += [f"Only text {number} here" for number in range(12)]
+    cleaned, num_removed = clean.remove_boilerplate(pa.array(texts), pa.array(["shop"] * 24), 0.2)
+    assert num_removed == 12
+    assert cleaned[3] == f"# Orders\nText number 3 of the handbook\n```\n{menu}\n```"
+    assert cleaned[12:] == texts[12:]
+    untouched, num_removed = clean.remove_boilerplate(pa.array(texts[:9]), pa.array(["shop"] * 9), 0.2)
+    assert (untouched, num_removed) == (texts[:9], 0)
+
+
+def test_html_becomes_markdown():
+    page = (
+        "<html><head><title>T</title><style>p{}</style></head><body><nav><a>Menu</a></nav><h1>A &amp; B</h1>"
+        "<p>one\n two<br>three <code>x</code></p><ul><li>first<li>second</ul>"
+        '<pre><code class="language-sql">SELECT *\nFROM t</code></pre><footer>foot</footer></body></html>'
+    )
+    assert html_to_markdown(page) == (
+        "# A & B\n\none two\nthree `x`\n\n- first\n- second\n\n```sql\nSELECT *\nFROM t\n```"
+    )
+    assert html_to_markdown("<nav>never closed<p>text") == "never closed\ntext"
+
+
+def raw(value, uri="a.jsonl"):
+    return RawRow(1, value, "", "", uri)
+
+
+def test_the_text_of_a_row():
+    source = SourceConfig(path="x", name="s")
+    assert document_text(raw({"text": "---\ntitle: T\n---\nbody"}), source) == ("body", "")
+    assert document_text(raw({"text": "---\nno front matter\n---\n"}), source)[0].startswith("---")
+    assert document_text(raw({"text": "a <!-- no -->b\n```\n<!-- yes -->\n```"}), source)[0] == (
+        "a b\n```\n<!-- yes -->\n```"
+    )
+    for value, reason in ((None, "missing_field"), (3, "wrong_type"), (["a"], "wrong_type"), (" ", "empty")):
+        assert document_text(raw({"text": value}), source) == ("", reason)
+    assert document_text(raw({}), source) == ("", "missing_field")
+    columns = SourceConfig(path="x", name="s", text="{title}: {price}")
+    assert document_text(raw({"title": "tea", "price": 4}), columns) == ("tea: 4", "")
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        (ENGLISH, "en"),
+        (KOREAN, "ko"),
+        ("`SELECT name FROM customers` 문은 customers 표의 name 열을 읽는다", "ko"),
+        ("Le magasin ouvre à huit heures et ferme tard le lundi.", "fr"),
+        ("店は八時に開き、月曜日には早く閉まります。", "ja"),
+        ("SELECT 1", "und"),
+        ("```\nDer Laden öffnet um acht Uhr und schließt am Montag.\n```", "und"),
+    ],
+)
+def test_language(text, code):
+    assert language.detect(text, 0.5) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (ENGLISH, ""),
+        (KOREAN, ""),
+        ("Too few words", "too_short"),
+        ("# | @ $ % ^ & * ( ) ~ ! word", "symbols"),
+        ("ㅋㅋㅋㅋ ㅎㅎㅎ ㅠㅠㅠ ㅋㅋ ㅋㅋㅋ ㅎㅎ", "jamo"),
+        ("asdf hjkl qwer zxcv " * 6, "no_function_words"),
+        ("buy now the best " * 10, "repeated_words"),
+        ("\n".join(["This line of the page is here again"] * 6), "repeated_lines"),
+        ("Page \ufffd\ufffd of the \ufffd book is here", "unreadable_characters"),
+    ],
+)
+def test_quality(text, reason):
+    code = "ko" if language.detect(text, 0.5) == "ko" else "en"
+    ((keep, found, _),) = quality.judge(pa.array([text]), [code], 5, 100_000)
+    assert (keep, found) == (not reason, reason)
+
+
+def test_measures_are_the_same_in_a_batch_as_alone():
+    texts = [ENGLISH, "", KOREAN, "one two one two one two one two", "x"]
+    together = quality.measure(pa.array(texts))
+    for index, text in enumerate(texts):
+        alone = quality.measure(pa.array([text]))
+        assert {name: values[0] for name, values in alone.items()} == pytest.approx(
+            {name: values[index] for name, values in together.items()}
+        )
+    # "one two" stands four times in eight words of three letters: 4 · 6 of 24 characters.
+    assert together["top_2gram_share"][3] == pytest.approx(1.0)
+
+
+def curate(tmp_path, config):
+    files = [
+        {"uri": uri, "name": source.name, "bytes": 0, "sha256": ""}
+        for source in config.sources
+        for uri in list_files(source.path)
+    ]
+    write_rows(tmp_path / "sources", "source/1", Source.table(files))
+    metrics = run(
+        config, sources=tmp_path / "sources", documents=tmp_path / "documents", rejects=tmp_path / "rejects"
+    )
+    documents = read_table(tmp_path / "documents", "document/1").to_pylist()
+    return metrics, documents, read_table(tmp_path / "rejects", "reject/1").to_pylist()
+
+
+def fill(folder: Path) -> DataCurationConfig:
+    folder.mkdir()
+    good = [json.dumps({"text": text}) for text in (ENGLISH, KOREAN)]
+    lines = [*good, "{broken", json.dumps({"text": 3}), json.dumps({"body": "x"}), json.dumps({"text": "ok"})]
+    lines.append(json.dumps({"text": "Le magasin ouvre à huit heures et ferme tard le lundi. " * 2}))
+    lines.append(json.dumps({"text": f"{ENGLISH} Write to a.b@example.com\u2028today."}, ensure_ascii=False))
+    (folder / "a.jsonl").write_text("\n".join(lines), encoding="utf-8", newline="\n")
+    (folder / "b.jsonl.gz").write_bytes(gzip.compress(b"x" * 99)[:-9])
+    (folder / "c.html").write_text(f"<html><nav>menu</nav><p>{ENGLISH}</p></html>")
+    (folder / "d.txt").write_bytes(KOREAN.encode("cp949"))
+    return DataCurationConfig(sources=[SourceConfig(path=str(folder), name="shop")])
+
+
+def test_every_row_is_a_document_or_a_reject(tmp_path):
+    metrics, documents, rejects = curate(tmp_path, fill(tmp_path / "raw"))
+    assert [row["source"] for row in documents] == [
+        "shop:a.jsonl#1",
+        "shop:a.jsonl#2",
+        "shop:a.jsonl#8",
+        "shop:c.html#0",
+    ]
+    assert {row["source"]: row["reason"] for row in rejects} == {
+        "shop:a.jsonl#3": "broken_json",
+        "shop:a.jsonl#4": "wrong_type",
+        "shop:a.jsonl#5": "missing_field",
+        "shop:a.jsonl#6": "too_short",
+        "shop:a.jsonl#7": "language",
+        "shop:b.jsonl.gz#0": "broken_file",
+        "shop:d.txt#0": "bad_encoding",
+    }
+    assert documents[2]["text"] == f"{ENGLISH} Write to [EMAIL]\ntoday."
+    assert [row["language"] for row in documents] == ["en", "ko", "en", "en"]
+    manifest = read_manifest(tmp_path / "documents")
+    assert manifest.rows_in == 11 and manifest.rows == 4 and sum(manifest.dropped.values()) == 7
+    assert metrics["data_curation/masked_email"] == 1 and metrics["data_curation/rejects_language"] == 1
+
+
+def test_the_same_data_elsewhere_give_the_same_digest(tmp_path):
+    digests = []
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        curate(tmp_path / place, fill(tmp_path / place / "raw"))
+        digests.append(read_manifest(tmp_path / place / "documents").digest)
+    assert digests[0] == digests[1]
+
+
+def test_nothing_left_is_told_with_reasons(tmp_path):
+    (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 3)
+    config = DataCurationConfig(sources=[SourceConfig(path=str(tmp_path / "a.jsonl"), name="shop")])
+    with pytest.raises(DataError, match="all 3 rows of shop .*missing_field 3; check `text`"):
+        curate(tmp_path, config)
+    (tmp_path / "a.jsonl").write_text("")
+    with pytest.raises(DataError, match="no rows in shop"):
+        curate(tmp_path, config)
+
+
+def test_two_sources_of_one_name_are_refused():
+    source = {"path": "x", "name": "shop"}
+    with pytest.raises(ConfigError, match="share the name shop"):
+        parse(DataCurationConfig, {"sources": [source, source]})
+
+
+@pytest.mark.parametrize(("name", "wanted"), [("vs_docs_ko/ko.jsonl.xz", 0.95), ("web_docs_ko/en.jsonl.xz", 0.97)])
+def test_real_pages_written_by_people_are_kept(name, wanted):
+    data = os.environ.get("BLOOMERY_DATA")
+    if not data or not (Path(data) / name).is_file():
+        pytest.skip("BLOOMERY_DATA does not hold the Korean and English pages")
+    with lzma.open(Path(data) / name, "rt", encoding="utf-8", newline="\n") as stream:
+        cleaned = [clean.clean(json.loads(line)["text"]) for line, _ in zip(stream, range(300), strict=False)]
+    texts = [text for text in cleaned if len(text.split()) >= 30]
+    codes = [language.detect(text, 0.5) for text in texts]
+    judged = quality.judge(pa.array(texts), codes, 5, 100_000)
+    assert sum(keep for keep, _, _ in judged) / len(judged) >= wanted

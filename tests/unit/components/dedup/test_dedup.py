@@ -1,0 +1,227 @@
+"""Copies and leaked questions go, everything else stays."""
+
+from __future__ import annotations
+
+import json
+import lzma
+import os
+import random
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from bloomery.components.core.artifact import read_manifest, read_table, seal, write_rows
+from bloomery.components.core.errors import DataError
+from bloomery.components.core.records import Document, Prompt, content_id
+from bloomery.components.core.tasks import TaskConfig
+from bloomery.components.dedup import near
+from bloomery.components.dedup.config import DedupConfig
+from bloomery.components.dedup.shingles import comparable, is_dense, letters_and_digits, ngram_hashes
+from bloomery.components.dedup.step import run
+
+QUESTION = "Which customers in Busan joined before August?"
+KOREAN_QUESTION = "부산에서 8월 전에 가입한 고객은 누구인가요?"
+HELD_OUT = "The warehouse counts lamps on Monday, shoes on Tuesday and never counts the teapots in the cellar."
+
+
+def write_tasks(path: Path) -> Path:
+    template = "Answer with one SQL query.\nQuestion: {question}\nSQL:"
+    tasks = {
+        "sql": {
+            "role": "domain",
+            "templates": [{"prompt": template, "answer": "{sql}"}],
+            "verifier": {"kind": "exact"},
+            "splits": {"train": {"path": "x"}, "validation": {"path": "x"}, "test": {"path": "x"}},
+        },
+        "text": {
+            "role": "domain",
+            "templates": [{"answer": "{text}"}],
+            "verifier": {"kind": "perplexity"},
+            "splits": {"test": {"path": "x"}},
+        },
+    }
+    configs = {name: TaskConfig.model_validate(task).model_dump(mode="json") for name, task in tasks.items()}
+
+    def prompt(task, split, question, reference):
+        asked = template.replace("{question}", question) if question else ""
+        row = {"id": content_id(task, asked, reference), "task": task, "split": split}
+        return {**row, "prompt": asked, "reference": reference, "group": ""}
+
+    rows = [
+        prompt("sql", "train", "How many parcels came back in June, and why?", "SELECT 1"),
+        prompt("sql", "validation", KOREAN_QUESTION, "SELECT 2"),
+        prompt("sql", "test", QUESTION, "SELECT 3"),
+        prompt("sql", "test", "2 + 2?", "SELECT 4"),
+        prompt("text", "test", "", HELD_OUT),
+    ]
+    path.mkdir()
+    pq.write_table(Prompt.table(rows), path / "part-00000.parquet")
+    (path / "tasks.json").write_text(json.dumps(configs))
+    seal(path, "tasks/1")
+    return path
+
+
+def deduplicate(tmp_path, texts, general=(), **settings):
+    rows = [
+        {
+            "id": content_id(text),
+            "text": text,
+            "source": f"s:f#{number}",
+            "language": "en",
+            "general": number in general,
+        }
+        for number, text in enumerate(texts)
+    ]
+    write_rows(tmp_path / "documents", "document/1", Document.table(rows))
+    metrics = run(
+        DedupConfig(**settings),
+        documents=tmp_path / "documents",
+        tasks=write_tasks(tmp_path / "tasks"),
+        kept=tmp_path / "kept",
+        duplicates=tmp_path / "duplicates",
+    )
+    kept = read_table(tmp_path / "kept", "document/1")["text"].to_pylist()
+    return kept, read_table(tmp_path / "duplicates", "reject/1").to_pylist(), metrics
+
+
+def words(count, seed):
+    """A document of made-up words that has nothing in common with another seed's."""
+    rng = random.Random(seed)
+    return " ".join("".join(rng.choices("abcdefghijklmnopqrstuvwxyz", k=rng.randrange(3, 9))) for _ in range(count))
+
+
+def test_exact_copies_go_whatever_their_case_and_spacing(tmp_path):
+    first, other = words(30, 1), words(30, 2)
+    kept, dropped, metrics = deduplicate(tmp_path, [first, other, first.upper(), f"{first}\n", first])
+    assert kept == [other, f"{first}\n"]  # the longest stays
+    assert {(row["source"], row["reason"]) for row in dropped} == {
+        ("s:f#0", "exact_duplicate"),
+        ("s:f#2", "exact_duplicate"),
+        ("s:f#4", "exact_duplicate"),
+    }
+    assert {row["detail"] for row in dropped} == {f"of {content_id(first + chr(10))}, Jaccard 1.00"}
+    assert metrics["dedup/exact_duplicates"] == 3
+    assert read_manifest(tmp_path / "kept").dropped == {"exact_duplicate": 3}
+
+
+def test_a_near_copy_goes_and_its_detail_is_the_true_jaccard(tmp_path):
+    text = words(40, 3)
+    copy = text[:-12] + "qq"
+    kept, dropped, _ = deduplicate(tmp_path, [copy, words(40, 4), text])
+    assert kept == [words(40, 4), text]
+    left, right = (set(zip(*(comparable(t)[i:] for i in range(5)), strict=False)) for t in (text, copy))
+    jaccard = len(left & right) / len(left | right)
+    assert dropped[0]["detail"] == f"of {content_id(text)}, Jaccard {jaccard:.2f}"
+
+
+def test_a_chain_of_versions_loses_only_copies_of_what_stays(tmp_path):
+    parts = [words(6, seed) for seed in range(10, 60)]
+    versions = [" ".join(parts[start : start + 30]) for start in range(0, 20, 2)]
+    kept, dropped, _ = deduplicate(tmp_path, versions)
+    assert 1 < len(kept) < len(versions)
+    stays = {content_id(text) for text in kept}
+    for row in dropped:
+        survivor, jaccard = row["detail"].removeprefix("of ").split(", Jaccard ")
+        assert survivor in stays and float(jaccard) >= 0.7
+
+
+def test_general_text_gives_way_to_the_domain(tmp_path):
+    text = words(40, 5)
+    kept, _, _ = deduplicate(tmp_path, [f"{text} and more words", text], general={0})
+    assert kept == [text]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Notes.\n\n{QUESTION}\n\n```sql\nSELECT 3\n```",
+        f"{words(300, 6)} {QUESTION.upper().replace(' ', '   ')} {words(300, 7)}",
+        "which-customers in (Busan) joined, before august",
+        KOREAN_QUESTION.replace(" ", ""),
+        f"{KOREAN_QUESTION[:-1]} {words(20, 8)}",
+        HELD_OUT.replace("Monday", "Sunday"),
+    ],
+)
+def test_a_document_with_an_evaluation_question_goes(tmp_path, text):
+    kept, dropped, metrics = deduplicate(tmp_path, [text, words(30, 9)])
+    assert kept == [words(30, 9)]
+    assert dropped[0]["reason"] == "contaminated" and "overlap" in dropped[0]["detail"]
+    assert metrics["dedup/evaluation_items"] == 3
+    assert metrics["dedup/evaluation_items_found"] == 1
+    assert metrics["dedup/evaluation_items_too_short"] == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "How many parcels came back in June, and why?",  # a training question may stand in a document
+        "Which customers in Seoul ordered twice?",
+        "Answer with one SQL query.\nQuestion: what is a parcel?\nSQL:",  # the template is not the question
+        "2 + 2? Nobody knows.",
+        f"Which customers {words(60, 1)} in Busan {words(60, 2)} joined before {words(60, 3)} August?",
+    ],
+)
+def test_a_document_without_one_stays(tmp_path, text):
+    kept, _, _ = deduplicate(tmp_path, [text])
+    assert kept == [text]
+
+
+def test_nothing_left_is_told(tmp_path):
+    with pytest.raises(DataError, match="all 1 documents were dropped.*contaminated"):
+        deduplicate(tmp_path, [QUESTION])
+
+
+def test_the_same_input_gives_the_same_bytes(tmp_path):
+    digests = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        deduplicate(tmp_path / name, [words(30, seed % 20) for seed in range(40)])
+        digests.append(read_manifest(tmp_path / name / "kept").digest)
+    assert digests[0] == digests[1]
+
+
+def test_bands_are_as_long_as_a_pair_at_the_threshold_allows():
+    # b bands of r rows meet with probability 1 - (1 - s^r)^b: .8 and 18 of 7: .986, 16 of 8: .947
+    assert near.band_rows(0.8, 128) == 7
+    # .7: 25 of 5: .990, 21 of 6: .928
+    assert near.band_rows(0.7, 128) == 5
+
+
+def test_every_pair_that_shares_a_band_is_proposed_once():
+    signatures = np.array([[1, 2, 3, 4], [1, 2, 9, 9], [7, 7, 3, 4], [5, 5, 5, 5]], dtype=np.uint32)
+    assert near.candidate_pairs(signatures, 2).tolist() == [[0, 1], [0, 2]]
+
+
+def test_jaccard_by_hand():
+    left, right = (np.unique(ngram_hashes(text, 2)) for text in ("abcd", "bcde"))  # ab bc cd, bc cd de
+    assert near.jaccard_similarity(left, right) == pytest.approx(2 / 4)
+
+
+def test_ngrams():
+    assert len(ngram_hashes("abcdef", 5)) == 2
+    assert len(ngram_hashes("ab", 5)) == 1 and len(ngram_hashes("", 5)) == 1
+    assert ngram_hashes("xabcde", 5)[1] == ngram_hashes("abcde", 5)[0]
+    assert len(set(ngram_hashes("가나다라마바사아자차", 3).tolist())) == 8
+    assert comparable("Ｆｕｌｌ　Width\n") == "fullwidth" and letters_and_digits("A-1, 나_다!") == "a1나다"
+    assert is_dense("customers 표의 열을 읽는다") and not is_dense("the 표 of customers and orders")
+
+
+def test_edited_versions_of_real_pages_are_found_as_often_as_the_formula_says():
+    data = os.environ.get("BLOOMERY_DATA")
+    pairs = Path(data or "", "neardup_doc_versions/pairs.jsonl.xz")
+    if not data or not pairs.is_file():
+        pytest.skip("BLOOMERY_DATA does not hold the page versions")
+    with lzma.open(pairs, "rt", encoding="utf-8", newline="\n") as stream:
+        rows = [json.loads(line) for line in stream]
+    texts = [comparable(row[side]) for row in rows for side in ("old", "new")]
+    found = {(pair.left, pair.right) for pair in near.similar_pairs(texts, 0.7, 128, 0)[0]}
+    shingles = [np.unique(ngram_hashes(text, near.shingle_length(text))) for text in texts]
+    truth = {
+        (index, index + 1)
+        for index in range(0, len(texts), 2)
+        if near.shingle_length(texts[index]) == near.shingle_length(texts[index + 1])
+        and near.jaccard_similarity(shingles[index], shingles[index + 1]) >= 0.7
+    }
+    assert len(truth & found) >= 0.98 * len(truth)
