@@ -27,8 +27,12 @@ app.add_typer(models_app, name="models")
 app.add_typer(monitor_app, name="monitor")
 
 RecipeArgument = Annotated[str, typer.Argument(help="Recipe file, or the name of one that comes with the package.")]
-SetOption = Annotated[list[str], typer.Option("--set", metavar="STEP.KEY=VALUE", help="Override a key of the recipe; repeatable.")]
-WorkdirOption = Annotated[Path, typer.Option(help="Folder of runs, finished results, promoted models and the MLflow database.")]
+SetOption = Annotated[
+    list[str], typer.Option("--set", metavar="STEP.KEY=VALUE", help="Override a key of the recipe; repeatable.")
+]
+WorkdirOption = Annotated[
+    Path, typer.Option(help="Folder of runs, finished results, promoted models and the MLflow database.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 WORKDIR = Path("bloomery-runs")
 
@@ -48,8 +52,8 @@ def run(
 ) -> None:
     """Run a recipe on this machine, from its documents to the registry.
 
-    Exit codes: 0 promoted, 5 rejected by the gate, else the code of the error (see README). Finished steps are reused, so a
-    run that was killed goes on where it was.
+    Exit codes: 0 promoted, 5 rejected by the gate, else the code of the error (see README). Finished steps are
+    reused, so a run that was killed goes on where it was.
 
     Examples:
 
@@ -194,7 +198,9 @@ def models_list(
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
     for entry in found:
-        typer.echo(f"{entry['name']:<24} version {entry['version']:<4} {', '.join(entry['aliases']):<22} {entry['source']}")
+        typer.echo(
+            f"{entry['name']:<24} version {entry['version']:<4} {', '.join(entry['aliases']):<22} {entry['source']}"
+        )
     if not found:
         typer.echo("no registered models yet")
 

@@ -39,11 +39,21 @@ def summary_of(workdir: Path, run: str) -> dict[str, Any]:
 
 def describe(summary: dict[str, Any]) -> str:
     """A summary as text: verdict, every stage with its metrics, report."""
-    lines = [f"{summary['status']}: {summary['reason']}", f"{summary['seconds']:.0f} s, report: {summary['report']}", ""]
+    lines = [
+        f"{summary['status']}: {summary['reason']}",
+        f"{summary['seconds']:.0f} s, report: {summary['report']}",
+        "",
+    ]
     for stage, metrics in summary["stages"].items():
         lines.append(stage + (" (reused)" if stage in summary["cached_steps"] else ""))
         for name, value in metrics.items():
             if not name.endswith((".stderr", ".n")):
-                error = metrics.get(name.rsplit(".", 1)[0] + ".stderr") if name.endswith((".accuracy", ".perplexity")) else None
-                lines.append(f"  {name.split('/')[-1]:<48} {value:>12.5g}" + (f" ± {error:.2g}" if error is not None else ""))
+                error = (
+                    metrics.get(name.rsplit(".", 1)[0] + ".stderr")
+                    if name.endswith((".accuracy", ".perplexity"))
+                    else None
+                )
+                lines.append(
+                    f"  {name.split('/')[-1]:<48} {value:>12.5g}" + (f" ± {error:.2g}" if error is not None else "")
+                )
     return "\n".join(lines)

@@ -32,12 +32,13 @@ MALLOC = {
     "MALLOC_TOP_PAD_": str(2**28),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-"""glibc keeps and reuses memory instead of giving it back after every tensor: on a virtual machine, where a page fault is
-dear, greedy decoding of 160 prompts by a 1 M parameter model took 15 instead of 230 ms a token (2 cores)."""
+"""glibc keeps and reuses memory instead of giving it back after every tensor: on a virtual machine, where a page
+fault is dear, greedy decoding of 160 prompts by a 1 M parameter model took 15 instead of 230 ms a token (2 cores)."""
 
 
 def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool) -> Recipe:
-    """Load a recipe; one that uses `${quickstart}` gets the folder of the demo domain, which `prepare` makes on first use."""
+    """Load a recipe; one that uses `${quickstart}` gets the folder of the demo domain, which `prepare` makes on
+    first use."""
     if not recipes.uses(recipe, "quickstart"):
         return recipes.load(recipe, settings)
     from bloomery.pipelines.quickstart.prepare import prepare as make
@@ -50,7 +51,8 @@ def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool) -> Recipe:
 
 
 def cache_folder() -> Path:
-    """Where the demo domain and its base model are kept: `$BLOOMERY_CACHE`, or `bloomery` under the user's cache folder."""
+    """Where the demo domain and its base model are kept: `$BLOOMERY_CACHE`, or `bloomery` under the user's cache
+    folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bloomery"
     return Path(os.environ.get("BLOOMERY_CACHE", default))
 
@@ -68,9 +70,10 @@ def compile_to(recipe: Recipe, target: Path) -> None:
 def run_local(recipe: Recipe, workdir: Path, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Run the recipe's pipeline in subprocesses of this machine and write its report.
 
-    `workdir` keeps what runs share (finished results, the MLflow database, promoted models) and a folder for each run. `show`
-    is called with each event of the journal as it happens.
-    Returns: the summary: status (promoted, rejected, failed), model, stages, cached_steps, report, seconds, error, exit_code.
+    `workdir` keeps what runs share (finished results, the MLflow database, promoted models) and a folder for each
+    run. `show` is called with each event of the journal as it happens.
+    Returns: the summary: status (promoted, rejected, failed), model, stages, cached_steps, report, seconds, error,
+             exit_code.
     Raises:  ServiceError if another run holds the workdir.
     """
     started = time.perf_counter()
@@ -92,7 +95,9 @@ def run_local(recipe: Recipe, workdir: Path, show: Callable[[dict[str, Any]], No
                 _execute(_at(recipe, workdir), run_dir)
             except BloomeryError as problem:
                 error = problem
-            except Exception as problem:  # kfp raises a bare RuntimeError for a failed task: the journal knows which and why
+            except (
+                Exception
+            ) as problem:  # kfp raises a bare RuntimeError for a failed task: the journal knows which and why
                 error = journal.failure() or BloomeryError(f"the pipeline failed: {problem}")
                 logger.debug("the pipeline failed", exc_info=problem)
             summary = _summary(recipe, journal, error, run_dir, time.perf_counter() - started)
@@ -115,11 +120,14 @@ def _execute(recipe: Recipe, run_dir: Path) -> None:
 
 
 def _at(recipe: Recipe, workdir: Path) -> Recipe:
-    """The recipe with relative stores under `workdir`, and no retries: on one machine a failing step would fail again."""
+    """The recipe with relative stores under `workdir`, and no retries: on one machine a failing step would fail
+    again."""
     promotion = recipe.promotion
     if "://" not in promotion.models_uri:
         promotion = promotion.model_copy(update={"models_uri": str(workdir / promotion.models_uri)})
-    return recipe.model_copy(update={"promotion": promotion, "resources": recipe.resources.model_copy(update={"retries": 0})})
+    return recipe.model_copy(
+        update={"promotion": promotion, "resources": recipe.resources.model_copy(update={"retries": 0})}
+    )
 
 
 @contextlib.contextmanager
@@ -134,7 +142,9 @@ def _held(workdir: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ServiceError(f"{workdir}: another run holds this workdir; wait for it or choose another --workdir") from None
+            raise ServiceError(
+                f"{workdir}: another run holds this workdir; wait for it or choose another --workdir"
+            ) from None
         yield
 
 
@@ -181,13 +191,19 @@ def _open_parent_run(recipe: Recipe, run_dir: Path) -> str:
         client = MlflowClient()
         experiment = client.get_experiment_by_name(recipe.name)
         location = str(run_dir.parent.parent / "mlartifacts") if uri.startswith("sqlite") else None
-        identity = experiment.experiment_id if experiment else client.create_experiment(recipe.name, artifact_location=location)
+        identity = (
+            experiment.experiment_id
+            if experiment
+            else client.create_experiment(recipe.name, artifact_location=location)
+        )
         resolved = recipe.model_dump(mode="json")
         tags = {"mlflow.runName": run_dir.name, "recipe_digest": digest(resolved)}
         run_id = client.create_run(identity, tags=tags).info.run_id
     except Exception as error:
         reason = str(error).split("\n")[0][:300]
-        raise ServiceError(f"the MLflow tracking server at {uri} did not answer: {reason}; check MLFLOW_TRACKING_URI") from None
+        raise ServiceError(
+            f"the MLflow tracking server at {uri} did not answer: {reason}; check MLFLOW_TRACKING_URI"
+        ) from None
     os.environ["MLFLOW_EXPERIMENT_ID"] = identity
     os.environ["BLOOMERY_PARENT_RUN_ID"] = run_id
     return run_id
@@ -217,7 +233,9 @@ def _close_parent_run(run_id: str, summary: dict[str, Any]) -> None:
         logger.warning("the run was not closed in MLflow: %s", str(error).split("\n")[0][:300])
 
 
-def _summary(recipe: Recipe, journal: Journal, error: BloomeryError | None, run_dir: Path, seconds: float) -> dict[str, Any]:
+def _summary(
+    recipe: Recipe, journal: Journal, error: BloomeryError | None, run_dir: Path, seconds: float
+) -> dict[str, Any]:
     finished = journal.finished()
     verdict: dict[str, Any] = {}
     if "promotion" in finished:

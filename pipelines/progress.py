@@ -70,7 +70,9 @@ class Journal:
                 told = event["message"] if kind is not BloomeryError else f"{event['error']}\n{event['message']}"
                 return kind(f"{event['stage']}: {told}")
         finished = {event["stage"] for event in events if event["event"] == "finished"}
-        open_stages = [event["stage"] for event in events if event["event"] == "started" and event["stage"] not in finished]
+        open_stages = [
+            event["stage"] for event in events if event["event"] == "started" and event["stage"] not in finished
+        ]
         if open_stages:
             return BloomeryError(
                 f"{open_stages[-1]}: the process ended without a word (killed, or out of memory); run again: "
@@ -114,7 +116,8 @@ class Lines:
 
 
 class Live:
-    """Progress as a live table on a terminal: every stage with its state, seconds, current loss, speed and time left."""
+    """Progress as a live table on a terminal: every stage with its state, seconds, current loss, speed and time
+    left."""
 
     def __init__(self, stages: tuple[str, ...]) -> None:
         from rich.console import Console

@@ -106,8 +106,8 @@ def find(recipe: str) -> Path:
 def load(recipe: str, settings: Iterable[str] = (), variables: dict[str, str] | None = None) -> Recipe:
     """Read, complete and validate a recipe.
 
-    `settings` are `step.key=value` with a YAML value, applied over the file. `${name}` stands for `variables[name]` or the
-    environment variable. Relative paths are relative to the recipe's folder.
+    `settings` are `step.key=value` with a YAML value, applied over the file. `${name}` stands for
+    `variables[name]` or the environment variable. Relative paths are relative to the recipe's folder.
     Raises: ConfigError with every problem, one a line.
     """
     path = find(recipe)
@@ -115,7 +115,9 @@ def load(recipe: str, settings: Iterable[str] = (), variables: dict[str, str] | 
     known = {**os.environ, **(variables or {})}
     missing = sorted({name for name in _variables(text) if name not in known})
     if missing:
-        raise ConfigError("\n".join(f"{path}: ${{{name}}} is not set; export it as an environment variable" for name in missing))
+        raise ConfigError(
+            "\n".join(f"{path}: ${{{name}}} is not set; export it as an environment variable" for name in missing)
+        )
     try:
         values = yaml.safe_load(re.sub(r"\$\{(\w+)\}", lambda match: known[match.group(1)], text))
     except yaml.YAMLError as error:

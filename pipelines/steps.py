@@ -36,7 +36,9 @@ def run_one(name: str, config: Path | None, settings: list[str], arguments: list
     """
     if name not in STEPS:
         near = difflib.get_close_matches(name, STEPS, n=1)
-        raise ConfigError(f"{name}: no such step; " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(STEPS)}"))
+        raise ConfigError(
+            f"{name}: no such step; " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(STEPS)}")
+        )
     run = importlib.import_module(f"bloomery.components.{name}.step").run
     reads, writes = artifact.ports(run, artifact.Reads), artifact.ports(run, artifact.Writes)
     given = _ports(arguments)
@@ -44,13 +46,17 @@ def run_one(name: str, config: Path | None, settings: list[str], arguments: list
     missing = [flag for port, flag in flags.items() if port not in given]
     unknown = [f"--{port.replace('_', '-')}" for port in given if port not in flags]
     if missing or unknown:
-        lines = [f"{name}: missing {flag}" for flag in missing] + [f"{name}: unknown argument {flag}" for flag in unknown]
+        lines = [f"{name}: missing {flag}" for flag in missing] + [
+            f"{name}: unknown argument {flag}" for flag in unknown
+        ]
         raise ConfigError("\n".join([*lines, f"{name} takes: {', '.join(flags.values())}"]))
     values = _values(config, settings)
     fields = config_class(run).model_fields
     unset = [key for key, field in fields.items() if field.is_required() and key not in values]
     if unset:
-        raise ConfigError("\n".join(f"{name}.{key}: missing; give it with --set {key}=VALUE or in --config" for key in unset))
+        raise ConfigError(
+            "\n".join(f"{name}.{key}: missing; give it with --set {key}=VALUE or in --config" for key in unset)
+        )
     inputs = {port: given[port] for port in reads}
     return execute(run, name, values, inputs, {port: given[port] for port in writes})["metrics"]
 

@@ -143,7 +143,13 @@ def write_rows(
 
 
 def seal(
-    path: Path, schema: str, *, rows: int = 0, rows_in: int = 0, rows_made: int = 0, dropped: dict[str, int] | None = None
+    path: Path,
+    schema: str,
+    *,
+    rows: int = 0,
+    rows_in: int = 0,
+    rows_made: int = 0,
+    dropped: dict[str, int] | None = None,
 ) -> Manifest:
     """Write the manifest over every file that stands under `path`; from then on the artifact is whole."""
     files = {

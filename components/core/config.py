@@ -1,4 +1,5 @@
-"""The base of every config, and how its mistakes are told: all at once, each with its place and the nearest good name."""
+"""The base of every config, and how its mistakes are told: all at once, each with its place and the nearest good
+name."""
 
 from __future__ import annotations
 
@@ -83,7 +84,8 @@ def parameters(config: BaseModel) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """Hex sha256 of a JSON value with sorted keys; integral floats count as integers, as kfp turns one into the other."""
+    """Hex sha256 of a JSON value with sorted keys; integral floats count as integers, as kfp turns one into the
+    other."""
     return hashlib.sha256(json.dumps(_canonical(value), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 

@@ -67,8 +67,10 @@ def from_os_error(error: OSError, doing: str) -> BloomeryError:
     """The BloomeryError for an operating-system error met while `doing` something; a full disk is named as such."""
     where = f" ({error.filename})" if error.filename else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ServiceError(f"no space left on the disk while {doing}{where}: free some space or choose another "
-                            "--workdir; finished steps are kept and will be reused")
+        return ServiceError(
+            f"no space left on the disk while {doing}{where}: free some space or choose another "
+            "--workdir; finished steps are kept and will be reused"
+        )
     if isinstance(error, FileNotFoundError):
         return DataError(f"no such file while {doing}{where}: check the path in the recipe")
     if isinstance(error, PermissionError):

@@ -28,7 +28,6 @@ class RawRow(NamedTuple):
     """The file it stands in."""
 
 
-
 def _read_jsonl(stream: IO[bytes]) -> Iterator[RawRow]:
     for number, line in enumerate(stream, start=1):
         if number == 1:

@@ -10,8 +10,8 @@ from bloomery.components.core import models
 from bloomery.components.core.tasks import chat
 
 MAX_BATCH_TOKENS = 16_384
-"""Prompts times (prompt + answer) tokens of one batch; bounds the KV cache: 512 sequences of a short-answer task, and on
-two cores larger batches were no faster."""
+"""Prompts times (prompt + answer) tokens of one batch; bounds the KV cache: 512 sequences of a short-answer task,
+and on two cores larger batches were no faster."""
 
 
 class Generator:
@@ -44,7 +44,8 @@ class Generator:
         import torch
 
         texts = [
-            self.tokenizer.apply_chat_template(chat(prompt), add_generation_prompt=True, tokenize=False) for prompt in prompts
+            self.tokenizer.apply_chat_template(chat(prompt), add_generation_prompt=True, tokenize=False)
+            for prompt in prompts
         ]
         lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
         order = sorted(range(len(texts)), key=lambda index: (lengths[index], texts[index]))
@@ -64,7 +65,11 @@ class Generator:
             batch = order[start : start + size]
             start += size
             encoded = self.tokenizer(
-                [texts[index] for index in batch], add_special_tokens=False, padding=True, padding_side="left", return_tensors="pt"
+                [texts[index] for index in batch],
+                add_special_tokens=False,
+                padding=True,
+                padding_side="left",
+                return_tensors="pt",
             ).to(self.model.device)
             with torch.inference_mode():
                 output = self.model.generate(
@@ -78,7 +83,9 @@ class Generator:
                 )
             decoded = self.tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
             for position, index in enumerate(batch):
-                answers[index] = [text.strip() for text in decoded[position * num_samples : (position + 1) * num_samples]]
+                answers[index] = [
+                    text.strip() for text in decoded[position * num_samples : (position + 1) * num_samples]
+                ]
         return answers
 
     def log_likelihood(self, texts: Sequence[str], *, max_length: int) -> list[tuple[float, int]]:
@@ -88,7 +95,9 @@ class Generator:
         """
         import torch
 
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=max_length)["input_ids"]
+        encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=max_length)[
+            "input_ids"
+        ]
         bos = self.tokenizer.bos_token_id
         sequences = [[bos, *ids] if bos is not None else ids for ids in encoded]
         order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))

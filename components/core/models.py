@@ -1,4 +1,5 @@
-"""Checkpoints: loading, saving and the checks that keep a wrong one from being trained, measured or served in silence."""
+"""Checkpoints: loading, saving and the checks that keep a wrong one from being trained, measured or served in
+silence."""
 
 from __future__ import annotations
 
@@ -49,7 +50,9 @@ def check(path: Path) -> None:
     else:
         settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
         if not settings.get("chat_template") and not (path / "chat_template.jinja").is_file():
-            faults.append("the tokenizer has no chat template; set tokenizer.chat_template to the one the model was trained with")
+            faults.append(
+                "the tokenizer has no chat template; set tokenizer.chat_template to the one the model was trained with"
+            )
         if not settings.get("eos_token"):
             faults.append("the tokenizer has no EOS token; answers would never end: set tokenizer.eos_token")
     if faults:
@@ -59,24 +62,28 @@ def check(path: Path) -> None:
 def check_template(tokenizer: Any, where: Path) -> None:
     """Raise ModelError unless the chat template ends an assistant turn with EOS and marks it for the loss.
 
-    A missing end is a model that never stops; a missing `{% generation %}` mark is a loss on the user's words, or on nothing.
+    A missing end is a model that never stops; a missing `{% generation %}` mark is a loss on the user's words, or
+    on nothing.
     """
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
     tokens = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
     trained = [token for token, mask in zip(tokens["input_ids"], tokens["assistant_masks"], strict=True) if mask]
     if not trained:
         raise ModelError(
-            f"{where}: the chat template has no {{% generation %}} … {{% endgeneration %}} around assistant turns, so no token "
+            f"{where}: the chat template has no {{% generation %}} … {{% endgeneration %}} around assistant "
+            f"turns, so no token "
             "would be trained; add the marks to the template"
         )
     if tokenizer.eos_token_id not in trained:
         raise ModelError(
-            f"{where}: an assistant turn of the chat template does not end with the EOS token {tokenizer.eos_token!r} inside "
+            f"{where}: an assistant turn of the chat template does not end with the EOS token "
+            f"{tokenizer.eos_token!r} inside "
             "its generation marks, so the model would never learn to stop; move it inside"
         )
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         raise ModelError(
-            f"{where}: the pad token is {tokenizer.pad_token!r} and EOS is {tokenizer.eos_token!r}; they must be two tokens, "
+            f"{where}: the pad token is {tokenizer.pad_token!r} and EOS is {tokenizer.eos_token!r}; they must "
+            f"be two tokens, "
             "or EOS is masked as padding: add a pad token"
         )
 
@@ -99,13 +106,15 @@ def fetch(uri: str, target: Path) -> None:
         system.get(path.rstrip("/") + "/", f"{target}/", recursive=True)
     except (OSError, ImportError, ValueError) as error:
         raise ModelError(
-            f"{uri}: the registered checkpoint is not there ({str(error)[:200]}); restore it, or point the registry's alias "
+            f"{uri}: the registered checkpoint is not there ({str(error)[:200]}); restore it, or point the "
+            f"registry's alias "
             "to a version that exists"
         ) from None
 
 
 def publish(source: Path, store: str) -> str:
-    """Copy the checkpoint `source` to `store`, under its content digest, and return the URI; a copy that is there is kept."""
+    """Copy the checkpoint `source` to `store`, under its content digest, and return the URI; a copy that is there is
+    kept."""
     digest = artifact.read_manifest(source, "model/1").digest[:24]
     if "://" not in store:
         target = Path(store).absolute() / digest

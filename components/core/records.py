@@ -171,14 +171,14 @@ class Prediction(Record):
 
 
 ROWS: dict[str, type[Record]] = {
-    record.SCHEMA: record
-    for record in (Source, Document, Reject, Chat, Prompt, Preference, EvalResult, Prediction)
+    record.SCHEMA: record for record in (Source, Document, Reject, Chat, Prompt, Preference, EvalResult, Prediction)
 }
 """Every row schema by its name."""
 
 
 def content_id(*parts: str) -> str:
-    """16 hex digits of the sha256 of `parts`, each preceded by its length so that no two lists collide by concatenation."""
+    """16 hex digits of the sha256 of `parts`, each preceded by its length so that no two lists collide by
+    concatenation."""
     hashed = hashlib.sha256()
     for part in parts:
         data = part.encode()

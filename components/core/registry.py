@@ -1,7 +1,8 @@
 """The model registry: which version is champion, and how that changes.
 
-Three aliases in MLflow: `candidate` is the newest version that the gate accepted, `champion` the one to serve, `previous` the
-champion before it. Every change names the champion that the decision was taken against, and is refused if that has changed.
+Three aliases in MLflow: `candidate` is the newest version that the gate accepted, `champion` the one to serve,
+`previous` the champion before it. Every change names the champion that the decision was taken against, and is
+refused if that has changed.
 """
 
 from __future__ import annotations
@@ -67,7 +68,9 @@ def register(name: str, source: str, tags: dict[str, str]) -> str:
         except MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-        version = client.create_model_version(name, source=source, run_id=os.environ.get("BLOOMERY_PARENT_RUN_ID"), tags=tags)
+        version = client.create_model_version(
+            name, source=source, run_id=os.environ.get("BLOOMERY_PARENT_RUN_ID"), tags=tags
+        )
         return str(version.version)
 
 
@@ -82,7 +85,8 @@ def promote(name: str, version: str, *, expected_champion: str | None) -> None:
         found = str(current.version) if current else None
         if found != expected_champion:
             raise GateError(
-                f"{name}: the champion is version {found}, but this decision was taken against {expected_champion}; another "
+                f"{name}: the champion is version {found}, but this decision was taken against "
+                f"{expected_champion}; another "
                 "promotion came first: evaluate again"
             )
         if found is not None and found != version:
@@ -92,7 +96,8 @@ def promote(name: str, version: str, *, expected_champion: str | None) -> None:
 
 
 def rollback(name: str) -> tuple[str, str]:
-    """Make `previous` the champion again; returns (old champion, new champion). GateError if there is no previous version."""
+    """Make `previous` the champion again; returns (old champion, new champion). GateError if there is no previous
+    version."""
     champion, previous = alias(name, CHAMPION), alias(name, PREVIOUS)
     if champion is None or previous is None:
         have = "no champion" if champion is None else "no previous version"
@@ -122,4 +127,6 @@ def _service() -> Iterator[None]:
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
         uri = os.environ.get("MLFLOW_TRACKING_URI", "")
         reason = str(error).split("\n")[0][:300]
-        raise ServiceError(f"the MLflow registry at {uri} did not answer: {reason}; check MLFLOW_TRACKING_URI") from error
+        raise ServiceError(
+            f"the MLflow registry at {uri} did not answer: {reason}; check MLFLOW_TRACKING_URI"
+        ) from error

@@ -73,9 +73,7 @@ def mcnemar(a: Numbers, b: Numbers) -> float:
     return min(1.0, 2 * tail / 2**differing)
 
 
-def paired_difference(
-    a: Numbers, b: Numbers, weights: Numbers | None = None
-) -> tuple[float, float, float]:
+def paired_difference(a: Numbers, b: Numbers, weights: Numbers | None = None) -> tuple[float, float, float]:
     """(mean of a - b, its standard error, two-sided p-value) of two models on the same prompts, in order.
 
     The p-value is McNemar's for 0/1 scores, else that of the paired t-test (Student, Biometrika 6, 1908).

@@ -1,8 +1,9 @@
 """The only adapter between a step and its surroundings: kfp, the command line and tests all come in here.
 
 `run_step` does, in order: logging, config, input manifests, reuse of a finished result, seeds, tracking, `run`, output
-manifests, metrics. A finished result is found by content: the code of the step and of `core`, its config and the digests
-of its inputs. So a changed file or setting re-runs exactly the steps that it reaches, and a killed run goes on where it was.
+manifests, metrics. A finished result is found by content: the code of the step and of `core`, its config and the
+digests of its inputs. So a changed file or setting re-runs exactly the steps that it reaches, and a killed run
+goes on where it was.
 """
 
 from __future__ import annotations
@@ -43,7 +44,12 @@ def configure_logging(level: str | None = None) -> None:
 
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        facts = {"time": record.created, "level": record.levelname, "logger": record.name, "message": record.getMessage()}
+        facts = {
+            "time": record.created,
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
         return json.dumps(facts, ensure_ascii=False)
 
 
@@ -59,9 +65,9 @@ def run_step(
 ) -> dict[str, float]:
     """Run a step as `stage` of a pipeline, or reuse its finished result.
 
-    `inputs` and `outputs` map the argument names of `run` to paths, or to kfp artifacts with a `.path`; `metrics` is a kfp
-    Metrics artifact or None. `reuse=False` is for steps that look at the world outside.
-    Returns the metrics. A BloomeryError is logged without traceback and ends the process with its exit code.
+    `inputs` and `outputs` map the argument names of `run` to paths, or to kfp artifacts with a `.path`; `metrics`
+    is a kfp Metrics artifact or None. `reuse=False` is for steps that look at the world outside. Returns the
+    metrics. A BloomeryError is logged without traceback and ends the process with its exit code.
     """
     configure_logging()
     started = time.perf_counter()
@@ -100,7 +106,8 @@ def execute(
     *,
     reuse: bool = True,
 ) -> dict[str, Any]:
-    """The part of `run_step` that raises instead of ending the process; returns metrics, history and whether it was reused."""
+    """The part of `run_step` that raises instead of ending the process; returns metrics, history and whether it was
+    reused."""
     settings = parse(config_class(run), config, where=stage)
     reads, writes = artifact.ports(run, artifact.Reads), artifact.ports(run, artifact.Writes)
     digests = {name: artifact.read_manifest(inputs[name], schema).digest for name, schema in reads.items()}

@@ -257,9 +257,7 @@ def _service(uri: str) -> Iterator[None]:
         raise DataError(f"{uri}: permission denied ({error}); check the credentials") from None
     except Exception as error:
         reason = str(error).split("\n")[0][:300] or type(error).__name__
-        raise ServiceError(
-            f"{uri}: the store did not answer: {reason}; check the network and credentials"
-        ) from error
+        raise ServiceError(f"{uri}: the store did not answer: {reason}; check the network and credentials") from error
 
 
 @contextlib.contextmanager

@@ -57,7 +57,9 @@ class TaskConfig(Config):
     def _has_templates(self) -> TaskConfig:
         bare = [name for name, split in self.splits.items() if not split.templates and not self.templates]
         if bare:
-            raise ValueError(f"no templates for split {', '.join(bare)}; give `templates` for the task or for the split")
+            raise ValueError(
+                f"no templates for split {', '.join(bare)}; give `templates` for the task or for the split"
+            )
         if self.verifier.kind == "sql_execution" and not self.verifier.databases:
             raise ValueError("verifier sql_execution needs `databases`")
         return self
@@ -78,7 +80,8 @@ class Tasks:
         self._rows = [Prompt.model_construct(**row) for row in table.to_pylist()]
 
     def prompts(self, *splits: str, task: str | None = None) -> list[Any]:
-        """The prompt/1 rows of `splits` (none named: of the evaluation sets), of one task or of all, in stored order."""
+        """The prompt/1 rows of `splits` (none named: of the evaluation sets), of one task or of all, in stored
+        order."""
         return [
             row
             for row in self._rows
@@ -113,6 +116,7 @@ def render(template: str, row: dict[str, Any], where: str) -> str:
         return template.format_map(row)
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         raise DataError(
-            f"{where}: the template {template!r} does not fit the row ({type(error).__name__}: {error}); its fields are: "
+            f"{where}: the template {template!r} does not fit the row ({type(error).__name__}: {error}); its "
+            f"fields are: "
             f"{', '.join(row)}"
         ) from None

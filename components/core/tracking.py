@@ -1,7 +1,7 @@
 """MLflow and the run journal: where a step says what it measured while it runs.
 
-The journal is a JSON-lines file beside the run (`BLOOMERY_JOURNAL`), which the launcher shows live; MLflow is used where
-`MLFLOW_TRACKING_URI` is set. A tracker that fails warns once and never stops a training.
+The journal is a JSON-lines file beside the run (`BLOOMERY_JOURNAL`), which the launcher shows live; MLflow is used
+where `MLFLOW_TRACKING_URI` is set. A tracker that fails warns once and never stops a training.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Tracker:
         if not run_id:  # on a backend whose MLflow plugin opened a run for this task, a second one would double it
             tags = {"mlflow.runName": self.stage, "mlflow.parentRunId": os.environ.get("BLOOMERY_PARENT_RUN_ID", "")}
             experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
-            run_id = client.create_run(experiment, tags={key: value for key, value in tags.items() if value}).info.run_id
+            run_id = client.create_run(
+                experiment, tags={key: value for key, value in tags.items() if value}
+            ).info.run_id
             self._own_run = True
         self._client, self._run_id = client, run_id
         from mlflow.entities import Param

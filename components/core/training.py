@@ -134,7 +134,8 @@ def callbacks() -> list[Any]:
             norm = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else torch.zeros(())
             if not torch.isfinite(norm):
                 raise DivergedError(
-                    f"the gradient is not finite at optimiser step {state.global_step + 1}; the weights were not changed by it. "
+                    f"the gradient is not finite at optimiser step {state.global_step + 1}; the weights were "
+                    f"not changed by it. "
                     "Lower learning_rate, raise warmup_fraction or look at the batch"
                 )
 
@@ -147,7 +148,9 @@ def callbacks() -> list[Any]:
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
             kept = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
             kept = {name: value for name, value in kept.items() if name.split("_")[0] not in ("train", "total")}
-            kept = {name: value for name, value in kept.items() if not name.endswith(("_runtime", "per_second", "epoch"))}
+            kept = {
+                name: value for name, value in kept.items() if not name.endswith(("_runtime", "per_second", "epoch"))
+            }
             now, tokens = time.perf_counter(), kept.get("num_tokens", 0.0)
             if self.last is not None and tokens > self.last[1]:
                 kept["tokens_per_second"] = round((tokens - self.last[1]) / (now - self.last[0]), 1)

@@ -17,17 +17,19 @@ class VerifierConfig(Config):
     """How an answer is taken out of a response and compared with the reference."""
 
     kind: Literal["exact", "numeric", "regex", "label", "sql_execution", "perplexity"]
-    """`exact`: equal text; `numeric`: equal numbers; `regex`: the reference is a pattern that the answer matches; `label`:
-    equal text out of a closed set; `sql_execution`: equal rows on every database; `perplexity`: no answer, the reference is
-    scored."""
+    """`exact`: equal text; `numeric`: equal numbers; `regex`: the reference is a pattern that the answer matches;
+    `label`: equal text out of a closed set; `sql_execution`: equal rows on every database; `perplexity`: no
+    answer, the reference is scored."""
     extract: str = ""
-    """Regular expression whose first group (or whole match) of the last match is the answer; empty: the whole response."""
+    """Regular expression whose first group (or whole match) of the last match is the answer; empty: the whole
+    response."""
     ignore_case: bool = False
     """Compare text without case."""
     tolerance: float = 1e-6
     """Relative tolerance of `numeric`."""
     databases: list[str] = []
-    """SQLite files for `sql_execution`; an answer must be right on all: on one, a wrong query may give the right rows."""
+    """SQLite files for `sql_execution`; an answer must be right on all: on one, a wrong query may give the right
+    rows."""
     timeout_seconds: float = 2.0
     """Time box of one query on one database."""
 
@@ -98,7 +100,8 @@ _MAX_ROWS = 10_000
 def run_sql(database: Path, query: str, timeout_seconds: float) -> tuple[list[tuple] | None, str]:
     """(rows, '') of one read-only query, or (None, reason).
 
-    The file is opened immutable, the authoriser allows reading alone, and a progress handler ends the query at its time box.
+    The file is opened immutable, the authoriser allows reading alone, and a progress handler ends the query at its
+    time box.
     """
     deadline = time.monotonic() + timeout_seconds
     try:

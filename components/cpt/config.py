@@ -9,7 +9,7 @@ class CptConfig(TrainingConfig):
     """Continued pre-training: causal language modelling on packed documents."""
 
     replay_share: float = Field(default=0.05, ge=0, lt=1)
-    """Share of the training characters taken from general documents, against forgetting; 5 % is where the loss of general
-    ability was nearly gone in Ibrahim et al. 2024 (arXiv 2403.08763, section 6.1)."""
+    """Share of the training characters taken from general documents, against forgetting; 5 % is where the loss of
+    general ability was nearly gone in Ibrahim et al. 2024 (arXiv 2403.08763, section 6.1)."""
     validation_share: float = Field(default=0.03, gt=0, lt=0.5)
     """Share of the documents kept out of training, for the perplexities before and after."""

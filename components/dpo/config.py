@@ -15,7 +15,7 @@ class DpoConfig(TrainingConfig):
     beta: float = Field(default=0.1, gt=0)
     """Strength of the pull to the reference model; 0.1 is the default of the DPO paper."""
     sft_weight: float = Field(default=1.0, ge=0)
-    """Weight of the negative log-likelihood of the chosen answer, added to the preference loss: without it DPO may lower the
-    likelihood of both answers (Iterative RPO, arXiv 2404.19733, which uses 1)."""
+    """Weight of the negative log-likelihood of the chosen answer, added to the preference loss: without it DPO may
+    lower the likelihood of both answers (Iterative RPO, arXiv 2404.19733, which uses 1)."""
     validation_share: float = Field(default=0.1, gt=0, lt=1)
     """Share of the pairs kept out of training, by prompt, for the margin before and after."""

@@ -25,10 +25,11 @@ def run(
     """Optimise `base_model` on `preferences`, with itself as the reference, and write `model`.
 
     With fewer than two prompts there is nothing to learn from: the model is passed on as it is, with a warning.
-    Returns: dpo/pairs; and for the held-out pairs, before and after: dpo/margin_before, dpo/margin_after (mean difference of
-             the log-likelihoods of chosen and rejected, in nats), dpo/accuracy_before, dpo/accuracy_after (share of pairs with
-             a positive difference), dpo/chosen_change (mean change of the chosen log-likelihood, in nats: below zero, DPO is
-             pushing down what it should keep).
+    Returns: dpo/pairs; and for the held-out pairs, before and after: dpo/margin_before, dpo/margin_after (mean
+             difference of
+             the log-likelihoods of chosen and rejected, in nats), dpo/accuracy_before, dpo/accuracy_after (share
+             of pairs with a positive difference), dpo/chosen_change (mean change of the chosen log-likelihood, in
+             nats: below zero, DPO is pushing down what it should keep).
     Raises:  DivergedError before a non-finite step is taken.
     """
     from datasets import Dataset

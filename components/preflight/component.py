@@ -22,5 +22,11 @@ def preflight(
     from bloomery.components.preflight.step import run
 
     inputs = {}
-    outputs = {"sources": sources, "tasks": tasks, "base_model": base_model, "champion": champion, "champion_version": champion_version}
+    outputs = {
+        "sources": sources,
+        "tasks": tasks,
+        "base_model": base_model,
+        "champion": champion,
+        "champion_version": champion_version,
+    }
     run_step(run, stage, config, inputs, outputs, metrics, reuse=False)

@@ -21,4 +21,5 @@ class PreflightConfig(Config):
     registered_model: str
     """Name in the model registry, whose champion the candidate has to beat."""
     min_free_bytes: int = Field(default=500_000_000, ge=0)
-    """Refuse to start with less free disk space than this and ten times the base model (a checkpoint a stage, and copies)."""
+    """Refuse to start with less free disk space than this and ten times the base model (a checkpoint a stage, and
+    copies)."""

@@ -1,7 +1,8 @@
 """Preflight: everything from outside enters here, is checked in seconds, and is fingerprinted.
 
-The steps after this one see artifacts alone, so that what they can reuse follows from content, and a mistake in the recipe,
-a missing file, an unusable base model or an unreachable registry ends the run before any time is spent on training.
+The steps after this one see artifacts alone, so that what they can reuse follows from content, and a mistake in
+the recipe, a missing file, an unusable base model or an unreachable registry ends the run before any time is spent
+on training.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ def run(
 ) -> dict[str, float]:
     """Check what the recipe names and write it as artifacts.
 
-    Writes:  sources (the files to read, with digests), tasks (every question of every task, with the verifiers' databases),
+    Writes:  sources (the files to read, with digests), tasks (every question of every task, with the verifiers'
+             databases),
              base_model, champion (the registered champion's checkpoint; empty if there is none) and champion_version.
     Returns: preflight/files, preflight/bytes, preflight/prompts, preflight/base_model_bytes.
-    Raises:  DataError for missing files and unusable rows, ModelError for a base model without safetensors, chat template or
+    Raises:  DataError for missing files and unusable rows, ModelError for a base model without safetensors, chat
+             template or
              EOS, ServiceError for a hub, store or registry that does not answer; one error lists every problem found.
     """
     problems: list[BloomeryError] = []
@@ -71,7 +74,8 @@ def _list_sources(config: PreflightConfig, target: Path) -> dict[str, float]:
 
 
 def _fingerprint(uri: str) -> tuple[int, str]:
-    """(bytes, sha256) of a local file; for a store, its size and the digest of what the store says identifies the content."""
+    """(bytes, sha256) of a local file; for a store, its size and the digest of what the store says identifies the
+    content."""
     if "://" not in uri:
         path = Path(uri)
         return path.stat().st_size, artifact.file_digest(path)
@@ -79,7 +83,9 @@ def _fingerprint(uri: str) -> tuple[int, str]:
 
     system, path = fsspec.core.url_to_fs(uri)
     entry = system.info(path)
-    identity = {key: str(entry.get(key)) for key in ("ETag", "etag", "size", "LastModified", "version_id") if entry.get(key)}
+    identity = {
+        key: str(entry.get(key)) for key in ("ETag", "etag", "size", "LastModified", "version_id") if entry.get(key)
+    }
     return int(entry.get("size") or 0), content_id(uri, json.dumps(identity, sort_keys=True))
 
 
@@ -111,7 +117,13 @@ def _render_tasks(config: PreflightConfig, target: Path) -> dict[str, float]:
             kept.append(row)
     artifact.write_atomically(target / "tasks.json", json.dumps(stored, ensure_ascii=False, indent=1))
     # tasks/1 holds prompt/1 rows beside its other files, so it is sealed over the prompts' manifest.
-    prompts = artifact.write_rows(target, "prompt/1", Prompt.table(kept), rows_in=len(rows) + dropped.total() - dropped["in_evaluation_set"], dropped=dropped)
+    prompts = artifact.write_rows(
+        target,
+        "prompt/1",
+        Prompt.table(kept),
+        rows_in=len(rows) + dropped.total() - dropped["in_evaluation_set"],
+        dropped=dropped,
+    )
     artifact.seal(target, "tasks/1", rows=prompts.rows, rows_in=prompts.rows_in, dropped=prompts.dropped)
     if dropped:
         logger.info("rows of tasks left out: %s", dict(dropped))
@@ -148,7 +160,9 @@ def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], 
                 )
     if not any(not problem for _, problem in found):
         reasons = dict(Counter(problem for _, problem in found))
-        raise DataError(f"{where}: no usable row in {source.path} (left out: {reasons}); check `where`, `share` and the file")
+        raise DataError(
+            f"{where}: no usable row in {source.path} (left out: {reasons}); check `where`, `share` and the file"
+        )
     return found
 
 
@@ -189,7 +203,8 @@ def _take_base_model(config: PreflightConfig, target: Path) -> dict[str, float]:
     wanted = config.min_free_bytes + 10 * size
     if free < wanted:
         raise ServiceError(
-            f"{target.parent}: {free:,} bytes free on the disk, {wanted:,} are wanted (preflight.min_free_bytes and ten times the "
+            f"{target.parent}: {free:,} bytes free on the disk, {wanted:,} are wanted (preflight.min_free_bytes "
+            f"and ten times the "
             "base model); free some space or choose another --workdir"
         )
     artifact.link_tree(source, target)
@@ -209,9 +224,17 @@ def _download(config: PreflightConfig) -> Path:
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise DataError(f"base_model: no folder {name}; give a checkpoint folder or a hub name such as org/model")
     try:
-        return Path(snapshot_download(name, revision=config.revision, allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]))
+        return Path(
+            snapshot_download(
+                name,
+                revision=config.revision,
+                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"],
+            )
+        )
     except HFValidationError:
-        raise DataError(f"base_model: no folder {name}, and it is no hub name; give a checkpoint folder or org/model") from None
+        raise DataError(
+            f"base_model: no folder {name}, and it is no hub name; give a checkpoint folder or org/model"
+        ) from None
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).split("\n")[0][:200]
         raise ServiceError(f"base_model: no folder {name} here, and the hub did not give it: {reason}") from None

@@ -24,6 +24,14 @@ def promotion(
     from bloomery.components.core.step import run_step
     from bloomery.components.promotion.step import run
 
-    inputs = {"model": model, "tasks": tasks, "candidate_results": candidate_results, "base_results": base_results, "champion_results": champion_results, "champion": champion, "champion_version": champion_version}
+    inputs = {
+        "model": model,
+        "tasks": tasks,
+        "candidate_results": candidate_results,
+        "base_results": base_results,
+        "champion_results": champion_results,
+        "champion": champion,
+        "champion_version": champion_version,
+    }
     outputs = {"verdict": verdict}
     run_step(run, stage, config, inputs, outputs, metrics, reuse=False)

@@ -9,9 +9,11 @@ class GateConfig(Config):
     """What a candidate has to show; each key is one kind of leg."""
 
     min_improvement: float = Field(default=0.0, ge=0)
-    """A domain set must beat the champion (or, for a first version, the base model) by more than this, beyond the noise."""
+    """A domain set must beat the champion (or, for a first version, the base model) by more than this, beyond the
+    noise."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    """One-sided confidence at which an improvement must exceed `min_improvement`; identical models pass 1 time in 20."""
+    """One-sided confidence at which an improvement must exceed `min_improvement`; identical models pass 1 time in
+    20."""
     min_score: dict[str, float] = {}
     """Absolute floors by `task.set`, such as `shop_sql.test: 0.6`."""
     max_forgetting: float = Field(default=0.02, ge=0)
@@ -28,4 +30,5 @@ class PromotionConfig(Config):
     gate: GateConfig = GateConfig()
     """The legs of the gate."""
     models_uri: str = "models"
-    """Folder or store that keeps promoted checkpoints by content digest; the launcher puts a relative one under the workdir."""
+    """Folder or store that keeps promoted checkpoints by content digest; the launcher puts a relative one under
+    the workdir."""

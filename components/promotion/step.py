@@ -31,7 +31,8 @@ def run(
     champion_version: Annotated[Path, Reads("registry/1")],
     verdict: Annotated[Path, Writes("verdict/1")],
 ) -> dict[str, float]:
-    """Judge `model` by its evaluation against that of the champion and of the base; register and promote it if it passes.
+    """Judge `model` by its evaluation against that of the champion and of the base; register and promote it if it
+    passes.
 
     A candidate whose content is that of the champion is the champion: nothing is registered twice.
     Writes:  verdict (verdict.json: status, reason, model name, version and aliases, every leg with its numbers).
@@ -40,7 +41,8 @@ def run(
     """
     known = Tasks(tasks)
     candidate, base, champ = (
-        artifact.read_table(path, "eval_result/1").to_pylist() for path in (candidate_results, base_results, champion_results)
+        artifact.read_table(path, "eval_result/1").to_pylist()
+        for path in (candidate_results, base_results, champion_results)
     )
     named = json.loads((champion_version / "champion.json").read_text())
     name, current = named["registered_model"], named["champion_version"]
@@ -75,7 +77,11 @@ def run(
     artifact.write_atomically(verdict / "verdict.json", json.dumps(facts, indent=1, ensure_ascii=False))
     artifact.seal(verdict, "verdict/1")
     passed = float(len(legs) - len(failed))
-    return {"promotion/promoted": float(status == "promoted"), "promotion/legs": float(len(legs)), "promotion/legs_passed": passed}
+    return {
+        "promotion/promoted": float(status == "promoted"),
+        "promotion/legs": float(len(legs)),
+        "promotion/legs_passed": passed,
+    }
 
 
 def judge(
@@ -103,29 +109,51 @@ def judge(
                 legs.append(_floor_leg(f"{task}.{split}", rows, gate.min_score[f"{task}.{split}"]))
     if gate.max_bytes is not None:
         legs.append(
-            _leg("bytes on disk", "limit", float(num_bytes), None, None, None, float(gate.max_bytes), lambda: num_bytes <= gate.max_bytes)
+            _leg(
+                "bytes on disk",
+                "limit",
+                float(num_bytes),
+                None,
+                None,
+                None,
+                float(gate.max_bytes),
+                lambda: num_bytes <= gate.max_bytes,
+            )
         )
     return legs
 
 
-def _task_leg(name: str, new: list[dict[str, Any]], old: list[dict[str, Any]], rival: str, gate: GateConfig) -> dict[str, Any]:
-    """Improvement beyond the noise: the lower end of the one-sided interval of the paired difference is above the minimum."""
+def _task_leg(
+    name: str, new: list[dict[str, Any]], old: list[dict[str, Any]], rival: str, gate: GateConfig
+) -> dict[str, Any]:
+    """Improvement beyond the noise: the lower end of the one-sided interval of the paired difference is above the
+    minimum."""
     value, baseline, difference, stderr = _compare(new, old)
     margin = gate.min_improvement + NormalDist().inv_cdf(gate.confidence) * stderr
-    return _leg(f"{name} against {rival}", "task", value, baseline, difference, stderr, margin, lambda: difference > margin)
+    return _leg(
+        f"{name} against {rival}", "task", value, baseline, difference, stderr, margin, lambda: difference > margin
+    )
 
 
-def _forgetting_leg(name: str, new: list[dict[str, Any]], old: list[dict[str, Any]], gate: GateConfig) -> dict[str, Any]:
+def _forgetting_leg(
+    name: str, new: list[dict[str, Any]], old: list[dict[str, Any]], gate: GateConfig
+) -> dict[str, Any]:
     value, baseline, difference, stderr = _compare(new, old)
     limit = -gate.max_forgetting
-    return _leg(f"{name} against base", "forgetting", value, baseline, difference, stderr, limit, lambda: difference >= limit)
+    return _leg(
+        f"{name} against base", "forgetting", value, baseline, difference, stderr, limit, lambda: difference >= limit
+    )
 
 
-def _perplexity_leg(name: str, new: list[dict[str, Any]], old: list[dict[str, Any]], gate: GateConfig) -> dict[str, Any]:
+def _perplexity_leg(
+    name: str, new: list[dict[str, Any]], old: list[dict[str, Any]], gate: GateConfig
+) -> dict[str, Any]:
     value, baseline = _perplexity(new), _perplexity(old)
     ratio = value / baseline
     limit = gate.max_perplexity_ratio
-    return _leg(f"{name} perplexity ratio to base", "forgetting", value, baseline, ratio, None, limit, lambda: ratio <= limit)
+    return _leg(
+        f"{name} perplexity ratio to base", "forgetting", value, baseline, ratio, None, limit, lambda: ratio <= limit
+    )
 
 
 def _floor_leg(name: str, rows: list[dict[str, Any]], floor: float) -> dict[str, Any]:

@@ -1,4 +1,5 @@
-"""Post-training quantisation: each scheme is exported, loaded again from disk and measured; the smallest good one goes on."""
+"""Post-training quantisation: each scheme is exported, loaded again from disk and measured; the smallest good one
+goes on."""
 
 from __future__ import annotations
 
@@ -30,9 +31,11 @@ def run(
     """Quantise `base_model` by every scheme and write the smallest variant whose score falls by at most `tolerance`.
 
     The score is that on the `validation` split. If no variant is good enough, `base_model` itself is passed on.
-    Writes:  model; variants (variants.json: scheme, bytes, score, stderr, difference to the parent and its stderr, chosen).
+    Writes:  model; variants (variants.json: scheme, bytes, score, stderr, difference to the parent and its stderr,
+             chosen).
     Raises:  DataError if no task has a validation split: the drop could not be measured.
-    Returns: ptq/parent_bytes, ptq/bytes, ptq/ratio (parent over chosen), ptq/score_difference, ptq/score_difference_stderr.
+    Returns: ptq/parent_bytes, ptq/bytes, ptq/ratio (parent over chosen), ptq/score_difference,
+             ptq/score_difference_stderr.
     """
     known = Tasks(tasks)
     parent = _scores(base_model, known)
@@ -70,7 +73,9 @@ def quantise(source: Path, target: Path, scheme: Scheme) -> None:
     weights = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
     linear = {
         "int8_weight_only": weights,
-        "int8_dynamic_activation": Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0)),
+        "int8_dynamic_activation": Int8DynamicActivationIntxWeightConfig(
+            weight_dtype=torch.int8, weight_granularity=PerAxis(0)
+        ),
     }[scheme]
     settings = TorchAoConfig(
         FqnToConfig({"model.embed_tokens": weights, "_default": linear}), include_input_output_embeddings=True
@@ -85,8 +90,8 @@ def quantise(source: Path, target: Path, scheme: Scheme) -> None:
 def _drop_tied_head(folder: Path) -> None:
     """Take the second copy of tied embeddings out of a quantised checkpoint.
 
-    transformers 5.23 writes both, and on loading compares them with torch.equal, which torchao's tensors do not implement;
-    without the copy it ties them. Can go when a quantised tied model saves and loads as it is.
+    transformers 5.23 writes both, and on loading compares them with torch.equal, which torchao's tensors do not
+    implement; without the copy it ties them. Can go when a quantised tied model saves and loads as it is.
     """
     from safetensors import safe_open
     from safetensors.torch import save_file
@@ -114,7 +119,9 @@ def _scores(folder: Path, tasks: Tasks) -> list[float]:
         texts = generator.generate([row.prompt for row in prompts], max_new_tokens=task.max_new_tokens)
         scores += [tasks.verify(name, text, row.reference)[0] for row, (text,) in zip(prompts, texts, strict=True)]
     if not scores:
-        raise DataError("ptq: no task has a `validation` split to measure the variants on; add one to the recipe's tasks")
+        raise DataError(
+            "ptq: no task has a `validation` split to measure the variants on; add one to the recipe's tasks"
+        )
     return scores
 
 

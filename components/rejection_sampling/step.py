@@ -1,7 +1,7 @@
 """Rejection sampling: the model answers each prompt several times, and what verifies is kept.
 
-Right answers become chats for another round of fine-tuning (RFT, Yuan et al. 2023, arXiv 2308.01825); a right and a wrong
-answer to one prompt become an on-policy preference pair.
+Right answers become chats for another round of fine-tuning (RFT, Yuan et al. 2023, arXiv 2308.01825); a right and
+a wrong answer to one prompt become an on-policy preference pair.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ def run(
     """Sample answers to `prompts` from `base_model`, verify them, and write `chats` plus the accepted ones.
 
     Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need), tasks.
-    Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest failure).
+    Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest
+             failure).
     Returns: rejection_sampling/prompts, /accepted_chats, /preferences, /pass_at_1 (mean share of right samples),
              /pass_at_k (share of prompts with a right one).
     """
@@ -54,13 +55,23 @@ def run(
         shares.append(sum(counts[text] for text in right) / len(texts))
         if not right:
             detail = f"likeliest of {len(texts)} samples: {verdicts[wrong[0]][1]}"
-            failed.append({"id": row.id, "source": row.task, "reason": "no_right_sample", "detail": detail, "text": row.prompt[:500]})
+            failed.append(
+                {
+                    "id": row.id,
+                    "source": row.task,
+                    "reason": "no_right_sample",
+                    "detail": detail,
+                    "text": row.prompt[:500],
+                }
+            )
         elif row.prompt not in answered:
             accepted += [_chat(row, text) for text in right[: config.accepted_per_prompt]]
         for position in range(min(config.pairs_per_prompt, len(wrong)) if right else 0):
             pairs.append(_pair(row, right[position % len(right)], wrong[position]))
 
-    artifact.write_rows(sampled_chats, "chat/1", Chat.table(seeds + accepted), rows_in=len(seeds), rows_made=len(accepted))
+    artifact.write_rows(
+        sampled_chats, "chat/1", Chat.table(seeds + accepted), rows_in=len(seeds), rows_made=len(accepted)
+    )
     artifact.write_rows(preferences, "preference/1", Preference.table(pairs), rows_in=0, rows_made=len(pairs))
     artifact.write_rows(rejects, "reject/1", Reject.table(failed))
     return {
@@ -92,7 +103,13 @@ def sample(generator: Generator, rows: list[Prompt], tasks: Tasks, config: Rejec
 
 def _chat(row: Prompt, answer: str) -> dict[str, Any]:
     messages = chat(row.prompt, answer)
-    return {"id": content_id(row.prompt, answer), "messages": messages, "task": row.task, "origin": "sampled", "parent": row.id}
+    return {
+        "id": content_id(row.prompt, answer),
+        "messages": messages,
+        "task": row.task,
+        "origin": "sampled",
+        "parent": row.id,
+    }
 
 
 def _pair(row: Prompt, chosen: str, rejected: str) -> dict[str, Any]:

@@ -26,9 +26,11 @@ def run(
 ) -> dict[str, float]:
     """Fine-tune `base_model` on `chats`, watch the loss on the `validation` split of `tasks`, write `model`.
 
-    Returns: sft/loss and sft/validation_loss (nats per trained token), sft/chats, sft/trained_tokens (assistant tokens of
+    Returns: sft/loss and sft/validation_loss (nats per trained token), sft/chats, sft/trained_tokens (assistant
+             tokens of
              one epoch), sft/too_long (chats left out), sft/best_step (optimiser steps of the kept weights).
-    Raises:  DataError if no chat fits in max_length; ModelError if the chat template trains nothing or does not end a turn;
+    Raises:  DataError if no chat fits in max_length; ModelError if the chat template trains nothing or does not
+             end a turn;
              DivergedError before a non-finite step is taken.
     """
     from datasets import Dataset
@@ -42,11 +44,20 @@ def run(
     rows = [row["messages"] for row in artifact.read_table(chats, "chat/1").to_pylist()]
     fitting, trained_tokens = _fitting(tokenizer, rows, config.max_length)
     if not fitting:
-        raise DataError(f"sft: none of the {len(rows)} chats fits in sft.max_length = {config.max_length} tokens; raise it")
+        raise DataError(
+            f"sft: none of the {len(rows)} chats fits in sft.max_length = {config.max_length} tokens; raise it"
+        )
     if len(fitting) < len(rows):
-        logger.warning("%d of %d chats are longer than %d tokens and left out", len(rows) - len(fitting), len(rows), config.max_length)
+        logger.warning(
+            "%d of %d chats are longer than %d tokens and left out",
+            len(rows) - len(fitting),
+            len(rows),
+            config.max_length,
+        )
     validation = [
-        chat(row.prompt, row.reference) for row in Tasks(tasks).prompts("validation") if not Tasks(tasks).is_scored_by_likelihood(row.task)
+        chat(row.prompt, row.reference)
+        for row in Tasks(tasks).prompts("validation")
+        if not Tasks(tasks).is_scored_by_likelihood(row.task)
     ]
     watched, _ = _fitting(tokenizer, validation, config.max_length)
     evaluations = config.num_validations if watched else 0
@@ -59,7 +70,9 @@ def run(
         eval_dataset=Dataset.from_dict({"messages": watched}) if evaluations else None,
         peft_config=training.peft_config(config),
         callbacks=[*training.callbacks(), *([best.callback()] if best else [])],
-        args=Arguments(assistant_only_loss=True, **training.arguments(config, num_rows=len(fitting), evaluations=evaluations)),
+        args=Arguments(
+            assistant_only_loss=True, **training.arguments(config, num_rows=len(fitting), evaluations=evaluations)
+        ),
     )
     trainer.train()
     best_step = best.restore(trainer.model) if best else trainer.state.global_step
@@ -75,7 +88,9 @@ def run(
     return {**metrics, "sft/validation_loss": min(losses) if best else losses[-1]} if losses else metrics
 
 
-def _fitting(tokenizer: Any, chats: list[list[dict[str, str]]], max_length: int) -> tuple[list[list[dict[str, str]]], int]:
+def _fitting(
+    tokenizer: Any, chats: list[list[dict[str, str]]], max_length: int
+) -> tuple[list[list[dict[str, str]]], int]:
     """The chats of at most `max_length` tokens, and the number of their assistant tokens."""
     if not chats:
         return [], 0
@@ -99,7 +114,13 @@ class _Best:
 
         class Keep(TrainerCallback):
             def on_evaluate(
-                self, args: Any, state: Any, control: Any, metrics: dict[str, float] | None = None, model: Any = None, **_: Any
+                self,
+                args: Any,
+                state: Any,
+                control: Any,
+                metrics: dict[str, float] | None = None,
+                model: Any = None,
+                **_: Any,
             ) -> None:
                 loss = (metrics or {}).get("eval_loss", math.inf)
                 if loss < keeper.loss:

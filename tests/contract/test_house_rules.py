@@ -25,7 +25,20 @@ from bloomery.pipelines.steps import STEPS
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("components", "pipelines", "monitoring", "infra")
 SOURCES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
-HEAVY = ("torch", "transformers", "trl", "peft", "datasets", "daft", "mlflow", "evidently", "kfp", "torchao", "pandas", "sklearn")
+HEAVY = (
+    "torch",
+    "transformers",
+    "trl",
+    "peft",
+    "datasets",
+    "daft",
+    "mlflow",
+    "evidently",
+    "kfp",
+    "torchao",
+    "pandas",
+    "sklearn",
+)
 
 
 def imports(file: Path, *, top_level_only: bool = False) -> set[str]:
@@ -137,7 +150,14 @@ def test_every_schema_is_named_and_versioned() -> None:
 
 def test_exit_codes_are_those_of_the_documentation() -> None:
     found = {kind.__name__: kind.exit_code for kind in BloomeryError.__subclasses__()}
-    documented = {"ConfigError": 2, "DataError": 3, "ModelError": 4, "GateError": 5, "MissingExtraError": 6, "ServiceError": 7}
+    documented = {
+        "ConfigError": 2,
+        "DataError": 3,
+        "ModelError": 4,
+        "GateError": 5,
+        "MissingExtraError": 6,
+        "ServiceError": 7,
+    }
     assert found == documented
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     for name, code in documented.items():
