@@ -16,6 +16,7 @@ import heapq
 import io
 import json
 import lzma
+import os
 import shutil
 import tempfile
 import zlib
@@ -81,6 +82,18 @@ class SourceConfig(RowSource):
     """Template of a document over the fields of a row, such as `{title}\\n\\n{body}`."""
     general: bool = False
     """True for general text, which continued pre-training replays against forgetting; False: the domain."""
+
+
+def engine() -> Any:
+    """The `daft` module, which runs tables natively on every core of this machine; it sends no usage reports.
+
+    Every step takes Daft from here, so that what it runs on is decided in one place.
+    """
+    os.environ.setdefault("DO_NOT_TRACK", "1")
+    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
+    import daft
+
+    return daft
 
 
 def list_files(uri: str) -> list[str]:

@@ -8,6 +8,8 @@ from functools import cache
 
 import pyarrow as pa
 
+from bloomery.components.core.tables import engine
+
 _FENCE = re.compile(r"^(```|~~~)[^\n]*\n.*?^\1[^\S\n]*$", re.MULTILINE | re.DOTALL)
 # What UTF-8 turns into when read as Latin-1 or Windows-1252, terminal escapes, ligatures and controls.
 _SUSPECT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\u02ff\u1e00-\u1eff\u2000-\u2bff\ufb00-\ufb06\ufe00-\uffff]")
@@ -73,9 +75,8 @@ def remove_boilerplate(texts: pa.Array, sources: pa.Array, max_share: float) -> 
     A line near either end is boilerplate if it stands there in more than `max_share` of the documents of its
     source, and in at least MIN_BOILERPLATE_DOCUMENTS. Headings, short lines and code are left alone.
     """
-    import daft
-    from daft import col
-
+    daft = engine()
+    col = daft.col
     documents = daft.from_arrow(pa.table({"source": sources, "text": texts}))
     sizes = documents.groupby("source").agg(col("source").count().alias("num_documents"))
     strings = daft.DataType.list(daft.DataType.string())

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from bloomery.components.core.tables import engine
 from bloomery.components.dedup.shingles import is_dense, ngram_hashes
 
 SHINGLE_CHARACTERS = 5
@@ -72,12 +73,11 @@ def similar_pairs(
 
 def sign(texts: list[str], length: int, num_permutations: int, seed: int) -> np.ndarray:
     """MinHash signatures over character shingles, uint32 of shape (len(texts), num_permutations)."""
-    import daft
-    from daft import col
+    daft = engine()
     from daft.functions import minhash, regexp_replace
 
     # Daft's shingles are of words: a space after each character makes every character a word.
-    spaced = regexp_replace(col("text"), "(?s)(.)", "$1 ")
+    spaced = regexp_replace(daft.col("text"), "(?s)(.)", "$1 ")
     signed = minhash(
         spaced, num_hashes=num_permutations, ngram_size=length, seed=seed, hash_function="xxhash64"
     )

@@ -42,13 +42,23 @@ KOREAN = "고객 표에는 손님마다 한 줄이 있고 가입 열은 처음 �
         ("(206) 555-0123, 206-555-0123, +1 206 555 0123", "[PHONE], [PHONE], [PHONE]"),
         ("192.0.2.55에서", "[IP]에서"),
         ("2001:db8:0:0:1::7", "[IP]"),
-        ("version 1.2.3.4, 127.0.0.1, 255.255.255.0, 1.2.3.400", "version 1.2.3.4, 127.0.0.1, 255.255.255.0, 1.2.3.400"),
-        ("2024-01-15 12:30:45, 1700000000000, C4996, 0x80004005", "2024-01-15 12:30:45, 1700000000000, C4996, 0x80004005"),
-        ("std::vector, ISBN 978-89-01-12345-6, 123-45-67890", "std::vector, ISBN 978-89-01-12345-6, 123-45-67890"),
     ],
 )
-def test_personal_data_is_masked_and_nothing_else(text, expected):
+def test_personal_data_is_masked(text, expected):
     assert pii.mask(text)[0] == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "version 1.2.3.4, 127.0.0.1, 255.255.255.0, 1.2.3.400",
+        "2024-01-15 12:30:45, 1700000000000, C4996, 0x80004005",
+        "std::vector, ISBN 978-89-01-12345-6, 123-45-67890",
+        "SELECT 123456 FROM t WHERE price > 1000000 AND day = '2024-08-01'",
+    ],
+)
+def test_what_only_looks_like_personal_data_stays(text):
+    assert pii.mask(text)[0] == text
 
 
 def test_check_digits():

@@ -1,0 +1,173 @@
+"""Chats are new, verified, asked by no evaluation set, and their wording varies without changing what is asked."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+
+import pyarrow.parquet as pq
+import pytest
+
+from bloomery.components.core.artifact import read_manifest, read_table, seal, write_rows
+from bloomery.components.core.config import parse
+from bloomery.components.core.errors import ConfigError, DataError
+from bloomery.components.core.records import Document, Prompt, content_id
+from bloomery.components.core.tasks import TaskConfig
+from bloomery.components.synthetic_data import augment
+from bloomery.components.synthetic_data.config import SyntheticDataConfig
+from bloomery.components.synthetic_data.step import run
+
+SQL_BLOCK = {
+    "pattern": r"^## (?P<title>.+)\n\n```sql\n(?P<sql>[^`]+)\n```",
+    "prompt": "{title}",
+    "answer": "{sql}",
+    "task": "sql",
+}
+SEEDS = [
+    ("train", "Show me the customers in Busan.", "SELECT name FROM customers WHERE city = 'Busan'"),
+    ("train", "서울 고객의 이름을 알려줘.", "SELECT name FROM customers WHERE city = 'Seoul'"),
+    ("unlabelled", "How many customers are there?", "SELECT COUNT(*) FROM customers"),
+    ("validation", "Customers by city", "SELECT city, COUNT(*) FROM customers GROUP BY city"),
+    ("test", "제주 고객은 몇 명인가요?", "SELECT COUNT(*) FROM customers WHERE city = 'Jeju'"),
+]
+DOCUMENTS = [
+    "## Cities of all customers\n\n```sql\nSELECT city FROM customers\n```\n\nText.",
+    "## Broken query\n\n```sql\nSELECT town FROM customers\n```",
+    "## customers BY city!\n\n```sql\nSELECT 1\n```",
+    "## Show me the customers in Busan\n\n```sql\nSELECT 1\n```",
+    "No question here.",
+]
+
+
+def make(tmp_path, seeds=SEEDS, documents=DOCUMENTS, **settings):
+    tasks = tmp_path / "tasks"
+    (tasks / "files").mkdir(parents=True)
+    connection = sqlite3.connect(tasks / "files" / "shop.sqlite")
+    connection.executescript("CREATE TABLE customers (name TEXT, city TEXT)")
+    connection.close()
+    splits = {split: {"path": "x"} for split in ("train", "unlabelled", "validation", "test")}
+    template = [{"prompt": "{question}", "answer": "{sql}"}]
+    configs = {
+        "sql": {
+            "role": "domain",
+            "templates": template,
+            "verifier": {"kind": "sql_execution", "databases": ["shop.sqlite"]},
+            "splits": splits,
+        },
+        "skills": {"role": "general", "templates": template, "verifier": {"kind": "exact"}, "splits": splits},
+    }
+    rows = [("sql", *seed) for seed in seeds] + [("skills", "train", "Add 1 and 2.", "3")]
+    prompts = [
+        {
+            "id": content_id(task, prompt, answer),
+            "task": task,
+            "split": split,
+            "prompt": prompt,
+            "reference": answer,
+            "group": "",
+        }
+        for task, split, prompt, answer in rows
+    ]
+    pq.write_table(Prompt.table(prompts), tasks / "part-00000.parquet")
+    validated = {name: TaskConfig.model_validate(config).model_dump(mode="json") for name, config in configs.items()}
+    (tasks / "tasks.json").write_text(json.dumps(validated))
+    seal(tasks, "tasks/1")
+    texts = [
+        {"id": content_id(text), "text": text, "source": "s:f#1", "language": "en", "general": False}
+        for text in documents
+    ]
+    write_rows(tmp_path / "documents", "document/1", Document.table(texts))
+    outputs = {name: tmp_path / name for name in ("chats", "prompts", "rejects")}
+    config = parse(SyntheticDataConfig, settings)
+    metrics = run(config, documents=tmp_path / "documents", tasks=tasks, **outputs)
+    schemas = {"chats": "chat/1", "prompts": "prompt/1", "rejects": "reject/1"}
+    return metrics, *(read_table(outputs[name], schema).to_pylist() for name, schema in schemas.items())
+
+
+def test_chats_come_from_seeds_and_documents(tmp_path):
+    metrics, chats, prompts, rejects = make(tmp_path, extract=[SQL_BLOCK], augmented_share=0)
+    assert [(chat["origin"], chat["messages"][0]["content"]) for chat in chats] == [
+        ("seed", "Show me the customers in Busan."),
+        ("seed", "서울 고객의 이름을 알려줘."),
+        ("document", "Cities of all customers"),
+    ]
+    assert chats[2]["messages"][1] == {"role": "assistant", "content": "SELECT city FROM customers"}
+    assert chats[2]["parent"] == content_id(DOCUMENTS[0]) and chats[2]["task"] == "sql"
+    assert [(row["reason"], row["detail"].split(" ")[0]) for row in rejects] == [
+        ("unverified", "does"),
+        ("in_evaluation_set", "asks"),
+        ("duplicate", "of"),
+    ]
+    assert {prompt["split"] for prompt in prompts} == {"train", "unlabelled"}
+    assert {prompt["task"] for prompt in prompts} == {"sql"}
+    manifest = read_manifest(tmp_path / "chats")
+    assert (manifest.rows_in, manifest.rows_made, manifest.rows) == (2, 4, 3)
+    assert metrics["synthetic_data/rejects_unverified"] == 1
+
+
+def test_augmented_chats_keep_the_answer_and_their_share(tmp_path):
+    seeds = [("train", f"Show me the customers of district {n}.", f"SELECT {n}") for n in range(40)]
+    metrics, chats, _, _ = make(tmp_path, seeds=seeds, augmented_share=0.2, synonyms={"show me": ["list"]})
+    by_id = {chat["id"]: chat for chat in chats}
+    augmented = [chat for chat in chats if chat["origin"] == "augmented"]
+    assert len(augmented) == 10 and metrics["synthetic_data/augmented_fraction"] == 0.2
+    for chat in augmented:
+        parent = by_id[chat["parent"]]
+        assert chat["messages"][1] == parent["messages"][1]
+        assert chat["messages"][0] != parent["messages"][0]
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
+    seeds = [("train", f"Show me the customers of district {n}.", f"SELECT {n}") for n in range(40)]
+    digests = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        make(tmp_path / name, seeds=seeds, seed=seed)
+        digests.append(read_manifest(tmp_path / name / "chats").digest)
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_wording_that_an_evaluation_set_asks_is_refused(tmp_path):
+    seeds = [("train", "Tell me the names.", "SELECT 1"), ("test", "tell me names", "SELECT 1")]
+    _, chats, _, rejects = make(tmp_path, seeds=seeds, documents=[], augmented_share=0.9, synonyms={"x": ["y"]})
+    loose = {"".join(filter(str.isalnum, chat["messages"][0]["content"])).lower() for chat in chats}
+    assert "tellmenames" not in loose
+    assert len(chats) + len(rejects) == 2
+
+
+def test_rules_by_hand():
+    rng = random.Random(0)
+    assert augment.lower_case("Orders From 'New York' In May", rng) == "orders from 'New York' in may"
+    assert augment.drop_end("몇 명인가요?!", rng) == "몇 명인가요"
+    assert augment.drop_word("Please list the names", random.Random(1)) in {"list the names", "Please list names"}
+    assert augment.drop_space("서울 고객", rng) == "서울고객"
+    assert augment.drop_space("3 개", rng) == "3 개"
+    synonym = augment.synonym_rule({"show me": ["list"], "고객": ["손님", "구매자"], "값": ["가격"]})
+    assert synonym("Show me 'show me'", rng) == "List 'show me'"
+    assert synonym("고객을 본다", rng) == "손님을 본다"  # 구매자 would need 를
+    assert synonym("값은", rng) == "가격은"
+    assert synonym("단골고객", rng) == "단골고객"
+
+
+def test_quotations_and_numbers_never_change():
+    rules = augment.rules({"may": ["june"], "orders": ["purchases"]})
+    text = "The orders of 'The May' with a price of 3,50 and 'a b' in the May of 2024."
+    for seed in range(200):
+        changed = augment.augment(text, rules, random.Random(seed))
+        assert changed != text
+        for value in ("'The May'", "3,50", "'a b'", "2024"):
+            assert value in changed
+
+
+def test_mistakes_in_the_recipe_are_told(tmp_path):
+    with pytest.raises(ConfigError, match="not a regular expression"):
+        parse(SyntheticDataConfig, {"extract": [{**SQL_BLOCK, "pattern": "("}]})
+    with pytest.raises(ConfigError, match="use query; the pattern's named groups are: sql, title"):
+        parse(SyntheticDataConfig, {"extract": [{**SQL_BLOCK, "answer": "{query}"}]})
+    with pytest.raises(ConfigError, match=r"extract.0.task: found 'sq'; the recipe's tasks are: sql, skills"):
+        make(tmp_path, extract=[{**SQL_BLOCK, "task": "sq"}])
+
+
+def test_no_chat_is_told(tmp_path):
+    with pytest.raises(DataError, match="no chat to learn from: the domain tasks .sql. have no usable question"):
+        make(tmp_path, seeds=[("test", "x?", "SELECT 1")], documents=[])
