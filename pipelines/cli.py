@@ -116,6 +116,28 @@ def compile_(
     typer.echo(str(output))
 
 
+@app.command()
+def submit(
+    recipe: RecipeArgument,
+    set: SetOption = [],  # noqa: A002, B006
+    endpoint: Annotated[
+        str | None,
+        typer.Option(envvar="KFP_ENDPOINT", help="Address of the Kubeflow Pipelines API; none: kfp's own search."),
+    ] = None,
+) -> None:
+    """Submit a recipe to a Kubeflow Pipelines cluster.
+
+    Examples:
+
+        bloomery submit my.yaml --endpoint http://localhost:8888
+
+        KFP_ENDPOINT=https://kfp.example.com bloomery submit my.yaml --set seed=3
+    """
+    from bloomery.pipelines import launch
+
+    typer.echo(launch.submit(launch.load(recipe, set, prepare=False), endpoint))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def step(
     context: typer.Context,
@@ -251,6 +273,82 @@ def models_rollback(
         return f"{name}: champion is version {new} again; version {old} is `previous`"
 
     typer.echo(_with_registry(workdir, rollback))
+
+
+@monitor_app.command("check")
+def monitor_check(
+    recipe: RecipeArgument,
+    log: Annotated[
+        str, typer.Option(help="Prediction log: file, folder or URI of JSONL or Parquet rows of prediction/1.")
+    ],
+    workdir: WorkdirOption = WORKDIR,
+    set: SetOption = [],  # noqa: A002, B006
+    start: Annotated[bool, typer.Option(help="Start the retraining that the policy asks for.")] = True,
+    as_json: JsonOption = False,
+) -> None:
+    """Judge the newest full window of the prediction log, and start the one retraining that it may call for.
+
+    Examples:
+
+        bloomery monitor check quickstart --log predictions.jsonl
+
+        bloomery monitor check my.yaml --log s3://logs/predictions/ --no-start --json
+    """
+    from bloomery.monitoring.check import check
+    from bloomery.pipelines import launch
+    from bloomery.pipelines.recipe import find
+
+    loaded = launch.load(recipe, set, prepare=False)
+    result = check(find(recipe), workdir, log, loaded.monitoring, start=start)
+    if as_json:
+        typer.echo(json.dumps(result, ensure_ascii=False))
+        return
+    typer.echo(f"{result['action']}: {result['reason']}")
+    if result["window"]:
+        typer.echo(f"page: {workdir / 'monitoring' / result['window'] / 'decision.md'}")
+
+
+@monitor_app.command("replay")
+def monitor_replay(
+    recipe: RecipeArgument,
+    traffic: Annotated[Path, typer.Option(help="JSONL rows with `time` and the fields of the task's template.")],
+    log: Annotated[Path, typer.Option(help="Prediction log to write, as JSON lines.")],
+    task: Annotated[str, typer.Option(help="Task of the recipe whose template asks the questions.")],
+    workdir: WorkdirOption = WORKDIR,
+    set: SetOption = [],  # noqa: A002, B006
+) -> None:
+    """Answer recorded traffic with the champion, and write the prediction log that `check` reads.
+
+    Examples:
+
+        bloomery monitor replay quickstart --task shop_sql --traffic traffic.jsonl --log predictions.jsonl
+
+        bloomery monitor replay my.yaml --task faq --traffic april.jsonl --log april-predictions.jsonl --workdir runs
+    """
+    from bloomery.components.core.errors import ConfigError
+    from bloomery.monitoring.replay import replay
+    from bloomery.pipelines import launch
+
+    loaded = launch.load(recipe, set, prepare=False)
+    if task not in loaded.tasks or not loaded.tasks[task].templates:
+        raise ConfigError(f"--task {task}: no such task with templates; known: {', '.join(loaded.tasks)}")
+    name = loaded.registered_model
+    champion = _with_registry(workdir, lambda registry: registry.alias(name, registry.CHAMPION))
+    if champion is None:
+        raise ConfigError(
+            f"{name}: no champion to answer with; run the recipe first, or give the --workdir of its runs"
+        )
+    asked = loaded.tasks[task]
+    count = replay(
+        traffic,
+        Path(champion.source),
+        log,
+        asked.templates[0],
+        model_name=name,
+        model_version=str(champion.version),
+        max_new_tokens=asked.max_new_tokens,
+    )
+    typer.echo(f"{count} predictions of {name} version {champion.version} written to {log}")
 
 
 def _with_registry(workdir: Path, action: Callable[[Any], Any]) -> Any:

@@ -67,6 +67,25 @@ def compile_to(recipe: Recipe, target: Path) -> None:
     compiler.Compiler().compile(build(recipe), str(target))
 
 
+def submit(recipe: Recipe, endpoint: str | None) -> str:
+    """Submit the recipe's pipeline to the Kubeflow Pipelines API at `endpoint`; returns the run id.
+
+    Raises: ServiceError if the API does not answer.
+    """
+    import kfp
+
+    from bloomery.pipelines.post_training import build
+
+    try:
+        run = kfp.Client(host=endpoint).create_run_from_pipeline_func(build(recipe), experiment_name=recipe.name)
+    except Exception as error:  # kfp passes on whatever urllib3, its own client or the API raised
+        reason = str(error).split("\n")[0][:300]
+        raise ServiceError(
+            f"Kubeflow Pipelines at {endpoint or 'its default address'} did not answer: {reason}"
+        ) from error
+    return run.run_id
+
+
 def run_local(recipe: Recipe, workdir: Path, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     """Run the recipe's pipeline in subprocesses of this machine and write its report.
 

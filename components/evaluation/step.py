@@ -11,7 +11,8 @@ from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.generation import Generator
 from bloomery.components.core.records import EvalResult, Prompt
 from bloomery.components.core.statistics import mean_stderr
-from bloomery.components.core.tasks import Tasks
+from bloomery.components.core.tasks import TaskConfig, Tasks
+from bloomery.components.core.verify import extract, normalise
 from bloomery.components.evaluation.config import EvaluationConfig
 
 
@@ -25,7 +26,8 @@ def run(
     """Answer every evaluation set of `tasks` greedily with `model`, score the answers and write one row for each.
 
     An empty `model` artifact, which stands for "there is no champion", gives no rows.
-    Returns: for each task and set, evaluation/<task>.<set>.accuracy (or .perplexity, per token), .stderr and .n.
+    Returns: for each task and set, evaluation/<task>.<set>.accuracy (or .perplexity, per token), .stderr and .n; for label
+             tasks also .macro_precision, .macro_recall, .macro_f1, .cohen_kappa, .mcc and .no_label_fraction.
     """
     known = Tasks(tasks)
     rows = answer(Generator.load(model), known, config) if artifact.read_manifest(model).files else []
@@ -66,8 +68,33 @@ def summarise(rows: list[dict[str, Any]], tasks: Tasks) -> dict[str, float]:
             metrics |= {f"{key}.perplexity": math.exp(-mean), f"{key}.stderr": math.exp(-mean) * stderr}
         else:
             metrics |= {f"{key}.accuracy": mean, f"{key}.stderr": stderr}
+        if tasks.configs[task].verifier.kind == "label":
+            metrics |= {f"{key}.{name}": value for name, value in classification(members, tasks.configs[task]).items()}
         metrics[f"{key}.n"] = float(len(members))
     return metrics
+
+
+def classification(rows: list[dict[str, Any]], task: TaskConfig) -> dict[str, float]:
+    """Metrics of a closed set of labels, macro-averaged over the labels of the references.
+
+    An answer that is no known label counts as a label of its own that is never right.
+    """
+    from sklearn import metrics
+
+    fold = task.verifier.ignore_case
+    truth = [normalise(row["reference"], fold) for row in rows]
+    labels = sorted(set(truth))
+    answers = [normalise(extract(task.verifier, row["response"]) or "", fold) for row in rows]
+    found = [answer if answer in labels else "(no label)" for answer in answers]
+    average = {"labels": labels, "average": "macro", "zero_division": 0.0}
+    return {
+        "macro_precision": float(metrics.precision_score(truth, found, **average)),
+        "macro_recall": float(metrics.recall_score(truth, found, **average)),
+        "macro_f1": float(metrics.f1_score(truth, found, **average)),
+        "cohen_kappa": float(metrics.cohen_kappa_score(truth, found)),
+        "mcc": float(metrics.matthews_corrcoef(truth, found)),
+        "no_label_fraction": sum(answer == "(no label)" for answer in found) / len(found),
+    }
 
 
 def _limited(prompts: list[Prompt], limit: int | None) -> list[Prompt]:
