@@ -7,6 +7,7 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
+
 from bloomery.components.core.config import parse
 from bloomery.infra import secrets
 from bloomery.infra.resources import ResourcesConfig
@@ -52,18 +53,14 @@ def test_a_manifest_fits_its_schema(place, manifest):
 def test_a_kustomization_lists_every_file_beside_it(folder):
     (kustomization,) = documents(K8S / folder / "kustomization.yaml")
     named = {name for name in kustomization["resources"] if name.endswith(".yaml")}
-    named |= {
-        name for generator in kustomization["configMapGenerator"] for name in generator.get("files", [])
-    }
+    named |= {name for generator in kustomization["configMapGenerator"] for name in generator.get("files", [])}
     assert named == {file.name for file in (K8S / folder).glob("*.yaml")} - {"kustomization.yaml"}
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
 @pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
 def test_kustomize_renders_what_is_valid(folder):
-    rendered = subprocess.run(
-        ["kubectl", "kustomize", K8S / folder], capture_output=True, text=True, check=True
-    )
+    rendered = subprocess.run(["kubectl", "kustomize", K8S / folder], capture_output=True, text=True, check=True)
     found = [document for document in yaml.safe_load_all(rendered.stdout) if document]
     for manifest in found:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)

@@ -1,11 +1,12 @@
 from typing import Any
 
 import pytest
+from kfp import compiler, dsl, local
+
 from bloomery.components.core.config import parse
 from bloomery.components.core.errors import ConfigError
 from bloomery.infra.images import CPU_IMAGE, GPU_IMAGE
 from bloomery.infra.resources import ResourcesConfig, place
-from kfp import compiler, dsl, local
 
 GPU_POOL = {
     "accelerator": "nvidia.com/gpu",
@@ -53,9 +54,7 @@ def test_a_training_step_takes_the_accelerator_pool(tmp_path):
     assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "4")
     assert containers["sft"]["image"] == GPU_IMAGE
     assert pods["sft"]["nodeSelector"] == {"labels": {"pool": "h200"}}
-    assert pods["sft"]["tolerations"] == [
-        {"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}
-    ]
+    assert pods["sft"]["tolerations"] == [{"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}]
     (shm,) = pods["sft"]["emptyDirMounts"]
     assert (shm["mountPath"], shm["medium"], shm["sizeLimit"]) == ("/dev/shm", "Memory", "8Gi")
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+
 from bloomery.monitoring.check import check
 from bloomery.monitoring.config import MonitoringConfig, PolicyConfig
 
@@ -93,9 +94,7 @@ def test_drifted_weeks_start_one_retraining(tmp_path, recipe):
     log = write_log(tmp_path / "log.jsonl", [0, 0, 0.4])
     first_week = check(recipe, tmp_path, log, CONFIG, now=NOW)
     assert first_week["action"] == "wait"
-    assert {"prompt_text", "prompt_novelty", "prompt_characters", "feedback"} <= set(
-        first_week["drifted_signals"]
-    )
+    assert {"prompt_text", "prompt_novelty", "prompt_characters", "feedback"} <= set(first_week["drifted_signals"])
     assert "latency_seconds" not in first_week["drifted_signals"]
     assert "1 window in a row; 2 in a row are needed" in first_week["reason"]
 
@@ -145,8 +144,7 @@ def test_the_windows_rows_can_be_trained_on(tmp_path, recipe):
     log = write_log(tmp_path / "log.jsonl", [0, 0.5])
     result = check(recipe, tmp_path, log, config, now=NOW, start=False)
     assert (
-        f"tasks.sql.splits.unlabelled.path={tmp_path}/monitoring/{result['window']}/window.jsonl"
-        in result["command"]
+        f"tasks.sql.splits.unlabelled.path={tmp_path}/monitoring/{result['window']}/window.jsonl" in result["command"]
     )
 
 

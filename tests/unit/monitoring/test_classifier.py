@@ -2,6 +2,7 @@ import math
 import random
 
 import pytest
+
 from bloomery.monitoring.classifier import auc_threshold, out_of_fold_scores
 
 
@@ -45,7 +46,5 @@ def test_the_same_seed_gives_the_same_scores():
 
 def test_small_windows_need_a_larger_auc():
     # sqrt((100 + 100 + 1) / (12 * 100 * 100)) = 0.04093; the 99 % quantile of the normal is 2.3263
-    assert auc_threshold(100, 100, 0.55, 0.01) == pytest.approx(
-        0.5 + 2.3263 * math.sqrt(201 / 120_000), abs=1e-4
-    )
+    assert auc_threshold(100, 100, 0.55, 0.01) == pytest.approx(0.5 + 2.3263 * math.sqrt(201 / 120_000), abs=1e-4)
     assert auc_threshold(1000, 1000, 0.55, 0.01) == 0.55

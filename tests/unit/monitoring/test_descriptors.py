@@ -1,6 +1,7 @@
 import unicodedata
 
 import pytest
+
 from bloomery.monitoring.descriptors import Vocabulary, describe, pieces, words
 
 

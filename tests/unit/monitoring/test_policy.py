@@ -1,6 +1,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
 from bloomery.monitoring.config import PolicyConfig
 from bloomery.monitoring.drift import DriftReport, Signal
 from bloomery.monitoring.policy import History, decide

@@ -1,6 +1,7 @@
 import json
 
 import pytest
+
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Prediction
 from bloomery.components.core.tasks import Template
@@ -45,9 +46,7 @@ def test_traffic_becomes_a_prediction_log(tmp_path, model):
     version = model_version_of(model)
     arguments = {"model_name": "shop", "model_version": version, "max_new_tokens": 4}
     assert replay(tmp_path / "traffic.jsonl", model, tmp_path / "log.jsonl", TEMPLATE, **arguments) == 2
-    rows = [
-        Prediction.model_validate_json(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()
-    ]
+    rows = [Prediction.model_validate_json(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     assert [row.prompt for row in rows] == ["Question: How many orders?", "Question: 주문은 몇 건이야?"]
     assert [row.label for row in rows] == ["SELECT 1", "SELECT 2"]
     assert rows[0].time == "2025-01-06T09:00:00+00:00" and rows[0].model_version == version
@@ -55,9 +54,7 @@ def test_traffic_becomes_a_prediction_log(tmp_path, model):
     assert len({row.id for row in rows}) == 2
 
     replay(tmp_path / "traffic.jsonl", model, tmp_path / "again.jsonl", TEMPLATE, **arguments)
-    again = [
-        Prediction.model_validate_json(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()
-    ]
+    again = [Prediction.model_validate_json(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]
     assert [(row.id, row.response) for row in again] == [(row.id, row.response) for row in rows]
 
 

@@ -2,6 +2,7 @@ import json
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
 from bloomery.components.core.artifact import write_rows
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Prediction
@@ -86,9 +87,7 @@ def test_broken_rows_are_counted_by_reason(tmp_path):
         "duplicate_id": 1,
         "other_model": 1,
     }
-    assert len(taken.reference) + sum(len(w.rows) for w in taken.windows) + sum(
-        taken.left_out.values()
-    ) == len(rows)
+    assert len(taken.reference) + sum(len(w.rows) for w in taken.windows) + sum(taken.left_out.values()) == len(rows)
 
 
 def test_a_new_champion_starts_over(tmp_path):

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import pytest
+
 from bloomery.components.core.errors import DataError, ServiceError
 from bloomery.monitoring.trigger import record_file, retraining_command, start, started_before
 
@@ -33,9 +34,7 @@ def test_many_at_once_start_one(tmp_path):
     marks = tmp_path / "marks"
 
     def attempt(_):
-        return start(
-            tmp_path / "triggers", "w1", appending(marks), log=tmp_path / "log", wait=True, now=NOW
-        ).is_new
+        return start(tmp_path / "triggers", "w1", appending(marks), log=tmp_path / "log", wait=True, now=NOW).is_new
 
     with ThreadPoolExecutor(4) as pool:
         outcomes = list(pool.map(attempt, range(4)))
@@ -59,9 +58,7 @@ def test_a_local_run_goes_on_in_the_background(tmp_path):
 def test_a_failed_submission_frees_the_key(tmp_path, command):
     with pytest.raises(ServiceError):
         start(tmp_path / "triggers", "w1", command, log=tmp_path / "log", wait=True, now=NOW)
-    again = start(
-        tmp_path / "triggers", "w1", appending(tmp_path / "m"), log=tmp_path / "log", wait=True, now=NOW
-    )
+    again = start(tmp_path / "triggers", "w1", appending(tmp_path / "m"), log=tmp_path / "log", wait=True, now=NOW)
     assert again.is_new
 
 

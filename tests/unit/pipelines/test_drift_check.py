@@ -2,13 +2,14 @@ import json
 
 import pytest
 import yaml
+from google.protobuf import json_format
+from kfp import compiler, local
+from kfp.pipeline_spec import pipeline_spec_pb2
+
 from bloomery.infra.resources import ResourcesConfig
 from bloomery.monitoring.config import MonitoringConfig
 from bloomery.pipelines import drift_check
 from bloomery.pipelines.recipe import Recipe
-from google.protobuf import json_format
-from kfp import compiler, local
-from kfp.pipeline_spec import pipeline_spec_pb2
 
 RECIPE = Recipe.model_construct(
     name="shop",
