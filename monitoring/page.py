@@ -9,7 +9,7 @@ from typing import Any
 from bloomery.components.core.artifact import write_atomically
 from bloomery.monitoring.drift import DriftReport, Signal
 
-HEADLINES = {"retrain": "Retraining", "wait": "Waiting", "none": "No drift"}
+HEADLINES = {"retrain": "Retrain", "wait": "Waiting", "none": "No drift"}
 
 
 def save(folder: Path, report: DriftReport, result: dict[str, Any]) -> None:

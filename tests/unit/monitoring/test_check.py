@@ -120,7 +120,7 @@ def test_drifted_weeks_start_one_retraining(tmp_path, recipe):
     assert "상품권" in {word for example in report["examples"] for word in example["novel_words"]}
     assert all("gift" in e["prompt"] or "상품권" in e["prompt"] for e in report["examples"])
     page = (folder / "decision.md").read_text()
-    assert page.startswith("# Retraining: sql:3") and "gift" in page and "promoted only if" in page
+    assert page.startswith("# Retrain: sql:3") and "gift" in page and "promoted only if" in page
 
     log = write_log(tmp_path / "log.jsonl", [0, 0, 0.4, 0.5, 0.5])
     third_week = check(recipe, tmp_path, log, CONFIG, now=NOW + timedelta(hours=1))
