@@ -81,7 +81,7 @@ def arguments(config: TrainingConfig, *, num_rows: int, evaluations: int, **extr
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "max_length": config.max_length,
-        "gradient_checkpointing": config.gradient_checkpointing,
+        "activation_checkpointing": config.gradient_checkpointing,
         "seed": config.seed,
         "bf16": on_gpu,
         "use_cpu": not on_gpu,

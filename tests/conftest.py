@@ -1,0 +1,87 @@
+"""Small real things that many tests start from."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from bloomery.components.core import artifact, models
+
+TEMPLATE = (
+    "{%- for message in messages -%}<|{{ message['role'] }}|>"
+    "{%- if message['role'] == 'assistant' -%}{% generation %}{{ message['content'] }}<|eos|>{% endgeneration %}"
+    "{%- else -%}{{ message['content'] }}{%- endif -%}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real, untrained Llama checkpoint of 50,000 parameters with a byte-level tokenizer and a chat template."""
+    import torch
+    from tokenizers import Tokenizer, decoders, pre_tokenizers
+    from tokenizers import models as tokenizer_models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    special = ["<|pad|>", "<|eos|>", "<|user|>", "<|assistant|>"]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Tokenizer(tokenizer_models.BPE(vocab={c: i for i, c in enumerate(special + alphabet)}, merges=[]))
+    tokenizer.add_special_tokens(special)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<|pad|>",
+        eos_token="<|eos|>",
+        chat_template=TEMPLATE,
+        model_max_length=256,
+    )
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=len(fast),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("tiny") / "model"
+    models.save(folder, LlamaForCausalLM(config), fast)
+    return folder
+
+
+@pytest.fixture
+def database(tmp_path: Path) -> Path:
+    """A SQLite file with `t(id, name)`: (1, 'a'), (2, 'b')."""
+    file = tmp_path / "t.sqlite"
+    with sqlite3.connect(file) as connection:
+        connection.execute("CREATE TABLE t (id INTEGER, name TEXT)")
+        connection.executemany("INSERT INTO t VALUES (?, ?)", [(1, "a"), (2, "b")])
+    connection.close()
+    return file
+
+
+@pytest.fixture
+def make_tasks(tmp_path: Path):
+    """Write a tasks/1 artifact from task configs and prompt rows."""
+
+    def make(configs: dict, rows: list[dict], name: str = "tasks") -> Path:
+        from bloomery.components.core.records import Prompt, content_id
+
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "tasks.json").write_text(json.dumps(configs))
+        filled = [{"group": "", "id": content_id(row["task"], row["prompt"], row["reference"]), **row} for row in rows]
+        artifact.write_rows(folder, "prompt/1", Prompt.table(filled))
+        artifact.seal(folder, "tasks/1", rows=len(filled))
+        return folder
+
+    return make

@@ -1,0 +1,47 @@
+import pytest
+from pydantic import Field
+
+from bloomery.components.core.config import Config, digest, parameters, parse
+from bloomery.components.core.errors import ConfigError
+
+
+class Inner(Config):
+    beta: float = Field(default=0.1, gt=0)
+    """Strength."""
+
+
+class Outer(Config):
+    learning_rate: float
+    """Rate."""
+    inner: Inner = Inner()
+    """Section."""
+    limit: int | None = None
+    """Bound."""
+
+
+def test_every_problem_is_told_at_once_with_its_place_and_the_nearest_name():
+    with pytest.raises(ConfigError) as caught:
+        parse(Outer, {"learning_rat": 1, "inner": {"beta": -1, "bta": 2}})
+    lines = str(caught.value).split("\n")
+    assert "learning_rate: missing; this key has no default" in lines
+    assert "learning_rat: unknown key; did you mean 'learning_rate'?" in lines
+    assert "inner.bta: unknown key; did you mean 'beta'?" in lines
+    assert any(line.startswith("inner.beta: found -1;") for line in lines)
+
+
+def test_a_key_without_a_near_name_lists_the_known_ones():
+    with pytest.raises(ConfigError, match="zzz: unknown key; known keys: inner, learning_rate, limit"):
+        parse(Outer, {"learning_rate": 1, "zzz": 2})
+
+
+def test_parameters_survive_the_way_through_a_kfp_struct():
+    config = Outer(learning_rate=1, inner=Inner(beta=2))
+    sent = parameters(config)
+    assert sent == {"learning_rate": 1.0, "inner": {"beta": 2.0}}
+    assert parse(Outer, {"learning_rate": 1.0, "inner": {"beta": 2.0}, "limit": 3.0}).limit == 3
+
+
+def test_digest_ignores_key_order_and_integral_floats_but_not_values():
+    assert digest({"a": 1, "b": [2.0]}) == digest({"b": [2], "a": 1.0})
+    assert digest({"a": 1}) != digest({"a": 1.5})
+    assert digest({"a": True}) != digest({"a": "True"})

@@ -1,0 +1,106 @@
+import json
+import shutil
+
+import pytest
+
+from bloomery.components.core import models
+from bloomery.components.core.errors import ModelError
+from bloomery.components.core.generation import Generator
+
+
+@pytest.fixture
+def copy(tiny_model, tmp_path):
+    return shutil.copytree(tiny_model, tmp_path / "copy")
+
+
+def edit(folder, **changes):
+    file = folder / "tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    for key, value in changes.items():
+        settings.pop(key, None) if value is None else settings.update({key: value})
+    file.write_text(json.dumps(settings))
+
+
+def test_a_good_checkpoint_passes(tiny_model):
+    models.check(tiny_model)
+    _, tokenizer = models.load(tiny_model)
+    models.check_template(tokenizer, tiny_model)
+
+
+def test_every_fault_of_a_checkpoint_is_named_at_once(copy):
+    edit(copy, eos_token=None)
+    (copy / "chat_template.jinja").unlink()
+    (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
+    with pytest.raises(ModelError) as caught:
+        models.check(copy)
+    told = str(caught.value)
+    assert "pytorch_model.bin" in told and "no chat template" in told and "no EOS token" in told
+
+
+def test_a_folder_that_is_no_checkpoint(tmp_path):
+    with pytest.raises(ModelError, match="no config.json"):
+        models.check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t: t.replace("{% generation %}", "").replace("{% endgeneration %}", ""), "no token would be trained"),
+        (lambda t: t.replace("<|eos|>{% endgeneration %}", "{% endgeneration %}<|eos|>"), "never learn to stop"),
+        (lambda t: t.replace("<|eos|>", ""), "never learn to stop"),
+    ],
+)
+def test_a_template_that_trains_nothing_or_never_ends_is_refused(copy, change, told):
+    file = copy / "chat_template.jinja"
+    file.write_text(change(file.read_text()))
+    _, tokenizer = models.load(copy)
+    with pytest.raises(ModelError, match=told):
+        models.check_template(tokenizer, copy)
+
+
+def test_padding_with_eos_is_refused(tiny_model):
+    _, tokenizer = models.load(tiny_model)
+    tokenizer.pad_token = tokenizer.eos_token
+    with pytest.raises(ModelError, match="must be two tokens"):
+        models.check_template(tokenizer, tiny_model)
+
+
+def test_answers_do_not_depend_on_the_batch(tiny_model):
+    generator = Generator.load(tiny_model)
+    prompts = ["a", "a much longer question than the first one", "질문"]
+    together = generator.generate(prompts, max_new_tokens=8)
+    alone = [generator.generate([prompt], max_new_tokens=8)[0] for prompt in prompts]
+    assert together == alone
+
+
+def test_sampling_is_repeatable_and_gives_as_many_as_asked(tiny_model):
+    generator = Generator.load(tiny_model)
+    first = generator.generate(["a", "b"], max_new_tokens=6, num_samples=3, temperature=1.0, seed=5)
+    assert [len(answers) for answers in first] == [3, 3]
+    assert first == generator.generate(["a", "b"], max_new_tokens=6, num_samples=3, temperature=1.0, seed=5)
+    assert first != generator.generate(["a", "b"], max_new_tokens=6, num_samples=3, temperature=1.0, seed=6)
+
+
+def test_log_likelihood_is_that_of_the_plain_forward_pass(tiny_model):
+    import torch
+
+    generator = Generator.load(tiny_model)
+    text = "hello 세계"
+    ids = generator.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        loss = generator.model(input_ids=ids, labels=ids).loss.item()
+    (nats, count), _ = generator.log_likelihood([text, "a longer text that pads the first one"], max_length=256)
+    assert count == ids.shape[1] - 1
+    assert nats == pytest.approx(-loss * count, rel=1e-4)
+
+
+def test_publish_and_fetch_bring_back_the_same_files(tiny_model, tmp_path):
+    from bloomery.components.core import artifact
+
+    artifact.seal(tiny_model, "model/1")
+    uri = models.publish(tiny_model, str(tmp_path / "store"))
+    assert uri == models.publish(tiny_model, str(tmp_path / "store"))
+    models.fetch(uri, tmp_path / "back")
+    assert artifact.read_manifest(tmp_path / "back").digest == artifact.read_manifest(tiny_model).digest
+    with pytest.raises(ModelError, match="is not there"):
+        models.fetch(str(tmp_path / "nowhere"), tmp_path / "none")

@@ -1,0 +1,118 @@
+"""`run_step` on a real step of its own, in processes of its own where the process ends."""
+
+import json
+import subprocess
+import sys
+import textwrap
+
+import pytest
+
+STEP = """
+from pathlib import Path
+from typing import Annotated
+from bloomery.components.core import artifact, tracking
+from bloomery.components.core.artifact import Reads, Writes
+from bloomery.components.core.config import Config
+from bloomery.components.core.errors import DataError
+
+class CountConfig(Config):
+    times: int = 1
+    mode: str = "good"
+
+def run(config: CountConfig, *, numbers: Annotated[Path, Reads("n/1")], total: Annotated[Path, Writes("t/1")]) -> dict:
+    if config.mode == "bad":
+        raise DataError("numbers: found none")
+    total.mkdir(parents=True)
+    (total / "t").write_text(str(config.times * int((numbers / "n").read_text())))
+    tracking.log({"loss": 2.5}, 1)
+    if config.mode == "unfinished":
+        return {}
+    if config.mode == "killed":
+        import os, signal
+        os.kill(os.getpid(), signal.SIGKILL)
+    artifact.seal(total, "t/1")
+    return {"count/total": 1.0}
+"""
+
+
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    package = tmp_path / "code" / "counting" / "count"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").write_text("")
+    (package / "__init__.py").write_text("")
+    (package / "step.py").write_text(STEP)
+    numbers = tmp_path / "numbers"
+    numbers.mkdir()
+
+    def run(config: dict, number: int = 3) -> tuple[int, str, list[dict]]:
+        code = textwrap.dedent(f"""
+            import sys
+            sys.path.insert(0, {str(tmp_path / "code")!r})
+            from pathlib import Path
+            from bloomery.components.core import artifact
+            from bloomery.components.core.step import run_step
+            from counting.count.step import run
+            folder = Path({str(numbers)!r})
+            (folder / "n").write_text("{number}")
+            artifact.seal(folder, "n/1")
+            run_step(run, "count_2", {config!r}, {{"numbers": folder}}, {{"total": Path({str(tmp_path / "total")!r})}})
+        """)
+        journal = tmp_path / "journal.jsonl"
+        journal.unlink(missing_ok=True)
+        environment = {"BLOOMERY_STORE": str(tmp_path / "store"), "BLOOMERY_JOURNAL": str(journal)}
+        import os
+
+        result = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, **environment}
+        )
+        events = [json.loads(line) for line in journal.read_text().split("\n") if line] if journal.exists() else []
+        return result.returncode, result.stderr, events
+
+    return run
+
+
+def test_a_finished_result_is_reused_until_config_or_input_changes(call, tmp_path):
+    code, _, events = call({"times": 2.0})
+    assert code == 0 and (tmp_path / "total" / "t").read_text() == "6"
+    assert [event["event"] for event in events] == ["started", "progress", "finished"]
+    assert events[-1]["history"] == [{"step": 1, "loss": 2.5}] and not events[-1]["cached"]
+
+    _, _, events = call({"times": 2})
+    assert events[-1]["cached"] and events[-1]["metrics"] == {"count/total": 1.0}
+    assert events[-1]["history"] == [{"step": 1, "loss": 2.5}]
+    assert not call({"times": 3})[2][-1]["cached"]
+    assert not call({"times": 2}, number=4)[2][-1]["cached"]
+    assert (tmp_path / "total" / "t").read_text() == "8"
+
+
+def test_a_stored_result_that_lost_a_file_is_made_again(call, tmp_path):
+    call({})
+    next((tmp_path / "store").rglob("t")).unlink()
+    assert not call({})[2][-1]["cached"]
+    assert (tmp_path / "total" / "t").read_text() == "3"
+
+
+def test_a_user_error_is_one_line_with_its_exit_code_and_leaves_nothing(call, tmp_path):
+    code, stderr, events = call({"mode": "bad"})
+    assert code == 3 and "Traceback" not in stderr and "numbers: found none" in stderr
+    assert events[-1]["event"] == "failed" and events[-1]["error"] == "DataError"
+    assert not (tmp_path / "total").exists()
+    assert not list((tmp_path / "store").rglob("*.unfinished"))
+
+
+def test_an_output_without_a_manifest_is_never_taken_for_whole(call, tmp_path):
+    code, stderr, _ = call({"mode": "unfinished"})
+    assert code == 3 and "did not finish" in stderr
+    assert not (tmp_path / "total").exists()
+
+
+def test_a_killed_step_leaves_nothing_that_looks_finished(call, tmp_path):
+    code, _, _ = call({"mode": "killed"})
+    assert code == -9 and not (tmp_path / "total").exists()
+    assert not call({"mode": "good"})[2][-1]["cached"]
+
+
+def test_a_config_error_names_the_stage(call):
+    code, stderr, _ = call({"tims": 2})
+    assert code == 2 and "count_2.tims: unknown key; did you mean 'times'?" in stderr

@@ -1,0 +1,105 @@
+import json
+import shutil
+
+import pytest
+
+from bloomery.components.core import artifact
+from bloomery.components.core.errors import BloomeryError, DataError
+from bloomery.components.core.tasks import Tasks
+from bloomery.components.preflight.config import PreflightConfig
+from bloomery.components.preflight.step import run
+
+OUTPUTS = ("sources", "tasks", "base_model", "champion", "champion_version")
+
+
+@pytest.fixture
+def call(tmp_path, tiny_model, database, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    questions = tmp_path / "q.jsonl"
+    rows = [
+        {"q": f"name of {n}?", "sql": f"SELECT name FROM t WHERE id = {n}", "split": s}
+        for n, s in ((1, "train"), (2, "test"))
+    ]
+    rows.append({"q": "NAME of  2?", "sql": "SELECT name FROM t WHERE id = 2", "split": "train"})
+    questions.write_text("\n".join(json.dumps(row) for row in rows) + "\n{broken\n")
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "a.md").write_text("text")
+
+    def split(name):
+        return {"path": str(questions), "where": {"split": name}, "templates": [{"prompt": "{q}", "answer": "{sql}"}]}
+
+    values = {
+        "base_model": str(tiny_model),
+        "registered_model": "m",
+        "sources": [{"name": "docs", "path": str(tmp_path / "docs")}],
+        "tasks": {
+            "sql": {
+                "role": "domain",
+                "splits": {"train": split("train"), "test": split("test")},
+                "verifier": {"kind": "sql_execution", "databases": [str(database)]},
+            }
+        },
+    }
+
+    def go(change=lambda values: None):
+        change(values)
+        out = {name: tmp_path / "out" / name for name in OUTPUTS}
+        return run(PreflightConfig.model_validate(values), **out), out
+
+    return go
+
+
+def test_what_comes_from_outside_becomes_artifacts(call, tiny_model):
+    metrics, out = call()
+    tasks = Tasks(out["tasks"])
+    assert [row.prompt for row in tasks.prompts("train")] == ["name of 1?"]
+    assert [row.prompt for row in tasks.prompts()] == ["name of 2?"]
+    assert tasks.verify("sql", "SELECT 'b'", tasks.prompts()[0].reference) == (1.0, "equal rows")
+    manifest = artifact.read_manifest(out["tasks"], "tasks/1")
+    # Each split reads the whole file, so the broken line is met, and counted, twice.
+    assert manifest.dropped == {"broken_json": 2, "in_evaluation_set": 1}
+    assert artifact.read_manifest(out["champion"], "model/1").files == {}
+    assert artifact.read_table(out["sources"], "source/1").num_rows == 1
+    assert metrics["preflight/prompts"] == 2
+
+
+def test_every_problem_is_told_at_once(call, tmp_path):
+    def spoil(values):
+        values["base_model"] = str(tmp_path)
+        values["sources"][0]["path"] = str(tmp_path / "nothing")
+        values["tasks"]["sql"]["splits"]["test"]["templates"][0]["prompt"] = "{question}"
+
+    with pytest.raises(BloomeryError) as caught:
+        call(spoil)
+    told = str(caught.value)
+    assert "nothing: no file there" in told
+    assert "tasks.sql.splits.test: the template '{question}' does not fit" in told and "q, sql, split" in told
+    assert "no config.json" in told
+
+
+def test_an_empty_split_says_so(call):
+    def spoil(values):
+        values["tasks"]["sql"]["splits"]["test"]["where"] = {"split": "exam"}
+
+    with pytest.raises(DataError, match="tasks.sql.splits.test: no usable row"):
+        call(spoil)
+
+
+def test_a_reference_that_its_verifier_refuses_is_found_before_training(call):
+    def spoil(values):
+        values["tasks"]["sql"]["splits"]["test"]["templates"][0]["answer"] = "SELEC {sql}"
+
+    with pytest.raises(DataError, match="the verifier refuses a reference answer"):
+        call(spoil)
+
+
+def test_a_base_model_without_a_template_is_refused(call, tiny_model, tmp_path):
+    broken = shutil.copytree(tiny_model, tmp_path / "broken")
+    (broken / "chat_template.jinja").unlink()
+    with pytest.raises(BloomeryError, match="no chat template"):
+        call(lambda values: values.update(base_model=str(broken)))
+
+
+def test_a_path_that_is_no_folder_is_not_taken_for_a_hub_name(call):
+    with pytest.raises(DataError, match="base_model: no folder /nowhere/model"):
+        call(lambda values: values.update(base_model="/nowhere/model"))

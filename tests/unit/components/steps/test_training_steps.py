@@ -1,0 +1,210 @@
+"""The training steps on a tiny real model: they learn what they are told, and only that."""
+
+import pytest
+import torch
+
+from bloomery.components.core import artifact, models
+from bloomery.components.core.errors import DataError, DivergedError
+from bloomery.components.core.records import Chat, Document, Preference, Prompt, content_id
+from bloomery.components.core.tasks import chat
+from bloomery.components.cpt.config import CptConfig
+from bloomery.components.cpt.step import run as cpt
+from bloomery.components.dpo.config import DpoConfig
+from bloomery.components.dpo.step import log_likelihoods
+from bloomery.components.dpo.step import run as dpo
+from bloomery.components.ptq.config import PtqConfig
+from bloomery.components.ptq.step import run as ptq
+from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
+from bloomery.components.rejection_sampling.step import run as rejection_sampling
+from bloomery.components.sft.config import SftConfig
+from bloomery.components.sft.step import run as sft
+
+TASK = {"echo": {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 4}}
+
+
+@pytest.fixture(autouse=True)
+def no_tracking(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def base(tiny_model):
+    artifact.seal(tiny_model, "model/1")
+    return tiny_model
+
+
+def chats(path, pairs):
+    rows = [
+        {"id": content_id(*pair), "messages": chat(*pair), "task": "echo", "origin": "seed", "parent": ""}
+        for pair in pairs
+    ]
+    artifact.write_rows(path, "chat/1", Chat.table(rows))
+    return path
+
+
+PAIRS = [(f"say {word}", word) for word in ("ab", "cd", "ef", "gh")]
+
+
+@pytest.fixture
+def tasks(make_tasks):
+    rows = [{"task": "echo", "split": "validation", "prompt": p, "reference": a} for p, a in PAIRS]
+    return make_tasks(TASK, rows)
+
+
+@pytest.fixture
+def tuned(base, tasks, tmp_path):
+    config = SftConfig(learning_rate=1e-2, epochs=60, batch_size=4, max_length=64, num_validations=3)
+    metrics = sft(config, chats=chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=base, model=tmp_path / "tuned")
+    return tmp_path / "tuned", metrics
+
+
+def test_sft_learns_its_answers_and_ends_them(tuned):
+    from bloomery.components.core.generation import Generator
+
+    folder, metrics = tuned
+    assert metrics["sft/loss"] < 0.1 and metrics["sft/validation_loss"] < 0.2
+    # Two letters and EOS in each of four answers: the loss is on these alone.
+    assert metrics["sft/trained_tokens"] == 12
+    answers = Generator.load(folder).generate([prompt for prompt, _ in PAIRS], max_new_tokens=8)
+    assert [answer for (answer,) in answers] == [answer for _, answer in PAIRS]
+
+
+def test_sft_with_an_adapter_writes_a_plain_merged_checkpoint(base, tasks, tmp_path):
+    config = SftConfig(
+        learning_rate=1e-2,
+        epochs=2,
+        batch_size=4,
+        max_length=64,
+        adapter={"kind": "dora", "rank": 2},
+        num_validations=1,
+    )
+    sft(config, chats=chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=base, model=tmp_path / "m")
+    models.check(tmp_path / "m")
+    network, _ = models.load(tmp_path / "m")
+    assert not any("lora" in name for name, _ in network.named_parameters())
+
+
+def test_sft_counts_what_is_too_long_and_refuses_when_nothing_fits(base, tasks, tmp_path):
+    long = chats(tmp_path / "c", [*PAIRS, ("x" * 100, "y")])
+    config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
+    assert sft(config, chats=long, tasks=tasks, base_model=base, model=tmp_path / "m")["sft/too_long"] == 1
+    with pytest.raises(DataError, match="none of the 5 chats fits in sft.max_length = 4"):
+        sft(config.model_copy(update={"max_length": 4}), chats=long, tasks=tasks, base_model=base, model=tmp_path / "n")
+
+
+def test_the_same_seed_gives_the_same_weights(base, tasks, tmp_path):
+    config = SftConfig(learning_rate=1e-3, epochs=3, batch_size=2, max_length=64, num_validations=0)
+    source = chats(tmp_path / "c", PAIRS)
+    for name in ("a", "b"):
+        sft(config, chats=source, tasks=tasks, base_model=base, model=tmp_path / name)
+    assert artifact.read_manifest(tmp_path / "a").digest == artifact.read_manifest(tmp_path / "b").digest
+
+
+def test_a_diverging_run_stops_before_the_weights_are_spoilt(base, tasks, tmp_path):
+    import shutil
+
+    broken = shutil.copytree(base, tmp_path / "broken")
+    network, tokenizer = models.load(broken)
+    with torch.no_grad():
+        network.model.norm.weight.fill_(float("inf"))
+    models.save(broken, network, tokenizer)
+    config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
+    with pytest.raises(DivergedError, match="not finite at optimiser step 1"):
+        sft(config, chats=chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=broken, model=tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_cpt_lowers_the_perplexity_of_held_out_domain_text(base, tmp_path):
+    def row(text, general):
+        return {"id": content_id(text), "text": text, "source": "s", "language": "en", "general": general}
+
+    rows = [row(f"the shop sells item {n} on day {n % 7}", False) for n in range(120)]
+    rows += [row(f"general words number {n}", True) for n in range(60)]
+    artifact.write_rows(tmp_path / "d", "document/1", Document.table(rows))
+    config = CptConfig(
+        learning_rate=5e-3, epochs=2, batch_size=4, max_length=64, replay_share=0.2, validation_share=0.1
+    )
+    metrics = cpt(config, documents=tmp_path / "d", base_model=base, model=tmp_path / "m")
+    assert metrics["cpt/domain_perplexity_after"] < 0.2 * metrics["cpt/domain_perplexity_before"]
+    assert metrics["cpt/replay_fraction"] == pytest.approx(0.2, abs=0.03)
+    assert "cpt/general_perplexity_after" in metrics
+
+
+def test_rejection_sampling_keeps_right_answers_and_pairs_them_with_wrong_ones(tuned, tasks, tmp_path):
+    rows = [("say ab", "ab"), ("say cd", "cd"), ("say zz", "zz")]
+    prompts = [
+        {
+            "id": content_id(*row),
+            "task": "echo",
+            "split": "unlabelled",
+            "prompt": row[0],
+            "reference": row[1],
+            "group": "",
+        }
+        for row in rows
+    ]
+    artifact.write_rows(tmp_path / "p", "prompt/1", Prompt.table(prompts))
+    seeds = chats(tmp_path / "s", [("say ab", "ab")])
+    out = {name: tmp_path / "rs" / name for name in ("sampled_chats", "preferences", "rejects")}
+    metrics = rejection_sampling(
+        RejectionSamplingConfig(num_samples=16, temperature=1.5),
+        base_model=tuned[0],
+        chats=seeds,
+        prompts=tmp_path / "p",
+        tasks=tasks,
+        **out,
+    )
+    kept = artifact.read_table(out["sampled_chats"], "chat/1").to_pylist()
+    # The seed stays, its prompt is not answered again, and nobody can say zz.
+    assert [(row["messages"][0]["content"], row["origin"]) for row in kept] == [
+        ("say ab", "seed"),
+        ("say cd", "sampled"),
+    ]
+    assert artifact.read_table(out["rejects"], "reject/1").to_pylist()[0]["text"] == "say zz"
+    for pair in artifact.read_table(out["preferences"], "preference/1").to_pylist():
+        reference = dict(rows)[pair["prompt"]]
+        assert pair["chosen"] == reference and pair["rejected"] != reference
+    assert metrics["rejection_sampling/pass_at_k"] == pytest.approx(2 / 3)
+
+
+def test_dpo_widens_the_margin_on_pairs_it_has_not_seen(tuned, tmp_path):
+    rows = [
+        {"id": content_id(p, r), "task": "echo", "prompt": f"{p} {n}", "chosen": a, "rejected": r}
+        for n in range(10)
+        for (p, a), r in zip(PAIRS, ("ba", "dc", "fe", "hg"), strict=True)
+    ]
+    artifact.write_rows(tmp_path / "p", "preference/1", Preference.table(rows))
+    config = DpoConfig(learning_rate=1e-4, epochs=3, batch_size=4, max_length=64, validation_share=0.25)
+    metrics = dpo(config, preferences=tmp_path / "p", base_model=tuned[0], model=tmp_path / "m")
+    assert metrics["dpo/margin_after"] > metrics["dpo/margin_before"]
+
+
+def test_dpo_without_pairs_passes_the_model_on(base, tmp_path):
+    artifact.write_rows(tmp_path / "p", "preference/1", Preference.table([]))
+    config = DpoConfig(learning_rate=1e-4, epochs=1, max_length=64)
+    assert dpo(config, preferences=tmp_path / "p", base_model=base, model=tmp_path / "m") == {"dpo/pairs": 0.0}
+    assert artifact.read_manifest(tmp_path / "m").digest == artifact.read_manifest(base).digest
+
+
+def test_log_likelihoods_count_the_answer_and_its_end_alone(base):
+    network, tokenizer = models.load(base)
+    pair = {"prompt": "p", "chosen": "ab", "rejected": "longer answer"}
+    ((chosen, _),) = log_likelihoods(network, tokenizer, [pair])
+    ids = tokenizer.apply_chat_template(chat("p", "ab"), return_tensors="pt", return_dict=True)["input_ids"]
+    with torch.no_grad():
+        nats = torch.log_softmax(network(ids).logits[0, :-1].float(), -1).gather(-1, ids[0, 1:, None])[:, 0]
+    assert chosen == pytest.approx(nats[-3:].sum().item(), rel=1e-4)  # a, b, EOS
+
+
+def test_quantised_variants_are_smaller_and_load_as_they_were_measured(tuned, tasks, tmp_path):
+    metrics = ptq(
+        PtqConfig(tolerance=0.0), base_model=tuned[0], tasks=tasks, model=tmp_path / "q", variants=tmp_path / "v"
+    )
+    assert metrics["ptq/ratio"] > 2.5 and metrics["ptq/score_difference"] == 0
+    manifest = artifact.read_manifest(tmp_path / "q", "model/1")
+    assert manifest.files["model.safetensors"].bytes == metrics["ptq/bytes"]
+
+
+def test_ptq_needs_something_to_measure_on(base, make_tasks, tmp_path):
+    with pytest.raises(DataError, match="`validation` split"):
+        ptq(PtqConfig(), base_model=base, tasks=make_tasks(TASK, []), model=tmp_path / "q", variants=tmp_path / "v")
