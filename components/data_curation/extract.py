@@ -32,7 +32,8 @@ def document_text(row: RawRow, source: SourceConfig) -> tuple[str, str]:
 
 
 def _without_comments(prose: str) -> str:
-    return _COMMENT.sub("", prose)
+    # Without an end in sight the pattern would run to the end of the text from every beginning.
+    return _COMMENT.sub("", prose) if "-->" in prose else prose
 
 
 def fill(template: str, fields: dict[str, Any]) -> tuple[str, str]:

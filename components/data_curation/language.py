@@ -20,7 +20,7 @@ Chinese or Japanese letter says as much as three Latin ones."""
 
 _HANGUL = re.compile(r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3]")
 _LETTER = re.compile(r"[^\W\d_]")
-_NO_LANGUAGE = re.compile(r"`[^`\n]*`|https?://\S+|\]\([^)\s]*\)|\S+@\S+|<[^<>\n]{1,200}>")
+_NO_LANGUAGE = re.compile(r"`[^`\n]*`|https?://\S+|\]\([^)\s]*\)|\S{1,64}@\S+|<[^<>\n]{1,200}>")
 
 
 def detect(text: str, min_score: float) -> str:

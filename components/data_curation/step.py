@@ -162,9 +162,9 @@ def _reject(row: dict[str, Any], text: str, reason: str, detail: str) -> dict[st
 def _nothing_left(config: DataCurationConfig, num_rows: int, reasons: Counter[str]) -> str:
     names = ", ".join(f"{source.name} ({source.path})" for source in config.sources)
     if not num_rows:
-        return f"data_curation: no rows in {names}; check `path`, `where` and `share` of the sources"
+        return f"no rows in {names}; check `path`, `where` and `share` of the sources"
     counts = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
     return (
-        f"data_curation: all {num_rows} rows of {names} were dropped: {counts}; check `text` of the sources "
+        f"all {num_rows} rows of {names} were dropped: {counts}; check `text` of the sources "
         "(which field holds it), `languages` and `min_words`"
     )

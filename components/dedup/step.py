@@ -49,7 +49,7 @@ def run(
     reasons = Counter(row["reason"] for row in dropped)
     if not survivors:
         raise DataError(
-            f"dedup: all {len(rows)} documents were dropped: {dict(reasons)}; add documents, or keep the "
+            f"all {len(rows)} documents were dropped: {dict(reasons)}; add documents, or keep the "
             "evaluation sets' own texts out of the sources"
         )
     write_rows(kept, "document/1", Document.table(survivors), rows_in=len(rows), dropped=reasons)

@@ -172,7 +172,7 @@ def _nothing_left(tasks: Tasks, sorter: _Sorter) -> str:
     domain = [name for name, config in tasks.configs.items() if config.role == "domain"]
     counts = Counter(row["reason"] for row in sorter.rejects)
     return (
-        f"synthetic_data: no chat to learn from: the domain tasks ({', '.join(domain) or 'none'}) have no "
+        f"no chat to learn from: the domain tasks ({', '.join(domain) or 'none'}) have no "
         f"usable question in a `train` split and `extract` found none (dropped: {dict(counts)}); give a task a "
         "`train` split or add a pattern to `extract`"
     )
