@@ -138,26 +138,26 @@ def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], 
     source = task.splits[split]
     where = f"tasks.{name}.splits.{split}"
     found: list[tuple[dict[str, Any], str]] = []
-    for uri in list_files(source.path):
-        for raw in select(read_rows(uri), source):
-            if raw.value is None:
-                found.append(({"id": ""}, raw.problem))
-                continue
-            for template in source.templates or task.templates:
-                prompt, answer = (render(text, raw.value, where) for text in (template.prompt, template.answer))
-                found.append(
-                    (
-                        {
-                            "id": content_id(name, prompt, answer),
-                            "task": name,
-                            "split": split,
-                            "prompt": prompt,
-                            "reference": answer,
-                            "group": render(task.group, raw.value, where),
-                        },
-                        "" if answer.strip() else "empty_answer",
-                    )
+    rows = (raw for uri in list_files(source.path) for raw in read_rows(uri))
+    for raw in select(rows, source):
+        if raw.value is None:
+            found.append(({"id": ""}, raw.problem))
+            continue
+        for template in source.templates or task.templates:
+            prompt, answer = (render(text, raw.value, where) for text in (template.prompt, template.answer))
+            found.append(
+                (
+                    {
+                        "id": content_id(name, prompt, answer),
+                        "task": name,
+                        "split": split,
+                        "prompt": prompt,
+                        "reference": answer,
+                        "group": render(task.group, raw.value, where),
+                    },
+                    "" if answer.strip() else "empty_answer",
                 )
+            )
     if not any(not problem for _, problem in found):
         reasons = dict(Counter(problem for _, problem in found))
         raise DataError(
