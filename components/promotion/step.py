@@ -49,6 +49,7 @@ def run(
     digest = artifact.read_manifest(model).digest
     legs = judge(config.gate, known, candidate, base, champ, models.num_bytes(model))
     failed = [leg for leg in legs if not leg["passed"]]
+    unmeasured = not any(leg["kind"] == "task" for leg in legs)
     same = current is not None and artifact.read_manifest(champion).digest == digest
 
     version, status = None, "promoted"
@@ -56,6 +57,11 @@ def run(
         version, reason = current, f"the candidate is the champion, version {current}: nothing to do"
     elif failed:
         status, reason = "rejected", "; ".join(leg["reason"] for leg in failed)
+    elif unmeasured:
+        status, reason = (
+            "rejected",
+            "no domain task has an evaluation set, so nothing shows that the candidate is better",
+        )
     else:
         reason = f"all {len(legs)} legs passed"
         if registry.available():

@@ -1,0 +1,246 @@
+"""The whole chain through the command line, on a tiny real model: promoted, reused, resumed, refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+BLOOMERY = str(Path(sys.executable).parent / "bloomery")
+REUSED_ALWAYS = {"preflight", "promotion"}
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_model):
+    """A recipe whose task is learnt in seconds: whatever the question, the colour is red."""
+    folder = tmp_path_factory.mktemp("project")
+    shutil.copytree(tiny_model, folder / "base")
+    things = [
+        f"{a} {b}" for a in ("cup", "hat", "sock", "door", "lamp", "chair") for b in ("one", "two", "three", "four")
+    ]
+    rows = []
+    for index, thing in enumerate(things):
+        split = ("train", "train", "unlabelled", "validation", "test")[index % 5]
+        rows.append({"q": f"colour of {thing}?", "a": "red", "split": split})
+    (folder / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    (folder / "docs").mkdir()
+    for index, thing in enumerate(things):
+        text = f"The {thing} in the shop is painted red every spring, and number {index * 7} is sold to the people of the town."
+        (folder / "docs" / f"{index}.txt").write_text(text)
+    (folder / "docs" / "copy.txt").write_text((folder / "docs" / "0.txt").read_text())
+    (folder / "docs" / "broken.jsonl").write_text('{"text": ')
+    (folder / "general.jsonl").write_text(
+        "\n".join(json.dumps({"text": f"A plain sentence about number {n}."}) for n in range(20))
+    )
+
+    def split(name):
+        return {"path": "q.jsonl", "where": {"split": name}}
+
+    training = {"batch_size": 8, "max_length": 64}
+    recipe = {
+        "name": "colours",
+        "registered_model": "colours",
+        "base_model": "base",
+        "tasks": {
+            "colour": {
+                "role": "domain",
+                "templates": [{"prompt": "{q}", "answer": "{a}"}],
+                "verifier": {"kind": "exact"},
+                "max_new_tokens": 6,
+                "splits": {name: split(name) for name in ("train", "unlabelled", "validation", "test")},
+            },
+            "plain": {
+                "role": "general",
+                "templates": [{"answer": "{text}"}],
+                "verifier": {"kind": "perplexity"},
+                "splits": {"test": {"path": "general.jsonl", "limit": 10}},
+            },
+        },
+        "data_curation": {
+            "sources": [{"name": "docs", "path": "docs"}, {"name": "general", "path": "general.jsonl", "general": True}]
+        },
+        "cpt": {"learning_rate": 1e-3, "epochs": 1, **training},
+        "sft": {"learning_rate": 1e-2, "epochs": 30, "num_validations": 2, **training},
+        "rejection_sampling": {"num_samples": 4, "temperature": 1.2},
+        "sft_2": {"learning_rate": 1e-2, "epochs": 30, "num_validations": 2, **training},
+        "dpo": {"learning_rate": 1e-5, "epochs": 1, **training},
+        "promotion": {"gate": {"max_perplexity_ratio": 1000}},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    return folder
+
+
+def bloomery(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "BLOOMERY"))}
+    return subprocess.run(
+        [BLOOMERY, *arguments], cwd=project, capture_output=True, text=True, env={**env, **environment}
+    )
+
+
+def run(project: Path, workdir: str, *settings: str) -> dict:
+    result = bloomery(project, "run", "recipe.yaml", "--workdir", workdir, "--json", *settings)
+    assert "Traceback" not in result.stderr, result.stderr
+    assert result.stdout, result.stderr
+    return json.loads(result.stdout.rstrip("\n").split("\n")[-1])
+
+
+def digest_of(project: Path, summary: dict, stage: str, port: str) -> str:
+    journal = Path(summary["run"]) / "journal.jsonl"
+    events = [json.loads(line) for line in journal.read_text().split("\n") if line]
+    outputs = next(e["outputs"] for e in events if e["event"] == "finished" and e["stage"] == stage)
+    return json.loads((Path(outputs[port]) / "manifest.json").read_text())["digest"]
+
+
+@pytest.fixture(scope="module")
+def first(project):
+    return run(project, "w")
+
+
+def test_raw_text_becomes_a_promoted_model(project, first):
+    from bloomery.pipelines.post_training import STAGES
+
+    assert first["status"] == "promoted", first["reason"]
+    assert first["model"] == {"name": "colours", "version": "1", "aliases": ["candidate", "champion"]}
+    assert set(first["stages"]) == set(STAGES) and first["cached_steps"] == []
+    assert first["stages"]["evaluation_base"]["evaluation/colour.test.accuracy"] == 0.0
+    assert first["stages"]["evaluation_ptq"]["evaluation/colour.test.accuracy"] == 1.0
+    assert first["stages"]["dedup"]["dedup/exact_duplicates"] == 1
+    assert first["stages"]["data_curation"]["data_curation/rejects"] == 1
+    assert first["exit_code"] == 0 and first["seconds"] > 0 and first["error"] is None
+    report = Path(first["report"]).read_text()
+    assert "promoted" in report and "http-equiv" not in report and "<script" not in report
+
+
+def test_mlflow_holds_one_run_with_a_nested_run_a_step(project, first):
+    import mlflow
+
+    client = mlflow.MlflowClient(f"sqlite:///{project / 'w' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("colours")
+    runs = client.search_runs([experiment.experiment_id])
+    parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
+    names = {r.data.tags["mlflow.runName"] for r in runs if "mlflow.parentRunId" in r.data.tags}
+    assert len(parents) == 1 and parents[0].data.tags["status"] == "promoted"
+    assert names == set(first["stages"])
+    sft = next(r for r in runs if r.data.tags["mlflow.runName"] == "sft")
+    assert sft.data.params["learning_rate"] == "0.01" and len(client.get_metric_history(sft.info.run_id, "loss")) > 3
+
+
+def test_an_unchanged_run_reuses_every_step_and_keeps_the_champion(project, first):
+    second = run(project, "w")
+    assert second["status"] == "promoted" and second["model"]["version"] == "1"
+    assert set(second["cached_steps"]) == set(first["stages"]) - REUSED_ALWAYS
+    assert second["stages"]["evaluation_champion"] == first["stages"]["evaluation_ptq"]
+
+
+def test_a_changed_number_runs_its_step_and_the_later_ones_only(project, first):
+    changed = run(project, "w", "--set", "dpo.beta=0.7")
+    again = set(changed["stages"]) - set(changed["cached_steps"])
+    assert {"dpo"} <= again <= {"dpo", "evaluation_dpo", "ptq", "evaluation_ptq", *REUSED_ALWAYS}
+    # As good as the champion is not better: the champion stays.
+    assert changed["status"] == "rejected" and changed["exit_code"] == 5 and changed["model"] is None
+
+
+@pytest.mark.parametrize("stage", ["data_curation", "sft"])
+def test_a_killed_run_goes_on_and_ends_with_the_same_model(project, first, stage, tmp_path):
+    process = subprocess.Popen(
+        [BLOOMERY, "run", "recipe.yaml", "--workdir", str(tmp_path)],
+        cwd=project,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 300
+    while time.monotonic() < deadline:
+        told = "".join(file.read_text() for file in tmp_path.glob("runs/*/journal.jsonl"))
+        if f'"event": "started", "stage": "{stage}"' in told:
+            break
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    resumed = run(project, str(tmp_path))
+    assert resumed["status"] == "promoted"
+    if stage == "sft":
+        assert {"data_curation", "dedup", "synthetic_data", "cpt"} <= set(resumed["cached_steps"])
+    assert stage not in resumed["cached_steps"]
+    assert digest_of(project, resumed, "ptq", "model") == digest_of(project, first, "ptq", "model")
+
+
+def test_the_registry_commands_tell_and_turn_back(project, first):
+    listed = json.loads(bloomery(project, "models", "list", "--workdir", "w", "--json").stdout)
+    assert listed[-1]["version"] == "1" and "champion" in listed[-1]["aliases"]
+    refused = bloomery(project, "models", "rollback", "colours", "--workdir", "w")
+    assert refused.returncode == 5 and "no previous version" in refused.stderr
+    unknown = bloomery(project, "models", "promote", "colours", "9", "--workdir", "w")
+    assert unknown.returncode == 2 and "known: 1" in unknown.stderr
+    assert "colours" in bloomery(project, "ls", "--workdir", "w").stdout
+    assert "evaluation_ptq" in bloomery(project, "show", "last", "--workdir", "w").stdout
+
+
+def test_a_step_runs_alone_on_artifacts(project, first, tmp_path):
+    model, tasks = (_output(first, *port) for port in (("ptq", "model"), ("preflight", "tasks")))
+    result = bloomery(
+        project, "step", "evaluation", "--model", model, "--tasks", tasks, "--results", str(tmp_path / "r")
+    )
+    assert result.returncode == 0, result.stderr
+    assert json.loads(result.stdout) == first["stages"]["evaluation_ptq"]
+    wrong = bloomery(project, "step", "evaluation", "--model", model, "--task", tasks)
+    assert wrong.returncode == 2
+    assert "missing --tasks FOLDER (tasks/1)" in wrong.stderr and "unknown argument --task" in wrong.stderr
+
+
+def _output(summary: dict, stage: str, port: str) -> str:
+    events = [json.loads(line) for line in (Path(summary["run"]) / "journal.jsonl").read_text().split("\n") if line]
+    return next(e["outputs"][port] for e in events if e["event"] == "finished" and e["stage"] == stage)
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "told"),
+    [
+        (["--set", "sft.epoks=3"], 2, "sft.epoks: unknown key; did you mean 'epochs'?"),
+        (["--set", "sft.epochs=many"], 2, 'sft.epochs: found "many"'),
+        (["--set", "base_model=./nothing"], 3, "base_model: no folder"),
+        (["--set", "data_curation.sources=[{name: a, path: nothing}]"], 3, "nothing: no file there"),
+        (["--set", "data_curation.min_words=1000"], 3, "too_short"),
+    ],
+)
+def test_a_mistake_is_one_message_and_its_exit_code(project, tmp_path, settings, code, told):
+    result = bloomery(project, "run", "recipe.yaml", "--workdir", str(tmp_path), *settings)
+    assert result.returncode == code, result.stderr
+    assert told in result.stderr and "Traceback" not in result.stderr
+
+
+def test_an_empty_corpus_says_so(project, tmp_path):
+    (tmp_path / "empty").mkdir()
+    source = f"data_curation.sources=[{{name: a, path: {tmp_path / 'empty'}}}]"
+    result = bloomery(project, "run", "recipe.yaml", "--workdir", str(tmp_path / "w"), "--set", source)
+    assert result.returncode == 3 and "no file there" in result.stderr
+
+
+def test_an_unreachable_tracking_server_is_told_before_any_work(project, tmp_path):
+    result = bloomery(
+        project, "run", "recipe.yaml", "--workdir", str(tmp_path), MLFLOW_TRACKING_URI="http://127.0.0.1:9"
+    )
+    assert result.returncode == 7 and "http://127.0.0.1:9 did not answer" in result.stderr
+    assert "Traceback" not in result.stderr and "Retrying" not in result.stderr
+
+
+def test_a_full_disk_is_told_and_nothing_half_written_is_taken_for_whole(project, tmp_path):
+    if os.geteuid() != 0 or subprocess.run(["mount", "--version"], capture_output=True).returncode:
+        pytest.skip("needs root, to mount a small file system")
+    small = tmp_path / "small"
+    small.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True).returncode:
+        pytest.skip("no right to mount a small file system here")
+    try:
+        result = bloomery(project, "run", "recipe.yaml", "--workdir", str(small / "w"))
+        assert result.returncode == 7 and (
+            "no space left" in result.stderr or "bytes free on the disk" in result.stderr
+        ), result.stderr
+        assert "Traceback" not in result.stderr
+    finally:
+        subprocess.run(["umount", "-l", str(small)])
