@@ -11,7 +11,9 @@ from bloomery.pipelines.quickstart.prepare import prepare
 def main() -> None:
     """Parse the arguments and prepare the folder."""
     parser = argparse.ArgumentParser(prog="python -m bloomery.pipelines.quickstart", description=__doc__)
-    parser.add_argument("--out", type=Path, required=True, help="folder to make; left alone if it is complete")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="folder to make; left alone if it is complete"
+    )
     parser.add_argument("--seed", type=int, default=17, help="seed of all contents and of the base model")
     arguments = parser.parse_args()
     prepare(arguments.out, arguments.seed)

@@ -56,7 +56,9 @@ class Piece:
         self.planted.append({"kind": kind, "text": self.text if text is None else text, "details": details})
 
 
-def write_corpus(folder: Path, documents: list[Document], leaked: list[tuple[str, Question]], seed: int) -> list[dict]:
+def write_corpus(
+    folder: Path, documents: list[Document], leaked: list[tuple[str, Question]], seed: int
+) -> list[dict]:
     """Write `documents` and the dirt under `folder` and return the ledger.
 
     A ledger entry has kind, file (relative to `folder`), line (1-based in the decompressed file; None for a whole
@@ -79,13 +81,17 @@ def write_corpus(folder: Path, documents: list[Document], leaked: list[tuple[str
 
 
 def _lay_out(documents: list[Document], rng: random.Random) -> list[Piece]:
-    pieces = [Piece(d.text, d.language, d.source, "cookbook.jsonl") for d in documents if d.source == "cookbook"]
+    pieces = [
+        Piece(d.text, d.language, d.source, "cookbook.jsonl") for d in documents if d.source == "cookbook"
+    ]
     others = [document for document in documents if document.source != "cookbook"]
     rng.shuffle(others)
     for suffix, count in WHOLE_FILES.items():
         for number in range(count):
             d = others.pop()
-            pieces.append(Piece(d.text, d.language, d.source, f"{d.source}/{d.language}_{number:03d}.{suffix}"))
+            pieces.append(
+                Piece(d.text, d.language, d.source, f"{d.source}/{d.language}_{number:03d}.{suffix}")
+            )
     for number, d in enumerate(others):
         pieces.append(Piece(d.text, d.language, d.source, ROW_FILES[number < NUM_ARCHIVED]))
     for page in pieces:
@@ -121,8 +127,10 @@ def _copies(clean: list[Piece], num_exact: int, rng: random.Random) -> list[Piec
     for original in [pool.pop() for _ in range(num_exact)]:
         copies.append(copy(original, original.text))
         copies[-1].plant("exact_copy")
-    vocabulary = {lang: [w for row in clean if row.language == lang for w in row.text.split() if w.isalpha()]
-                  for lang in ("en", "ko")}
+    vocabulary = {
+        lang: [w for row in clean if row.language == lang for w in row.text.split() if w.isalpha()]
+        for lang in ("en", "ko")
+    }
     for rate in EDIT_RATES:
         for original in [pool.pop() for _ in range(NUM_NEAR_COPIES_PER_RATE)]:
             text, count = dirt.edit_words(original.text, rate, vocabulary[original.language], rng)
@@ -215,18 +223,28 @@ def _page(piece: Piece) -> str:
     heading, body = piece.text.removeprefix("# ").split("\n\n", 1)
     menu, cookies, footer = (html.escape(line, quote=False) for line in dirt.BOILERPLATE[piece.language][:3])
     paragraphs = "\n".join(f"<p>{html.escape(line, quote=False)}</p>" for line in body.split("\n") if line)
-    return (f'<!DOCTYPE html>\n<html lang="{piece.language}">\n<head><meta charset="utf-8"><title>{heading}</title></head>\n'
-            f"<body>\n<nav>{menu}</nav>\n<div class=\"cookies\">{cookies}</div>\n<main>\n<h1>{heading}</h1>\n{paragraphs}\n"
-            f"</main>\n<footer>{footer}</footer>\n</body>\n</html>\n")
+    return (
+        f'<!DOCTYPE html>\n<html lang="{piece.language}">\n'
+        f'<head><meta charset="utf-8"><title>{heading}</title></head>\n'
+        f'<body>\n<nav>{menu}</nav>\n<div class="cookies">{cookies}</div>\n<main>\n<h1>{heading}</h1>\n{paragraphs}\n'
+        f"</main>\n<footer>{footer}</footer>\n</body>\n</html>\n"
+    )
 
 
 def _ledger(pieces: list[Piece]) -> list[dict]:
     entries = []
     for piece in pieces:
         for planted in piece.planted:
-            entry = {"kind": planted["kind"], "file": piece.file, "line": piece.line, "text": planted["text"],
-                     "details": planted["details"]}
+            entry = {
+                "kind": planted["kind"],
+                "file": piece.file,
+                "line": piece.line,
+                "text": planted["text"],
+                "details": planted["details"],
+            }
             if piece.original:
                 entry |= {"original_file": piece.original.file, "original_line": piece.original.line}
             entries.append(entry)
-    return sorted(entries, key=lambda entry: (entry["kind"], entry["file"], entry["line"] or 0, entry["text"]))
+    return sorted(
+        entries, key=lambda entry: (entry["kind"], entry["file"], entry["line"] or 0, entry["text"])
+    )

@@ -57,8 +57,11 @@ class NearCopies:
         for value in sketch:
             for holder in self._holders.get(value, ()):
                 shared[holder] = shared.get(holder, 0) + 1
-        if any(_jaccard(sketch, self._sketches[holder]) > MAX_RESEMBLANCE
-               for holder, count in shared.items() if count > _SKETCH_SIZE // 4):
+        if any(
+            _jaccard(sketch, self._sketches[holder]) > MAX_RESEMBLANCE
+            for holder, count in shared.items()
+            if count > _SKETCH_SIZE // 4
+        ):
             return False
         for value in sketch:
             self._holders.setdefault(value, []).append(len(self._sketches))
@@ -70,12 +73,20 @@ def make_documents(seed: int) -> tuple[list[Document], list[Document]]:
     """Return the corpus documents and, from the same sources, NUM_HELD_OUT documents that are not near them."""
     rng = random.Random(f"documents/{seed}")
     seen = NearCopies()
-    makers = ((_cookbook, NUM_COOKBOOK), (_glossary, NUM_GLOSSARY), (_schema, NUM_SCHEMA), (_handbook, NUM_HANDBOOK))
+    makers = (
+        (_cookbook, NUM_COOKBOOK),
+        (_glossary, NUM_GLOSSARY),
+        (_schema, NUM_SCHEMA),
+        (_handbook, NUM_HANDBOOK),
+    )
     total = sum(count for _, count in makers)
     corpus: list[Document] = []
     held_out: list[Document] = []
     for maker, count in makers:
-        made = [_fresh(maker, number, seed, rng, seen) for number in range(count + round(NUM_HELD_OUT * count / total))]
+        made = [
+            _fresh(maker, number, seed, rng, seen)
+            for number in range(count + round(NUM_HELD_OUT * count / total))
+        ]
         rng.shuffle(made)
         corpus += made[:count]
         held_out += made[count:]
@@ -87,17 +98,23 @@ def _fresh(maker, number: int, seed: int, rng: random.Random, seen: NearCopies) 
         document = maker(number, LANGUAGES[number % len(LANGUAGES)], seed, rng)
         if seen.add_if_new(document.text):
             return document
-    raise ValueError(f"{maker.__name__} ran out of different documents at number {number}; write more sentences")
+    raise ValueError(
+        f"{maker.__name__} ran out of different documents at number {number}; write more sentences"
+    )
 
 
 def _handbook(number: int, language: str, seed: int, rng: random.Random) -> Document:
     topic = rng.choice(list(_TOPICS[language]))
     source = "handbook" if number % 3 else "notes"
-    return Document(_paragraph(topic, _sentences(topic, language, rng.randrange(3, 6), rng)), language, source)
+    return Document(
+        _paragraph(topic, _sentences(topic, language, rng.randrange(3, 6), rng)), language, source
+    )
 
 
 def _sentences(topic: str, language: str, count: int, rng: random.Random) -> list[str]:
-    return [expand(template, _RULES[language], rng) for template in rng.sample(_TOPICS[language][topic], count)]
+    return [
+        expand(template, _RULES[language], rng) for template in rng.sample(_TOPICS[language][topic], count)
+    ]
 
 
 def _aside(language: str, rng: random.Random) -> list[str]:
@@ -111,7 +128,13 @@ def _cookbook(number: int, language: str, seed: int, rng: random.Random) -> Docu
     values = rng.choice(allowed)
     title = fill(family.title_en if language == "en" else family.title_ko, values, language)
     sql = fill(family.sql, values, "sql")
-    lines = [f"## {title[0].upper()}{title[1:]}", "", f"```sql\n{sql}\n```", "", " ".join(_aside(language, rng))]
+    lines = [
+        f"## {title[0].upper()}{title[1:]}",
+        "",
+        f"```sql\n{sql}\n```",
+        "",
+        " ".join(_aside(language, rng)),
+    ]
     return Document("\n".join(lines), language, "cookbook")
 
 
@@ -120,11 +143,21 @@ def _glossary(number: int, language: str, seed: int, rng: random.Random) -> Docu
     condition = term_condition(term)
     if language == "en":
         name, other, meaning, notes = term.en, term.ko, term.meaning_en, TERM_NOTES_EN
-        tail = rng.choice((f"In SQL: `{condition}` on {term.table}.", f"The condition on {term.table} is `{condition}`."))
+        tail = rng.choice(
+            (f"In SQL: `{condition}` on {term.table}.", f"The condition on {term.table} is `{condition}`.")
+        )
     else:
         name, other, meaning, notes = term.ko, term.en, term.meaning_ko, TERM_NOTES_KO
-        tail = rng.choice((f"SQL 조건은 {term.table} 표에서 `{condition}` 이다.", f"{term.table} 표에서는 `{condition}` 조건을 쓴다."))
-    lines = [settle_particles(note.format(term=name, other=other, meaning=meaning)) for note in rng.sample(notes, 2)]
+        tail = rng.choice(
+            (
+                f"SQL 조건은 {term.table} 표에서 `{condition}` 이다.",
+                f"{term.table} 표에서는 `{condition}` 조건을 쓴다.",
+            )
+        )
+    lines = [
+        settle_particles(note.format(term=name, other=other, meaning=meaning))
+        for note in rng.sample(notes, 2)
+    ]
     return Document(_paragraph(name, [*lines, tail, *_aside(language, rng)]), language, "glossary")
 
 
@@ -138,8 +171,10 @@ def _schema(number: int, language: str, seed: int, rng: random.Random) -> Docume
     notes = COLUMN_NOTES_EN if language == "en" else COLUMN_NOTES_KO
     table = rng.choice([column[0] for column in COLUMNS])
     columns = [column for column in COLUMNS if column[0] == table]
-    lines = [rng.choice(notes).format(table=table, column=column, meaning=en if language == "en" else ko)
-             for _, column, en, ko in rng.sample(columns, min(len(columns), rng.randrange(2, 5)))]
+    lines = [
+        rng.choice(notes).format(table=table, column=column, meaning=en if language == "en" else ko)
+        for _, column, en, ko in rng.sample(columns, min(len(columns), rng.randrange(2, 5)))
+    ]
     return Document(_paragraph(table, lines + _aside(language, rng)), language, "schema")
 
 

@@ -70,8 +70,12 @@ def write_data(out: Path, seed: int) -> None:
     pages, held_out = documents.make_documents(seed)
     leaked = [(split, q) for split, count in NUM_LEAKED_PER_SPLIT.items() for q in splits[split][:count]]
     ledger = corpus.write_corpus(out / "documents", pages, leaked, seed)
-    (out / "ledger.json").write_text(json.dumps(ledger, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    _write_rows(out / "documents_held_out.jsonl", ({"text": d.text, "language": d.language} for d in held_out))
+    (out / "ledger.json").write_text(
+        json.dumps(ledger, ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+    )
+    _write_rows(
+        out / "documents_held_out.jsonl", ({"text": d.text, "language": d.language} for d in held_out)
+    )
 
     text, text_held_out = general.make_text(seed)
     _write_rows(out / "general" / "text.jsonl", text)

@@ -34,8 +34,14 @@ class Question(NamedTuple):
     def row(self, split: str) -> dict[str, str]:
         """Return the question as a line of `questions.jsonl`."""
         digest = hashlib.sha256(f"{self.language}\n{self.text}".encode()).hexdigest()[:16]
-        return {"id": digest, "question": self.text, "sql": self.sql, "language": self.language,
-                "family": self.family, "split": split}
+        return {
+            "id": digest,
+            "question": self.text,
+            "sql": self.sql,
+            "language": self.language,
+            "family": self.family,
+            "split": split,
+        }
 
 
 def normalised(text: str) -> str:
@@ -77,15 +83,22 @@ def is_held_out(family: Family, values: dict[str, Value], seed: int) -> bool:
 def phrasings(family: Family, language: str) -> list[str]:
     """Return every frame of the family's kind around each of its noun phrases, slots still open."""
     frames, phrases = FRAMES[family.kind, language], getattr(family, language)
-    return [frame.replace("{np}", phrase).replace("{unit}", family.unit) for frame in frames for phrase in phrases]
+    return [
+        frame.replace("{np}", phrase).replace("{unit}", family.unit) for frame in frames for phrase in phrases
+    ]
 
 
 def all_questions(family: Family, language: str, templates: Iterable[str] | None = None) -> list[Question]:
     """Return every question of `family` in `language`, with `templates` in place of its usual phrasings if given."""
     templates = list(templates or phrasings(family, language))
     return [
-        Question(_sentence(fill(template, values, language)), fill(family.sql, values, "sql"), language, family.name,
-                 tuple((name, value.sql) for name, value in values.items()))
+        Question(
+            _sentence(fill(template, values, language)),
+            fill(family.sql, values, "sql"),
+            language,
+            family.name,
+            tuple((name, value.sql) for name, value in values.items()),
+        )
         for values in slot_combinations(family)
         for template in templates
     ]
@@ -116,8 +129,9 @@ def make_splits(seed: int) -> tuple[dict[str, list[Question]], list[Question]]:
     return splits, rest
 
 
-def deal(piles: dict[tuple[str, str], list[Question]], count: int, taken: set[str],
-         rng: random.Random) -> list[Question]:
+def deal(
+    piles: dict[tuple[str, str], list[Question]], count: int, taken: set[str], rng: random.Random
+) -> list[Question]:
     """Take `count` questions from the ends of `piles`, going round them in a fresh random order each time.
 
     Questions whose normalised text is in `taken` are thrown away; those dealt are added to it. Piles that run
@@ -127,7 +141,9 @@ def deal(piles: dict[tuple[str, str], list[Question]], count: int, taken: set[st
     while len(dealt) < count:
         keys = [key for key, pile in piles.items() if pile]
         if not keys:
-            raise ValueError(f"only {len(dealt)} of {count} different questions can be made from these families")
+            raise ValueError(
+                f"only {len(dealt)} of {count} different questions can be made from these families"
+            )
         rng.shuffle(keys)
         for key in keys[: count - len(dealt)]:
             while piles[key]:

@@ -36,29 +36,62 @@ CREATE TABLE gift_cards (card_id INTEGER PRIMARY KEY, customer_id INTEGER REFERE
 
 # English name = value stored in the database; Korean name = how a Korean speaker asks for it.
 CITIES = {
-    "Seoul": "서울", "Busan": "부산", "Incheon": "인천", "Daegu": "대구", "Daejeon": "대전",
-    "Gwangju": "광주", "Ulsan": "울산", "Suwon": "수원", "Jeju": "제주", "Jeonju": "전주",
+    "Seoul": "서울",
+    "Busan": "부산",
+    "Incheon": "인천",
+    "Daegu": "대구",
+    "Daejeon": "대전",
+    "Gwangju": "광주",
+    "Ulsan": "울산",
+    "Suwon": "수원",
+    "Jeju": "제주",
+    "Jeonju": "전주",
 }
 TIERS = {"gold": "골드", "silver": "실버", "bronze": "브론즈"}
 CATEGORIES = {
-    "tea": "차", "coffee": "커피", "books": "책", "toys": "장난감",
-    "lamps": "조명", "bags": "가방", "shoes": "신발", "plants": "화분",
+    "tea": "차",
+    "coffee": "커피",
+    "books": "책",
+    "toys": "장난감",
+    "lamps": "조명",
+    "bags": "가방",
+    "shoes": "신발",
+    "plants": "화분",
 }
 COUNTRIES = {
-    "Korea": "한국", "Japan": "일본", "China": "중국", "Vietnam": "베트남", "Italy": "이탈리아", "France": "프랑스",
+    "Korea": "한국",
+    "Japan": "일본",
+    "China": "중국",
+    "Vietnam": "베트남",
+    "Italy": "이탈리아",
+    "France": "프랑스",
 }
 STATUSES = {"pending": "대기", "shipped": "발송", "delivered": "배송 완료", "cancelled": "취소"}
 METHODS = {"card": "카드", "cash": "현금", "transfer": "계좌이체", "points": "포인트"}
 REASONS = {"broken": "파손", "unwanted": "변심", "wrong": "오배송", "defect": "불량"}
 CARD_STATES = {"unused": "미사용", "used": "사용 완료", "expired": "만료"}
 
-_GIVEN = ("Minsu Jiwoo Haneul Seojun Yuna Dohyun Sora Eunji Taeho Mina Junho Arin Woojin Hyeri Siwoo Nari Jaemin "
-          "Bora Kyung Sumin Emma Liam Noah Olivia Lucas Mia Ethan Ava Henry Zoe").split()
-_FAMILY = "Kim Lee Park Choi Jung Kang Cho Yoon Jang Lim Han Oh Seo Shin Kwon Brown Smith Moore Clark Young".split()
-_PRODUCT_WORDS = ("Amber Birch Cedar Dawn Ember Fern Grove Harbor Iris Juniper Koala Lotus Maple Nori Olive Pine "
-                  "Quartz River Stone Tide Umber Violet Willow Zephyr").split()
-_PRODUCT_NOUNS = {"tea": "Tea", "coffee": "Coffee", "books": "Book", "toys": "Toy", "lamps": "Lamp", "bags": "Bag",
-                  "shoes": "Shoes", "plants": "Pot"}
+_GIVEN = (
+    "Minsu Jiwoo Haneul Seojun Yuna Dohyun Sora Eunji Taeho Mina Junho Arin Woojin Hyeri Siwoo Nari Jaemin "
+    "Bora Kyung Sumin Emma Liam Noah Olivia Lucas Mia Ethan Ava Henry Zoe"
+).split()
+_FAMILY = (
+    "Kim Lee Park Choi Jung Kang Cho Yoon Jang Lim Han Oh Seo Shin Kwon Brown Smith Moore Clark Young".split()
+)
+_PRODUCT_WORDS = (
+    "Amber Birch Cedar Dawn Ember Fern Grove Harbor Iris Juniper Koala Lotus Maple Nori Olive Pine "
+    "Quartz River Stone Tide Umber Violet Willow Zephyr"
+).split()
+_PRODUCT_NOUNS = {
+    "tea": "Tea",
+    "coffee": "Coffee",
+    "books": "Book",
+    "toys": "Toy",
+    "lamps": "Lamp",
+    "bags": "Bag",
+    "shoes": "Shoes",
+    "plants": "Pot",
+}
 _SUPPLIER_NOUNS = "Trading Works Goods Supply House Partners".split()
 
 
@@ -93,8 +126,13 @@ def _contents(rng: random.Random) -> dict[str, list[tuple]]:
     products = _products(rng, [row[0] for row in suppliers])
     orders, items = _orders(rng, customers, products)
     return {
-        "customers": customers, "suppliers": suppliers, "products": products, "orders": orders, "items": items,
-        "payments": _payments(rng, orders), "returns": _returns(rng, orders, items),
+        "customers": customers,
+        "suppliers": suppliers,
+        "products": products,
+        "orders": orders,
+        "items": items,
+        "payments": _payments(rng, orders),
+        "returns": _returns(rng, orders, items),
         "gift_cards": _gift_cards(rng, customers),
     }
 
@@ -113,17 +151,25 @@ def _customers(rng: random.Random) -> list[tuple]:
     cities, tiers = _skewed(rng, CITIES), _skewed(rng, TIERS)
     rows = []
     for number, name in enumerate(names, 1):
-        first, last = rng.choice([(date(2023, 1, 1), date(2023, 12, 31))] * 5 + [(date(2024, 1, 1), date(2024, 10, 31))]
-                                 * 3 + [(date(2024, 11, 1), date(2024, 12, 20))] * 2)
+        first, last = rng.choice(
+            [(date(2023, 1, 1), date(2023, 12, 31))] * 5
+            + [(date(2024, 1, 1), date(2024, 10, 31))] * 3
+            + [(date(2024, 11, 1), date(2024, 12, 20))] * 2
+        )
         rows.append((number, name, rng.choice(cities), rng.choice(tiers), _day(rng, first, last).isoformat()))
     return rows
 
 
 def _suppliers(rng: random.Random) -> list[tuple]:
-    names = rng.sample([f"{word} {noun}" for word in _PRODUCT_WORDS for noun in _SUPPLIER_NOUNS], NUM_SUPPLIERS)
+    names = rng.sample(
+        [f"{word} {noun}" for word in _PRODUCT_WORDS for noun in _SUPPLIER_NOUNS], NUM_SUPPLIERS
+    )
     countries = list(COUNTRIES) * 2
     countries += rng.choices(list(COUNTRIES), k=NUM_SUPPLIERS - len(countries))
-    return [(number, name, country) for number, (name, country) in enumerate(zip(names, countries, strict=True), 1)]
+    return [
+        (number, name, country)
+        for number, (name, country) in enumerate(zip(names, countries, strict=True), 1)
+    ]
 
 
 def _products(rng: random.Random, supplier_ids: list[int]) -> list[tuple]:
@@ -137,7 +183,9 @@ def _products(rng: random.Random, supplier_ids: list[int]) -> list[tuple]:
     return rows
 
 
-def _orders(rng: random.Random, customers: list[tuple], products: list[tuple]) -> tuple[list[tuple], list[tuple]]:
+def _orders(
+    rng: random.Random, customers: list[tuple], products: list[tuple]
+) -> tuple[list[tuple], list[tuple]]:
     buyers = [row for row in customers if rng.random() < 0.75]
     regulars = rng.sample(buyers, len(buyers) // 3)
     sold = [row for row in products if rng.random() < 0.72]
@@ -147,33 +195,67 @@ def _orders(rng: random.Random, customers: list[tuple], products: list[tuple]) -
         ordered = _day(rng, max(date(2024, 1, 1), date.fromisoformat(buyer[4])), date(2024, 12, 28))
         due = ordered + timedelta(days=rng.randrange(2, 8))
         status = rng.choice(["pending", "shipped", "delivered", "delivered", "delivered", "cancelled"])
-        shipped = ordered + timedelta(days=rng.randrange(0, 11)) if status in ("shipped", "delivered") else None
-        lines = [(product, rng.choice([1, 1, 1, 2, 2, 3, 4, 5, 6])) for product in rng.sample(sold, rng.choice([1, 1, 2, 3]))]
+        shipped = (
+            ordered + timedelta(days=rng.randrange(0, 11)) if status in ("shipped", "delivered") else None
+        )
+        lines = [
+            (product, rng.choice([1, 1, 1, 2, 2, 3, 4, 5, 6]))
+            for product in rng.sample(sold, rng.choice([1, 1, 2, 3]))
+        ]
         items += [(order_id, product[0], qty) for product, qty in lines]
-        orders.append((order_id, buyer[0], ordered.isoformat(), due.isoformat(), shipped and shipped.isoformat(),
-                       status, sum(product[3] * qty for product, qty in lines)))
+        orders.append(
+            (
+                order_id,
+                buyer[0],
+                ordered.isoformat(),
+                due.isoformat(),
+                shipped and shipped.isoformat(),
+                status,
+                sum(product[3] * qty for product, qty in lines),
+            )
+        )
     return orders, items
 
 
 def _payments(rng: random.Random, orders: list[tuple]) -> list[tuple]:
     methods = _skewed(rng, METHODS)
     paid = [row for row in orders if row[5] != "cancelled" and rng.random() < 0.92]
-    return [(number, row[0], rng.choice(methods),
-             (date.fromisoformat(row[2]) + timedelta(days=rng.randrange(3))).isoformat())
-            for number, row in enumerate(paid, 1)]
+    return [
+        (
+            number,
+            row[0],
+            rng.choice(methods),
+            (date.fromisoformat(row[2]) + timedelta(days=rng.randrange(3))).isoformat(),
+        )
+        for number, row in enumerate(paid, 1)
+    ]
 
 
 def _returns(rng: random.Random, orders: list[tuple], items: list[tuple]) -> list[tuple]:
     delivered = {row[0]: date.fromisoformat(row[4]) for row in orders if row[5] == "delivered"}
     reasons = _skewed(rng, REASONS)
     last = date.fromisoformat(TODAY)
-    return [(order_id, product_id, rng.choice(reasons),
-             min(last, delivered[order_id] + timedelta(days=rng.randrange(2, 20))).isoformat())
-            for order_id, product_id, _ in items if order_id in delivered and rng.random() < 0.35]
+    return [
+        (
+            order_id,
+            product_id,
+            rng.choice(reasons),
+            min(last, delivered[order_id] + timedelta(days=rng.randrange(2, 20))).isoformat(),
+        )
+        for order_id, product_id, _ in items
+        if order_id in delivered and rng.random() < 0.35
+    ]
 
 
 def _gift_cards(rng: random.Random, customers: list[tuple]) -> list[tuple]:
     states = _skewed(rng, CARD_STATES)
-    return [(number, rng.choice(customers)[0], rng.choice([10, 20, 30, 50, 100]),
-             _day(rng, date(2024, 1, 1), date(2024, 12, 30)).isoformat(), rng.choice(states))
-            for number in range(1, NUM_GIFT_CARDS + 1)]
+    return [
+        (
+            number,
+            rng.choice(customers)[0],
+            rng.choice([10, 20, 30, 50, 100]),
+            _day(rng, date(2024, 1, 1), date(2024, 12, 30)).isoformat(),
+            rng.choice(states),
+        )
+        for number in range(1, NUM_GIFT_CARDS + 1)
+    ]
