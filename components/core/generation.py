@@ -95,6 +95,8 @@ class Generator:
         """
         import torch
 
+        if not texts:
+            return []
         encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=max_length)[
             "input_ids"
         ]

@@ -95,10 +95,10 @@ def _render_tasks(config: PreflightConfig, target: Path) -> dict[str, float]:
     seen: set[tuple[str, str, str]] = set()
     stored: dict[str, Any] = {}
     target.mkdir(parents=True, exist_ok=True)
-    for name, task in config.tasks.items():
+    for name, task in sorted(config.tasks.items()):  # kfp loses the order of keys; the digest must not depend on it
         attached = _attach(name, task, target / "files")
         stored[name] = parameters(attached)
-        for split in task.splits:
+        for split in sorted(task.splits):
             for row, problem in _ask(name, task, split):
                 key = (name, split, row["id"])
                 if problem or key in seen:
@@ -115,7 +115,7 @@ def _render_tasks(config: PreflightConfig, target: Path) -> dict[str, float]:
             dropped["in_evaluation_set"] += 1
         else:
             kept.append(row)
-    artifact.write_atomically(target / "tasks.json", json.dumps(stored, ensure_ascii=False, indent=1))
+    artifact.write_atomically(target / "tasks.json", json.dumps(stored, ensure_ascii=False, indent=1, sort_keys=True))
     # tasks/1 holds prompt/1 rows beside its other files, so it is sealed over the prompts' manifest.
     prompts = artifact.write_rows(
         target,

@@ -85,6 +85,8 @@ def quantise(source: Path, target: Path, scheme: Scheme) -> None:
     AutoTokenizer.from_pretrained(source).save_pretrained(target)
     if network.config.tie_word_embeddings:
         _drop_tied_head(target)
+    for file in target.glob("*.safetensors"):
+        _sort_header(file)
 
 
 def _drop_tied_head(folder: Path) -> None:
@@ -108,6 +110,16 @@ def _drop_tied_head(folder: Path) -> None:
         content = json.loads(index.read_text())
         content["weight_map"] = {k: v for k, v in content["weight_map"].items() if not k.startswith("lm_head.")}
         index.write_text(json.dumps(content, indent=1))
+
+
+def _sort_header(file: Path) -> None:
+    """Write a safetensors header in the order of its keys: the library leaves metadata in the random order of a hash map, and
+    equal weights would have different digests."""
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors stay aligned to 8 bytes
+    file.write_bytes(len(header).to_bytes(8, "little") + header + content[start:])
 
 
 def _scores(folder: Path, tasks: Tasks) -> list[float]:

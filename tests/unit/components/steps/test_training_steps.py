@@ -202,6 +202,8 @@ def test_quantised_variants_are_smaller_and_load_as_they_were_measured(tuned, ta
     )
     assert metrics["ptq/ratio"] > 2.5 and metrics["ptq/score_difference"] == 0
     manifest = artifact.read_manifest(tmp_path / "q", "model/1")
+    ptq(PtqConfig(tolerance=0.0), base_model=tuned[0], tasks=tasks, model=tmp_path / "q2", variants=tmp_path / "v2")
+    assert artifact.read_manifest(tmp_path / "q2").digest == manifest.digest
     assert manifest.files["model.safetensors"].bytes == metrics["ptq/bytes"]
 
 
