@@ -96,7 +96,7 @@ class Chat(Record):
     task: str
     """Task of the recipe it belongs to, or ''."""
     origin: str
-    """How it came to be: `seed`, `document`, `augmented`, `sampled`."""
+    """How it came to be: `seed`, `replay`, `document`, `recombined`, `augmented`, `sampled`."""
     parent: str
     """Id of the row it was made from, or ''."""
 

@@ -94,9 +94,7 @@ def _outside_quotes(text: str, change: Callable[[str], str]) -> str:
     return "".join(piece if index % 2 else change(piece) for index, piece in enumerate(pieces))
 
 
-def _replace_one(
-    pattern: re.Pattern[str], text: str, new: Callable[[re.Match[str]], str], rng: random.Random
-) -> str:
+def _replace_one(pattern: re.Pattern[str], text: str, new: Callable[[re.Match[str]], str], rng: random.Random) -> str:
     quoted = [match.span() for match in _QUOTED.finditer(text)]
     found = [
         match

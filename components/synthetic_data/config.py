@@ -47,6 +47,12 @@ class SyntheticDataConfig(Config):
 
     extract: list[ExtractConfig] = []
     """Patterns that turn parts of documents into questions with answers."""
+    recombined_per_chat: int = Field(default=0, ge=0)
+    """Chats made from each seed and each document's question by putting other things of the same kind in question and
+    answer; needs `entities` or numbers that both share."""
+    entities: dict[str, dict[str, list[str]]] = {}
+    """Things that may stand in each other's place: kind → value in the answer → its names in questions, one a language,
+    such as `city: {Busan: [Busan, 부산]}`."""
     augmented_share: float = Field(default=0.2, ge=0, lt=1)
     """Largest share of augmented chats among all; 0 makes none. Rules vary the wording, not the meaning: a
     fifth adds noise that users bring (case, punctuation, spacing) without letting it outweigh what was

@@ -1,5 +1,5 @@
-"""Chats to imitate and prompts to sample from: seeds, questions found in documents, other wordings of
-both."""
+"""Chats to imitate and prompts to sample from: seeds, questions found in documents, the same asked about other
+things and in other words."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from bloomery.components.core.records import Chat, Prompt, Reject, content_id
 from bloomery.components.core.tasks import Tasks, chat
 from bloomery.components.synthetic_data.augment import augment, rules
 from bloomery.components.synthetic_data.config import ExtractConfig, SyntheticDataConfig
+from bloomery.components.synthetic_data.recombine import numbers_in, recombine
 
 logger = logging.getLogger(__name__)
 
@@ -33,11 +34,13 @@ def run(
     prompts: Annotated[Path, Writes("prompt/1")],
     rejects: Annotated[Path, Writes("reject/1")],
 ) -> dict[str, float]:
-    """Make chats of the domain tasks from training questions and from documents, and vary their wording.
+    """Make chats of the domain tasks from training questions and from documents, and vary what and how they ask.
+
+    Training questions of general tasks join as they are (origin `replay`), so that fine-tuning forgets less.
 
     Reads:   documents (document/1), tasks (tasks/1)
-    Writes:  chats (chat/1, origin `seed`, `document` or `augmented`), prompts (prompt/1: training and
-             unlabelled questions of the domain tasks), rejects (reject/1)
+    Writes:  chats (chat/1, origin `seed`, `replay`, `document`, `recombined` or `augmented`), prompts
+             (prompt/1: training and unlabelled questions of the domain tasks), rejects (reject/1)
     Returns: synthetic_data/chats and chats_<origin>, prompts, rejects and rejects_<reason>,
              augmented_fraction
     Raises:  ConfigError if a pattern names no task, DataError if no chat is left.
@@ -49,27 +52,31 @@ def run(
             where = f"synthetic_data.extract.{index}.task"
             raise ConfigError(f"{where}: found '{pattern.task}'; the recipe's tasks are: {known}")
     sorter = _Sorter(task_set)
-    seeds = _domain_prompts(task_set, "train")
+    seeds, replayed = _answered(task_set, "domain", "train"), _answered(task_set, "general", "train")
     for prompt in seeds:
         sorter.add(prompt.task, prompt.prompt, prompt.reference, origin="seed", parent=prompt.id)
     for document in read_table(documents, "document/1").to_pylist() if config.extract else ():
         for pattern, prompt, answer in _found_in(document["text"], config.extract):
             sorter.add(pattern.task, prompt, answer, origin="document", parent=document["id"])
+    _recombine(sorter, config)
     _augment(sorter, config)
     if not sorter.chats:
         raise DataError(_nothing_left(task_set, sorter))
+    for prompt in replayed:
+        sorter.add(prompt.task, prompt.prompt, prompt.reference, origin="replay", parent=prompt.id)
     reasons = Counter(row["reason"] for row in sorter.rejects)
-    made = len(sorter.chats) + len(sorter.rejects) - len(seeds)
-    write_rows(chats, "chat/1", Chat.table(sorter.chats), rows_in=len(seeds), rows_made=made, dropped=reasons)
+    entered = len(seeds) + len(replayed)
+    made = len(sorter.chats) + len(sorter.rejects) - entered
+    write_rows(chats, "chat/1", Chat.table(sorter.chats), rows_in=entered, rows_made=made, dropped=reasons)
     write_rows(rejects, "reject/1", Reject.table(sorter.rejects))
-    asked = seeds + _domain_prompts(task_set, "unlabelled")
+    asked = seeds + _answered(task_set, "domain", "unlabelled")
     write_rows(prompts, "prompt/1", Prompt.table([prompt.model_dump() for prompt in asked]))
     origins = Counter(row["origin"] for row in sorter.chats)
     kept = dict(origins)
     logger.info("%d chats %s, %d prompts; dropped: %s", len(sorter.chats), kept, len(asked), dict(reasons))
     metrics = {
         "chats": len(sorter.chats),
-        **{f"chats_{origin}": origins[origin] for origin in ("seed", "document", "augmented")},
+        **{f"chats_{origin}": origins[origin] for origin in ("seed", "replay", "document", "recombined", "augmented")},
         "augmented_fraction": origins["augmented"] / len(sorter.chats),
         "prompts": len(asked),
         "rejects": len(sorter.rejects),
@@ -117,7 +124,7 @@ class _Sorter:
             return ("duplicate", "the same wording stands there already") if is_known else ("", "")
         if _loose(prompt) in self._seen:
             return "duplicate", f"of {self._seen[_loose(prompt)]}"
-        if origin == "document":
+        if origin in ("document", "recombined"):
             # An answer that its own verifier refuses when compared with itself cannot be right: SQL that does
             # not run.
             score, problem = self._tasks.verify(task, answer, answer)
@@ -126,12 +133,12 @@ class _Sorter:
         return "", ""
 
 
-def _domain_prompts(tasks: Tasks, split: str) -> list[Any]:
-    """The questions of a split of the domain tasks that have answers to verify."""
+def _answered(tasks: Tasks, role: str, split: str) -> list[Any]:
+    """The questions of a split of the tasks of `role` that have answers to verify."""
     return [
         prompt
         for prompt in tasks.prompts(split)
-        if tasks.configs[prompt.task].role == "domain" and not tasks.is_scored_by_likelihood(prompt.task)
+        if tasks.configs[prompt.task].role == role and not tasks.is_scored_by_likelihood(prompt.task)
     ]
 
 
@@ -141,6 +148,19 @@ def _found_in(text: str, patterns: list[ExtractConfig]) -> Iterator[tuple[Extrac
         for match in re.finditer(pattern.pattern, text, re.MULTILINE):
             fields = {name: (value or "").strip() for name, value in match.groupdict().items()}
             yield pattern, pattern.prompt.format_map(fields), pattern.answer.format_map(fields)
+
+
+def _recombine(sorter: _Sorter, config: SyntheticDataConfig) -> None:
+    """Ask every chat so far about other things, `recombined_per_chat` times."""
+    parents = list(sorter.chats)
+    numbers = numbers_in([parent["messages"][1]["content"] for parent in parents])
+    rng = random.Random(config.seed)
+    for parent in parents:
+        question, answer = (message["content"] for message in parent["messages"])
+        for _ in range(config.recombined_per_chat):
+            asked, answered = recombine(question, answer, config.entities, numbers, rng)
+            if asked != question:
+                sorter.add(parent["task"], asked, answered, origin="recombined", parent=parent["id"])
 
 
 def _augment(sorter: _Sorter, config: SyntheticDataConfig) -> None:

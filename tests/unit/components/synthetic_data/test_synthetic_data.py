@@ -91,6 +91,7 @@ def test_chats_come_from_seeds_and_documents(tmp_path):
         ("seed", "Show me the customers in Busan."),
         ("seed", "서울 고객의 이름을 알려줘."),
         ("document", "Cities of all customers"),
+        ("replay", "Add 1 and 2."),
     ]
     assert chats[2]["messages"][1] == {"role": "assistant", "content": "SELECT city FROM customers"}
     assert chats[2]["parent"] == content_id(DOCUMENTS[0]) and chats[2]["task"] == "sql"
@@ -102,7 +103,7 @@ def test_chats_come_from_seeds_and_documents(tmp_path):
     assert {prompt["split"] for prompt in prompts} == {"train", "unlabelled"}
     assert {prompt["task"] for prompt in prompts} == {"sql"}
     manifest = read_manifest(tmp_path / "chats")
-    assert (manifest.rows_in, manifest.rows_made, manifest.rows) == (2, 4, 3)
+    assert (manifest.rows_in, manifest.rows_made, manifest.rows) == (3, 4, 4)
     assert metrics["synthetic_data/rejects_unverified"] == 1
 
 
@@ -111,7 +112,7 @@ def test_augmented_chats_keep_the_answer_and_their_share(tmp_path):
     metrics, chats, _, _ = make(tmp_path, seeds=seeds, augmented_share=0.2, synonyms={"show me": ["list"]})
     by_id = {chat["id"]: chat for chat in chats}
     augmented = [chat for chat in chats if chat["origin"] == "augmented"]
-    assert len(augmented) == 10 and metrics["synthetic_data/augmented_fraction"] == 0.2
+    assert len(augmented) == 10 and metrics["synthetic_data/augmented_fraction"] == 10 / 51
     for chat in augmented:
         parent = by_id[chat["parent"]]
         assert chat["messages"][1] == parent["messages"][1]
@@ -132,7 +133,7 @@ def test_a_wording_that_an_evaluation_set_asks_is_refused(tmp_path):
     _, chats, _, rejects = make(tmp_path, seeds=seeds, documents=[], augmented_share=0.9, synonyms={"x": ["y"]})
     loose = {"".join(filter(str.isalnum, chat["messages"][0]["content"])).lower() for chat in chats}
     assert "tellmenames" not in loose
-    assert len(chats) + len(rejects) == 2
+    assert [chat["origin"] for chat in chats] == ["seed", "replay"] and len(rejects) == 1
 
 
 def test_rules_by_hand():
