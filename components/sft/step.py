@@ -71,7 +71,9 @@ def run(
         peft_config=training.peft_config(config),
         callbacks=[*training.callbacks(), *([best.callback()] if best else [])],
         args=Arguments(
-            assistant_only_loss=True, **training.arguments(config, num_rows=len(fitting), evaluations=evaluations)
+            assistant_only_loss=True,
+            train_sampling_strategy="group_by_length",  # chats are short and uneven: padding was 40 % of a batch
+            **training.arguments(config, num_rows=len(fitting), evaluations=evaluations),
         ),
     )
     trainer.train()
