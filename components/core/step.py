@@ -28,6 +28,8 @@ from bloomery.components.core.errors import BloomeryError, DataError, from_os_er
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
+CHATTY = ("torchao", "torch.utils._pytree", "urllib3", "alembic", "mlflow", "httpx")
+"""Libraries whose warnings tell a user nothing that he could act on: kernels of GPUs that are not there, retries."""
 
 
 def configure_logging(level: str | None = None) -> None:
@@ -40,6 +42,9 @@ def configure_logging(level: str | None = None) -> None:
         handler.setFormatter(logging.Formatter("%(levelname).1s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("bloomery").setLevel(chosen)
+    if chosen != "DEBUG":
+        for chatty in CHATTY:
+            logging.getLogger(chatty).setLevel(logging.ERROR)
 
 
 class _JsonFormatter(logging.Formatter):
