@@ -49,6 +49,8 @@ def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool) -> Recipe:
 
     folder = cache_folder() / f"quickstart-{source_digest()[:12]}"
     if prepare:
+        if not folder.is_dir():
+            logger.info("making the demo domain and training its base model, on first use (about two minutes): %s", folder)
         make(folder)
     return recipes.load(recipe, settings, {"quickstart": str(folder)})
 

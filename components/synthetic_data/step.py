@@ -40,7 +40,8 @@ def run(
 
     Reads:   documents (document/1), tasks (tasks/1)
     Writes:  chats (chat/1, origin `seed`, `replay`, `document`, `recombined` or `augmented`), prompts
-             (prompt/1: training and unlabelled questions of the domain tasks), rejects (reject/1)
+             (prompt/1: unlabelled questions of the domain tasks, or the training ones where there are
+             none), rejects (reject/1)
     Returns: synthetic_data/chats and chats_<origin>, prompts, rejects and rejects_<reason>,
              augmented_fraction
     Raises:  ConfigError if a pattern names no task, DataError if no chat is left.
@@ -69,7 +70,7 @@ def run(
     made = len(sorter.chats) + len(sorter.rejects) - entered
     write_rows(chats, "chat/1", Chat.table(sorter.chats), rows_in=entered, rows_made=made, dropped=reasons)
     write_rows(rejects, "reject/1", Reject.table(sorter.rejects))
-    asked = seeds + _answered(task_set, "domain", "unlabelled")
+    asked = _answered(task_set, "domain", "unlabelled") or seeds
     write_rows(prompts, "prompt/1", Prompt.table([prompt.model_dump() for prompt in asked]))
     origins = Counter(row["origin"] for row in sorter.chats)
     kept = dict(origins)

@@ -100,7 +100,7 @@ def test_chats_come_from_seeds_and_documents(tmp_path):
         ("in_evaluation_set", "asks"),
         ("duplicate", "of"),
     ]
-    assert {prompt["split"] for prompt in prompts} == {"train", "unlabelled"}
+    assert {prompt["split"] for prompt in prompts} == {"unlabelled"}
     assert {prompt["task"] for prompt in prompts} == {"sql"}
     manifest = read_manifest(tmp_path / "chats")
     assert (manifest.rows_in, manifest.rows_made, manifest.rows) == (3, 4, 4)
