@@ -108,8 +108,8 @@ def test_raw_text_becomes_a_promoted_model(project, first):
     assert first["status"] == "promoted", first["reason"]
     assert first["model"] == {"name": "colours", "version": "1", "aliases": ["candidate", "champion"]}
     assert set(first["stages"]) == set(STAGES)
-    # Where no sample was accepted, the second fine-tuning is the first one and its evaluation is known.
-    assert set(first["cached_steps"]) <= {"sft_2", "evaluation_sft_2"}
+    # On a task this small a stage may leave the model as it was: its evaluation is then known.
+    assert all(stage.startswith("evaluation_") or stage == "sft_2" for stage in first["cached_steps"])
     assert first["stages"]["evaluation_base"]["evaluation/colour.test.accuracy"] == 0.0
     assert first["stages"]["evaluation_ptq"]["evaluation/colour.test.accuracy"] == 1.0
     assert first["stages"]["dedup"]["dedup/exact_duplicates"] == 1
@@ -128,7 +128,7 @@ def test_mlflow_holds_one_run_with_a_nested_run_a_step(project, first):
     parents = [r for r in runs if "mlflow.parentRunId" not in r.data.tags]
     names = {r.data.tags["mlflow.runName"] for r in runs if "mlflow.parentRunId" in r.data.tags}
     assert len(parents) == 1 and parents[0].data.tags["status"] == "promoted"
-    assert names == set(first["stages"])
+    assert names == set(first["stages"]) - set(first["cached_steps"])
     sft = next(r for r in runs if r.data.tags["mlflow.runName"] == "sft")
     assert sft.data.params["learning_rate"] == "0.01" and len(client.get_metric_history(sft.info.run_id, "loss")) > 3
 
