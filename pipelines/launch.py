@@ -33,10 +33,10 @@ SURROUNDINGS = {
     "MALLOC_TOP_PAD_": str(2**28),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
-"""glibc keeps and reuses memory instead of giving it back after every tensor: on a virtual machine, where a page
-fault is dear, greedy decoding of 160 prompts by a 1 M parameter model took 15 instead of 230 ms a token (2 cores). Threads that wait spin
-briefly and then sleep: alone on the machine that trains as fast as endless spinning (10,800 against 11,400 tokens/s; sleeping
-at once 8,700), and beside another program, spinning fell to 1,400."""
+"""glibc keeps and reuses memory instead of giving it back after every tensor: on a virtual machine, where a page fault
+is dear, greedy decoding of 160 prompts by a 1 M parameter model took 15 instead of 230 ms a token (2 cores). Threads
+that wait spin briefly and then sleep: alone on the machine that trains as fast as endless spinning (10,800 against
+11,400 tokens/s; sleeping at once 8,700), and beside another program, spinning fell to 1,400."""
 
 
 def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool) -> Recipe:
@@ -50,7 +50,7 @@ def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool) -> Recipe:
     folder = cache_folder() / f"quickstart-{source_digest()[:12]}"
     if prepare:
         if not folder.is_dir():
-            logger.info("making the demo domain and training its base model, on first use (about two minutes): %s", folder)
+            logger.info("first use: making the demo domain and its base model (two minutes) in %s", folder)
         make(folder)
     return recipes.load(recipe, settings, {"quickstart": str(folder)})
 
@@ -208,8 +208,6 @@ def _open_parent_run(recipe: Recipe, run_dir: Path) -> str:
     import mlflow
     from mlflow import MlflowClient
 
-    logging.getLogger("mlflow").setLevel(logging.ERROR)
-    logging.getLogger("alembic").setLevel(logging.ERROR)
     try:
         mlflow.set_tracking_uri(uri)
         client = MlflowClient()
@@ -284,9 +282,12 @@ def _summary(
 def _write_report(run_dir: Path, summary: dict[str, Any]) -> None:
     from bloomery.pipelines.report import write_report
 
-    (run_dir / "summary.json").write_text(json.dumps(summary, ensure_ascii=False, indent=1), encoding="utf-8")
     try:
+        (run_dir / "summary.json").write_text(json.dumps(summary, ensure_ascii=False, indent=1), encoding="utf-8")
         write_report(run_dir, summary)
+    except OSError as error:
+        logger.warning("the report was not written: %s", error)
+        summary["report"] = None
     except Exception:  # a fault of the report must not turn a promoted model into a failed run
         logger.exception("the report was not written")
         summary["report"] = None

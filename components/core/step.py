@@ -28,8 +28,9 @@ from bloomery.components.core.errors import BloomeryError, DataError, from_os_er
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
-CHATTY = ("torchao", "torch.utils._pytree", "urllib3", "alembic", "mlflow", "httpx")
-"""Libraries whose warnings tell a user nothing that he could act on: kernels of GPUs that are not there, retries."""
+CHATTY = ("torchao", "torch.utils._pytree", "urllib3", "alembic", "mlflow", "sqlalchemy", "httpx")
+"""Libraries whose logs tell a user nothing that he could act on: kernels of GPUs that are not there, retries,
+tracebacks of errors that are raised as well."""
 
 
 def configure_logging(level: str | None = None) -> None:
@@ -43,8 +44,9 @@ def configure_logging(level: str | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("bloomery").setLevel(chosen)
     if chosen != "DEBUG":
+        os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # it sets up its own logger when it is imported
         for chatty in CHATTY:
-            logging.getLogger(chatty).setLevel(logging.ERROR)
+            logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 
 class _JsonFormatter(logging.Formatter):
