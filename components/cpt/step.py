@@ -58,6 +58,7 @@ def run(
             **training.arguments(config, num_rows=math.ceil(num_tokens / config.max_length), evaluations=0),
         ),
     )
+    trainer.optimizer = training.optimizer(config, trainer.model)
     trainer.train()
     network = training.merged(trainer.model)
     after = _perplexities(Generator(network.eval(), tokenizer), probes, config.max_length)

@@ -60,6 +60,7 @@ def run(
         callbacks=training.callbacks(),
         args=Arguments(beta=config.beta, **losses, **training.arguments(config, num_rows=len(kept), evaluations=0)),
     )
+    trainer.optimizer = training.optimizer(config, trainer.model)
     trainer.train()
     network = training.merged(trainer.model).eval()
     after = log_likelihoods(network, tokenizer, held_out)

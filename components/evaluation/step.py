@@ -26,8 +26,8 @@ def run(
     """Answer every evaluation set of `tasks` greedily with `model`, score the answers and write one row for each.
 
     An empty `model` artifact, which stands for "there is no champion", gives no rows.
-    Returns: for each task and set, evaluation/<task>.<set>.accuracy (or .perplexity, per token), .stderr and .n; for label
-             tasks also .macro_precision, .macro_recall, .macro_f1, .cohen_kappa, .mcc and .no_label_fraction.
+    Returns: for each task and set, evaluation/<task>.<set>.accuracy (or .perplexity, per token), .stderr and .n; for
+             label tasks also .macro_precision, .macro_recall, .macro_f1, .cohen_kappa, .mcc and .no_label_fraction.
     """
     known = Tasks(tasks)
     rows = answer(Generator.load(model), known, config) if artifact.read_manifest(model).files else []

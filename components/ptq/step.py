@@ -113,8 +113,8 @@ def _drop_tied_head(folder: Path) -> None:
 
 
 def _sort_header(file: Path) -> None:
-    """Write a safetensors header in the order of its keys: the library leaves metadata in the random order of a hash map, and
-    equal weights would have different digests."""
+    """Write a safetensors header in the order of its keys: the library leaves metadata in the random order of a hash
+    map, and equal weights would have different digests."""
     content = file.read_bytes()
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.dumps(json.loads(content[8:start]), sort_keys=True, separators=(",", ":")).encode()

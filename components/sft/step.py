@@ -76,6 +76,7 @@ def run(
             **training.arguments(config, num_rows=len(fitting), evaluations=evaluations),
         ),
     )
+    trainer.optimizer = training.optimizer(config, trainer.model)
     trainer.train()
     best_step = best.restore(trainer.model) if best else trainer.state.global_step
     models.save(model, training.merged(trainer.model), tokenizer)

@@ -24,8 +24,8 @@ BATCH_SIZE = 8
 # Sentences are learnt in one reading; an exercise has few trained tokens and needs several.
 CHAT_REPEATS = 3
 # Measured on this model; the initial weights are larger than Llama's .02, which is meant for wide models.
-LEARNING_RATE = 5e-3
-MUON_LEARNING_RATE = 0.02
+# With Muon 600,000 tokens gave 68 % right answers to an earlier draft of the skills, 800,000 with AdamW alone 19 %.
+LEARNING_RATE = 7e-3
 INITIALIZER_RANGE = 0.06
 
 PAD, EOS = "<|pad|>", "<|eos|>"
@@ -57,6 +57,7 @@ def train_base_model(general: Path, out: Path, seed: int) -> None:
     # Always two threads: sums are split alike, and the weights are the same, whatever the number of cores.
     torch.set_num_threads(2)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False
     texts = [row["text"] for row in _rows(general / "text.jsonl")]
     chats = [
         [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["answer"]}]
@@ -140,30 +141,19 @@ def _blocks(
     ids = [token for document, _ in documents for token in document]
     labels = [label for _, document in documents for label in document]
     ends = range(BLOCK_TOKENS, len(ids) + 1, BLOCK_TOKENS)
-    return [
-        {"input_ids": ids[end - BLOCK_TOKENS : end], "labels": labels[end - BLOCK_TOKENS : end]}
-        for end in ends
-    ]
+    return [{"input_ids": ids[end - BLOCK_TOKENS : end], "labels": labels[end - BLOCK_TOKENS : end]} for end in ends]
 
 
 def _trainer(model: LlamaForCausalLM, blocks: list[dict[str, list[int]]], collator, out: Path, seed: int):
     from transformers import Trainer, TrainingArguments
 
-    from bloomery.pipelines.quickstart.muon import MuonAdamW
+    from bloomery.components.core.muon import Muon
 
-    hidden = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
-    optimizer = MuonAdamW(
-        [{"params": hidden, "lr": MUON_LEARNING_RATE, "orthogonal": True}, {"params": others}],
-        lr=LEARNING_RATE,
-        betas=(0.9, 0.98),
-        weight_decay=0.0,
-    )
     return Trainer(
         model=model,
         train_dataset=blocks,
         data_collator=collator,
-        optimizers=(optimizer, None),
+        optimizers=(Muon(model, LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0), None),
         args=TrainingArguments(
             output_dir=str(out),
             use_cpu=True,

@@ -51,9 +51,10 @@ def is_complete(out: Path, marker: dict) -> bool:
 
 
 def source_digest() -> str:
-    """Return the sha256 over this package's own source files, names included."""
+    """Return the sha256 over this package's own source files and the optimiser's, names included."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    package = Path(__file__).parent
+    for path in [*sorted(package.glob("*.py")), package.parents[1] / "components" / "core" / "muon.py"]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
