@@ -92,7 +92,7 @@ def build(recipe: Recipe) -> Any:
             prompts=made["prompts"],
             tasks=tasks,
         )
-        retuned = task(sft_step, "sft_2", sft_2, chats=sampled["sampled_chats"], tasks=tasks, base_model=read)["model"]
+        retuned = task(sft_step, "sft_2", sft_2, chats=sampled["sampled_chats"], tasks=tasks, base_model=tuned)["model"]
         evaluate("sft_2", retuned)
         preferring = task(dpo_step, "dpo", dpo, preferences=sampled["preferences"], base_model=retuned)["model"]
         evaluate("dpo", preferring)

@@ -60,7 +60,7 @@ class Recipe(Config):
     rejection_sampling: RejectionSamplingConfig = RejectionSamplingConfig()
     """Sampling and verifying."""
     sft_2: SftConfig
-    """Second fine-tuning, from the CPT model, on the first one's chats and the accepted samples."""
+    """Second fine-tuning, going on from the first, on its chats and the accepted samples."""
     dpo: DpoConfig
     """Preference optimisation."""
     ptq: PtqConfig = PtqConfig()

@@ -42,6 +42,7 @@ class Generator:
         arguments give the same answers.
         """
         import torch
+        from transformers import LogitsProcessorList
 
         texts = [
             self.tokenizer.apply_chat_template(chat(prompt), add_generation_prompt=True, tokenize=False)
@@ -51,9 +52,7 @@ class Generator:
         order = sorted(range(len(texts)), key=lambda index: (lengths[index], texts[index]))
         answers: list[list[str]] = [[] for _ in texts]
         torch.manual_seed(seed)
-        sampling: dict[str, Any] = {"do_sample": False}
-        if temperature > 0:
-            sampling = {"do_sample": True, "temperature": temperature, "top_p": top_p, "top_k": 0}
+        choice = LogitsProcessorList([_choice(temperature, top_p)] if temperature > 0 else [])
         start = 0
         while start < len(order):
             size = 1
@@ -73,13 +72,13 @@ class Generator:
             ).to(self.model.device)
             with torch.inference_mode():
                 output = self.model.generate(
-                    input_ids=encoded["input_ids"],
-                    attention_mask=encoded["attention_mask"],
+                    input_ids=encoded["input_ids"].repeat_interleave(num_samples, 0),
+                    attention_mask=encoded["attention_mask"].repeat_interleave(num_samples, 0),
                     max_new_tokens=max_new_tokens,
-                    num_return_sequences=num_samples,
+                    do_sample=False,  # the choice has been made when the likeliest token is taken
+                    logits_processor=choice,
                     eos_token_id=self.tokenizer.eos_token_id,
                     pad_token_id=self.tokenizer.pad_token_id,
-                    **sampling,
                 )
             decoded = self.tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
             for position, index in enumerate(batch):
@@ -121,3 +120,30 @@ class Generator:
             for row, index in enumerate(batch):
                 scores[index] = (float(nats_BL[row].double().sum()), int(mask_BL[row, 1:].sum()))
         return scores
+
+
+def _choice(temperature: float, top_p: float) -> Any:
+    """A logits processor that draws a token of each row and leaves no other possible.
+
+    One uniform number a row, looked up in the cumulated probabilities. `torch.multinomial`, which transformers
+    samples with, draws one for every token of the vocabulary on one core: 35 % of the time of sampling 6,400 answers
+    from the quickstart's model.
+    """
+    import torch
+    from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
+
+    warpers = [TemperatureLogitsWarper(temperature), *([TopPLogitsWarper(top_p)] if top_p < 1 else [])]
+
+    class Choice(LogitsProcessor):
+        def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+            for warper in warpers:
+                scores = warper(input_ids, scores)
+            cumulated_BV = scores.float().softmax(-1).cumsum(-1)
+            total_B1 = cumulated_BV[:, -1:]
+            drawn_B1 = torch.rand_like(total_B1) * total_B1
+            # Rounding may reach the total, and no token would be left.
+            drawn_B1 = torch.minimum(drawn_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
+            chosen_B1 = torch.searchsorted(cumulated_BV, drawn_B1, right=True)
+            return torch.full_like(scores, -torch.inf).scatter(1, chosen_B1, 0.0)
+
+    return Choice()

@@ -31,7 +31,7 @@ def project(tmp_path_factory, tiny_model):
     (folder / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     (folder / "docs").mkdir()
     for index, thing in enumerate(things):
-        text = f"The {thing} in the shop is painted red every May, and number {index * 7} is sold to the people of town."
+        text = f"The {thing} in the shop is painted red every May; number {index * 7} is sold to people of the town."
         (folder / "docs" / f"{index}.txt").write_text(text)
     (folder / "docs" / "copy.txt").write_text((folder / "docs" / "0.txt").read_text())
     (folder / "docs" / "broken.jsonl").write_text('{"text": ')

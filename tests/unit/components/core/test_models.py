@@ -2,8 +2,9 @@ import json
 import shutil
 
 import pytest
+import torch
 
-from bloomery.components.core import models
+from bloomery.components.core import generation, models
 from bloomery.components.core.errors import ModelError
 from bloomery.components.core.generation import Generator
 
@@ -104,3 +105,16 @@ def test_publish_and_fetch_bring_back_the_same_files(tiny_model, tmp_path):
     assert artifact.read_manifest(tmp_path / "back").digest == artifact.read_manifest(tiny_model).digest
     with pytest.raises(ModelError, match="is not there"):
         models.fetch(str(tmp_path / "nowhere"), tmp_path / "none")
+
+
+def test_sampled_tokens_follow_the_softmax_at_a_temperature_within_the_nucleus():
+    torch.manual_seed(3)
+    scores = torch.log(torch.tensor([0.5, 0.3, 0.2, 0.0])).expand(4000, 4)
+    # Squared probabilities at temperature 1/2: .25, .09, .04 of .38; a nucleus of .75 keeps the first two.
+    cases = {(1.0, 1.0): [0.5, 0.3, 0.2, 0], (0.5, 1.0): [0.658, 0.237, 0.105, 0], (1.0, 0.75): [0.625, 0.375, 0, 0]}
+    for (temperature, top_p), expected in cases.items():
+        chosen = generation._choice(temperature, top_p)(None, scores)
+        assert (chosen == 0).sum(1).eq(1).all() and chosen.isinf().sum(1).eq(3).all()
+        shares = chosen.argmax(1).bincount(minlength=4) / 4000
+        assert torch.allclose(shares, torch.tensor(expected), atol=0.025), (temperature, top_p)
+        assert shares[3] == 0
