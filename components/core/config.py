@@ -84,16 +84,17 @@ def parameters(config: BaseModel) -> dict[str, Any]:
 
 
 def digest(value: Any) -> str:
-    """Hex sha256 of a JSON value with sorted keys; integral floats count as integers, as kfp turns one into the
-    other."""
-    return hashlib.sha256(json.dumps(_canonical(value), sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+    """Hex sha256 of a JSON value in its canonical form."""
+    return hashlib.sha256(json.dumps(canonical(value), ensure_ascii=False).encode()).hexdigest()
 
 
-def _canonical(value: Any) -> Any:
+def canonical(value: Any) -> Any:
+    """A JSON value as kfp cannot change it: keys sorted, as their order is lost in a struct; integral floats as
+    integers."""
     if isinstance(value, Mapping):
-        return {str(key): _canonical(item) for key, item in value.items()}
+        return {str(key): canonical(item) for key, item in sorted(value.items(), key=lambda pair: str(pair[0]))}
     if isinstance(value, list | tuple):
-        return [_canonical(item) for item in value]
+        return [canonical(item) for item in value]
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value

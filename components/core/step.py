@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from bloomery.components.core import artifact, tracking
-from bloomery.components.core.config import Config, digest, parse
+from bloomery.components.core.config import Config, canonical, digest, parse
 from bloomery.components.core.errors import BloomeryError, DataError, from_os_error
 
 logger = logging.getLogger(__name__)
@@ -115,7 +115,7 @@ def execute(
 ) -> dict[str, Any]:
     """The part of `run_step` that raises instead of ending the process; returns metrics, history and whether it was
     reused."""
-    settings = parse(config_class(run), config, where=stage)
+    settings = parse(config_class(run), canonical(config), where=stage)
     reads, writes = artifact.ports(run, artifact.Reads), artifact.ports(run, artifact.Writes)
     digests = {name: artifact.read_manifest(inputs[name], schema).digest for name, schema in reads.items()}
     store = os.environ.get("BLOOMERY_STORE") if reuse else None

@@ -20,7 +20,7 @@ from bloomery.components.core.config import parameters
 from bloomery.components.core.errors import BloomeryError, DataError, ServiceError
 from bloomery.components.core.records import Prompt, Source, content_id
 from bloomery.components.core.tables import list_files, read_rows, select
-from bloomery.components.core.tasks import TRAINING_SPLITS, TaskConfig, is_evaluation, render
+from bloomery.components.core.tasks import TRAINING_SPLITS, SplitConfig, TaskConfig, is_evaluation, render
 from bloomery.components.core.verify import normalise, verify
 from bloomery.components.preflight.config import PreflightConfig
 
@@ -95,10 +95,10 @@ def _render_tasks(config: PreflightConfig, target: Path) -> dict[str, float]:
     seen: set[tuple[str, str, str]] = set()
     stored: dict[str, Any] = {}
     target.mkdir(parents=True, exist_ok=True)
-    for name, task in sorted(config.tasks.items()):  # kfp loses the order of keys; the digest must not depend on it
+    for name, task in config.tasks.items():
         attached = _attach(name, task, target / "files")
         stored[name] = parameters(attached)
-        for split in sorted(task.splits):
+        for split in task.splits:
             for row, problem in _ask(name, task, split):
                 key = (name, split, row["id"])
                 if problem or key in seen:
@@ -167,14 +167,17 @@ def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], 
 
 
 def _attach(name: str, task: TaskConfig, folder: Path) -> TaskConfig:
-    """`task` with its verifier's databases copied into `folder` and named by their file there."""
+    """`task` as later steps read it: its verifier's databases copied into `folder` and named by their file there, its
+    splits without the place of their rows, so that the same rows elsewhere are the same task."""
     names = []
     for path in task.verifier.databases:
         for uri in list_files(path):
             folder.mkdir(parents=True, exist_ok=True)
             names.append(f"{name}-{len(names)}{Path(uri).suffix}")
             shutil.copyfile(uri, folder / names[-1])
-    return task.model_copy(update={"verifier": task.verifier.model_copy(update={"databases": names})})
+    verifier = task.verifier.model_copy(update={"databases": names})
+    splits = {split: SplitConfig(path="", templates=source.templates) for split, source in task.splits.items()}
+    return task.model_copy(update={"verifier": verifier, "splits": splits})
 
 
 def _self_check(name: str, task: TaskConfig, rows: list[dict[str, Any]], folder: Path) -> None:

@@ -68,7 +68,7 @@ def project(tmp_path_factory, tiny_model):
         "cpt": {"learning_rate": 1e-3, "epochs": 1, **training},
         "sft": {"learning_rate": 1e-2, "epochs": 30, "num_validations": 2, **training},
         "rejection_sampling": {"num_samples": 4, "temperature": 1.2},
-        "sft_2": {"learning_rate": 1e-2, "epochs": 30, "num_validations": 2, **training},
+        "sft_2": {"learning_rate": 1e-3, "epochs": 5, "num_validations": 2, **training},
         "dpo": {"learning_rate": 1e-4, "epochs": 3, "batch_size": 2, "max_length": 64},
         "promotion": {"gate": {"max_perplexity_ratio": 1000}},
     }
