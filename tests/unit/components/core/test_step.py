@@ -1,6 +1,7 @@
 """`run_step` on a real step of its own, in processes of its own where the process ends."""
 
 import json
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -18,12 +19,14 @@ from bloomery.components.core.errors import DataError
 class CountConfig(Config):
     times: int = 1
     mode: str = "good"
+    names: dict[str, int] = {}
 
 def run(config: CountConfig, *, numbers: Annotated[Path, Reads("n/1")], total: Annotated[Path, Writes("t/1")]) -> dict:
     if config.mode == "bad":
         raise DataError("numbers: found none")
     total.mkdir(parents=True)
     (total / "t").write_text(str(config.times * int((numbers / "n").read_text())))
+    (total / "names").write_text(" ".join(config.names))
     tracking.log({"loss": 2.5}, 1)
     if config.mode == "unfinished":
         return {}
@@ -70,6 +73,12 @@ def call(tmp_path, monkeypatch):
         return result.returncode, result.stderr, events
 
     return run
+
+
+def test_no_step_sees_the_order_of_keys(call, tmp_path):
+    for names in ({"b": 1, "a": 2}, {"a": 2, "b": 1}):
+        shutil.rmtree(tmp_path / "store", ignore_errors=True)
+        assert call({"names": names})[0] == 0 and (tmp_path / "total" / "names").read_text() == "a b"
 
 
 def test_a_finished_result_is_reused_until_config_or_input_changes(call, tmp_path):

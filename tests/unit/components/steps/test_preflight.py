@@ -63,6 +63,19 @@ def test_what_comes_from_outside_becomes_artifacts(call, tiny_model):
     assert metrics["preflight/prompts"] == 2
 
 
+def test_the_same_rows_in_another_place_are_the_same_tasks(call, tmp_path):
+    first = artifact.read_manifest(call()[1]["tasks"]).digest
+    (tmp_path / "moved").mkdir()
+    shutil.move(tmp_path / "q.jsonl", tmp_path / "moved" / "q.jsonl")
+
+    def move(values):
+        for split in values["tasks"]["sql"]["splits"].values():
+            split["path"] = str(tmp_path / "moved" / "q.jsonl")
+
+    shutil.rmtree(tmp_path / "out")
+    assert artifact.read_manifest(call(move)[1]["tasks"]).digest == first
+
+
 def test_every_problem_is_told_at_once(call, tmp_path):
     def spoil(values):
         values["base_model"] = str(tmp_path)
