@@ -15,6 +15,9 @@ from bloomery.components.sft.config import SftConfig
 
 logger = logging.getLogger(__name__)
 
+IGNORED = -100
+"""Label of a token without loss, in torch and in TRL."""
+
 
 def run(
     config: SftConfig,
@@ -26,9 +29,12 @@ def run(
 ) -> dict[str, float]:
     """Fine-tune `base_model` on `chats`, watch the loss on the `validation` split of `tasks`, write `model`.
 
-    Returns: sft/loss and sft/validation_loss (nats per trained token), sft/chats, sft/trained_tokens (assistant
-             tokens of
-             one epoch), sft/too_long (chats left out), sft/best_step (optimiser steps of the kept weights).
+    The `train` rows of perplexity tasks, which have no question, are read whole beside the chats, so that a model that
+    learns to answer does not forget how texts go on.
+
+    Returns: sft/loss and sft/validation_loss (nats per trained token), sft/chats, sft/texts, sft/trained_tokens
+             (assistant and text tokens of one epoch), sft/too_long (chats left out), sft/best_step (optimiser steps of
+             the kept weights).
     Raises:  DataError if no chat fits in max_length; ModelError if the chat template trains nothing or does not
              end a turn;
              DivergedError before a non-finite step is taken.
@@ -42,7 +48,7 @@ def run(
     network, tokenizer = models.load(base_model)
     models.check_template(tokenizer, base_model)
     rows = [row["messages"] for row in artifact.read_table(chats, "chat/1").to_pylist()]
-    fitting, trained_tokens = _fitting(tokenizer, rows, config.max_length)
+    fitting = _fitting(tokenizer, rows, config.max_length)
     if not fitting:
         raise DataError(
             f"sft: none of the {len(rows)} chats fits in sft.max_length = {config.max_length} tokens; raise it"
@@ -54,26 +60,25 @@ def run(
             len(rows),
             config.max_length,
         )
-    validation = [
-        chat(row.prompt, row.reference)
-        for row in Tasks(tasks).prompts("validation")
-        if not Tasks(tasks).is_scored_by_likelihood(row.task)
-    ]
-    watched, _ = _fitting(tokenizer, validation, config.max_length)
+    known = Tasks(tasks)
+    texts = [row.reference for row in known.prompts("train") if known.is_scored_by_likelihood(row.task)]
+    read = _read_whole(tokenizer, texts, config.max_length)
+    asked = [row for row in known.prompts("validation") if not known.is_scored_by_likelihood(row.task)]
+    watched = _fitting(tokenizer, [chat(row.prompt, row.reference) for row in asked], config.max_length)
     evaluations = config.num_validations if watched else 0
 
     best = _Best() if evaluations and config.keep == "best" else None
     trainer = SFTTrainer(
         model=network,
         processing_class=tokenizer,
-        train_dataset=Dataset.from_dict({"messages": fitting}),
-        eval_dataset=Dataset.from_dict({"messages": watched}) if evaluations else None,
+        train_dataset=Dataset.from_list(fitting + read),
+        eval_dataset=Dataset.from_list(watched) if evaluations else None,
         peft_config=training.peft_config(config),
         callbacks=[*training.callbacks(), *([best.callback()] if best else [])],
         args=Arguments(
-            assistant_only_loss=True,
+            dataset_kwargs={"skip_prepare_dataset": True},
             train_sampling_strategy="group_by_length",  # chats are short and uneven: padding was 40 % of a batch
-            **training.arguments(config, num_rows=len(fitting), evaluations=evaluations),
+            **training.arguments(config, num_rows=len(fitting) + len(read), evaluations=evaluations),
         ),
     )
     trainer.optimizer = training.optimizer(config, trainer.model)
@@ -84,22 +89,33 @@ def run(
     metrics = {
         "sft/loss": training.final_loss(trainer.state.log_history),
         "sft/chats": float(len(fitting)),
+        "sft/texts": float(len(read)),
         "sft/too_long": float(len(rows) - len(fitting)),
-        "sft/trained_tokens": float(trained_tokens),
+        "sft/trained_tokens": float(sum(label != IGNORED for row in fitting + read for label in row["labels"])),
         "sft/best_step": float(best_step),
     }
     return {**metrics, "sft/validation_loss": min(losses) if best else losses[-1]} if losses else metrics
 
 
-def _fitting(
-    tokenizer: Any, chats: list[list[dict[str, str]]], max_length: int
-) -> tuple[list[list[dict[str, str]]], int]:
-    """The chats of at most `max_length` tokens, and the number of their assistant tokens."""
+def _fitting(tokenizer: Any, chats: list[list[dict[str, str]]], max_length: int) -> list[dict[str, list[int]]]:
+    """Tokens and labels of the chats of at most `max_length` tokens; the loss is on the assistant's alone."""
     if not chats:
-        return [], 0
+        return []
     encoded = tokenizer.apply_chat_template(chats, return_dict=True, return_assistant_tokens_mask=True)
-    kept = [index for index, ids in enumerate(encoded["input_ids"]) if len(ids) <= max_length]
-    return [chats[index] for index in kept], sum(sum(encoded["assistant_masks"][index]) for index in kept)
+    return [
+        {"input_ids": ids, "labels": [token if own else IGNORED for token, own in zip(ids, mask, strict=True)]}
+        for ids, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
+        if len(ids) <= max_length
+    ]
+
+
+def _read_whole(tokenizer: Any, texts: list[str], max_length: int) -> list[dict[str, list[int]]]:
+    """Tokens and labels of the texts as continued pre-training reads them, each to its first `max_length` tokens."""
+    if not texts:
+        return []
+    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    cut = [[*ids, tokenizer.eos_token_id][:max_length] for ids in encoded]
+    return [{"input_ids": ids, "labels": ids} for ids in cut]
 
 
 class _Best:
