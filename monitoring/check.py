@@ -7,7 +7,7 @@ import json
 import logging
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,13 @@ def check(
     log_path: Path | str,
     config: MonitoringConfig,
     *,
+    settings: Sequence[str] = (),
     now: datetime | None = None,
     start: bool = True,
 ) -> dict[str, Any]:
     """Judge the newest full window of the log, and start the retraining that `config.policy` asks for, once.
 
+    `settings` are `--set` values of this check, which the retraining inherits before those of `config.settings`.
     Writes to `workdir/monitoring/<window>/`: `decision.json`, `decision.md`, `drift.json`, `drift.html` and
     `window.jsonl`; a started retraining is recorded in `workdir/monitoring/triggers/`. With `start=False`
     nothing is started or recorded.
@@ -47,14 +49,21 @@ def check(
     taken = snapshot.take(log_path, config, now)
     if not taken.windows:
         return _nothing_yet(taken, config)
+    inherited = [*settings, *config.settings]
     try:
-        return _judge(taken, recipe_path, workdir.absolute(), config, now, start)
+        return _judge(taken, recipe_path, workdir.absolute(), config, inherited, now, start)
     except OSError as error:
         raise from_os_error(error, f"writing to {workdir / 'monitoring'}") from error
 
 
 def _judge(
-    taken: Snapshot, recipe: Path | str, workdir: Path, config: MonitoringConfig, now: datetime, start: bool
+    taken: Snapshot,
+    recipe: Path | str,
+    workdir: Path,
+    config: MonitoringConfig,
+    settings: Sequence[str],
+    now: datetime,
+    start: bool,
 ) -> dict[str, Any]:
     home = workdir / "monitoring"
     *earlier, window = taken.windows[-config.policy.consecutive_windows :]
@@ -62,7 +71,7 @@ def _judge(
     previous = [_report(home, taken, before, config) for before in reversed(earlier)]
     folder, triggers = home / window.id, home / "triggers"
     record = trigger.record_file(triggers, window.id)
-    settings = [setting.replace("{window}", str(folder / "window.jsonl")) for setting in config.settings]
+    settings = [setting.replace("{window}", str(folder / "window.jsonl")) for setting in settings]
     if record.exists():
         decision = policy.Decision(action="retrain", reason="a retraining for this window was started before")
         started = trigger.Started(trigger.read(record), is_new=False)

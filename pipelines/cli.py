@@ -299,7 +299,7 @@ def monitor_check(
     from bloomery.pipelines.recipe import find
 
     loaded = launch.load(recipe, set, prepare=False)
-    result = check(find(recipe), workdir, log, loaded.monitoring, start=start)
+    result = check(find(recipe), workdir, log, loaded.monitoring, settings=set, start=start)
     if as_json:
         typer.echo(json.dumps(result, ensure_ascii=False))
         return

@@ -142,7 +142,8 @@ def test_the_windows_rows_can_be_trained_on(tmp_path, recipe):
         }
     )
     log = write_log(tmp_path / "log.jsonl", [0, 0.5])
-    result = check(recipe, tmp_path, log, config, now=NOW, start=False)
+    result = check(recipe, tmp_path, log, config, settings=["seed=3"], now=NOW, start=False)
+    assert "--set seed=3 --set" in result["command"]
     assert (
         f"tasks.sql.splits.unlabelled.path={tmp_path}/monitoring/{result['window']}/window.jsonl" in result["command"]
     )
