@@ -116,3 +116,10 @@ def test_a_base_model_without_a_template_is_refused(call, tiny_model, tmp_path):
 def test_a_path_that_is_no_folder_is_not_taken_for_a_hub_name(call):
     with pytest.raises(DataError, match="base_model: no folder /nowhere/model"):
         call(lambda values: values.update(base_model="/nowhere/model"))
+
+
+def test_a_null_is_an_empty_answer(call, tmp_path):
+    with (tmp_path / "q.jsonl").open("a") as stream:
+        stream.write('\n{"q": "name of 3?", "sql": null, "split": "train"}\n')
+    manifest = artifact.read_manifest(call()[1]["tasks"], "tasks/1")
+    assert manifest.dropped["empty_answer"] == 1

@@ -5,6 +5,7 @@ import torch
 
 from bloomery.components.core import artifact, models
 from bloomery.components.core.errors import DataError, DivergedError
+from bloomery.components.core.generation import Generator
 from bloomery.components.core.records import Chat, Document, Preference, Prompt, content_id
 from bloomery.components.core.tasks import chat
 from bloomery.components.cpt.config import CptConfig
@@ -59,8 +60,6 @@ def tuned(base, tasks, tmp_path):
 
 
 def test_sft_learns_its_answers_and_ends_them(tuned):
-    from bloomery.components.core.generation import Generator
-
     folder, metrics = tuned
     assert metrics["sft/loss"] < 0.1 and metrics["sft/validation_loss"] < 0.2
     # Two letters and EOS in each of four answers: the loss is on these alone.
@@ -90,6 +89,20 @@ def test_sft_counts_what_is_too_long_and_refuses_when_nothing_fits(base, tasks, 
     assert sft(config, chats=long, tasks=tasks, base_model=base, model=tmp_path / "m")["sft/too_long"] == 1
     with pytest.raises(DataError, match="none of the 5 chats fits in sft.max_length = 4"):
         sft(config.model_copy(update={"max_length": 4}), chats=long, tasks=tasks, base_model=base, model=tmp_path / "n")
+
+
+def test_sft_reads_the_texts_of_perplexity_tasks_whole(base, make_tasks, tmp_path):
+    texts = {**TASK, "plain": {"role": "general", "splits": {}, "verifier": {"kind": "perplexity"}}}
+    text = "the town lies by a river"
+    tasks = make_tasks(texts, [{"task": "plain", "split": "train", "prompt": "", "reference": text}])
+    config = SftConfig(learning_rate=1e-2, epochs=60, batch_size=8, max_length=64, num_validations=0)
+    metrics = sft(config, chats=chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=base, model=tmp_path / "m")
+    _, tokenizer = models.load(base)
+    # Every token of the text and its end, beside two letters and EOS in each of four answers.
+    assert metrics["sft/texts"] == 1
+    assert metrics["sft/trained_tokens"] == 12 + len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
+    ((nats, count),) = Generator.load(tmp_path / "m").log_likelihood([text], max_length=64)
+    assert nats / count > -0.5
 
 
 def test_the_same_seed_gives_the_same_weights(base, tasks, tmp_path):
