@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check install install-test compile image clean
+.PHONY: quickstart test check install install-test compile image clean bench-data
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -34,3 +34,10 @@ image:  ## the CPU image
 
 clean:
 	rm -rf .venv build dist *.egg-info
+
+bench-data: .venv/installed-test  ## curation and dedup beside their peers; BLOOMERY_DATA names the corpora
+	for peer in 'gaoya pyarrow' 'datatrove[processing]==0.10.1 xxhash<4 pyarrow'; do \
+	  name=$${peer%%[ [=]*}; test -d build/peers/$$name || \
+	  { $(PYTHON) -m venv build/peers/$$name && build/peers/$$name/bin/pip install --quiet $$peer; } || exit 1; \
+	done
+	$(BIN)/python tests/benchmarks/near_dedup.py $(BLOOMERY_DATA) build/peers

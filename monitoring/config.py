@@ -55,8 +55,9 @@ class MonitoringConfig(Config):
     runner: Literal["local", "cluster"] = "local"
     """`local`: `bloomery run` in the background on this machine; `cluster`: `bloomery submit`, waited for."""
     settings: list[str] = []
-    """`--set` values of the retraining; `{window}` stands for the JSONL file of the window's rows, so that
-    `tasks.sql.splits.unlabelled.path={window}` trains on what is new."""
+    """`--set` values of the retraining; `{window}` stands for the JSONL file of the window's rows (prediction/1), so
+    that `tasks.sql.splits.unlabelled={path: "{window}", templates: [{prompt: "{prompt}", answer: "{label}"}]}` samples
+    from what is new."""
     seed: int = 17
     """Seed of the folds of the text classifier."""
 

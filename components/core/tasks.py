@@ -111,8 +111,8 @@ def chat(prompt: str, answer: str | None = None) -> list[dict[str, str]]:
 
 
 def render(template: str, row: dict[str, Any], where: str) -> str:
-    """`template` with each `{field}` replaced by the row's value, a null by nothing; DataError naming `where` if the row
-    lacks a field."""
+    """`template` with each `{field}` replaced by the row's value, a null by nothing; DataError naming `where` if the
+    row lacks a field."""
     try:
         return template.format_map({field: "" if value is None else value for field, value in row.items()})
     except (KeyError, ValueError, IndexError, AttributeError) as error:

@@ -9,9 +9,18 @@ from string import Formatter
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+from numba import njit
 
 from bloomery.components.core.tasks import Tasks
-from bloomery.components.dedup.shingles import has_dense, is_dense, letters_and_digits, ngram_hashes
+from bloomery.components.dedup.shingles import (
+    Folded,
+    fold,
+    hash_ngrams,
+    is_dense,
+    letters_and_digits,
+    ngram_hashes,
+)
 
 NGRAM_CHARACTERS = 8
 """n-gram length of items in alphabetic scripts: one and a half words, so that short questions have some
@@ -19,7 +28,7 @@ too."""
 DENSE_NGRAM_CHARACTERS = 5
 """n-gram length of items in Hangul, kana or Chinese."""
 
-_PREFIX_BITS = 22
+_PREFIX_BITS = 20
 _PREFIX_SHIFT = np.uint64(64 - _PREFIX_BITS)
 
 
@@ -48,18 +57,17 @@ def evaluation_items(tasks: Tasks) -> tuple[list[Item], int]:
     An item is what the user wrote: the fields of its row, without the words of the prompt template. For a
     perplexity task it is the reference text.
     """
-    items: dict[tuple[int, str], Item] = {}
-    num_short = 0
-    for prompt in [*tasks.prompts(), *tasks.prompts("validation")]:
-        text = prompt.reference if tasks.is_scored_by_likelihood(prompt.task) else _asked(prompt, tasks)
-        letters = letters_and_digits(text)
-        length = DENSE_NGRAM_CHARACTERS if is_dense(letters) else NGRAM_CHARACTERS
-        if len(letters) < length:
-            num_short += 1
-        elif (length, letters) not in items:
-            hashes = np.unique(ngram_hashes(letters, length))
-            items[length, letters] = Item(prompt.id, prompt.task, prompt.split, length, hashes)
-    return list(items.values()), num_short
+    asked = [*tasks.prompts(), *tasks.prompts("validation")]
+    texts = [row.reference if tasks.is_scored_by_likelihood(row.task) else _asked(row, tasks) for row in asked]
+    letters = letters_and_digits(fold(pa.array(texts, pa.large_string())))
+    lengths = np.where(is_dense(letters), DENSE_NGRAM_CHARACTERS, NGRAM_CHARACTERS)
+    items: dict[tuple[int, bytes], Item] = {}
+    for index, row in enumerate(asked):
+        codes, length = letters.text(index), int(lengths[index])
+        if len(codes) >= length and (length, codes.tobytes()) not in items:
+            hashes = np.unique(ngram_hashes(codes, length))
+            items[length, codes.tobytes()] = Item(row.id, row.task, row.split, length, hashes)
+    return list(items.values()), int((letters.lengths < lengths).sum())
 
 
 def _asked(prompt: Any, tasks: Tasks) -> str:
@@ -75,7 +83,7 @@ def _asked(prompt: Any, tasks: Tasks) -> str:
 
 
 class Detector:
-    """Finds the items that a text holds.
+    """Finds the items that texts hold.
 
     Only the rarest n-grams of an item are looked up: a text that holds a share of o of m n-grams holds one of
     any m - ceil(o * m) + 1 of them (prefix filtering, Chaudhuri et al. 2006). What is found so is then
@@ -88,19 +96,33 @@ class Detector:
         lengths = sorted({item.length for item in items})
         self._index = {length: _prefix_index(items, length, min_overlap) for length in lengths}
 
-    def find(self, text: str) -> Found | None:
-        """The item of highest overlap that `text` holds, or None."""
-        letters = letters_and_digits(text)
-        best: Found | None = None
+    def find(self, folded: Folded) -> dict[int, Found]:
+        """The item of highest overlap that each text holds, by index of the text; texts that hold none are left out."""
+        letters = letters_and_digits(folded)
+        best: dict[int, Found] = {}
         for length, index in self._index.items():
-            if length == DENSE_NGRAM_CHARACTERS and not has_dense(letters):
-                continue
-            hashes = ngram_hashes(letters, length)
-            for owner in index.owners_of(hashes):
-                overlap = _local_overlap(self._items[owner].hashes, hashes)
-                if overlap >= self._min_overlap and (best is None or overlap > best.overlap):
-                    best = Found(self._items[owner], overlap)
+            touched = np.zeros(len(letters.starts), np.bool_)
+            _touch(*letters, length, index.keys, index.is_used, touched)
+            for place in np.flatnonzero(touched).tolist():
+                hashes = ngram_hashes(letters.text(place), length)
+                for owner in index.owners_of(hashes):
+                    overlap = _local_overlap(self._items[owner].hashes, hashes)
+                    if overlap >= self._min_overlap and (place not in best or overlap > best[place].overlap):
+                        best[place] = Found(self._items[owner], overlap)
         return best
+
+
+@njit(cache=True, nogil=True)
+def _touch(codes, starts, lengths, n, keys, is_used, touched):  # type: ignore[no-untyped-def]
+    """Mark the texts that hold one of `keys`, which are sorted."""
+    hashes = np.empty(max(1, lengths.max()), np.uint64)
+    for index in range(len(starts)):
+        for place in range(hash_ngrams(codes, starts[index], lengths[index], n, hashes)):
+            if is_used[hashes[place] >> _PREFIX_SHIFT]:
+                at = np.searchsorted(keys, hashes[place])
+                if at < len(keys) and keys[at] == hashes[place]:
+                    touched[index] = True
+                    break
 
 
 class _Index(NamedTuple):

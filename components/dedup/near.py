@@ -3,14 +3,12 @@ et al., Mining of Massive Datasets, chapter 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import pyarrow as pa
+from numba import njit
 
-from bloomery.components.core.tables import engine
-from bloomery.components.dedup.shingles import is_dense, ngram_hashes
+from bloomery.components.dedup.shingles import Folded, hash_ngrams, is_dense
 
 SHINGLE_CHARACTERS = 5
 """Shingle length of alphabetic scripts."""
@@ -24,18 +22,37 @@ BUCKET_WINDOW = 32
 neighbours stand in the order of their next band, and the other bands offer other neighbours: work stays
 linear."""
 
-
-class Pair(NamedTuple):
-    """Two documents by index, and their Jaccard similarity."""
-
-    left: int
-    right: int
-    jaccard: float
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_HALF, _MIX = np.uint64(32), np.uint64(29)
 
 
-def shingle_length(text: str) -> int:
-    """Characters in a shingle of this text."""
-    return DENSE_SHINGLE_CHARACTERS if is_dense(text) else SHINGLE_CHARACTERS
+class Permutations(NamedTuple):
+    """Multipliers and summands of the permutations x -> a x + b modulo 2^32 of a MinHash, and the rows of a band."""
+
+    a: np.ndarray
+    """uint32, odd."""
+    b: np.ndarray
+    """uint32."""
+    rows: int
+
+    @property
+    def num_bands(self) -> int:
+        """Bands of a signature."""
+        return len(self.a) // self.rows
+
+    @classmethod
+    def draw(cls, threshold: float, num_permutations: int, seed: int) -> Permutations:
+        """Random ones, as many as the bands for `threshold` use."""
+        rng = np.random.default_rng(seed)
+        a, b = rng.integers(0, 2**32, (2, num_permutations), np.uint32)
+        rows = band_rows(threshold, num_permutations)
+        used = num_permutations // rows * rows
+        return cls(a[:used] | np.uint32(1), b[:used], rows)
+
+
+def shingle_lengths(folded: Folded) -> np.ndarray:
+    """Characters in a shingle of each text, int64."""
+    return np.where(is_dense(folded), DENSE_SHINGLE_CHARACTERS, SHINGLE_CHARACTERS)
 
 
 def band_rows(threshold: float, num_permutations: int) -> int:
@@ -50,50 +67,24 @@ def band_rows(threshold: float, num_permutations: int) -> int:
     return 1
 
 
-def similar_pairs(
-    texts: list[str], threshold: float, num_permutations: int, seed: int
-) -> tuple[list[Pair], int]:
-    """(pairs with Jaccard of at least `threshold`, number of candidates checked) among `comparable` texts."""
-    lengths = np.array([shingle_length(text) for text in texts])
-    rows = band_rows(threshold, num_permutations)
-    pairs: list[Pair] = []
-    num_candidates = 0
-    # Shingles of different lengths have nothing in common: each length is a corpus of its own.
-    for length in np.unique(lengths):
-        members = np.flatnonzero(lengths == length)
-        if len(members) < 2:
-            continue
-        signatures = sign([texts[index] for index in members], int(length), num_permutations, seed)
-        candidates = candidate_pairs(signatures, rows)
-        num_candidates += len(candidates)
-        for left, right, jaccard in _verified(candidates, members, texts, int(length), threshold):
-            pairs.append(Pair(left, right, jaccard))
-    return pairs, num_candidates
+def band_keys(folded: Folded, permutations: Permutations) -> np.ndarray:
+    """Hash of each band of each text's MinHash signature, uint64 of shape (texts, bands)."""
+    keys = np.empty((len(folded.starts), permutations.num_bands), np.uint64)
+    _sign(*folded, shingle_lengths(folded), *permutations, keys)
+    return keys
 
 
-def sign(texts: list[str], length: int, num_permutations: int, seed: int) -> np.ndarray:
-    """MinHash signatures over character shingles, uint32 of shape (len(texts), num_permutations)."""
-    daft = engine()
-    from daft.functions import minhash, regexp_replace
-
-    # Daft's shingles are of words: a space after each character makes every character a word.
-    spaced = regexp_replace(daft.col("text"), "(?s)(.)", "$1 ")
-    signed = minhash(
-        spaced, num_hashes=num_permutations, ngram_size=length, seed=seed, hash_function="xxhash64"
-    )
-    table = daft.from_arrow(pa.table({"text": pa.array(texts, pa.large_string())}))
-    column = table.select(signed.alias("signature")).to_arrow()["signature"].combine_chunks()
-    return column.flatten().to_numpy().reshape(len(texts), num_permutations)
-
-
-def candidate_pairs(signatures: np.ndarray, rows: int) -> np.ndarray:
-    """Sorted pairs (left < right) of rows that share a band of `rows` values, int64 of shape (pairs, 2)."""
-    num_documents = len(signatures)
-    keys = [_band_keys(signatures, start, rows) for start in range(0, signatures.shape[1] - rows + 1, rows)]
+def candidate_pairs(keys: np.ndarray) -> np.ndarray:
+    """Sorted pairs (left < right) of rows that share a band, int64 of shape (pairs, 2)."""
+    num_documents, num_bands = keys.shape
     found = np.empty(0, dtype=np.int64)
-    for band, key in enumerate(keys):
-        order = np.lexsort((keys[(band + 1) % len(keys)], key))
+    for band in range(num_bands):
+        key = keys[:, band]
+        order = np.argsort(key)
         ordered = key[order]
+        if (ordered[:-BUCKET_WINDOW] == ordered[BUCKET_WINDOW:]).any():
+            order = np.lexsort((keys[:, (band + 1) % num_bands], key))
+            ordered = key[order]
         codes = [found]
         for offset in range(1, min(BUCKET_WINDOW, num_documents - 1) + 1):
             meets = np.flatnonzero(ordered[:-offset] == ordered[offset:])
@@ -105,31 +96,86 @@ def candidate_pairs(signatures: np.ndarray, rows: int) -> np.ndarray:
     return np.stack([found // num_documents, found % num_documents], axis=1)
 
 
-def _band_keys(signatures: np.ndarray, start: int, rows: int) -> np.ndarray:
-    keys = np.zeros(len(signatures), dtype=np.uint64)
-    for column in range(start, start + rows):
-        keys = (keys ^ signatures[:, column]) * np.uint64(0x9E3779B97F4A7C15)
-        keys ^= keys >> np.uint64(29)
-    return keys
+def jaccard_similarities(folded: Folded, pairs: np.ndarray) -> np.ndarray:
+    """Jaccard similarity of the shingles of each pair of texts, float64; pairs with one left text stand together.
+
+    Texts with shingles of different lengths have nothing in common.
+    """
+    lengths = shingle_lengths(folded)
+    similarities = np.empty(len(pairs))
+    if len(pairs):
+        _compare(*folded, lengths, pairs, similarities)
+    return similarities
 
 
-def _verified(
-    candidates: np.ndarray, members: np.ndarray, texts: list[str], length: int, threshold: float
-) -> Iterator[Pair]:
-    shingles: dict[int, np.ndarray] = {}
-    for index in map(int, members[np.unique(candidates)]):
-        shingles[index] = np.unique(ngram_hashes(texts[index], length))
-    for left, right in members[candidates]:
-        jaccard = jaccard_similarity(shingles[left], shingles[right])
-        if jaccard >= threshold:
-            yield Pair(int(left), int(right), jaccard)
+@njit(cache=True, nogil=True)
+def _sign(codes, starts, lengths, ns, a, b, rows, keys):  # type: ignore[no-untyped-def]
+    hashes = np.empty(max(1, lengths.max()), np.uint64)
+    signature = np.empty(len(a), np.uint32)
+    for index in range(len(starts)):
+        signature[:] = np.uint32(0xFFFFFFFF)
+        for place in range(hash_ngrams(codes, starts[index], lengths[index], ns[index], hashes)):
+            shingle = np.uint32(hashes[place] >> _HALF)
+            for column in range(len(a)):
+                signature[column] = min(signature[column], np.uint32(a[column] * shingle + b[column]))
+        for band in range(keys.shape[1]):
+            key = np.uint64(ns[index])
+            for column in range(band * rows, (band + 1) * rows):
+                key = (key ^ np.uint64(signature[column])) * _MULTIPLIER
+                key ^= key >> _MIX
+            keys[index, band] = key
 
 
-def jaccard_similarity(left: np.ndarray, right: np.ndarray) -> float:
-    """Shared share of two sorted arrays of different hashes."""
-    if min(len(left), len(right)) == 0:
-        return 0.0
-    both = np.concatenate([left, right])
-    both.sort()
-    shared = int((both[1:] == both[:-1]).sum())
-    return shared / (len(both) - shared)
+@njit(cache=True, nogil=True)
+def _compare(codes, starts, lengths, ns, pairs, similarities):  # type: ignore[no-untyped-def]
+    """Count the different shingles of both texts and the shared ones in two hash tables with open addressing.
+
+    A slot belongs to a text if it carries the text's stamp, so the tables are never cleared.
+    """
+    longest = max(1, lengths.max())
+    bits = 4
+    while 1 << bits < 2 * longest:
+        bits += 1
+    size, shift = 1 << bits, np.uint64(64 - bits)
+    hashes = np.empty(longest, np.uint64)
+    slots = np.empty((2, size), np.uint64)
+    stamps = np.zeros((2, size), np.int64)
+    current = -1
+    num_left = left_stamp = 0
+    for row in range(len(pairs)):
+        left, right = pairs[row, 0], pairs[row, 1]
+        if ns[left] != ns[right]:
+            similarities[row] = 0.0
+            continue
+        if left != current:
+            current, num_left, left_stamp = left, 0, row + 1
+            for place in range(hash_ngrams(codes, starts[left], lengths[left], ns[left], hashes)):
+                num_left += _add(slots[0], stamps[0], left_stamp, hashes[place], shift)
+        num_right = shared = 0
+        for place in range(hash_ngrams(codes, starts[right], lengths[right], ns[right], hashes)):
+            if _add(slots[1], stamps[1], row + 1, hashes[place], shift):
+                num_right += 1
+                shared += _holds(slots[0], stamps[0], left_stamp, hashes[place], shift)
+        similarities[row] = shared / (num_left + num_right - shared)
+
+
+@njit(cache=True, nogil=True)
+def _add(slots, stamps, stamp, value, shift):  # type: ignore[no-untyped-def]
+    """1 if the value is new under this stamp."""
+    at = np.int64(value >> shift)
+    while stamps[at] == stamp:
+        if slots[at] == value:
+            return 0
+        at = (at + 1) & (len(slots) - 1)
+    slots[at], stamps[at] = value, stamp
+    return 1
+
+
+@njit(cache=True, nogil=True)
+def _holds(slots, stamps, stamp, value, shift):  # type: ignore[no-untyped-def]
+    at = np.int64(value >> shift)
+    while stamps[at] == stamp:
+        if slots[at] == value:
+            return 1
+        at = (at + 1) & (len(slots) - 1)
+    return 0

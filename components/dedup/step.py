@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-from bloomery.components.core.artifact import Reads, Writes, read_table, write_rows
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from bloomery.components.core.artifact import ROWS_PER_SHARD, Reads, Writes, read_table, write_rows
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.records import Document, Reject
+from bloomery.components.core.records import Reject
 from bloomery.components.core.tasks import Tasks
 from bloomery.components.dedup.config import DedupConfig
-from bloomery.components.dedup.contamination import Detector, evaluation_items
-from bloomery.components.dedup.near import similar_pairs
-from bloomery.components.dedup.shingles import comparable
+from bloomery.components.dedup.contamination import Detector, Found, evaluation_items
+from bloomery.components.dedup.near import Permutations, band_keys, candidate_pairs, jaccard_similarities
+from bloomery.components.dedup.shingles import fold
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
+ROWS_PER_BATCH = 2_000
+"""Documents that a thread takes at once; their code points are 10 MB."""
+PAIRS_PER_BATCH = 10_000
+"""Candidate pairs that a thread compares at once."""
+
+Dropped = dict[int, tuple[str, str]]
+"""(reason, detail) by index of the document."""
 
 
 def run(
@@ -40,99 +54,156 @@ def run(
              evaluation_items, evaluation_items_found, evaluation_items_too_short
     Raises:  DataError if no document is left.
     """
-    rows = read_table(documents, "document/1").to_pylist()
-    metrics: dict[str, float] = {}
-    clean, contaminated = _decontaminate(rows, Tasks(tasks), config.contamination_overlap, metrics)
-    different, exact = _drop_exact(clean)
-    survivors, near = _drop_near(different, config, metrics)
-    dropped = contaminated + exact + near
-    reasons = Counter(row["reason"] for row in dropped)
-    if not survivors:
+    table = read_table(documents, "document/1")
+    items, num_short = evaluation_items(Tasks(tasks))
+    permutations = Permutations.draw(config.jaccard_threshold, config.num_permutations, config.seed)
+    sketch = _sketch(table["text"], Detector(items, config.contamination_overlap), permutations)
+    rank = _rank(table)
+    dropped = _contaminated(sketch)
+    dropped |= _exact(table, sketch, rank, _standing(table, dropped))
+    near, num_candidates, num_similar = _near(table, sketch, rank, _standing(table, dropped), config.jaccard_threshold)
+    dropped |= near
+    counts = Counter(reason for reason, _ in dropped.values())
+    if len(dropped) == table.num_rows:
         raise DataError(
-            f"all {len(rows)} documents were dropped: {dict(reasons)}; add documents, or keep the "
+            f"all {table.num_rows} documents were dropped: {dict(counts)}; add documents, or keep the "
             "evaluation sets' own texts out of the sources"
         )
-    write_rows(kept, "document/1", Document.table(survivors), rows_in=len(rows), dropped=reasons)
-    write_rows(duplicates, "reject/1", Reject.table(dropped))
-    logger.info("%d of %d documents kept; dropped: %s", len(survivors), len(rows), dict(reasons))
-    metrics |= {"documents": len(survivors), "contaminated": len(contaminated)}
-    metrics |= {"exact_duplicates": len(exact), "near_duplicates": len(near)}
+    write_rows(kept, "document/1", _kept(table, dropped), rows_in=table.num_rows, dropped=counts)
+    write_rows(duplicates, "reject/1", Reject.table(list(_rejects(table, dropped))))
+    num_kept = table.num_rows - len(dropped)
+    logger.info("%d of %d documents kept; dropped: %s", num_kept, table.num_rows, dict(counts))
+    metrics = {
+        "documents": num_kept,
+        "contaminated": counts["contaminated"],
+        "exact_duplicates": counts["exact_duplicate"],
+        "near_duplicates": counts["near_duplicate"],
+        "candidate_pairs": num_candidates,
+        "similar_pairs": num_similar,
+        "evaluation_items": len(items),
+        "evaluation_items_found": len({found.item.id for found in sketch.found.values()}),
+        "evaluation_items_too_short": num_short,
+    }
     return {f"dedup/{name}": float(value) for name, value in metrics.items()}
 
 
-def _decontaminate(
-    rows: list[Row], tasks: Tasks, min_overlap: float, metrics: dict[str, float]
-) -> tuple[list[Row], list[Row]]:
-    items, num_short = evaluation_items(tasks)
-    detector = Detector(items, min_overlap)
-    clean, dropped, found_items = [], [], set()
-    for row in rows:
-        found = detector.find(row["text"])
-        if found is None:
-            clean.append(row)
-        else:
-            item = found.item
-            found_items.add(item.id)
-            detail = f"holds {item.id} of {item.task}/{item.split}, overlap {found.overlap:.2f}"
-            dropped.append(_reject(row, "contaminated", detail))
-    metrics["evaluation_items"] = len(items)
-    metrics["evaluation_items_found"] = len(found_items)
-    metrics["evaluation_items_too_short"] = num_short
-    return clean, dropped
+class Sketch(NamedTuple):
+    """What is compared of each document."""
+
+    digests: np.ndarray
+    """128-bit digests of the comparable texts, uint64 of shape (documents, 2)."""
+    keys: np.ndarray
+    """MinHash bands, uint64 of shape (documents, bands)."""
+    found: dict[int, Found]
+    """The evaluation item that a document holds, by index of the document."""
 
 
-def _drop_exact(rows: list[Row]) -> tuple[list[Row], list[Row]]:
-    survivors: dict[str, Row] = {}
-    for row in _by_preference(rows):
-        survivors.setdefault(comparable(row["text"]), row)
-    chosen = {id(row) for row in survivors.values()}
-    dropped = [
-        _reject(row, "exact_duplicate", f"of {survivors[comparable(row['text'])]['id']}, Jaccard 1.00")
-        for row in rows
-        if id(row) not in chosen
-    ]
-    return [row for row in rows if id(row) in chosen], dropped
+def _sketch(texts: pa.ChunkedArray, detector: Detector, permutations: Permutations) -> Sketch:
+    digests = np.empty((len(texts), 2), np.uint64)
+    keys = np.empty((len(texts), permutations.num_bands), np.uint64)
+    found: dict[int, Found] = {}
+
+    def work(start: int) -> None:
+        folded = fold(texts.slice(start, ROWS_PER_BATCH).combine_chunks())
+        rows = range(len(folded.starts))
+        hashed = b"".join(xxhash.xxh3_128_digest(folded.text(row)) for row in rows)
+        digests[start : start + len(rows)] = np.frombuffer(hashed, np.uint64).reshape(-1, 2)
+        keys[start : start + len(rows)] = band_keys(folded, permutations)
+        found.update({start + row: item for row, item in detector.find(folded).items()})
+
+    _in_threads(work, range(0, len(texts), ROWS_PER_BATCH))
+    return Sketch(digests, keys, found)
 
 
-def _drop_near(
-    rows: list[Row], config: DedupConfig, metrics: dict[str, float]
-) -> tuple[list[Row], list[Row]]:
-    """Go by preference and keep a document unless one already kept is similar to it.
+def _rank(table: pa.Table) -> np.ndarray:
+    """Who stays among copies: domain before general text, then the longest, then the lowest source and id."""
+    keys = table.select(["general", "source", "id"]).append_column("length", pc.utf8_length(table["text"]))
+    by = [("general", "ascending"), ("length", "descending"), ("source", "ascending"), ("id", "ascending")]
+    rank = np.empty(table.num_rows, np.int64)
+    rank[pc.sort_indices(keys, by).to_numpy()] = np.arange(table.num_rows)
+    return rank
+
+
+def _standing(table: pa.Table, dropped: Dropped) -> np.ndarray:
+    """Indices of the documents that are not dropped."""
+    stands = np.ones(table.num_rows, np.bool_)
+    stands[np.fromiter(dropped, np.int64)] = False
+    return np.flatnonzero(stands)
+
+
+def _contaminated(sketch: Sketch) -> Dropped:
+    return {
+        index: ("contaminated", f"holds {item.id} of {item.task}/{item.split}, overlap {overlap:.2f}")
+        for index, (item, overlap) in sorted(sketch.found.items())
+    }
+
+
+def _exact(table: pa.Table, sketch: Sketch, rank: np.ndarray, standing: np.ndarray) -> Dropped:
+    """All documents of equal digest but the first by rank."""
+    order = standing[np.lexsort((rank[standing], *sketch.digests[standing].T))]
+    is_copy = (sketch.digests[order[1:]] == sketch.digests[order[:-1]]).all(axis=1)
+    dropped: Dropped = {}
+    survivor = -1
+    for place in np.flatnonzero(is_copy).tolist():
+        if order[place] not in dropped:
+            survivor = order[place]
+        dropped[int(order[place + 1])] = ("exact_duplicate", f"of {_id(table, survivor)}, Jaccard 1.00")
+    return dropped
+
+
+def _near(
+    table: pa.Table, sketch: Sketch, rank: np.ndarray, standing: np.ndarray, threshold: float
+) -> tuple[Dropped, int, int]:
+    """Go by rank and keep a document unless one already kept is similar to it; with the candidates and similar pairs.
 
     So every document dropped has a verified near copy that stays. To keep one of each connected component
     instead would also drop the last of a long chain of versions, which may have nothing in common with the
     first.
     """
-    ordered = _by_preference(rows)
-    texts = [comparable(row["text"]) for row in ordered]
-    pairs, num_candidates = similar_pairs(
-        texts, config.jaccard_threshold, config.num_permutations, config.seed
-    )
-    better: dict[int, list[tuple[float, int]]] = {}
-    for pair in pairs:
-        better.setdefault(pair.right, []).append((pair.jaccard, -pair.left))
-    dropped: dict[int, Row] = {}
-    for index, row in enumerate(ordered):
-        standing = [(jaccard, -left) for jaccard, left in better.get(index, ()) if -left not in dropped]
-        if standing:
-            jaccard, survivor = max(standing)
-            detail = f"of {ordered[survivor]['id']}, Jaccard {jaccard:.2f}"
-            dropped[index] = _reject(row, "near_duplicate", detail)
-    gone = {id(ordered[index]) for index in dropped}
-    metrics |= {"candidate_pairs": num_candidates, "similar_pairs": len(pairs)}
-    return [row for row in rows if id(row) not in gone], list(dropped.values())
+    pairs = standing[candidate_pairs(sketch.keys[standing])]
+    similarities = np.empty(len(pairs))
+
+    def work(start: int) -> None:
+        part = pairs[start : start + PAIRS_PER_BATCH]
+        members, places = np.unique(part, return_inverse=True)
+        folded = fold(table["text"].take(members).combine_chunks())
+        similarities[start : start + len(part)] = jaccard_similarities(folded, places.reshape(-1, 2))
+
+    _in_threads(work, range(0, len(pairs), PAIRS_PER_BATCH))
+    similar = similarities >= threshold
+    better: dict[int, list[tuple[float, int, int]]] = {}
+    for (left, right), jaccard in zip(pairs[similar].tolist(), similarities[similar].tolist(), strict=True):
+        first, second = (left, right) if rank[left] < rank[right] else (right, left)
+        better.setdefault(second, []).append((jaccard, -int(rank[first]), first))
+    dropped: Dropped = {}
+    for index in sorted(better, key=rank.__getitem__):
+        stays = [candidate for candidate in better[index] if candidate[2] not in dropped]
+        if stays:
+            jaccard, _, survivor = max(stays)
+            dropped[index] = ("near_duplicate", f"of {_id(table, survivor)}, Jaccard {jaccard:.2f}")
+    return dropped, len(pairs), int(similar.sum())
 
 
-def _by_preference(rows: list[Row]) -> list[Row]:
-    """Who stays among copies: domain before general text, then the longest, then the lowest source and id."""
-    return sorted(rows, key=lambda row: (row["general"], -len(row["text"]), row["source"], row["id"]))
+def _kept(table: pa.Table, dropped: Dropped) -> Iterator[pa.Table]:
+    standing = _standing(table, dropped)
+    for start in range(0, len(standing), ROWS_PER_SHARD):
+        yield table.take(standing[start : start + ROWS_PER_SHARD])
 
 
-def _reject(row: Row, reason: str, detail: str) -> Row:
-    return {
-        "id": row["id"],
-        "source": row["source"],
-        "reason": reason,
-        "detail": detail,
-        "text": row["text"][:500],
-    }
+def _rejects(table: pa.Table, dropped: Dropped) -> Iterator[dict[str, Any]]:
+    """reject/1 rows, in the order in which the documents went."""
+    shown = table.select(["id", "source", "text"]).take(pa.array(dropped, pa.int64()))
+    for row, (reason, detail) in zip(shown.to_pylist(), dropped.values(), strict=True):
+        yield {**row, "reason": reason, "detail": detail, "text": row["text"][:500]}
+
+
+def _id(table: pa.Table, index: int) -> str:
+    return table["id"][int(index)].as_py()
+
+
+def _in_threads(work: Callable[[int], None], starts: Iterable[int]) -> None:
+    """Call `work` on every start, on each core: compiled code runs beside other threads."""
+    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    with ThreadPoolExecutor(num_cores) as pool:
+        for _ in pool.map(work, starts):
+            pass

@@ -9,6 +9,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,7 +19,7 @@ from bloomery.components.core.records import Document, Prompt, content_id
 from bloomery.components.core.tasks import TaskConfig
 from bloomery.components.dedup import near
 from bloomery.components.dedup.config import DedupConfig
-from bloomery.components.dedup.shingles import comparable, is_dense, letters_and_digits, ngram_hashes
+from bloomery.components.dedup.shingles import comparable, fold, is_dense, letters_and_digits, ngram_hashes
 from bloomery.components.dedup.step import run
 
 QUESTION = "Which customers in Busan joined before August?"
@@ -190,22 +191,63 @@ def test_bands_are_as_long_as_a_pair_at_the_threshold_allows():
 
 
 def test_every_pair_that_shares_a_band_is_proposed_once():
-    signatures = np.array([[1, 2, 3, 4], [1, 2, 9, 9], [7, 7, 3, 4], [5, 5, 5, 5]], dtype=np.uint32)
-    assert near.candidate_pairs(signatures, 2).tolist() == [[0, 1], [0, 2]]
+    keys = np.array([[12, 34], [12, 99], [77, 34], [55, 55]], dtype=np.uint64)
+    assert near.candidate_pairs(keys).tolist() == [[0, 1], [0, 2]]
+    alike = np.zeros((40, 2), dtype=np.uint64)
+    assert len(near.candidate_pairs(alike)) == 32 * 40 - 32 * 33 // 2
+
+
+def folded(*texts):
+    return fold(pa.array(texts, pa.large_string()))
+
+
+def as_text(codes):
+    return "".join(map(chr, codes.tolist()))
 
 
 def test_jaccard_by_hand():
-    left, right = (np.unique(ngram_hashes(text, 2)) for text in ("abcd", "bcde"))  # ab bc cd, bc cd de
-    assert near.jaccard_similarity(left, right) == pytest.approx(2 / 4)
+    # Shingles of five: abcde bcdef and bcdef cdefg; of three: 가나다 나다라 and 나다라.
+    texts = folded("abcdef", "bcdefg", "ab cd ef", "가나다라", "나다라", "aaaaaaaaa", "")
+    pairs = np.array([[0, 1], [0, 2], [0, 3], [3, 4], [0, 5], [5, 5], [6, 0], [6, 6]])
+    assert near.jaccard_similarities(texts, pairs) == pytest.approx([1 / 3, 1, 0, 1 / 2, 0, 1, 0, 1])
+
+
+def test_signatures_estimate_the_jaccard_similarity():
+    left, right = words(200, 1), words(200, 1) + words(60, 2)
+    texts = folded(left, right)
+    permutations = near.Permutations.draw(0.8, 4096, 3)._replace(rows=1)
+    keys = near.band_keys(texts, permutations)
+    truth = near.jaccard_similarities(texts, np.array([[0, 1]]))[0]
+    # The standard error of 4,000 rows at .77 is .0066.
+    assert (keys[0] == keys[1]).mean() == pytest.approx(truth, abs=0.03)
 
 
 def test_ngrams():
-    assert len(ngram_hashes("abcdef", 5)) == 2
-    assert len(ngram_hashes("ab", 5)) == 1 and len(ngram_hashes("", 5)) == 1
-    assert ngram_hashes("xabcde", 5)[1] == ngram_hashes("abcde", 5)[0]
-    assert len(set(ngram_hashes("가나다라마바사아자차", 3).tolist())) == 8
-    assert comparable("Ｆｕｌｌ　Width\n") == "fullwidth" and letters_and_digits("A-1, 나_다!") == "a1나다"
-    assert is_dense("customers 표의 열을 읽는다") and not is_dense("the 표 of customers and orders")
+    def hashes(text, n):
+        return ngram_hashes(folded(text).text(0), n)
+
+    assert len(hashes("abcdef", 5)) == 2
+    assert len(hashes("ab", 5)) == 1 and len(hashes("", 5)) == 1
+    assert hashes("xabcde", 5)[1] == hashes("abcde", 5)[0]
+    assert len(set(hashes("가나다라마바사아자차", 3).tolist())) == 8
+    assert comparable("Ｆｕｌｌ　Width\n") == "fullwidth"
+    assert as_text(letters_and_digits(folded("A-1, 나_다!")).text(0)) == "a1나다"
+    assert is_dense(folded("customers 표의 열을 읽는다", "the 표 of customers and orders", "1 + 2")).tolist() == [
+        True,
+        False,
+        False,
+    ]
+
+
+def test_folding_is_what_python_says_of_every_character_alone_and_among_others():
+    rng = random.Random(4)
+    characters = [chr(code) for code in range(0x32000) if not 0xD800 <= code < 0xE000]
+    mixed = ["".join(rng.choices(characters[:0x3000], k=8)) for _ in range(20_000)]
+    mixed += ["ê\u0323\u0302", "가\u11a8", "e\u0301", "ﬃ½…", "\u1100\u1161", "Σας ΣΑΣ", ""]
+    texts = [*characters, *mixed]
+    result = fold(pa.array(texts, pa.large_string()).slice(1))
+    for index, text in enumerate(texts[1:]):
+        assert as_text(result.text(index)) == comparable(text), ascii(text)
 
 
 def test_edited_versions_of_real_pages_are_found_as_often_as_the_formula_says():
@@ -215,13 +257,9 @@ def test_edited_versions_of_real_pages_are_found_as_often_as_the_formula_says():
         pytest.skip("BLOOMERY_DATA does not hold the page versions")
     with lzma.open(pairs, "rt", encoding="utf-8", newline="\n") as stream:
         rows = [json.loads(line) for line in stream]
-    texts = [comparable(row[side]) for row in rows for side in ("old", "new")]
-    found = {(pair.left, pair.right) for pair in near.similar_pairs(texts, 0.7, 128, 0)[0]}
-    shingles = [np.unique(ngram_hashes(text, near.shingle_length(text))) for text in texts]
-    truth = {
-        (index, index + 1)
-        for index in range(0, len(texts), 2)
-        if near.shingle_length(texts[index]) == near.shingle_length(texts[index + 1])
-        and near.jaccard_similarity(shingles[index], shingles[index + 1]) >= 0.7
-    }
-    assert len(truth & found) >= 0.98 * len(truth)
+    texts = folded(*(row[side] for row in rows for side in ("old", "new")))
+    candidates = near.candidate_pairs(near.band_keys(texts, near.Permutations.draw(0.7, 128, 0)))
+    versions = np.arange(len(texts.starts)).reshape(-1, 2)
+    alike = versions[near.jaccard_similarities(texts, versions) >= 0.7]
+    found = set(map(tuple, candidates.tolist()))
+    assert sum(pair in found for pair in map(tuple, alike.tolist())) >= 0.98 * len(alike) > 0
