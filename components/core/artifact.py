@@ -13,9 +13,10 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import ValidationError
 
@@ -31,13 +32,18 @@ ROWS_PER_SHARD = 100_000
 """Bounds the memory of a reader that takes one shard at a time: about 200 MB of 300-word documents."""
 
 
-class Reads(NamedTuple):
-    """Marks a `Path` argument of a step as an input of this schema."""
+@dataclass(frozen=True)
+class Reads:
+    """Marks a `Path` argument of a step as an input of this schema.
+
+    No named tuple: it would equal a `Writes` of the same schema, and typing in Python 3.11.2 keeps one of equals.
+    """
 
     schema: str
 
 
-class Writes(NamedTuple):
+@dataclass(frozen=True)
+class Writes:
     """Marks a `Path` argument of a step as an output of this schema."""
 
     schema: str
