@@ -1,4 +1,4 @@
-"""Personal data, found by form and check digit and replaced by a typed placeholder.
+"""Personal data and secrets, found by form and check digit and replaced by a typed placeholder.
 
 `\\b` is useless here: Hangul counts as a word character, so an address with a particle (`a@b.kr로`) has no
 boundary. Every pattern is fenced by lookarounds over digits and Latin letters instead. Names are not found.
@@ -11,15 +11,52 @@ import re
 from collections import Counter
 from datetime import date
 
-PLACEHOLDERS = {"email": "[EMAIL]", "phone": "[PHONE]", "card": "[CARD]", "ip": "[IP]", "rrn": "[RRN]"}
-"""Placeholder by kind; `rrn` is the Korean resident registration number."""
+PLACEHOLDERS = {
+    "email": "[EMAIL]",
+    "phone": "[PHONE]",
+    "card": "[CARD]",
+    "ip": "[IP]",
+    "rrn": "[RRN]",
+    "brn": "[BRN]",
+    "account": "[ACCOUNT]",
+    "key": "[KEY]",
+    "credentials": "[CREDENTIALS]",
+}
+"""Placeholder by kind; `rrn` and `brn` are the Korean resident and business registration numbers."""
+
+_SECRET = re.compile(
+    r"""
+    (?P<credentials> (?<=://)[^\s/:@"'<>\[\]{}]{1,64}:[^\s/@"'<>\[\]{}]{1,128}(?=@[A-Za-z0-9\[]) )
+  | (?<![A-Za-z0-9_-])
+    (?P<key>
+        (?:AKIA|ASIA)[A-Z0-9]{16}
+      | gh[pousr]_[A-Za-z0-9]{36,} | github_pat_[A-Za-z0-9_]{22,} | glpat-[A-Za-z0-9_-]{20,}
+      | sk-(?=[A-Za-z0-9_-]*\d)[A-Za-z0-9_-]{20,} | [rs]k_(?:live|test)_[A-Za-z0-9]{16,} | hf_[A-Za-z0-9]{30,}
+      | AIza[A-Za-z0-9_-]{35} | xox[abeoprs]-[A-Za-z0-9-]{10,}
+      | eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{10,}
+    )
+    (?![A-Za-z0-9_-])
+  | (?P<pem> -----BEGIN[ ](?:[A-Z]+[ ])?PRIVATE[ ]KEY-----.{1,8000}?-----END[ ](?:[A-Z]+[ ])?PRIVATE[ ]KEY----- )
+    """,
+    re.VERBOSE | re.DOTALL,
+)
+_MAYBE_SECRET = re.compile(r"://[^\s/]*@|[A-Za-z0-9_-]{20}|PRIVATE KEY")
 
 _PATTERN = re.compile(
     r"""
     (?P<email>
-        (?<![A-Za-z0-9._%+-])[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}
+        (?<![A-Za-z0-9._%+-])(?<!://)[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}
         @(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])
     )
+  | (?P<account>
+        (?P<cue>
+            (?:계좌(?:[ ]?번호)?|[Aa]ccount(?:[ ](?:[Nn]umber|[Nn]o\.?))?)
+            [는은이가:]?[ ]?(?:[가-힣A-Za-z]{2,8}[ ])?
+        )
+        (?: \d{2,6}(?:-\d{2,8}){1,3} | \d{10,14} )(?![\d-])
+      | (?<![A-Za-z0-9])[A-Z]{2}\d{2}(?:[ ]?[A-Z0-9]{4}){3,7}(?:[ ]?[A-Z0-9]{1,3})?(?![A-Za-z0-9])
+    )
+  | (?P<brn> (?<![\d.-])\d{3}-\d{2}-\d{5}(?![\d-]) )
   | (?P<rrn> (?<![\d.-])\d{6}[ ]?-?[ ]?[1-8]\d{6}(?![\d-]) )
   | (?P<card>
         (?<![\d.-])(?<!\d[ ])[2-6]\d{3}
@@ -33,7 +70,7 @@ _PATTERN = re.compile(
   | (?P<phone>
         (?<![\dA-Za-z./+-])
         (?: \+82[ .-]?(?:\(0\))?0?(?:1[016789]|2|[3-6]\d|70)[ .-]?\d{3,4}[ .-]?\d{4}
-          | \+[1-9]\d{0,2}[ .-]?\(?\d{2,4}\)?(?:[ .-]?\d{2,4}){2,3}
+          | \+[1-9]\d{0,2}[ .-]?\(?\d{1,4}\)?(?:[ .-]?\d{2,4}){2,4}
           | 01[016789](?P<mobile>[ .-]?)\d{3,4}(?P=mobile)\d{4}
           | \(?0(?:2|[3-6]\d|70|80|50\d)\)?[ .-]\d{3,4}[ .-]\d{4}
           | \([2-9]\d{2}\)[ ]?[2-9]\d{2}[ .-]\d{4}
@@ -44,12 +81,26 @@ _PATTERN = re.compile(
     """,
     re.VERBOSE,
 )
-# What every kind holds: an at sign, three digits in a row, or the colons and dots of an address.
-_MAYBE = re.compile(r"@|\d{3}|\d\.\d|:[0-9A-Fa-f]*:")
+# What every kind holds: an at sign, three digits in a row or one after a plus, or the colons and dots of an address.
+_MAYBE = re.compile(r"@|\d{3}|\+\d|\d\.\d|:[0-9A-Fa-f]*:")
+
+
+def mask_secrets(text: str) -> tuple[str, Counter[str]]:
+    """(`text` with placeholders for keys and passwords in addresses, number masked by kind); also right for code."""
+    found: Counter[str] = Counter()
+    if not _MAYBE_SECRET.search(text):
+        return text, found
+
+    def replace(match: re.Match[str]) -> str:
+        kind = "credentials" if match["credentials"] else "key"
+        found[kind] += 1
+        return PLACEHOLDERS[kind]
+
+    return _SECRET.sub(replace, text), found
 
 
 def mask(text: str) -> tuple[str, Counter[str]]:
-    """(`text` with placeholders, number masked by kind)."""
+    """(`text` with placeholders for personal data, number masked by kind)."""
     found: Counter[str] = Counter()
     if not _MAYBE.search(text):
         return text, found
@@ -59,7 +110,7 @@ def mask(text: str) -> tuple[str, Counter[str]]:
         if not kind:
             return match.group()
         found[kind] += 1
-        return PLACEHOLDERS[kind]
+        return (match["cue"] or "") + PLACEHOLDERS[kind]
 
     return _PATTERN.sub(replace, text), found
 
@@ -75,6 +126,11 @@ def _kind(match: re.Match[str]) -> str:
         return "card" if "-" not in value and is_card_number(digits) else ""
     if match["card"]:
         return "card" if is_card_number(digits) else ""
+    if match["brn"]:
+        return "brn" if is_business_number(digits) else ""
+    if match["account"]:
+        is_account = 10 <= len(digits) <= 14 if match["cue"] else is_iban(value)
+        return "account" if is_account else ""
     if match["ip"]:
         return "ip" if is_personal_address(value) else ""
     return "email" if match["email"] else "phone"
@@ -108,6 +164,19 @@ def has_birth_date(digits: str) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_business_number(digits: str) -> bool:
+    """True for ten digits with a valid check digit (National Tax Service of Korea)."""
+    weights = (1, 3, 7, 1, 3, 7, 1, 3, 5)
+    total = sum(int(digit) * weight for digit, weight in zip(digits, weights, strict=False)) + int(digits[8]) * 5 // 10
+    return (10 - total % 10) % 10 == int(digits[9])
+
+
+def is_iban(value: str) -> bool:
+    """True for a valid check sum (ISO 13616)."""
+    plain = value.replace(" ", "")
+    return int("".join(str(int(character, 36)) for character in plain[4:] + plain[:4])) % 97 == 1
 
 
 def is_personal_address(value: str) -> bool:

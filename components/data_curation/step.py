@@ -127,7 +127,7 @@ def _verdicts(
 
 
 def _mask(text: str) -> tuple[str, Counter[str]]:
-    counts: Counter[str] = Counter()
+    text, counts = pii.mask_secrets(text)
 
     def on_part(prose: str) -> str:
         masked, found = pii.mask(prose)
@@ -149,7 +149,7 @@ def _document(row: dict[str, Any], text: str, code: str) -> dict[str, Any]:
 
 def _reject(row: dict[str, Any], text: str, reason: str, detail: str) -> dict[str, Any]:
     # A reject is read by people: what it holds of somebody's data is masked there too.
-    shown = pii.mask(text or row["raw"])[0]
+    shown = pii.mask(pii.mask_secrets(text or row["raw"])[0])[0]
     return {
         "id": content_id(row["place"], text or row["raw"]),
         "source": row["place"],

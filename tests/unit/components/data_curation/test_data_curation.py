@@ -6,6 +6,7 @@ import gzip
 import json
 import lzma
 import os
+import re
 from pathlib import Path
 
 import pyarrow as pa
@@ -17,7 +18,7 @@ from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.formats import RawRow
 from bloomery.components.core.records import Source
 from bloomery.components.core.tables import SourceConfig, list_files
-from bloomery.components.data_curation import clean, language, pii, quality
+from bloomery.components.data_curation import clean, language, pii, quality, step
 from bloomery.components.data_curation.config import DataCurationConfig
 from bloomery.components.data_curation.extract import document_text, html_to_markdown
 from bloomery.components.data_curation.step import run
@@ -252,3 +253,21 @@ def test_real_pages_written_by_people_are_kept(name, wanted):
     codes = [language.detect(text, 0.5) for text in texts]
     judged = quality.judge(pa.array(texts), codes, 5, 100_000)
     assert sum(keep for keep, _, _ in judged) / len(judged) >= wanted
+
+
+def test_personal_data_of_the_labelled_set_are_masked_and_look_alikes_stay():
+    marks = re.compile(r"⟦(\w+):([^⟧]*)⟧")
+    labelled = (Path(__file__).parents[3] / "data" / "pii.txt").read_text(encoding="utf-8").splitlines()
+    wrong = []
+    for line in labelled:
+        text = marks.sub(lambda match: match[2], line)
+        expected = marks.sub(lambda match: pii.PLACEHOLDERS[match[1]], line)
+        if pii.mask(pii.mask_secrets(text)[0])[0] != expected:
+            wrong.append(text)
+    # An address of a repository has the form of an e-mail address.
+    assert wrong == ["git clone git@example.invalid was mistyped; user@localhost too."]
+
+
+def test_secrets_are_masked_in_code_too(tmp_path):
+    text = "Set the key in the settings before the first start of the day:\n\n```\nKEY=AKIAIOSFODNN7EXAMPLE\n```"
+    assert "KEY=[KEY]" in step._mask(text)[0]
