@@ -125,7 +125,14 @@ class Live:
 
         self._rows: dict[str, tuple[str, str, str]] = {stage: ("·", "", "") for stage in stages}
         self._started: dict[str, float] = {}
-        self._live = RichLive(self._table(), console=Console(file=_stderr(), force_terminal=True), refresh_per_second=4)
+        self._live = RichLive(
+            self._table(),
+            console=Console(file=_stderr(), force_terminal=True),
+            refresh_per_second=4,
+            # What kfp and the steps print goes to the file that the launcher opens for it, not above the table.
+            redirect_stdout=False,
+            redirect_stderr=False,
+        )
         self._live.start()
 
     def __call__(self, event: dict[str, Any]) -> None:
