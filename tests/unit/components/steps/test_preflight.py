@@ -123,3 +123,20 @@ def test_a_null_is_an_empty_answer(call, tmp_path):
         stream.write('\n{"q": "name of 3?", "sql": null, "split": "train"}\n')
     manifest = artifact.read_manifest(call()[1]["tasks"], "tasks/1")
     assert manifest.dropped["empty_answer"] == 1
+
+
+def test_a_template_that_passed_is_not_rendered_again(call, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("BLOOMERY_STORE", str(tmp_path / "store"))
+    call()
+    (passed,) = (tmp_path / "store" / "preflight").iterdir()
+    before = passed.stat().st_mtime_ns
+    shutil.rmtree(tmp_path / "out")
+    call()
+    assert [file.stat().st_mtime_ns for file in (tmp_path / "store" / "preflight").iterdir()] == [before]
+    for template in (tiny_model / "tokenizer_config.json", tiny_model / "chat_template.jinja"):
+        if template.exists():
+            text = template.read_text().replace("{% generation %}", "").replace("{% endgeneration %}", "")
+            template.write_text(text)
+    shutil.rmtree(tmp_path / "out")
+    with pytest.raises(BloomeryError, match="generation"):
+        call()
