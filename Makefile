@@ -36,7 +36,7 @@ clean:
 	rm -rf .venv build dist *.egg-info
 
 bench-data: .venv/installed-test  ## curation and dedup beside their peers; BLOOMERY_DATA names the corpora
-	for peer in 'gaoya pyarrow' 'datatrove[processing]==0.10.1 xxhash<4 pyarrow'; do \
+	for peer in 'gaoya pyarrow' 'datatrove[processing]==0.10.1 spacy orjson xxhash<4 pyarrow'; do \
 	  name=$${peer%%[ [=]*}; test -d build/peers/$$name || \
 	  { $(PYTHON) -m venv build/peers/$$name && build/peers/$$name/bin/pip install --quiet $$peer; } || exit 1; \
 	done

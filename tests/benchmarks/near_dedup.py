@@ -60,7 +60,7 @@ def main() -> int:
                 output = folder / f"{name}-kept"
                 subprocess.run(["rm", "-rf", output], check=True)
                 started = time.perf_counter()
-                subprocess.run([*command, folder / source, output], check=True)
+                subprocess.run([*command, folder / source, output], check=True, stderr=subprocess.DEVNULL)
                 results[name]["seconds"].append(round(time.perf_counter() - started, 2))
         for name, (_, source) in programs.items():
             count = len(texts) if source == "all" else NUM_DATATROVE

@@ -4,6 +4,8 @@ import json
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from bloomery.components.core import artifact
 from bloomery.components.core.records import Prompt
 from bloomery.components.dedup.config import DedupConfig
@@ -22,5 +24,5 @@ run(
     kept=output / "kept",
     duplicates=output / "duplicates",
 )
-kept = artifact.read_table(output / "kept", "document/1")["id"].to_pylist()
+kept = pq.read_table(sorted((output / "kept").glob("*.parquet")), columns=["id"])["id"].to_pylist()
 (output / "kept.json").write_text(json.dumps(kept))

@@ -18,7 +18,7 @@ if __name__ == "__main__":
     halves.mkdir()
     import pyarrow.parquet as pq
 
-    table = pq.read_table(source)
+    table = pq.read_table(sorted(source.glob("*.parquet")))
     for part in range(2):
         half = -(-table.num_rows // 2)
         pq.write_table(table.slice(part * half, half), halves / f"{part}.parquet")

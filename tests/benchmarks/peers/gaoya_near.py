@@ -11,7 +11,7 @@ import pyarrow.parquet as pq  # noqa: E402
 
 source, output = map(Path, sys.argv[1:])
 output.mkdir()
-table = pq.read_table(source)
+table = pq.read_table(sorted(source.glob("*.parquet")))
 texts = table["text"].to_pylist()
 index = gaoya.minhash.MinHashStringIndex(
     hash_size=32,
