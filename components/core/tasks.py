@@ -45,7 +45,8 @@ class TaskConfig(Config):
     templates: list[Template] = []
     """Phrasings for the splits that name none."""
     group: str = ""
-    """`{field}` template of the slice that results are also reported by, such as `{language}`."""
+    """`{field}` template of the slice that results are also reported by, such as `{language}`; evaluation sets alone
+    need the field."""
     splits: dict[str, SplitConfig]
     """`train`, `unlabelled` and `validation` are used in training; every other name is an evaluation set."""
     verifier: VerifierConfig

@@ -154,7 +154,8 @@ def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], 
                         "split": split,
                         "prompt": prompt,
                         "reference": answer,
-                        "group": render(task.group, raw.value, where),
+                        # Results are told by group; rows to learn from, such as served questions, need none.
+                        "group": render(task.group, raw.value, where) if is_evaluation(split) else "",
                     },
                     "" if answer.strip() else "empty_answer",
                 )

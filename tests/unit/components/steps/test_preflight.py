@@ -127,16 +127,37 @@ def test_a_null_is_an_empty_answer(call, tmp_path):
 
 def test_a_template_that_passed_is_not_rendered_again(call, tiny_model, tmp_path, monkeypatch):
     monkeypatch.setenv("BLOOMERY_STORE", str(tmp_path / "store"))
-    call()
+    own = shutil.copytree(tiny_model, tmp_path / "own")
+
+    def change(values):
+        values["base_model"] = str(own)
+
+    call(change)
     (passed,) = (tmp_path / "store" / "preflight").iterdir()
     before = passed.stat().st_mtime_ns
     shutil.rmtree(tmp_path / "out")
-    call()
+    call(change)
     assert [file.stat().st_mtime_ns for file in (tmp_path / "store" / "preflight").iterdir()] == [before]
-    for template in (tiny_model / "tokenizer_config.json", tiny_model / "chat_template.jinja"):
+    for template in (own / "tokenizer_config.json", own / "chat_template.jinja"):
         if template.exists():
             text = template.read_text().replace("{% generation %}", "").replace("{% endgeneration %}", "")
             template.write_text(text)
     shutil.rmtree(tmp_path / "out")
     with pytest.raises(BloomeryError, match="generation"):
-        call()
+        call(change)
+
+
+def test_only_evaluation_sets_need_the_field_of_the_group(call, tmp_path):
+    row = {"q": "name of 5?", "sql": "SELECT name FROM t WHERE id = 5"}
+    (tmp_path / "served.jsonl").write_text(json.dumps(row))
+
+    def group(values):
+        values["tasks"]["sql"]["group"] = "{split}"
+        served = {"path": str(tmp_path / "served.jsonl"), "templates": [{"prompt": "{q}", "answer": "{sql}"}]}
+        values["tasks"]["sql"]["splits"]["unlabelled"] = served
+
+    tasks = Tasks(call(group)[1]["tasks"])
+    assert [(row.prompt, row.group) for row in tasks.prompts("unlabelled", "test")] == [
+        ("name of 2?", "test"),
+        ("name of 5?", ""),
+    ]
