@@ -155,27 +155,23 @@ def _compare(codes, starts, lengths, ns, pairs, similarities):  # type: ignore[n
         for place in range(hash_ngrams(codes, starts[right], lengths[right], ns[right], hashes)):
             if _add(slots[1], stamps[1], row + 1, hashes[place], shift):
                 num_right += 1
-                shared += _holds(slots[0], stamps[0], left_stamp, hashes[place], shift)
+                shared += stamps[0, _find(slots[0], stamps[0], left_stamp, hashes[place], shift)] == left_stamp
         similarities[row] = shared / (num_left + num_right - shared)
 
 
 @njit(cache=True, nogil=True)
 def _add(slots, stamps, stamp, value, shift):  # type: ignore[no-untyped-def]
-    """1 if the value is new under this stamp."""
-    at = np.int64(value >> shift)
-    while stamps[at] == stamp:
-        if slots[at] == value:
-            return 0
-        at = (at + 1) & (len(slots) - 1)
+    """True if the value is new under this stamp."""
+    at = _find(slots, stamps, stamp, value, shift)
+    is_new = stamps[at] != stamp
     slots[at], stamps[at] = value, stamp
-    return 1
+    return is_new
 
 
 @njit(cache=True, nogil=True)
-def _holds(slots, stamps, stamp, value, shift):  # type: ignore[no-untyped-def]
+def _find(slots, stamps, stamp, value, shift):  # type: ignore[no-untyped-def]
+    """The slot of the value, or the free one where it would stand."""
     at = np.int64(value >> shift)
-    while stamps[at] == stamp:
-        if slots[at] == value:
-            return 1
+    while stamps[at] == stamp and slots[at] != value:
         at = (at + 1) & (len(slots) - 1)
-    return 0
+    return at
