@@ -24,7 +24,7 @@ test: .venv/installed-test  ## everything that must hold
 
 check: .venv/installed-test  ## style and types
 	$(BIN)/ruff check .
-	$(BIN)/mypy -p bloomery.components.core
+	$(BIN)/mypy --explicit-package-bases components/core
 
 compile: .venv/installed  ## the quickstart as a Kubeflow pipeline
 	$(BIN)/bloomery compile quickstart --output build/quickstart.yaml

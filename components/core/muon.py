@@ -23,7 +23,7 @@ class Muon(torch.optim.AdamW):
     learning rate means the same for both.
     """
 
-    def __init__(self, model: torch.nn.Module, lr: float, **settings: Any) -> None:
+    def __init__(self, model: Any, lr: float, **settings: Any) -> None:
         trained = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
         outer = {
             id(weight)
@@ -46,8 +46,9 @@ class Muon(torch.optim.AdamW):
                 updates = []
                 for weight in weights:
                     momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
-                    momentum.lerp_(weight.grad, 1 - MOMENTUM)
-                    updates.append(weight.grad.lerp(momentum, MOMENTUM))
+                    gradient: Any = weight.grad
+                    momentum.lerp_(gradient, 1 - MOMENTUM)
+                    updates.append(gradient.lerp(momentum, MOMENTUM))
                     # AdamW passes over parameters without a gradient.
                     weight.grad = None
                 scale = group["lr"] * 0.2 * max(weights[0].shape) ** 0.5

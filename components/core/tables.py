@@ -263,8 +263,8 @@ def _service(uri: str) -> Iterator[None]:
     except FileNotFoundError as error:
         # fsspec tells an unreachable host as a missing file, with the real reason as its cause.
         if error.__cause__ is not None and not isinstance(error.__cause__, FileNotFoundError):
-            reason = error.__cause__
-            raise ServiceError(f"{uri}: the store did not answer: {reason}; check the network") from error
+            message = f"{uri}: the store did not answer: {error.__cause__}; check the network"
+            raise ServiceError(message) from error
         raise DataError(f"{uri}: no file there; check the URI") from None
     except PermissionError as error:
         raise DataError(f"{uri}: permission denied ({error}); check the credentials") from None

@@ -70,7 +70,7 @@ def arguments(config: TrainingConfig, *, num_rows: int, evaluations: int, **extr
     torch.set_num_threads(os.cpu_count() or 1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Nobody reads memory before writing it; filling it took 45 % of a training step on two cores.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     per_step = config.batch_size * config.gradient_accumulation_steps
     steps = max(1, math.ceil(math.ceil(num_rows / per_step) * config.epochs))
     on_gpu = torch.cuda.is_available()
