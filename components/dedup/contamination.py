@@ -113,7 +113,7 @@ class Detector:
 
 
 @njit(cache=True, nogil=True)
-def _touch(codes, starts, lengths, n, keys, is_used, touched):  # type: ignore[no-untyped-def]
+def _touch(codes, starts, lengths, n, keys, is_used, touched):
     """Mark the texts that hold one of `keys`, which are sorted."""
     hashes = np.empty(max(1, lengths.max()), np.uint64)
     for index in range(len(starts)):

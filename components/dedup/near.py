@@ -109,7 +109,7 @@ def jaccard_similarities(folded: Folded, pairs: np.ndarray) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def _sign(codes, starts, lengths, ns, a, b, rows, keys):  # type: ignore[no-untyped-def]
+def _sign(codes, starts, lengths, ns, a, b, rows, keys):
     hashes = np.empty(max(1, lengths.max()), np.uint64)
     signature = np.empty(len(a), np.uint32)
     for index in range(len(starts)):
@@ -127,7 +127,7 @@ def _sign(codes, starts, lengths, ns, a, b, rows, keys):  # type: ignore[no-unty
 
 
 @njit(cache=True, nogil=True)
-def _compare(codes, starts, lengths, ns, pairs, similarities):  # type: ignore[no-untyped-def]
+def _compare(codes, starts, lengths, ns, pairs, similarities):
     """Count the different shingles of both texts and the shared ones in two hash tables with open addressing.
 
     A slot belongs to a text if it carries the text's stamp, so the tables are never cleared.
@@ -160,7 +160,7 @@ def _compare(codes, starts, lengths, ns, pairs, similarities):  # type: ignore[n
 
 
 @njit(cache=True, nogil=True)
-def _add(slots, stamps, stamp, value, shift):  # type: ignore[no-untyped-def]
+def _add(slots, stamps, stamp, value, shift):
     """True if the value is new under this stamp."""
     at = _find(slots, stamps, stamp, value, shift)
     is_new = stamps[at] != stamp
@@ -169,7 +169,7 @@ def _add(slots, stamps, stamp, value, shift):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _find(slots, stamps, stamp, value, shift):  # type: ignore[no-untyped-def]
+def _find(slots, stamps, stamp, value, shift):
     """The slot of the value, or the free one where it would stand."""
     at = np.int64(value >> shift)
     while stamps[at] == stamp and slots[at] != value:

@@ -97,7 +97,7 @@ def ngram_hashes(codes: np.ndarray, n: int) -> np.ndarray:
 
 
 @njit(cache=True, nogil=True)
-def hash_ngrams(codes, start, length, n, hashes):  # type: ignore[no-untyped-def]
+def hash_ngrams(codes, start, length, n, hashes):
     """Write the hashes of the n-grams of a text to `hashes` and return their number; compiled.
 
     A text shorter than `n` is one n-gram. Polynomial rolling hash modulo 2^64 (Karp and Rabin 1987), then mixed.
@@ -122,7 +122,7 @@ def hash_ngrams(codes, start, length, n, hashes):  # type: ignore[no-untyped-def
 
 
 @njit(cache=True, nogil=True)
-def _fold(data, places, table, codes, lengths):  # type: ignore[no-untyped-def]
+def _fold(data, places, table, codes, lengths):
     """Decode UTF-8 and fold each character by `table`; a length of -1 asks for Python's Unicode."""
     for index in range(len(places) - 1):
         at, end = places[index], places[index + 1]
@@ -150,7 +150,7 @@ def _fold(data, places, table, codes, lengths):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, nogil=True)
-def _select(codes, starts, lengths, kinds, out, out_lengths):  # type: ignore[no-untyped-def]
+def _select(codes, starts, lengths, kinds, out, out_lengths):
     for index in range(len(starts)):
         to = starts[index]
         for at in range(starts[index], starts[index] + lengths[index]):
@@ -162,7 +162,7 @@ def _select(codes, starts, lengths, kinds, out, out_lengths):  # type: ignore[no
 
 
 @njit(cache=True, nogil=True)
-def _count(codes, starts, lengths, kinds):  # type: ignore[no-untyped-def]
+def _count(codes, starts, lengths, kinds):
     letters, dense = np.zeros(len(starts), np.int64), np.zeros(len(starts), np.int64)
     for index in range(len(starts)):
         for at in range(starts[index], starts[index] + lengths[index]):
