@@ -11,7 +11,9 @@ import contextlib
 import hashlib
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -22,14 +24,18 @@ from pydantic import ValidationError
 
 from bloomery.components.core.config import Config, digest
 from bloomery.components.core.errors import DataError, from_os_error
+from bloomery.components.core.parallel import num_cores
 from bloomery.components.core.records import ROWS
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
 MANIFEST = "manifest.json"
-ROWS_PER_SHARD = 100_000
-"""Bounds the memory of a reader that takes one shard at a time: about 200 MB of 300-word documents."""
+ROWS_PER_SHARD = 50_000
+"""Bounds the memory of a reader that takes one shard at a time: about 100 MB of 300-word documents."""
+CACHE_BYTES = 2**30
+"""Rows that `Shards` keeps in memory; what goes beyond is read from disk each time."""
 
 
 @dataclass(frozen=True)
@@ -106,46 +112,98 @@ def version() -> str:
     return installed("bloomery")
 
 
+class Writer:
+    """Writes rows as Parquet shards of ROWS_PER_SHARD under `path` and seals them when it is closed.
+
+    Shards are cut by rows alone, so that the batches in which rows come leave no trace; they are encoded on other
+    cores while more rows come.
+    """
+
+    def __init__(self, path: Path, schema: str) -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self.rows = 0
+        """Rows added so far."""
+        self._schema = schema
+        self._arrow = ROWS[schema].arrow()
+        self._waiting: list[pa.Table] = []
+        self._num_waiting = self._num_shards = 0
+        self._pool = ThreadPoolExecutor(num_cores())
+        self._pending: deque[Future[None]] = deque()
+
+    def add(self, table: pa.Table) -> None:
+        """Add rows; raises a BloomeryError where the disk refuses."""
+        self.rows += table.num_rows
+        while table.num_rows:
+            part = table.slice(0, ROWS_PER_SHARD - self._num_waiting)
+            self._waiting.append(part.select(self._arrow.names).cast(self._arrow))
+            self._num_waiting += part.num_rows
+            table = table.slice(part.num_rows)
+            if self._num_waiting == ROWS_PER_SHARD:
+                self._flush()
+
+    def close(
+        self, *, rows_in: int | None = None, rows_made: int = 0, dropped: Mapping[str, int] | None = None
+    ) -> Manifest:
+        """Write what is left, and the manifest.
+
+        `rows_in` is the number of rows that entered (default: as many as are written), `rows_made` those the step
+        made, `dropped` those not kept, by reason.
+        Raises: DataError if rows_in + rows_made is not rows kept + dropped: a row was lost or counted twice.
+        """
+        if self._num_waiting or not self._num_shards:
+            self._flush()
+        with self._pool:
+            while self._pending:
+                self._finish_first()
+        counts = {reason: count for reason, count in sorted((dropped or {}).items()) if count}
+        told = sum(counts.values())
+        entered = self.rows + told - rows_made if rows_in is None else rows_in
+        if entered + rows_made != self.rows + told:
+            raise DataError(
+                f"{self.path.name}: {entered} rows in + {rows_made} made is not {self.rows} kept + {told} dropped "
+                f"{counts}; a row was lost or counted twice in {(_lineage.get() or {}).get('step', 'the caller')}"
+            )
+        return seal(
+            self.path, self._schema, rows=self.rows, rows_in=entered, rows_made=rows_made, dropped=counts
+        )
+
+    def _flush(self) -> None:
+        import pyarrow as pa
+
+        # One chunk: where chunks end must not show in the bytes of the file.
+        shard = pa.concat_tables([self._arrow.empty_table(), *self._waiting]).combine_chunks()
+        file = self.path / f"part-{self._num_shards:05d}.parquet"
+        if len(self._pending) == num_cores():
+            self._finish_first()
+        self._pending.append(self._pool.submit(_write_shard, shard, file))
+        self._num_shards += 1
+        self._waiting, self._num_waiting = [], 0
+
+    def _finish_first(self) -> None:
+        with _disk(self.path):
+            self._pending.popleft().result()
+
+
+def _write_shard(shard: pa.Table, file: Path) -> None:
+    import pyarrow.parquet as pq
+
+    pq.write_table(shard, file, compression="zstd")
+
+
 def write_rows(
     path: Path,
     schema: str,
-    rows: pa.Table | Iterable[pa.Table],
+    rows: pa.Table,
     *,
     rows_in: int | None = None,
     rows_made: int = 0,
     dropped: Mapping[str, int] | None = None,
 ) -> Manifest:
-    """Write `rows` as Parquet shards under `path` and seal it.
-
-    `rows_in` is the number of rows that entered (default: as many as are written), `rows_made` those the step made,
-    `dropped` those not kept, by reason.
-    Raises: DataError if rows_in + rows_made is not rows kept + dropped: a row was lost or counted twice.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    arrow = ROWS[schema].arrow()
-    path.mkdir(parents=True, exist_ok=True)
-    kept = 0
-    tables = [rows] if isinstance(rows, pa.Table) else rows
-    with _disk(path):
-        shard = 0
-        for table in tables:
-            table = table.select(arrow.names).cast(arrow)
-            for start in range(0, max(table.num_rows, 1), ROWS_PER_SHARD):
-                part = table.slice(start, ROWS_PER_SHARD)
-                if part.num_rows or shard == 0:
-                    pq.write_table(part, path / f"part-{shard:05d}.parquet", compression="zstd")
-                    shard += 1
-                    kept += part.num_rows
-    counts = {reason: count for reason, count in sorted((dropped or {}).items()) if count}
-    entered = kept + sum(counts.values()) - rows_made if rows_in is None else rows_in
-    if entered + rows_made != kept + sum(counts.values()):
-        raise DataError(
-            f"{path.name}: {entered} rows in + {rows_made} made is not {kept} kept + {sum(counts.values())} dropped "
-            f"{counts}; a row was lost or counted twice in {(_lineage.get() or {}).get('step', 'the caller')}"
-        )
-    return seal(path, schema, rows=kept, rows_in=entered, rows_made=rows_made, dropped=counts)
+    """Write one table under `path` and seal it; see Writer."""
+    writer = Writer(path, schema)
+    writer.add(rows)
+    return writer.close(rows_in=rows_in, rows_made=rows_made, dropped=dropped)
 
 
 def seal(
@@ -158,11 +216,12 @@ def seal(
     dropped: dict[str, int] | None = None,
 ) -> Manifest:
     """Write the manifest over every file that stands under `path`; from then on the artifact is whole."""
-    files = {
-        file.relative_to(path).as_posix(): FileEntry(sha256=file_digest(file), bytes=file.stat().st_size)
-        for file in sorted(path.rglob("*"))
-        if file.is_file() and file.name != MANIFEST
-    }
+    found = sorted(file for file in path.rglob("*") if file.is_file() and file.name != MANIFEST)
+    with ThreadPoolExecutor(num_cores()) as pool:
+        files = {
+            file.relative_to(path).as_posix(): FileEntry(sha256=sha256, bytes=file.stat().st_size)
+            for file, sha256 in zip(found, pool.map(file_digest, found), strict=True)
+        }
     manifest = Manifest(
         schema_name=schema,
         digest=digest([schema, {name: entry.sha256 for name, entry in files.items()}]),
@@ -206,6 +265,56 @@ def read_table(path: Path, schema: str) -> pa.Table:
 
     read_manifest(path, schema)
     return pq.read_table(sorted(path.glob("part-*.parquet")), schema=ROWS[schema].arrow())
+
+
+class Shards:
+    """The rows of an artifact, one Parquet file at a time; files stay in memory as long as all fit in CACHE_BYTES."""
+
+    def __init__(self, path: Path, schema: str) -> None:
+        import numpy as np
+        import pyarrow.parquet as pq
+
+        read_manifest(path, schema)
+        self._files = sorted(path.glob("part-*.parquet"))
+        self._arrow = ROWS[schema].arrow()
+        self._cache: dict[int, pa.Table] = {}
+        self._free = CACHE_BYTES
+        self.starts = np.cumsum([0, *(pq.read_metadata(file).num_rows for file in self._files)])
+        """Index of the first row of each shard, and the number of all rows."""
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> pa.Table:
+        """The rows of one shard."""
+        import pyarrow.parquet as pq
+
+        if index in self._cache:
+            return self._cache[index]
+        table = pq.read_table(self._files[index], schema=self._arrow)
+        if table.nbytes <= self._free:
+            self._free -= table.nbytes
+            self._cache[index] = table
+        return table
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """One column of all shards."""
+        import pyarrow.parquet as pq
+
+        return pq.read_table(self._files, columns=[name])[name]
+
+    def take(self, name: str, indices: np.ndarray) -> pa.Array:
+        """The values of a column at sorted, different `indices`, copied out of the shards."""
+        import numpy as np
+        import pyarrow as pa
+
+        parts = np.split(indices, np.searchsorted(indices, self.starts[1:-1]))
+        taken = [
+            self[shard][name].combine_chunks().take(part - self.starts[shard])
+            for shard, part in enumerate(parts)
+            if len(part)
+        ]
+        return pa.concat_arrays(taken) if taken else pa.array([], self._arrow.field(name).type)
 
 
 def ports(run: Any, kind: type) -> dict[str, str]:

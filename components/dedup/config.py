@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from typing import Literal
+
+from pydantic import Field, model_validator
 
 from bloomery.components.core.config import Config
 
@@ -16,8 +18,27 @@ class DedupConfig(Config):
     num_permutations: int = Field(default=128, ge=16, le=1024)
     """Length of a MinHash signature (FineWeb takes 112); the README says what is missed at which
     similarity."""
+    shingle_characters: int = Field(default=5, ge=1, le=32)
+    """Characters in a shingle of alphabetic scripts. On word 5-grams copies with 5 % of their words edited reach
+    Jaccard .8 in 8 % of cases, on 5 characters in 82 %."""
+    dense_shingle_characters: int = Field(default=3, ge=1, le=32)
+    """Characters in a shingle where a fifth of the letters are Hangul, kana or Chinese, which say more each: 3 find
+    82 % of Korean copies with 5 % edits at Jaccard .8, 5 find 57 %. Told by the script, not by the document's
+    language: a copy may be taken for another language than its original."""
+    survivor: list[Literal["domain", "source", "newest", "quality", "longest"]] = ["domain", "longest"]
+    """What decides which copy stays, the first rule first: `domain` before general text, `source` by `source_priority`,
+    the `newest` by the field that the source's `time` names, the best `quality` score, the `longest`. Then the name of
+    the source and the id decide."""
+    source_priority: list[str] = []
+    """Names of sources, the preferred first; others come after them. For the rule `source`."""
     contamination_overlap: float = Field(default=0.8, gt=0, le=1)
     """A document is contaminated if it holds at least this share of an evaluation item's character n-grams in
     one place (Llama 2, appendix A.6, also calls a sample contaminated from 0.8 on)."""
     seed: int = 0
     """Seed of the MinHash permutations."""
+
+    @model_validator(mode="after")
+    def _priority_is_used(self) -> DedupConfig:
+        if ("source" in self.survivor) != bool(self.source_priority):
+            raise ValueError("`source` in `survivor` and names in `source_priority` need each other")
+        return self

@@ -17,9 +17,9 @@ from bloomery.components.dedup.shingles import (
     Folded,
     fold,
     hash_ngrams,
-    is_dense,
     letters_and_digits,
     ngram_hashes,
+    ngram_lengths,
 )
 
 NGRAM_CHARACTERS = 8
@@ -60,7 +60,7 @@ def evaluation_items(tasks: Tasks) -> tuple[list[Item], int]:
     asked = [*tasks.prompts(), *tasks.prompts("validation")]
     texts = [row.reference if tasks.is_scored_by_likelihood(row.task) else _asked(row, tasks) for row in asked]
     letters = letters_and_digits(fold(pa.array(texts, pa.large_string())))
-    lengths = np.where(is_dense(letters), DENSE_NGRAM_CHARACTERS, NGRAM_CHARACTERS)
+    lengths = ngram_lengths(letters, NGRAM_CHARACTERS, DENSE_NGRAM_CHARACTERS)
     items: dict[tuple[int, bytes], Item] = {}
     for index, row in enumerate(asked):
         codes, length = letters.text(index), int(lengths[index])
@@ -98,6 +98,8 @@ class Detector:
 
     def find(self, folded: Folded) -> dict[int, Found]:
         """The item of highest overlap that each text holds, by index of the text; texts that hold none are left out."""
+        if not self._index:
+            return {}
         letters = letters_and_digits(folded)
         best: dict[int, Found] = {}
         for length, index in self._index.items():

@@ -34,6 +34,16 @@ _DENSE_RANGES = (
     (0x4E00, 0xA000),
     (0xAC00, 0xD7A4),
 )
+_FOLDING_RANGES = (
+    (0, 0x3400),
+    (0x4DC0, 0x4E00),
+    (0xA000, 0xAC00),
+    (0xD7A4, 0xD800),
+    (0xF900, 0x17000),
+    (0x18D00, 0x20000),
+    (0x2F800, 0x2FA20),
+)
+"""Where folding has to be asked of Python; the rest (ideographs, syllables, private use) stays as it is."""
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _ONE, _SHIFT = np.uint64(1), np.uint64(32)
 
@@ -88,6 +98,11 @@ def is_dense(folded: Folded) -> np.ndarray:
     """Whether each text is written in Hangul, kana or Chinese characters, bool."""
     letters, dense = _count(*folded, _kinds())
     return (letters > 0) & (dense >= MIN_DENSE_SHARE * letters)
+
+
+def ngram_lengths(folded: Folded, alphabetic: int, dense: int) -> np.ndarray:
+    """Characters in an n-gram of each text, int64: `dense` in Hangul, kana and Chinese, else `alphabetic`."""
+    return np.where(is_dense(folded), dense, alphabetic)
 
 
 def ngram_hashes(codes: np.ndarray, n: int) -> np.ndarray:
@@ -175,7 +190,9 @@ def _count(codes, starts, lengths, kinds):
 @functools.cache
 def _fold_table() -> np.ndarray:
     """What each code point becomes, uint32: `_SPACE`, `_HARD`, or one code point whatever stands beside it."""
-    characters = [chr(code) for code in range(_NUM_CODES)]
+    table = np.arange(_NUM_CODES, dtype=np.uint32)
+    table[0xD800:0xE000] = _HARD
+    characters = [chr(code) for first, past in _FOLDING_RANGES for code in range(first, past)]
     # The second half of a composition may merge with what stands before it: é of e and its accent, 가 of its jamo.
     late = set(map(chr, range(0x1160, 0x1200)))
     for character in characters:
@@ -186,14 +203,15 @@ def _fold_table() -> np.ndarray:
     def is_easy(text: str) -> bool:
         return len(text) == 1 and text not in late and not unicodedata.combining(text)
 
-    table = np.full(_NUM_CODES, _HARD, np.uint32)
-    for code, character in enumerate(characters):
-        if 0xD800 <= code < 0xE000 or not is_easy(character):
-            continue
+    for character in characters:
         normal = unicodedata.normalize("NFKC", character)
         folded = normal.casefold()
-        if is_easy(normal) and len(folded) == 1 and (folded.isspace() or ord(folded) > _HARD):
-            table[code] = _SPACE if folded.isspace() else ord(folded)
+        if not (is_easy(character) and is_easy(normal) and len(folded) == 1):
+            table[ord(character)] = _HARD
+        elif folded.isspace():
+            table[ord(character)] = _SPACE
+        else:
+            table[ord(character)] = ord(folded) if ord(folded) > _HARD else _HARD
     return table
 
 

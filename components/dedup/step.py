@@ -1,12 +1,15 @@
-"""Documents without copies of each other and without the questions that the gate will ask."""
+"""Documents without copies of each other and without the questions that the gate will ask.
+
+Texts are read a shard at a time: once to sketch them, once more those that may be copies, once to write what stays.
+What is held for a document in between is 250 bytes, whatever its length.
+"""
 
 from __future__ import annotations
 
 import logging
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -15,22 +18,27 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from bloomery.components.core.artifact import ROWS_PER_SHARD, Reads, Writes, read_table, write_rows
+from bloomery.components.core.artifact import Reads, Shards, Writer, Writes
 from bloomery.components.core.errors import DataError
+from bloomery.components.core.parallel import map_ordered
 from bloomery.components.core.records import Reject
 from bloomery.components.core.tasks import Tasks
 from bloomery.components.dedup.config import DedupConfig
 from bloomery.components.dedup.contamination import Detector, Found, evaluation_items
 from bloomery.components.dedup.near import Permutations, band_keys, candidate_pairs, jaccard_similarities
-from bloomery.components.dedup.shingles import fold
+from bloomery.components.dedup.shingles import fold, ngram_lengths
 
 logger = logging.getLogger(__name__)
 
-ROWS_PER_BATCH = 500
-"""Documents that a thread takes at once: their code points, 2 MB of 1,000 characters each, are memory that malloc
-reuses; with 2,000 the pages were new each time (2.2 instead of 1.9 s for 200,000)."""
+ROWS_PER_BATCH = 5_000
+"""Documents that a worker sketches at once."""
+ROWS_PER_FOLD = 500
+"""Documents that stand as code points at once: 2 MB of 1,000 characters each are memory that malloc reuses; with 2,000
+the pages were new each time (2.2 instead of 1.9 s for 200,000)."""
 PAIRS_PER_BATCH = 2_000
-"""Candidate pairs that a thread compares at once."""
+"""Candidate pairs that a worker compares at once."""
+BLOCK_BYTES = 2**29
+"""Text of candidate pairs that stands in memory at once."""
 
 Dropped = dict[int, tuple[str, str]]
 """(reason, detail) by index of the document."""
@@ -55,32 +63,32 @@ def run(
              evaluation_items, evaluation_items_found, evaluation_items_too_short
     Raises:  DataError if no document is left.
     """
-    table = read_table(documents, "document/1")
+    shards = Shards(documents, "document/1")
     items, num_short = evaluation_items(Tasks(tasks))
-    permutations = Permutations.draw(config.jaccard_threshold, config.num_permutations, config.seed)
-    sketch = _sketch(table["text"], Detector(items, config.contamination_overlap), permutations)
-    rank = _rank(table)
+    sketch = _sketch_all(shards, config, Detector(items, config.contamination_overlap))
+    ids = shards.column("id")
+    rank = _rank(shards, sketch.lengths, config)
     dropped = _contaminated(sketch)
-    dropped |= _exact(table, sketch, rank, _standing(table, dropped))
-    near, num_candidates, num_similar = _near(table, sketch, rank, _standing(table, dropped), config.jaccard_threshold)
-    dropped |= near
+    dropped |= _exact(ids, sketch, rank, _standing(rank, dropped))
+    pairs = _pairs(sketch, _standing(rank, dropped))
+    similarities = _similarities(shards, pairs, sketch.lengths, config)
+    dropped |= _near(ids, pairs, similarities, rank, config.jaccard_threshold)
     counts = Counter(reason for reason, _ in dropped.values())
-    if len(dropped) == table.num_rows:
+    if len(dropped) == len(ids):
         raise DataError(
-            f"all {table.num_rows} documents were dropped: {dict(counts)}; add documents, or keep the "
+            f"all {len(ids)} documents were dropped: {dict(counts)}; add documents, or keep the "
             "evaluation sets' own texts out of the sources"
         )
-    write_rows(kept, "document/1", _kept(table, dropped), rows_in=table.num_rows, dropped=counts)
-    write_rows(duplicates, "reject/1", Reject.table(list(_rejects(table, dropped))))
-    num_kept = table.num_rows - len(dropped)
-    logger.info("%d of %d documents kept; dropped: %s", num_kept, table.num_rows, dict(counts))
+    _write(shards, dropped, kept, duplicates)
+    num_kept = len(ids) - len(dropped)
+    logger.info("%d of %d documents kept; dropped: %s", num_kept, len(ids), dict(counts))
     metrics = {
         "documents": num_kept,
         "contaminated": counts["contaminated"],
         "exact_duplicates": counts["exact_duplicate"],
         "near_duplicates": counts["near_duplicate"],
-        "candidate_pairs": num_candidates,
-        "similar_pairs": num_similar,
+        "candidate_pairs": len(pairs),
+        "similar_pairs": (similarities >= config.jaccard_threshold).sum(),
         "evaluation_items": len(items),
         "evaluation_items_found": len({found.item.id for found in sketch.found.values()}),
         "evaluation_items_too_short": num_short,
@@ -89,8 +97,10 @@ def run(
 
 
 class Sketch(NamedTuple):
-    """What is compared of each document."""
+    """What is kept in memory of each document."""
 
+    lengths: np.ndarray
+    """Characters of the texts, int64."""
     digests: np.ndarray
     """128-bit digests of the comparable texts, uint64 of shape (documents, 2)."""
     keys: np.ndarray
@@ -99,35 +109,76 @@ class Sketch(NamedTuple):
     """The evaluation item that a document holds, by index of the document."""
 
 
-def _sketch(texts: pa.ChunkedArray, detector: Detector, permutations: Permutations) -> Sketch:
-    digests = np.empty((len(texts), 2), np.uint64)
-    keys = np.empty((len(texts), permutations.num_bands), np.uint64)
-    found: dict[int, Found] = {}
+def _sketch_all(shards: Shards, config: DedupConfig, detector: Detector) -> Sketch:
+    permutations = Permutations.draw(config.jaccard_threshold, config.num_permutations, config.seed)
+    num_documents = int(shards.starts[-1])
+    whole = Sketch(
+        np.empty(num_documents, np.int64),
+        np.empty((num_documents, 2), np.uint64),
+        np.empty((num_documents, permutations.num_bands), np.uint64),
+        {},
+    )
+    batches = (
+        shards[shard]["text"].slice(start, ROWS_PER_BATCH).combine_chunks()
+        for shard in range(len(shards))
+        for start in range(0, shards[shard].num_rows, ROWS_PER_BATCH)
+    )
+    start = 0
+    for part in map_ordered(partial(_sketch, config, permutations, detector), batches, releases_gil=True):
+        past = start + len(part.lengths)
+        whole.lengths[start:past], whole.digests[start:past], whole.keys[start:past] = part[:3]
+        whole.found.update({start + row: found for row, found in part.found.items()})
+        start = past
+    return whole
 
-    def work(start: int) -> None:
-        folded = fold(texts.slice(start, ROWS_PER_BATCH).combine_chunks())
-        rows = range(len(folded.starts))
-        hashed = b"".join(xxhash.xxh3_128_digest(folded.text(row)) for row in rows)
-        digests[start : start + len(rows)] = np.frombuffer(hashed, np.uint64).reshape(-1, 2)
-        keys[start : start + len(rows)] = band_keys(folded, permutations)
-        found.update({start + row: item for row, item in detector.find(folded).items()})
 
-    _in_threads(work, range(0, len(texts), ROWS_PER_BATCH))
-    return Sketch(digests, keys, found)
+def _sketch(config: DedupConfig, permutations: Permutations, detector: Detector, texts: pa.Array) -> Sketch:
+    digests, keys, found = [], [], {}
+    for start in range(0, len(texts), ROWS_PER_FOLD):
+        folded = fold(texts.slice(start, ROWS_PER_FOLD))
+        digests += [xxhash.xxh3_128_digest(folded.text(row)) for row in range(len(folded.starts))]
+        keys.append(band_keys(folded, _shingle_lengths(folded, config), permutations))
+        found |= {start + row: item for row, item in detector.find(folded).items()}
+    lengths = pc.utf8_length(texts).to_numpy()
+    return Sketch(lengths, np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2), np.concatenate(keys), found)
 
 
-def _rank(table: pa.Table) -> np.ndarray:
-    """Who stays among copies: domain before general text, then the longest, then the lowest source and id."""
-    keys = table.select(["general", "source", "id"]).append_column("length", pc.utf8_length(table["text"]))
-    by = [("general", "ascending"), ("length", "descending"), ("source", "ascending"), ("id", "ascending")]
-    rank = np.empty(table.num_rows, np.int64)
-    rank[pc.sort_indices(keys, by).to_numpy()] = np.arange(table.num_rows)
+def _shingle_lengths(folded: Any, config: DedupConfig) -> np.ndarray:
+    return ngram_lengths(folded, config.shingle_characters, config.dense_shingle_characters)
+
+
+def _rank(shards: Shards, lengths: np.ndarray, config: DedupConfig) -> np.ndarray:
+    """Who stays among copies, by `survivor`, then by source and id; int64, the lowest stays."""
+    source = shards.column("source")
+    by: list[tuple[Any, str]] = []
+    for rule in config.survivor:
+        if rule == "domain":
+            by.append((shards.column("general"), "ascending"))
+        elif rule == "source":
+            names = pc.replace_substring_regex(source, ":.*", "")
+            place = pc.index_in(names, pa.array(config.source_priority))
+            by.append((pc.fill_null(place, len(config.source_priority)), "ascending"))
+        elif rule == "longest":
+            by.append((pa.chunked_array([lengths]), "descending"))
+        else:
+            by.append((shards.column("time" if rule == "newest" else rule), "descending"))
+    by += [(source, "ascending"), (shards.column("id"), "ascending")]
+    keys = pa.table({str(number): column for number, (column, _) in enumerate(by)})
+    order = pc.sort_indices(keys, [(str(number), direction) for number, (_, direction) in enumerate(by)])
+    rank = np.empty(len(lengths), np.int64)
+    rank[order.to_numpy()] = np.arange(len(lengths))
     return rank
 
 
-def _standing(table: pa.Table, dropped: Dropped) -> np.ndarray:
+def _standing(rank: np.ndarray, dropped: Dropped) -> np.ndarray:
     """Indices of the documents that are not dropped."""
-    return np.flatnonzero(~_is_dropped(table, dropped))
+    return np.flatnonzero(~_is_dropped(len(rank), dropped))
+
+
+def _is_dropped(num_documents: int, dropped: Dropped) -> np.ndarray:
+    is_dropped = np.zeros(num_documents, np.bool_)
+    is_dropped[np.fromiter(dropped, np.int64)] = True
+    return is_dropped
 
 
 def _contaminated(sketch: Sketch) -> Dropped:
@@ -137,7 +188,7 @@ def _contaminated(sketch: Sketch) -> Dropped:
     }
 
 
-def _exact(table: pa.Table, sketch: Sketch, rank: np.ndarray, standing: np.ndarray) -> Dropped:
+def _exact(ids: pa.ChunkedArray, sketch: Sketch, rank: np.ndarray, standing: np.ndarray) -> Dropped:
     """All documents of equal digest but the first by rank."""
     order = standing[np.lexsort((rank[standing], *sketch.digests[standing].T))]
     is_copy = (sketch.digests[order[1:]] == sketch.digests[order[:-1]]).all(axis=1)
@@ -146,29 +197,56 @@ def _exact(table: pa.Table, sketch: Sketch, rank: np.ndarray, standing: np.ndarr
     for place in np.flatnonzero(is_copy).tolist():
         if order[place] not in dropped:
             survivor = order[place]
-        dropped[int(order[place + 1])] = ("exact_duplicate", f"of {_id(table, survivor)}, Jaccard 1.00")
+        dropped[int(order[place + 1])] = ("exact_duplicate", f"of {ids[int(survivor)]}, Jaccard 1.00")
     return dropped
 
 
+def _pairs(sketch: Sketch, standing: np.ndarray) -> np.ndarray:
+    """Pairs of documents that share a band, int64 of shape (pairs, 2), those with one left document together."""
+    return standing[candidate_pairs(sketch.keys[standing])]
+
+
+def _similarities(shards: Shards, pairs: np.ndarray, lengths: np.ndarray, config: DedupConfig) -> np.ndarray:
+    """Jaccard similarity of the shingles of each pair, float64."""
+    similarities = np.empty(len(pairs))
+    start = 0
+    for block in _blocks(pairs, lengths):
+        members, places = np.unique(block, return_inverse=True)
+        texts, places = shards.take("text", members), places.reshape(-1, 2)
+        batches = (_batch(texts, places[at : at + PAIRS_PER_BATCH]) for at in range(0, len(block), PAIRS_PER_BATCH))
+        for part in map_ordered(partial(_compare, config), batches, releases_gil=True):
+            similarities[start : start + len(part)] = part
+            start += len(part)
+    return similarities
+
+
+def _blocks(pairs: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
+    """`pairs` cut so that the texts of a block are BLOCK_BYTES at most, at four bytes a character."""
+    if len(pairs):
+        ends = np.cumsum(4 * lengths[pairs].sum(axis=1)) // BLOCK_BYTES
+        yield from np.split(pairs, np.flatnonzero(np.diff(ends)) + 1)
+
+
+def _batch(texts: pa.Array, places: np.ndarray) -> tuple[pa.Array, np.ndarray]:
+    members, places = np.unique(places, return_inverse=True)
+    return texts.take(members), places.reshape(-1, 2)
+
+
+def _compare(config: DedupConfig, batch: tuple[pa.Array, np.ndarray]) -> np.ndarray:
+    texts, pairs = batch
+    folded = fold(texts)
+    return jaccard_similarities(folded, _shingle_lengths(folded, config), pairs)
+
+
 def _near(
-    table: pa.Table, sketch: Sketch, rank: np.ndarray, standing: np.ndarray, threshold: float
-) -> tuple[Dropped, int, int]:
-    """Go by rank and keep a document unless one already kept is similar to it; with the candidates and similar pairs.
+    ids: pa.ChunkedArray, pairs: np.ndarray, similarities: np.ndarray, rank: np.ndarray, threshold: float
+) -> Dropped:
+    """Go by rank and keep a document unless one already kept is similar to it.
 
     So every document dropped has a verified near copy that stays. To keep one of each connected component
     instead would also drop the last of a long chain of versions, which may have nothing in common with the
     first.
     """
-    pairs = standing[candidate_pairs(sketch.keys[standing])]
-    similarities = np.empty(len(pairs))
-
-    def work(start: int) -> None:
-        part = pairs[start : start + PAIRS_PER_BATCH]
-        members, places = np.unique(part, return_inverse=True)
-        folded = fold(_take(table["text"], members))
-        similarities[start : start + len(part)] = jaccard_similarities(folded, places.reshape(-1, 2))
-
-    _in_threads(work, range(0, len(pairs), PAIRS_PER_BATCH))
     similar = similarities >= threshold
     better: dict[int, list[tuple[float, int, int]]] = {}
     for (left, right), jaccard in zip(pairs[similar].tolist(), similarities[similar].tolist(), strict=True):
@@ -179,46 +257,23 @@ def _near(
         stays = [candidate for candidate in better[index] if candidate[2] not in dropped]
         if stays:
             jaccard, _, survivor = max(stays)
-            dropped[index] = ("near_duplicate", f"of {_id(table, survivor)}, Jaccard {jaccard:.2f}")
-    return dropped, len(pairs), int(similar.sum())
+            dropped[index] = ("near_duplicate", f"of {ids[survivor]}, Jaccard {jaccard:.2f}")
+    return dropped
 
 
-def _kept(table: pa.Table, dropped: Dropped) -> Iterator[pa.Table]:
-    stands = ~_is_dropped(table, dropped)
-    for start in range(0, table.num_rows, ROWS_PER_SHARD):
-        yield table.slice(start, ROWS_PER_SHARD).filter(pa.array(stands[start : start + ROWS_PER_SHARD]))
-
-
-def _rejects(table: pa.Table, dropped: Dropped) -> Iterator[dict[str, Any]]:
-    """reject/1 rows, in the order of the documents."""
-    shown = table.select(["id", "source", "text"]).filter(pa.array(_is_dropped(table, dropped)))
-    for row, index in zip(shown.to_pylist(), sorted(dropped), strict=True):
-        reason, detail = dropped[index]
-        yield {**row, "reason": reason, "detail": detail, "text": row["text"][:500]}
-
-
-def _is_dropped(table: pa.Table, dropped: Dropped) -> np.ndarray:
-    is_dropped = np.zeros(table.num_rows, np.bool_)
-    is_dropped[np.fromiter(dropped, np.int64)] = True
-    return is_dropped
-
-
-def _take(texts: pa.ChunkedArray, indices: np.ndarray) -> pa.Array:
-    """The texts at sorted `indices`; Arrow's own `take` would first make one array of all chunks."""
-    ends = np.cumsum([len(chunk) for chunk in texts.chunks])
-    parts = np.split(indices, np.searchsorted(indices, ends[:-1]))
-    starts = ends - [len(chunk) for chunk in texts.chunks]
-    taken = [chunk.take(part - start) for chunk, part, start in zip(texts.chunks, parts, starts, strict=True)]
-    return pa.concat_arrays(taken)
-
-
-def _id(table: pa.Table, index: int) -> str:
-    return table["id"][int(index)].as_py()
-
-
-def _in_threads(work: Callable[[int], None], starts: Iterable[int]) -> None:
-    """Call `work` on every start, on each core: compiled code runs beside other threads."""
-    num_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    with ThreadPoolExecutor(num_cores) as pool:
-        for _ in pool.map(work, starts):
-            pass
+def _write(shards: Shards, dropped: Dropped, kept: Path, duplicates: Path) -> None:
+    is_dropped = _is_dropped(int(shards.starts[-1]), dropped)
+    stay, go = Writer(kept, "document/1"), Writer(duplicates, "reject/1")
+    for shard, start in enumerate(shards.starts[:-1].tolist()):
+        table = shards[shard]
+        here = is_dropped[start : start + table.num_rows]
+        stay.add(table.filter(pa.array(~here)))
+        shown = table.select(["id", "source", "text"]).filter(pa.array(here)).to_pylist()
+        told = (dropped[start + row] for row in np.flatnonzero(here).tolist())
+        rows = [
+            {**row, "reason": reason, "detail": detail, "text": row["text"][:500]}
+            for row, (reason, detail) in zip(shown, told, strict=True)
+        ]
+        go.add(Reject.table(rows))
+    stay.close(rows_in=len(is_dropped), dropped=Counter(reason for reason, _ in dropped.values()))
+    go.close()

@@ -17,9 +17,16 @@ from bloomery.components.core.artifact import read_manifest, read_table, seal, w
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Document, Prompt, content_id
 from bloomery.components.core.tasks import TaskConfig
-from bloomery.components.dedup import near
+from bloomery.components.dedup import near, step
 from bloomery.components.dedup.config import DedupConfig
-from bloomery.components.dedup.shingles import comparable, fold, is_dense, letters_and_digits, ngram_hashes
+from bloomery.components.dedup.shingles import (
+    comparable,
+    fold,
+    is_dense,
+    letters_and_digits,
+    ngram_hashes,
+    ngram_lengths,
+)
 from bloomery.components.dedup.step import run
 
 QUESTION = "Which customers in Busan joined before August?"
@@ -183,6 +190,47 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
     assert digests[0] == digests[1]
 
 
+def many_documents():
+    rng = random.Random(5)
+    texts = [words(rng.randrange(20, 60), seed) for seed in range(600)]
+    return texts + [text[: rng.randrange(60, len(text))] for text in texts[::3]] + texts[::7]
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores cannot be taken away on this system")
+def test_any_number_of_workers_and_any_batch_gives_the_same_bytes(tmp_path, monkeypatch):
+    cores = os.sched_getaffinity(0)
+    digests = set()
+    try:
+        for number, batch in enumerate((5_000, 70)):
+            os.sched_setaffinity(0, cores if number else {min(cores)})
+            monkeypatch.setattr(step, "ROWS_PER_BATCH", batch)
+            monkeypatch.setattr(step, "PAIRS_PER_BATCH", batch // 10)
+            monkeypatch.setattr(step, "BLOCK_BYTES", batch * 20)
+            (tmp_path / str(number)).mkdir()
+            _, dropped, metrics = deduplicate(tmp_path / str(number), many_documents())
+            digests.add(read_manifest(tmp_path / str(number) / "kept").digest)
+            assert metrics["dedup/near_duplicates"] > 20 and dropped
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert len(digests) == 1
+
+
+def test_ray_gives_the_same_bytes(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    (tmp_path / "here").mkdir()
+    (tmp_path / "ray").mkdir()
+    monkeypatch.setattr(step, "ROWS_PER_BATCH", 100)
+    deduplicate(tmp_path / "here", many_documents())
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    try:
+        deduplicate(tmp_path / "ray", many_documents())
+    finally:
+        ray.shutdown()
+    for name in ("kept", "duplicates"):
+        assert read_manifest(tmp_path / "ray" / name).digest == read_manifest(tmp_path / "here" / name).digest
+
+
 def test_bands_are_as_long_as_a_pair_at_the_threshold_allows():
     # b bands of r rows meet with probability 1 - (1 - s^r)^b: .8 and 18 of 7: .986, 16 of 8: .947
     assert near.band_rows(0.8, 128) == 7
@@ -209,15 +257,17 @@ def test_jaccard_by_hand():
     # Shingles of five: abcde bcdef and bcdef cdefg; of three: 가나다 나다라 and 나다라.
     texts = folded("abcdef", "bcdefg", "ab cd ef", "가나다라", "나다라", "aaaaaaaaa", "")
     pairs = np.array([[0, 1], [0, 2], [0, 3], [3, 4], [0, 5], [5, 5], [6, 0], [6, 6]])
-    assert near.jaccard_similarities(texts, pairs) == pytest.approx([1 / 3, 1, 0, 1 / 2, 0, 1, 0, 1])
+    lengths = ngram_lengths(texts, 5, 3)
+    assert near.jaccard_similarities(texts, lengths, pairs) == pytest.approx([1 / 3, 1, 0, 1 / 2, 0, 1, 0, 1])
 
 
 def test_signatures_estimate_the_jaccard_similarity():
     left, right = words(200, 1), words(200, 1) + words(60, 2)
     texts = folded(left, right)
     permutations = near.Permutations.draw(0.8, 4096, 3)._replace(rows=1)
-    keys = near.band_keys(texts, permutations)
-    truth = near.jaccard_similarities(texts, np.array([[0, 1]]))[0]
+    lengths = ngram_lengths(texts, 5, 3)
+    keys = near.band_keys(texts, lengths, permutations)
+    truth = near.jaccard_similarities(texts, lengths, np.array([[0, 1]]))[0]
     # The standard error of 4,000 rows at .77 is .0066.
     assert (keys[0] == keys[1]).mean() == pytest.approx(truth, abs=0.03)
 
@@ -258,8 +308,9 @@ def test_edited_versions_of_real_pages_are_found_as_often_as_the_formula_says():
     with lzma.open(pairs, "rt", encoding="utf-8", newline="\n") as stream:
         rows = [json.loads(line) for line in stream]
     texts = folded(*(row[side] for row in rows for side in ("old", "new")))
-    candidates = near.candidate_pairs(near.band_keys(texts, near.Permutations.draw(0.7, 128, 0)))
+    lengths = ngram_lengths(texts, 5, 3)
+    candidates = near.candidate_pairs(near.band_keys(texts, lengths, near.Permutations.draw(0.7, 128, 0)))
     versions = np.arange(len(texts.starts)).reshape(-1, 2)
-    alike = versions[near.jaccard_similarities(texts, versions) >= 0.7]
+    alike = versions[near.jaccard_similarities(texts, lengths, versions) >= 0.7]
     found = set(map(tuple, candidates.tolist()))
     assert sum(pair in found for pair in map(tuple, alike.tolist())) >= 0.98 * len(alike) > 0
