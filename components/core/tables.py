@@ -1,8 +1,8 @@
 """Rows from outside: which files a path or URI stands for, and what each line of them holds.
 
-Nothing in a file can stop a run. A broken line, a wrong type, bytes that are not UTF-8 or a truncated archive
-become a `RawRow` with a `problem`, so that the step that reads them counts and shows them. Only a path that
-leads to nothing, or a store that does not answer, is an error.
+Nothing in a file can stop a run. A broken line, a wrong type, bytes that are not UTF-8, a line of gigabytes or a
+truncated archive become a `RawRow` with a `problem`, so that the step that reads them counts and shows them. Only a
+path that leads to nothing, or a store that does not answer, is an error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from pydantic import Field, field_validator
 
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import DataError, MissingExtraError, ServiceError, from_os_error
-from bloomery.components.core.formats import RAW_CHARACTERS, READERS, RawRow
+from bloomery.components.core.formats import RAW_CHARACTERS, READERS, RawRow, TooLarge, read_whole
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -99,10 +99,15 @@ def engine() -> Any:
 def list_files(uri: str) -> list[str]:
     """The files that a file, folder (recursive), glob or URI stands for, sorted; hidden ones are left out.
 
-    Raises: DataError if there is nothing, MissingExtraError if the protocol needs a package that is not
-    installed, ServiceError if the store does not answer.
+    Raises: DataError if there is nothing or a name is not UTF-8, MissingExtraError if the protocol needs a package
+    that is not installed, ServiceError if the store does not answer.
     """
     files = _list_remote(uri) if _is_remote(uri) else _list_local(uri)
+    for file in files:
+        try:
+            file.encode()
+        except UnicodeEncodeError:
+            raise DataError(f"{file!r}: a file name that is not UTF-8 cannot be written down; rename it") from None
     if not files:
         raise DataError(f"{uri}: no file there; expected a file, a folder with files, a glob or a URI")
     return files
@@ -125,9 +130,15 @@ def read_rows(uri: str) -> Iterator[RawRow]:
     with _binary(uri) as stream:
         last = 0
         try:
-            for row in READERS[kind](_decompressed(stream, compression)):
-                yield row._replace(uri=uri)
+            content = _decompressed(stream, compression)
+            if compression and kind == "parquet":
+                # Its reader goes back and forth, which a decompressor can only do from the start each time.
+                content = io.BytesIO(read_whole(content, "decompress the file: Parquet is compressed inside"))
+            for row in READERS[kind](content):
                 last = row.line
+                yield RawRow(last, row.value, row.problem, row.raw, uri)
+        except TooLarge as error:
+            yield RawRow(0, None, "too_large", str(error), uri)
         except (*_CORRUPT, OSError) as error:
             # A decompressor's and Arrow's complaint about content carries no errno; one of the system does.
             if isinstance(error, OSError) and error.errno is not None:
@@ -205,13 +216,19 @@ def _list_local(uri: str) -> list[str]:
         if path.is_file():
             return [str(path)]
         if path.is_dir():
-            found = (file for file in path.rglob("*") if file.is_file())
+            # Path.rglob passes over a folder that may not be read, and says nothing.
+            walked = os.walk(path, onerror=_raise)
+            found = (Path(folder, name) for folder, _, names in walked for name in names)
             visible = (file for file in found if not _is_hidden(file.relative_to(path).as_posix()))
-            return sorted(map(str, visible))
+            return sorted(str(file) for file in visible if file.is_file())
         # Python's glob leaves hidden names out by itself.
         return sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     except OSError as error:
         raise from_os_error(error, f"listing {uri}") from error
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _is_hidden(relative: str) -> bool:

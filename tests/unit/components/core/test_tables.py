@@ -137,10 +137,17 @@ def test_files_of_a_folder_are_sorted_and_hidden_ones_left_out(tmp_path):
 
 
 def test_what_cannot_be_listed_is_told(tmp_path):
+    latin = os.fsencode(tmp_path / "latin") + b"/caf\xe9.txt"
+    (tmp_path / "latin").mkdir()
+    with open(latin, "wb"):
+        pass
+    with pytest.raises(DataError, match="not UTF-8"):
+        list_files(str(tmp_path / "latin"))
+    os.remove(latin)
     with pytest.raises(DataError, match="no file there"):
         list_files(str(tmp_path / "nothing"))
     with pytest.raises(DataError, match="no file there"):
-        list_files(str(tmp_path))
+        list_files(str(tmp_path / "latin"))
     with pytest.raises(DataError, match="unknown protocol 'foo'"):
         list_files("foo://bucket/key")
     with pytest.raises(ServiceError, match="did not answer"):
