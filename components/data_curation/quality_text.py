@@ -45,7 +45,7 @@ ZERO = np.int64(0)
 
 
 _NUM_LOOKUP_BITS = 11
-"""Slots of a look-up: three times as many as there are short forms of English."""
+"""Slots of a look-up: twice as many as there are short forms of English."""
 _KEY, _STAMP, COUNT, _FIRST = range(4)
 """Columns of a table: hash, the stamp that says whether the slot is in use, how often it was added, where first."""
 

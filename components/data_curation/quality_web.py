@@ -78,7 +78,7 @@ MIN_WORDS_PER_LINE, MAX_WORD_CHARACTERS = 3, 1000
 SHORT_LINE_CHARACTERS = 30
 
 _NEWLINE, _OPEN, _CLOSE = 0x0A, 0x5B, 0x5D
-_LINE, _PLACEHOLDER = 1, 2
+_SCRIPT, _NOTICE, _PLACEHOLDER = 1, 2, 4
 _GAP = np.int64(1)
 
 
@@ -92,7 +92,7 @@ def measure_web(data: np.ndarray, places: np.ndarray) -> np.ndarray:
 @functools.cache
 def _tables() -> tuple[Any, ...]:
     stop_words = lookup({word: 1 << place for place, word in enumerate(GOPHER_STOP_WORDS)})
-    phrases = dict.fromkeys((*C4_NOTICES, "javascript"), _LINE) | {"lorem ipsum": _PLACEHOLDER}
+    phrases = dict.fromkeys(C4_NOTICES, _NOTICE) | {"javascript": _SCRIPT, "lorem ipsum": _PLACEHOLDER}
     texts = [np.array([ord(letter) for letter in phrase], np.uint32) for phrase in phrases]
     ends = np.cumsum([len(text) for text in texts])
     initials = np.zeros(128, bool)
@@ -315,7 +315,7 @@ def _c4(codes, count, edited, num_edited, kinds, starts, ends, words, phrases, r
             sentences = _sentences(edited, kinds, starts, ends, word, words, last)
             for mode in range(0 if _is_terminated(edited, first, last) else 1, 2):
                 row[3 * mode + 1] += found & _PLACEHOLDER != 0
-                row[3 * mode + 2] += has_bracket and not found
+                row[3 * mode + 2] += has_bracket and not found & _SCRIPT
                 row[3 * mode] += 0 if found else sentences
         start = _next_line(codes, end, count)
         edited_start = _next_line(edited, edited_end, num_edited)

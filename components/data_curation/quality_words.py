@@ -41,12 +41,12 @@ _NEGATED_ONLY = "ai are is was were have has dare".split()
 _AMBIGUOUS = "Ill ill Its its Hell hell Shell shell Shed shed were Were Well well Whore whore".split()
 _WHOLE = (
     "a.m. p.m. e.g. E.g. E.G. i.e. I.e. I.E. vs. v.s. Adm. Bros. co. Co. Corp. D.C. Dr. Gen. Gov. Inc. Jr. Ltd. "
-    "Messrs. Mr. Mrs. Ms. Ph.D. Prof. Rep. Rev. Sen. St. Mt. Jan. Feb. Mar. Apr. Jun. Jul. Aug. Sep. Sept. Oct. Nov. Dec. "
-    "Ak. Ala. Ariz. Ark. Calif. Colo. Conn. Del. Fla. Ga. Ia. Id. Ill. Ind. Kan. Kans. Ky. La. Mass. Md. Mich. Minn. "
-    "Miss. Mo. Mont. N.C. N.D. N.H. N.J. N.M. N.Y. Neb. Nebr. Nev. Okla. Ore. Pa. S.C. Tenn. Va. Wash. Wis. "
+    "Messrs. Mr. Mrs. Ms. Ph.D. Prof. Rep. Rev. Sen. St. Mt. Jan. Feb. Mar. Apr. Jun. Jul. Aug. Sep. Sept. Oct. Nov. "
+    "Dec. Ak. Ala. Ariz. Ark. Calif. Colo. Conn. Del. Fla. Ga. Ia. Id. Ill. Ind. Kan. Kans. Ky. La. Mass. Md. Mich. "
+    "Minn. Miss. Mo. Mont. N.C. N.D. N.H. N.J. N.M. N.Y. Neb. Nebr. Nev. Okla. Ore. Pa. S.C. Tenn. Va. Wash. Wis. "
     "and/or w/o ma'am Ma'am o'clock O'clock 'cause 'Cause 'cos 'Cos 'coz 'Coz 'cuz 'Cuz 'bout 'em 'll 'nuff 'd 's "
-    "'S 're ol' Ol' doin' Doin' goin' Goin' nothin' Nothin' nuthin' Nuthin' somethin' Somethin' lovin' Lovin' havin' Havin' "
-    "'' C++ \\n \\t 8) 8-) <3 :) :( ;) :-) :-( ;-) :/ :D :P (: =) ä. ö. ü."
+    "'S 're ol' Ol' doin' Doin' goin' Goin' nothin' Nothin' nuthin' Nuthin' somethin' Somethin' lovin' Lovin' "
+    "havin' Havin' '' C++ \\n \\t 8) 8-) <3 :) :( ;) :-) :-( ;-) :/ :D :P (: =) ä. ö. ü."
 ).split() + [f"{chr(code)}." for code in range(ord("a"), ord("z") + 1)]
 _DIVIDED = "can|not gon|na got|ta let|'s c'm|on not|'ve not|ve i|'m i|m i|'m|a i|m|a y'|all y|all how|'d|'y".split()
 _UNITS = (
@@ -58,7 +58,9 @@ _UNITS = (
 @functools.cache
 def short_forms() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Two look-ups: short forms with the lengths of their parts, four bits each, and units that follow a number."""
-    return *lookup({"".join(parts): _packed(parts) for parts in _forms()}), *lookup(dict.fromkeys(_UNITS, 1))
+    packed = {"".join(parts): _packed(parts) for parts in _forms()}
+    packed |= {form.replace("'", "’"): lengths for form, lengths in packed.items()}
+    return *lookup(packed), *lookup(dict.fromkeys(_UNITS, 1))
 
 
 def _forms() -> list[tuple[str, ...]]:

@@ -95,7 +95,7 @@ def tokens(text: str) -> list[str]:
         ("https://a.example.org/b-c/d and file.txt", "https://a.example.org/b-c/d and file.txt"),
         ("cost $5.50, 10km or 20% at 9am", "cost $ 5.50 , 10 km or 20 % at 9 am"),
         ("U.S. law in the USA. End.Start", "U.S. law in the USA . End . Start"),
-        ("I'm we'll've cannot gonna its", "I 'm we 'll 've can not gon na its"),
+        ("I'm we'll've cannot gonna its don’t", "I 'm we 'll 've can not gon na its do n’t"),
         ("{key: [value]} --flag **bold**", "{ key : [ value ] } --flag * * bold * *"),
     ],
 )
@@ -136,6 +136,8 @@ def test_c4():
     assert judge(good + "A {bracket} in a line.", "c4").reason == "c4_curly_brackets"
     assert judge(good + "Lorem Ipsum dolor sit amet.", "c4").reason == "c4_lorem_ipsum"
     assert judge(good + "{ too short", "c4").reason == ""
+    assert judge(good + "A {bracket} beside JavaScript is dropped first.", "c4").reason == ""
+    assert judge(good + "A {bracket} beside our privacy policy.", "c4").reason == "c4_curly_brackets"
     assert judge(good.replace("here.", "here..."), "c4").reason == "c4_sentences"
     assert judge(good.replace("here.", "here"), "c4").reason == "c4_sentences"
     assert judge(good.replace("here.", "here"), "c4_any_line").reason == ""
