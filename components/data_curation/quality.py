@@ -140,15 +140,21 @@ FINEWEB = (
 )
 """Penedo et al. 2024, section 3.6."""
 
-RULE_SETS: dict[str, tuple[Rule, ...]] = {
-    "domain": DOMAIN,
-    "korean": KOREAN,
+_WEB_SETS = {
     "gopher": GOPHER,
     "gopher_repetition": GOPHER_REPETITION,
     "c4": C4,
     "c4_any_line": C4_ANY_LINE,
     "fineweb": FINEWEB,
 }
+
+RULE_SETS: dict[str, tuple[Rule, ...]] = {
+    "domain": DOMAIN,
+    "korean": KOREAN,
+    **{name: tuple(rule._replace(languages=("en",)) for rule in rules) for name, rules in _WEB_SETS.items()},
+}
+"""The sets by name. Those of web pages were set on English and judge English only: of 641 Korean pages that people
+wrote, Gopher's share of alphabetic words alone would drop 97 %."""
 
 _KEPT = Verdict("", "", ())
 

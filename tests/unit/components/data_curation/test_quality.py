@@ -112,6 +112,11 @@ def test_gopher():
     assert judge(text, "gopher").reason == ""
 
 
+def test_rules_of_english_web_pages_judge_english_only():
+    sets = ("gopher", "gopher_repetition", "c4", "c4_any_line", "fineweb")
+    assert judge(KOREAN, *sets, code="ko") == ("", "", ()) and judge(KOREAN, *sets, code="en").reason
+
+
 def test_gopher_stop_words_are_different_ones_in_lower_case():
     assert measured("the the and The With", "num_gopher_stop_words") == 2
 
