@@ -9,7 +9,8 @@ from __future__ import annotations
 import heapq
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -138,8 +139,8 @@ class CoverageCounter:
         are at most `num_topics`, fewer for a small corpus.
         """
         found = {dimension: self._slices(dimension) for dimension in ("language", "source", "length")}
-        rows = [_row("language", name, *counts) for name, counts in _largest_first(found["language"])]
-        rows += [_row("source", name, *counts) for name, counts in _largest_first(found["source"])]
+        rows = [_row("language", name, *counts) for name, counts in _largest_first(found["language"].items())]
+        rows += [_row("source", name, *counts) for name, counts in _largest_first(found["source"].items())]
         rows += [_row("length", name, *found["length"][name]) for name in sorted(found["length"], key=_bucket_start)]
         rows += [_row("topic", name, *counts) for name, counts in self._topics(num_topics, seed)]
         wanted = self._slices("wanted")
@@ -182,7 +183,7 @@ class CoverageCounter:
             # Rounding the running sum keeps the total.
             running = np.rint(np.cumsum(sampled) * (total / sampled.sum())).astype(int)
             columns.append(np.diff(running, prepend=0).tolist())
-        return _largest_first(dict(zip(names, zip(*columns, strict=True), strict=True)))
+        return _largest_first(zip(names, zip(*columns, strict=True), strict=True))
 
 
 def length_bucket(num_words: int) -> str:
@@ -199,18 +200,20 @@ def topic_words(prose: str) -> list[str]:
     One Korean particle or ending is taken off, the longest that leaves two characters: 주문을 and 주문은 become 주문.
     Now and then a noun loses a last syllable that looks like a particle; it does so in every text.
     """
+    return [stem for stem in map(_topic_word, _WORD.findall(prose.lower())) if stem]
+
+
+@lru_cache(maxsize=1 << 16)
+def _topic_word(word: str) -> str:
+    """`word` without its Korean suffix; '' for a stop word."""
     from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
-    words = (word if word.isascii() else _stem(word) for word in _WORD.findall(prose.lower()))
-    stop = (ENGLISH_STOP_WORDS, KOREAN_STOP_WORDS, KOREAN_SUFFIXES)
-    return [word for word in words if not any(word in group for group in stop)]
-
-
-def _stem(word: str) -> str:
-    for length in range(min(MAX_SUFFIX, len(word) - 2), 0, -1):
-        if word[-length:] in KOREAN_SUFFIXES:
-            return word[:-length]
-    return word
+    if not word.isascii():
+        lengths = range(min(MAX_SUFFIX, len(word) - 2), 0, -1)
+        suffix = next((word[-length:] for length in lengths if word[-length:] in KOREAN_SUFFIXES), "")
+        word = word.removesuffix(suffix)
+    is_stop = word in ENGLISH_STOP_WORDS or word in KOREAN_STOP_WORDS or word in KOREAN_SUFFIXES
+    return "" if is_stop else word
 
 
 def cluster(texts: Sequence[str], languages: Sequence[str], num_topics: int, seed: int) -> tuple[np.ndarray, list[str]]:
@@ -270,8 +273,8 @@ def _prose(text: str) -> str:
     return _NO_PROSE.sub(" ", _CODE.sub(" ", text[: 4 * SAMPLE_CHARACTERS]))[:SAMPLE_CHARACTERS]
 
 
-def _largest_first(slices: dict[str, tuple[int, int]]) -> list[tuple[str, tuple[int, int]]]:
-    return sorted(slices.items(), key=lambda item: (-item[1][0], item[0]))
+def _largest_first(slices: Iterable[tuple[str, tuple[int, int]]]) -> list[tuple[str, tuple[int, int]]]:
+    return sorted(slices, key=lambda item: (-item[1][0], item[0]))
 
 
 def _bucket_start(bucket: str) -> int:
