@@ -79,6 +79,22 @@ class Reject(Record):
     """The first 500 characters."""
 
 
+class Coverage(Record):
+    """How much of the kept documents falls in a slice."""
+
+    SCHEMA = "coverage/1"
+    dimension: str
+    """`language`, `source`, `length`, `topic` or `wanted`."""
+    slice: str
+    """Language code, name of a source, range of words, representative words of a topic, or name of a wanted slice."""
+    documents: int
+    """Of a topic an estimate, where there are more different texts than its sample holds."""
+    words: int
+    """Words between spaces."""
+    wanted: int
+    """Documents the recipe asks for; 0 where it asks for none."""
+
+
 class Message(Record):
     """One turn of a chat."""
 
@@ -171,7 +187,8 @@ class Prediction(Record):
 
 
 ROWS: dict[str, type[Record]] = {
-    record.SCHEMA: record for record in (Source, Document, Reject, Chat, Prompt, Preference, EvalResult, Prediction)
+    record.SCHEMA: record
+    for record in (Source, Document, Reject, Coverage, Chat, Prompt, Preference, EvalResult, Prediction)
 }
 """Every row schema by its name."""
 
