@@ -169,13 +169,12 @@ def judge(
     length = (Rule("too_short", "num_words", min_words, _INF), Rule("too_long", "num_words", 0, max_words))
     rules = (*length, *(rule for name in rule_sets for rule in RULE_SETS[name]))
     measures = measure(texts, {rule.value for rule in rules})
-    of_language = {code: np.array([other == code for other in languages]) for code in set(languages)}
     breaks = np.zeros((len(texts), len(rules)), bool)
     for column, rule in enumerate(rules):
         values = measures[rule.value]
         broken = (values < rule.low) | (values > rule.high)
         if rule.languages:
-            broken &= np.any([of_language[code] for code in rule.languages if code in of_language] or [False], axis=0)
+            broken &= [code in rule.languages for code in languages]
         if rule.min_words:
             broken &= measures[rule.words] >= rule.min_words
         breaks[:, column] = broken
