@@ -75,7 +75,10 @@ def build(recipe: Recipe) -> Any:
         tasks, base = checked["tasks"], checked["base_model"]
 
         curated = task(data_curation_step, "data_curation", data_curation, sources=checked["sources"])
-        unique = task(dedup_step, "dedup", dedup, documents=curated["documents"], tasks=tasks)
+        known, encoder = checked["known"], checked["encoder"]
+        unique = task(
+            dedup_step, "dedup", dedup, documents=curated["documents"], tasks=tasks, known=known, encoder=encoder
+        )
         made = task(synthetic_data_step, "synthetic_data", synthetic_data, documents=unique["kept"], tasks=tasks)
 
         base_results = evaluate("base", base)

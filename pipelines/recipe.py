@@ -75,12 +75,16 @@ class Recipe(Config):
     """Windows, thresholds and policy of `bloomery monitor`."""
 
     def preflight(self) -> PreflightConfig:
-        """What preflight checks: the top-level keys, and the sources of data_curation."""
+        """What preflight checks: the top-level keys, and what data_curation and dedup read from outside."""
+        semantic = self.dedup.semantic
         return PreflightConfig(
             base_model=self.base_model,
             revision=self.revision,
             tasks=self.tasks,
-            sources=self.data_curation.sources,
+            sources=self.data_curation.inputs,
+            known_index=self.dedup.known_index,
+            encoder=semantic.encoder if semantic else "",
+            encoder_revision=semantic.revision if semantic else "main",
             registered_model=self.registered_model,
         )
 
@@ -170,13 +174,24 @@ def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
             return value
         return str((folder / value).resolve())
 
-    base = values.get("base_model")
-    if isinstance(base, str) and (base.startswith(".") or (folder / base).is_dir()):
-        values["base_model"] = resolve(base)
+    def resolve_model(section: dict[str, Any], key: str) -> None:
+        name = section.get(key)
+        if isinstance(name, str) and (name.startswith(".") or (folder / name).is_dir()):
+            section[key] = resolve(name)
+
+    resolve_model(values, "base_model")
     curation = values.get("data_curation")
-    for source in (curation.get("sources") if isinstance(curation, dict) else None) or []:
-        if isinstance(source, dict) and "path" in source:
-            source["path"] = resolve(source["path"])
+    if isinstance(curation, dict):
+        learned = curation.get("learned_quality")
+        examples = [learned.get("good"), learned.get("bad")] if isinstance(learned, dict) else []
+        for source in (*(curation.get("sources") or []), *examples):
+            if isinstance(source, dict) and "path" in source:
+                source["path"] = resolve(source["path"])
+    dedup = values.get("dedup")
+    if isinstance(dedup, dict) and dedup.get("known_index"):
+        dedup["known_index"] = resolve(dedup["known_index"])
+    if isinstance(dedup, dict) and isinstance(dedup.get("semantic"), dict):
+        resolve_model(dedup["semantic"], "encoder")
     for task in (values.get("tasks") or {}).values() if isinstance(values.get("tasks"), dict) else []:
         if not isinstance(task, dict):
             continue

@@ -14,7 +14,6 @@ import math
 import os
 import platform
 import subprocess
-from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,7 +26,7 @@ from markupsafe import Markup
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.statistics import Z95
-from bloomery.pipelines import charts
+from bloomery.pipelines import charts, data_section
 from bloomery.pipelines.charts import duration, number, percent, size
 from bloomery.pipelines.scores import Scores
 
@@ -35,8 +34,6 @@ CHANGE_FRACTION = 0.02
 """Rise over the lowest validation loss, or fall in the last third, that is called over- or under-fitting.
 
 A reading aid of our own, in parts of the loss: smaller changes are hard to see in the picture as well."""
-MOST_REASONS = 12
-"""Bars of one chart of counts; the rest is summed in one more."""
 
 
 class Output(NamedTuple):
@@ -66,7 +63,7 @@ def write_report(run_dir: Path, summary: dict[str, Any]) -> Path:
         head=_head(run_dir, summary, events, finished, scores, gate),
         sets=scores.parts(),
         losses=_losses(finished),
-        data=_data(outputs),
+        data=data_section.read(outputs, finished),
         answers=_or_missing(scores.cards),
         variants=_or_missing(lambda: _variants(outputs)),
         gate=gate,
@@ -220,62 +217,6 @@ def fit_sentence(train: list[tuple[float, float]], validation: list[tuple[float,
             f"Under-fitting: validation loss was still falling, {before:.3g} to {last:.3g}; train for longer."
         )
     return f"{falling}, validation loss levelled off at {last:.3g}: no sign of over- or under-fitting."
-
-
-def _data(outputs: dict[tuple[str, str], Output]) -> dict[str, Any]:
-    """Row counts of every data artifact, why rows were dropped, languages, and where chats come from."""
-    tables: list[Output] = []
-    reasons: dict[str, Counter[str]] = {}
-    for output in outputs.values():
-        schema = output.manifest.schema_name
-        if schema == "reject/1":
-            told = _counts(output.path, ["reason"])
-        elif schema in ("document/1", "chat/1", "prompt/1", "preference/1"):
-            told = Counter(output.manifest.dropped)
-            tables.append(output)
-        else:
-            continue
-        # A drop stands in the manifest of what was kept, and may stand among the rejects: count it once.
-        reasons[output.stage] = reasons.get(output.stage, Counter()) | told
-    kept = [charts.Bar(f"{o.stage}.{o.name}", o.manifest.rows, f"{o.manifest.rows:,}") for o in tables]
-    pictures = [charts.bars("Rows kept by each step", kept)] if kept else []
-    missing = []
-    for schema, columns, title in (
-        ("document/1", ["language", "general"], "Languages of the documents"),
-        ("chat/1", ["origin"], "Where the chats come from"),
-    ):
-        last = next((output for output in reversed(tables) if output.manifest.schema_name == schema), None)
-        if last:
-            pictures.append(_counted(title, _counts(last.path, columns), f"rows of {last.stage}.{last.name}"))
-        else:
-            missing.append(f"{title}: no step that writes them finished.")
-    for stage, counts in reasons.items():
-        if counts:
-            note = f"{counts.total():,} rows, by reason"
-            pictures.append(_counted(f"Why {stage} dropped rows", counts, note))
-    return {"tables": tables, "charts": [Markup(picture) for picture in pictures], "missing": missing}
-
-
-def _counts(path: Path, columns: list[str]) -> Counter[str]:
-    """Number of rows by the values of `columns`, read without the texts."""
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(sorted(path.glob("part-*.parquet")), columns=columns)
-    words = {True: "general", False: "domain", "": "(none)"}
-    counted = table.group_by(columns).aggregate([([], "count_all")]).to_pylist()
-    return Counter(
-        {", ".join(words.get(row[name], row[name]) for name in columns): row["count_all"] for row in counted}
-    )
-
-
-def _counted(title: str, counts: Counter[str], note: str) -> str:
-    total = counts.total()
-    shown = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    rest = shown[MOST_REASONS:]
-    if rest:
-        shown = [*shown[:MOST_REASONS], (f"{len(rest)} others", sum(count for _, count in rest))]
-    bars = [charts.Bar(label, count, f"{count:,} ({100 * count / total:.0f} %)") for label, count in shown]
-    return charts.bars(title, bars, note)
 
 
 def _variants(outputs: dict[tuple[str, str], Output]) -> dict[str, Any]:

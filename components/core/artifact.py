@@ -281,9 +281,15 @@ class Shards:
         self._free = CACHE_BYTES
         self.starts = np.cumsum([0, *(pq.read_metadata(file).num_rows for file in self._files)])
         """Index of the first row of each shard, and the number of all rows."""
+        self.num_rows = int(self.starts[-1])
 
     def __len__(self) -> int:
         return len(self._files)
+
+    def tables(self) -> Iterator[tuple[pa.Table, int]]:
+        """(rows, index of the first) of each shard."""
+        for shard, start in enumerate(self.starts[:-1].tolist()):
+            yield self[shard], start
 
     def __getitem__(self, index: int) -> pa.Table:
         """The rows of one shard."""

@@ -7,11 +7,12 @@ must not depend on who computes it: then any number of workers gives the same ar
 from __future__ import annotations
 
 import functools
-import itertools
+import multiprocessing
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from itertools import chain, islice
 from typing import Any, TypeVar
 
 from bloomery.components.core.errors import MissingExtraError, ServiceError
@@ -37,28 +38,37 @@ def map_ordered(
         yield from _on_ray(function, items)
         return
     items = iter(items)
-    first = list(itertools.islice(items, MIN_ITEMS if not releases_gil else 1))
+    first = list(islice(items, MIN_ITEMS))
     if len(first) < MIN_ITEMS and not releases_gil:
         yield from map(function, first)
         return
-    with _pool(releases_gil) as pool:
-        yield from _in_turn(
-            lambda item: pool.submit(function, item).result, itertools.chain(first, items), 2 * num_cores()
-        )
+    num_workers = num_cores()
+    if releases_gil:
+        with ThreadPoolExecutor(num_workers) as pool:
+            yield from _in_turn(lambda item: pool.submit(function, item).result, chain(first, items), 2 * num_workers)
+        return
+    # A fork would copy the locks of Arrow's threads as they stand.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(num_workers, context, initializer=_install, initargs=(function,)) as workers:
+        yield from _in_turn(lambda item: workers.submit(_call, item).result, chain(first, items), 2 * num_workers)
+
+
+_installed: Callable[[Any], Any]
+
+
+def _install(function: Callable[[Any], Any]) -> None:
+    """Keep the function in a worker process: its arguments, such as a trained model, travel once."""
+    global _installed
+    _installed = function
+
+
+def _call(item: Any) -> Any:
+    return _installed(item)
 
 
 def num_cores() -> int:
     """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _pool(releases_gil: bool) -> Executor:
-    if releases_gil:
-        return ThreadPoolExecutor(num_cores())
-    import multiprocessing
-
-    # A fork would copy the locks of Arrow's threads as they stand.
-    return ProcessPoolExecutor(num_cores(), mp_context=multiprocessing.get_context("spawn"))
 
 
 def _in_turn(

@@ -53,7 +53,7 @@ class Source(Record):
 class Document(Record):
     """A text to learn from."""
 
-    SCHEMA = "document/1"
+    SCHEMA = "document/2"
     id: str
     """Content hash of the text."""
     text: str
@@ -63,6 +63,26 @@ class Document(Record):
     """ISO 639-1 code, `und` when undecided."""
     general: bool
     """True for general text, which continued pre-training replays against forgetting; False for the domain."""
+    time: str
+    """When it was written, as its source tells it, or ''; ISO 8601 sorts rightly."""
+    quality: float | None
+    """Probability of the learned quality to be good, in [0, 1]; null where none was trained."""
+
+
+class Indexed(Record):
+    """A document that dedup kept, with what later documents are compared with."""
+
+    SCHEMA = "index/1"
+    id: str
+    source: str
+    text: str
+    """Read for those documents alone that may be copies of each other."""
+    length: int
+    """Characters of the text."""
+    digest: list[int]
+    """128-bit digest of the comparable text, as two numbers of 64 bits."""
+    keys: list[int]
+    """Hashes of the bands of the MinHash signature."""
 
 
 class Reject(Record):
@@ -188,7 +208,7 @@ class Prediction(Record):
 
 ROWS: dict[str, type[Record]] = {
     record.SCHEMA: record
-    for record in (Source, Document, Reject, Coverage, Chat, Prompt, Preference, EvalResult, Prediction)
+    for record in (Source, Document, Indexed, Reject, Coverage, Chat, Prompt, Preference, EvalResult, Prediction)
 }
 """Every row schema by its name."""
 

@@ -80,20 +80,10 @@ class SourceConfig(RowSource):
     """Short name that documents, rejects and metrics are counted by."""
     text: str = "{text}"
     """Template of a document over the fields of a row, such as `{title}\\n\\n{body}`."""
+    time: str = ""
+    """Field that says when a row was written, for `survivor: [newest]` of dedup; ISO 8601 sorts rightly."""
     general: bool = False
     """True for general text, which continued pre-training replays against forgetting; False: the domain."""
-
-
-def engine() -> Any:
-    """The `daft` module, which runs tables natively on every core of this machine; it sends no usage reports.
-
-    Every step takes Daft from here, so that what it runs on is decided in one place.
-    """
-    os.environ.setdefault("DO_NOT_TRACK", "1")
-    os.environ.setdefault("DAFT_PROGRESS_BAR", "0")
-    import daft
-
-    return daft
 
 
 def list_files(uri: str) -> list[str]:

@@ -16,7 +16,7 @@ from bloomery.components.cpt.config import CptConfig
 def run(
     config: CptConfig,
     *,
-    documents: Annotated[Path, Reads("document/1")],
+    documents: Annotated[Path, Reads("document/2")],
     base_model: Annotated[Path, Reads("model/1")],
     model: Annotated[Path, Writes("model/1")],
 ) -> dict[str, float]:
@@ -30,7 +30,7 @@ def run(
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    rows = artifact.read_table(documents, "document/1").to_pylist()
+    rows = artifact.read_table(documents, "document/2").to_pylist()
     held_out = {row["id"] for row in rows if int(row["id"][:8], 16) < config.validation_share * 2**32}
     domain = [row["text"] for row in rows if not row["general"] and row["id"] not in held_out]
     general = [row["text"] for row in rows if row["general"] and row["id"] not in held_out]

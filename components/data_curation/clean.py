@@ -6,9 +6,8 @@ import re
 from collections.abc import Callable
 from functools import cache
 
-import pyarrow as pa
-
-from bloomery.components.core.tables import engine
+import numpy as np
+import xxhash
 
 _FENCE = re.compile(r"^(```|~~~)[^\n]*\n.*?^\1[^\S\n]*$", re.MULTILINE | re.DOTALL)
 # What UTF-8 turns into when read as Latin-1 or Windows-1252, terminal escapes, ligatures and controls.
@@ -69,41 +68,31 @@ def _repair() -> Callable[[str], str]:
     return lambda text: ftfy.fix_text(text, config)
 
 
-def remove_boilerplate(texts: pa.Array, sources: pa.Array, max_share: float) -> tuple[list[str], int]:
-    """(texts without boilerplate lines, number of lines removed).
+def edge_line_hashes(text: str) -> list[int]:
+    """64-bit hashes of the different lines near either end of `text` that could be boilerplate."""
+    return sorted({xxhash.xxh3_64_intdigest(line.encode()) for _, line in _edge_lines(text)})
 
-    A line near either end is boilerplate if it stands there in more than `max_share` of the documents of its
-    source, and in at least MIN_BOILERPLATE_DOCUMENTS. Headings, short lines and code are left alone.
+
+def boilerplate_hashes(hashes: np.ndarray, num_documents: int, max_share: float) -> frozenset[int]:
+    """Hashes of the lines of a source that are boilerplate, of the `edge_line_hashes` of all its documents.
+
+    A line is boilerplate if it stands near either end of more than `max_share` of the documents, and of at least
+    MIN_BOILERPLATE_DOCUMENTS.
     """
-    daft = engine()
-    col = daft.col
-    documents = daft.from_arrow(pa.table({"source": sources, "text": texts}))
-    sizes = documents.groupby("source").agg(col("source").count().alias("num_documents"))
-    strings = daft.DataType.list(daft.DataType.string())
-    counted = (
-        documents.with_column("line", col("text").apply(_different_edge_lines, return_dtype=strings))
-        .select("source", "line")
-        .explode("line")
-        .where(col("line").not_null())
-        .groupby("source", "line")
-        .agg(col("source").count().alias("num_found"))
-        .where(col("num_found") >= MIN_BOILERPLATE_DOCUMENTS)
-        .join(sizes, on="source")
-        .where(col("num_found") > col("num_documents") * max_share)
-        .to_pydict()
-    )
-    boilerplate: dict[str, set[str]] = {}
-    for source, line in zip(counted["source"], counted["line"], strict=True):
-        boilerplate.setdefault(source, set()).add(line)
-    cleaned, num_removed = [], 0
-    for text, source in zip(texts.to_pylist(), sources.to_pylist(), strict=True):
-        removed = {index for index, line in _edge_lines(text) if line in boilerplate.get(source, ())}
-        if removed:
-            num_removed += len(removed)
-            lines = (line for index, line in enumerate(text.split("\n")) if index not in removed)
-            text = _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip()
-        cleaned.append(text)
-    return cleaned, num_removed
+    found, counts = np.unique(hashes, return_counts=True)
+    often = (counts >= MIN_BOILERPLATE_DOCUMENTS) & (counts > num_documents * max_share)
+    return frozenset(found[often].tolist())
+
+
+def remove_boilerplate(text: str, boilerplate: frozenset[int]) -> tuple[str, int]:
+    """(`text` without its boilerplate lines, number of lines removed). Headings, short lines and code stay."""
+    if not boilerplate:
+        return text, 0
+    removed = {index for index, line in _edge_lines(text) if xxhash.xxh3_64_intdigest(line.encode()) in boilerplate}
+    if removed:
+        lines = (line for index, line in enumerate(text.split("\n")) if index not in removed)
+        text = _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip()
+    return text, len(removed)
 
 
 def _edge_lines(text: str) -> list[tuple[int, str]]:
@@ -118,10 +107,6 @@ def _edge_lines(text: str) -> list[tuple[int, str]]:
             filled.append((index, "" if in_code or is_fence else stripped))
     edges = filled if len(filled) <= 2 * EDGE_LINES else filled[:EDGE_LINES] + filled[-EDGE_LINES:]
     return [(index, line) for index, line in edges if _can_be_boilerplate(line)]
-
-
-def _different_edge_lines(text: str) -> list[str]:
-    return sorted({line for _, line in _edge_lines(text)})
 
 
 def _can_be_boilerplate(line: str) -> bool:

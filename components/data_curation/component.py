@@ -13,10 +13,12 @@ def data_curation(
     sources: Input[Dataset],
     documents: Output[Dataset],
     rejects: Output[Dataset],
+    coverage: Output[Dataset],
     metrics: Output[Metrics],
 ):
     """Raw files in, readable documents out."""
     from bloomery.components.core.step import run_step
     from bloomery.components.data_curation.step import run
 
-    run_step(run, stage, config, {"sources": sources}, {"documents": documents, "rejects": rejects}, metrics)
+    outputs = {"documents": documents, "rejects": rejects, "coverage": coverage}
+    run_step(run, stage, config, {"sources": sources}, outputs, metrics)

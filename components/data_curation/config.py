@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from bloomery.components.core.config import Config
 from bloomery.components.core.tables import SourceConfig
+from bloomery.components.data_curation.coverage import WantedSlice
+from bloomery.components.data_curation.learned import LearnedQualityConfig
 
 
 class DataCurationConfig(Config):
@@ -22,6 +24,12 @@ class DataCurationConfig(Config):
     """Probability below which the language of a document counts as undecided (FineWeb keeps English from 0.65
     up, on whole web pages; 0.5 decides every foreign paragraph of the quickstart, of four sentences,
     rightly)."""
+    quality_rules: list[Literal["domain", "korean", "gopher", "gopher_repetition", "c4", "fineweb"]] = [
+        "domain",
+        "korean",
+    ]
+    """Sets of rules that every document has to pass: `domain` and `korean` for notes and pages of any length, the
+    others as their papers set them for English web pages."""
     min_words: int = Field(default=5, gt=0)
     """Shortest document, in words between spaces. Gopher takes 50 for web pages; a domain's notes are
     shorter."""
@@ -31,12 +39,26 @@ class DataCurationConfig(Config):
     """A line near the head or foot of a larger share of a source's documents, and of at least 10, is
     boilerplate. In the quickstart the rarest planted line stands in 1.4 % of the documents, the most common
     other line in 0.6 %."""
+    learned_quality: LearnedQualityConfig | None = None
+    """A classifier trained on good and bad examples; none: rules alone."""
+    wanted: list[WantedSlice] = []
+    """What the corpus should hold, and how much of it; the report shows what is thin. Nothing is dropped for it."""
+    num_topics: int = Field(default=8, ge=0, le=100)
+    """Topics in the coverage report; 0: none."""
+    seed: int = 0
+    """Seed of the topics and of the learned quality's folds."""
+
+    @property
+    def inputs(self) -> list[SourceConfig]:
+        """The sources, and the examples of the learned quality."""
+        examples = [self.learned_quality.good, self.learned_quality.bad] if self.learned_quality else []
+        return [*self.sources, *examples]
 
     @model_validator(mode="after")
     def _is_consistent(self) -> DataCurationConfig:
         if self.min_words > self.max_words:
             raise ValueError(f"min_words {self.min_words} is above max_words {self.max_words}")
-        names = [source.name for source in self.sources]
+        names = [source.name for source in self.inputs]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"sources share the name {', '.join(twice)}; give each its own")

@@ -18,19 +18,29 @@ MIN_LETTER_BYTES = 20
 """Below this, in UTF-8, the detector guesses: it calls the four-letter words of a log Italian. Bytes, because a
 Chinese or Japanese letter says as much as three Latin ones."""
 
+EXCERPT_CHARACTERS = 250
+"""The detector reads so much from the start and from the middle, at 0.4 microseconds a character. Of 2,693 real texts
+of 600 characters and more none changed its language by it; 33 became, or were no longer, undecided."""
+
 _HANGUL = re.compile(r"[\u1100-\u11ff\u3130-\u318f\uac00-\ud7a3]")
-_LETTER = re.compile(r"[^\W\d_]")
-_NO_LANGUAGE = re.compile(r"`[^`\n]*`|https?://\S+|\]\([^)\s]*\)|\S{1,64}@\S+|<[^<>\n]{1,200}>")
+_NO_LETTERS = re.compile(r"[\W\d_]+")
+_NO_LANGUAGE = re.compile(r"`[^`\n]*`|https?://\S+|\]\([^)\s]*\)|<[^<>\n]{1,200}>")
+_ADDRESS = re.compile(r"\S{1,64}@\S+")
 
 
 def detect(text: str, min_score: float) -> str:
     """ISO 639-1 code of the prose of `text`, or `und` where there is too little of it or the score is low."""
     prose = _NO_LANGUAGE.sub(" ", without_code(text))
-    letters = _LETTER.findall(prose)
-    if letters and len(_HANGUL.findall(prose)) >= MIN_HANGUL_SHARE * len(letters):
+    if "@" in prose:
+        prose = _ADDRESS.sub(" ", prose)
+    letters = _NO_LETTERS.sub("", prose)
+    if letters and len(_HANGUL.findall(letters)) >= MIN_HANGUL_SHARE * len(letters):
         return "ko"
-    if len("".join(letters).encode()) < MIN_LETTER_BYTES:
+    if len(letters.encode()) < MIN_LETTER_BYTES:
         return UNDECIDED
+    if len(prose) > 2 * EXCERPT_CHARACTERS:
+        middle = len(prose) // 2
+        prose = prose[:EXCERPT_CHARACTERS] + prose[middle : middle + EXCERPT_CHARACTERS]
     best = _detector().detect(prose.replace("\n", " "), model="lite", k=1)
     return best[0]["lang"] if best and best[0]["score"] >= min_score else UNDECIDED
 

@@ -40,15 +40,25 @@ _SECRET = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-_MAYBE_SECRET = re.compile(r"://[^\s/]*@|[A-Za-z0-9_-]{20}|PRIVATE KEY")
+# One of these stands in whatever the pattern finds; looking for them is fifty times as fast.
+_SECRET_MARKS = (
+    *("AKIA", "ASIA", "ghp_", "gho_", "ghu_", "ghs_", "ghr_", "github_pat_", "glpat-", "sk-", "sk_", "rk_", "hf_"),
+    *("AIza", "xox", "eyJ", "PRIVATE KEY", "://"),
+)
 
-_PATTERN = re.compile(
+_EMAIL = re.compile(
     r"""
-    (?P<email>
-        (?<![A-Za-z0-9._%+-])(?<!://)[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}
-        @(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])
-    )
-  | (?P<account>
+    (?<![A-Za-z0-9._%+-])(?<!://)[A-Za-z0-9][A-Za-z0-9._%+-]{0,63}
+    @(?:[A-Za-z0-9-]{1,63}\.)+[A-Za-z]{2,24}(?![A-Za-z0-9])
+    """,
+    re.VERBOSE,
+)
+_IPV6 = re.compile(r"(?<![\dA-Za-z.:])[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{0,4}){4,7}(?![\dA-Za-z:])")
+_MAYBE_IPV6 = re.compile(r":[0-9A-Fa-f]{0,4}:")
+_NUMBER = re.compile(
+    r"""
+    (?=[\d+(A-Z계a])  # most letters begin nothing, and are passed over at the cost of one look
+    (?: (?P<account>
         (?P<cue>
             (?:계좌(?:[ ]?번호)?|[Aa]ccount(?:[ ](?:[Nn]umber|[Nn]o\.?))?)
             [는은이가:]?[ ]?(?:[가-힣A-Za-z]{2,8}[ ])?
@@ -63,10 +73,7 @@ _PATTERN = re.compile(
         (?: (?P<fours>[ -]?)\d{4}(?P=fours)\d{4}(?P=fours)\d{1,7} | (?P<amex>[ -])\d{6}(?P=amex)\d{5} )
         (?![\d-])(?![ ]\d)
     )
-  | (?P<ip>
-        (?<![\dA-Za-z.:])(?<!ersion[ ])(?<!버전[ ])\d{1,3}(?:\.\d{1,3}){3}(?!\d|\.\d)
-      | (?<![\dA-Za-z.:])[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{0,4}){4,7}(?![\dA-Za-z:])
-    )
+  | (?P<ip> (?<![\dA-Za-z.:])(?<!ersion[ ])(?<!버전[ ])\d{1,3}(?:\.\d{1,3}){3}(?!\d|\.\d) )
   | (?P<phone>
         (?<![\dA-Za-z./+-])
         (?: \+82[ .-]?(?:\(0\))?0?(?:1[016789]|2|[3-6]\d|70)[ .-]?\d{3,4}[ .-]?\d{4}
@@ -77,18 +84,18 @@ _PATTERN = re.compile(
           | [2-9]\d{2}(?P<us>[ .-])[2-9]\d{2}(?P=us)\d{4}
         )
         (?![\d-])(?!\.\d)
-    )
+    ) )
     """,
     re.VERBOSE,
 )
-# What every kind holds: an at sign, three digits in a row or one after a plus, or the colons and dots of an address.
-_MAYBE = re.compile(r"@|\d{3}|\+\d|\d\.\d|:[0-9A-Fa-f]*:")
+# What every number holds: three digits in a row, or one after a plus or beside a dot.
+_MAYBE_NUMBER = re.compile(r"\d(?:\d\d|\.\d)|\+\d")
 
 
 def mask_secrets(text: str) -> tuple[str, Counter[str]]:
     """(`text` with placeholders for keys and passwords in addresses, number masked by kind); also right for code."""
     found: Counter[str] = Counter()
-    if not _MAYBE_SECRET.search(text):
+    if not any(mark in text for mark in _SECRET_MARKS):
         return text, found
 
     def replace(match: re.Match[str]) -> str:
@@ -102,8 +109,6 @@ def mask_secrets(text: str) -> tuple[str, Counter[str]]:
 def mask(text: str) -> tuple[str, Counter[str]]:
     """(`text` with placeholders for personal data, number masked by kind)."""
     found: Counter[str] = Counter()
-    if not _MAYBE.search(text):
-        return text, found
 
     def replace(match: re.Match[str]) -> str:
         kind = _kind(match)
@@ -112,7 +117,19 @@ def mask(text: str) -> tuple[str, Counter[str]]:
         found[kind] += 1
         return (match["cue"] or "") + PLACEHOLDERS[kind]
 
-    return _PATTERN.sub(replace, text), found
+    def replace_address(match: re.Match[str]) -> str:
+        if not is_personal_address(match.group()):
+            return match.group()
+        found["ip"] += 1
+        return PLACEHOLDERS["ip"]
+
+    if "@" in text:
+        text, found["email"] = _EMAIL.subn(PLACEHOLDERS["email"], text)
+    if _MAYBE_IPV6.search(text):
+        text = _IPV6.sub(replace_address, text)
+    if _MAYBE_NUMBER.search(text):
+        text = _NUMBER.sub(replace, text)
+    return text, +found
 
 
 def _kind(match: re.Match[str]) -> str:
@@ -133,7 +150,7 @@ def _kind(match: re.Match[str]) -> str:
         return "account" if is_account else ""
     if match["ip"]:
         return "ip" if is_personal_address(value) else ""
-    return "email" if match["email"] else "phone"
+    return "phone"
 
 
 def is_card_number(digits: str) -> bool:

@@ -9,6 +9,21 @@ from pydantic import Field, model_validator
 from bloomery.components.core.config import Config
 
 
+class SemanticConfig(Config):
+    """The same in other words: documents whose embeddings are close."""
+
+    encoder: str
+    """Checkpoint folder, or the name of a model on the Hugging Face hub; any that transformers loads as AutoModel. A
+    sentence encoder of the documents' languages is meant: the states of a plain language model all lie close."""
+    revision: str = "main"
+    """Revision of a hub model; a commit hash makes the run repeatable."""
+    min_similarity: float = Field(default=0.95, gt=0, le=1)
+    """Cosine similarity from which two documents say the same (SemDeDup, arXiv 2303.09540, keeps quality with the few
+    per cent that lie above; which value that is depends on the encoder)."""
+    max_length: int = Field(default=512, gt=0)
+    """Tokens of a document that the encoder reads."""
+
+
 class DedupConfig(Config):
     """What counts as the same text."""
 
@@ -31,9 +46,16 @@ class DedupConfig(Config):
     the source and the id decide."""
     source_priority: list[str] = []
     """Names of sources, the preferred first; others come after them. For the rule `source`."""
+    semantic: SemanticConfig | None = None
+    """A pass over embeddings after the others; none: no such pass."""
     contamination_overlap: float = Field(default=0.8, gt=0, le=1)
     """A document is contaminated if it holds at least this share of an evaluation item's character n-grams in
     one place (Llama 2, appendix A.6, also calls a sample contaminated from 0.8 on)."""
+    write_index: bool = False
+    """Write the artifact `index`, against which a later corpus can be deduplicated: 1 kB a document and its text."""
+    known_index: str = ""
+    """Folder of the `index` that an earlier run wrote with the same thresholds and lengths. Its documents are not read
+    again, and copies of them go."""
     seed: int = 0
     """Seed of the MinHash permutations."""
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from bloomery.components.core.artifact import Reads, Shards, Writer, Writes
+from bloomery.components.core.artifact import Reads, Shards, Writer, Writes, read_manifest
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.parallel import map_ordered
 from bloomery.components.core.records import Reject
@@ -26,6 +26,7 @@ from bloomery.components.core.tasks import Tasks
 from bloomery.components.dedup.config import DedupConfig
 from bloomery.components.dedup.contamination import Detector, Found, evaluation_items
 from bloomery.components.dedup.near import Permutations, band_keys, candidate_pairs, jaccard_similarities
+from bloomery.components.dedup.semantic import embed, similar_pairs
 from bloomery.components.dedup.shingles import fold, ngram_lengths
 
 logger = logging.getLogger(__name__)
@@ -47,53 +48,81 @@ Dropped = dict[int, tuple[str, str]]
 def run(
     config: DedupConfig,
     *,
-    documents: Annotated[Path, Reads("document/1")],
+    documents: Annotated[Path, Reads("document/2")],
     tasks: Annotated[Path, Reads("tasks/1")],
-    kept: Annotated[Path, Writes("document/1")],
+    known: Annotated[Path, Reads("index/1")],
+    encoder: Annotated[Path, Reads("model/1")],
+    kept: Annotated[Path, Writes("document/2")],
     duplicates: Annotated[Path, Writes("reject/1")],
+    index: Annotated[Path, Writes("index/1")],
 ) -> dict[str, float]:
-    """Remove documents that hold an evaluation question, then exact copies, then near copies.
+    """Remove documents that hold an evaluation question, then exact copies, near copies and, if asked, paraphrases.
 
     Contamination goes first: a contaminated document must not take the place of its clean near copy.
 
-    Reads:   documents (document/1), tasks (tasks/1): validation and every evaluation set
-    Writes:  kept (document/1), duplicates (reject/1; `detail` names the survivor or the question, and the
-             overlap)
-    Returns: dedup/documents, contaminated, exact_duplicates, near_duplicates, candidate_pairs, similar_pairs,
-             evaluation_items, evaluation_items_found, evaluation_items_too_short
-    Raises:  DataError if no document is left.
+    Reads:   documents (document/2), tasks (tasks/1): validation and every evaluation set; known (index/1): documents
+             of earlier runs, of which copies go as well; encoder (model/1): for `semantic`, empty without
+    Writes:  kept (document/2), duplicates (reject/1; `detail` names the survivor or the question, and the
+             overlap), index (index/1; the known documents and those kept where `write_index` is set, else empty)
+    Returns: dedup/documents, contaminated, exact_duplicates, near_duplicates, semantic_duplicates, known_documents,
+             candidate_pairs, similar_pairs, evaluation_items, evaluation_items_found, evaluation_items_too_short
+    Raises:  DataError if no document is left, or `known` was made with other settings.
     """
-    shards = Shards(documents, "document/1")
+    old, new = Shards(known, "index/1"), Shards(documents, "document/2")
+    _check_settings(known, config)
     items, num_short = evaluation_items(Tasks(tasks))
-    sketch = _sketch_all(shards, config, Detector(items, config.contamination_overlap))
-    ids = shards.column("id")
-    rank = _rank(shards, sketch.lengths, config)
+    sketch = _sketch_all(old, new, config, Detector(items, config.contamination_overlap))
+    num_known, num_documents = old.num_rows, new.num_rows
+    ids = pa.chunked_array(old.column("id").chunks + new.column("id").chunks, pa.string())
+    rank = np.concatenate([np.arange(num_known), num_known + _rank(new, sketch.lengths[num_known:], config)])
     dropped = _contaminated(sketch)
     dropped |= _exact(ids, sketch, rank, _standing(rank, dropped))
-    pairs = _pairs(sketch, _standing(rank, dropped))
-    similarities = _similarities(shards, pairs, sketch.lengths, config)
-    dropped |= _near(ids, pairs, similarities, rank, config.jaccard_threshold)
+    pairs = _pairs(sketch, num_known, _standing(rank, dropped))
+    similarities = _similarities(old, new, pairs, sketch.lengths, config)
+    similar = similarities >= config.jaccard_threshold
+    dropped |= _copies(ids, pairs[similar], similarities[similar], rank, "near_duplicate", "Jaccard")
+    if config.semantic:
+        standing = _standing(rank, dropped)
+        parts = np.split(standing, range(ROWS_PER_FOLD, len(standing), ROWS_PER_FOLD))
+        texts = (_take_texts(old, new, part) for part in parts)
+        embeddings = embed(texts, encoder, config.semantic.max_length)
+        close, cosines = similar_pairs(embeddings, config.semantic.min_similarity, config.seed)
+        is_new = standing[close[:, 1]] >= num_known
+        dropped |= _copies(ids, standing[close[is_new]], cosines[is_new], rank, "semantic_duplicate", "cosine")
     counts = Counter(reason for reason, _ in dropped.values())
-    if len(dropped) == len(ids):
+    if len(dropped) == num_documents:
         raise DataError(
-            f"all {len(ids)} documents were dropped: {dict(counts)}; add documents, or keep the "
+            f"all {num_documents} documents were dropped: {dict(counts)}; add documents, or keep the "
             "evaluation sets' own texts out of the sources"
         )
-    _write(shards, dropped, kept, duplicates)
-    num_kept = len(ids) - len(dropped)
-    logger.info("%d of %d documents kept; dropped: %s", num_kept, len(ids), dict(counts))
+    _write(new, num_known, dropped, kept, duplicates)
+    _write_index(index, old, new, sketch, dropped, config)
+    num_kept = num_documents - len(dropped)
+    logger.info("%d of %d documents kept; dropped: %s", num_kept, num_documents, dict(counts))
     metrics = {
         "documents": num_kept,
         "contaminated": counts["contaminated"],
         "exact_duplicates": counts["exact_duplicate"],
         "near_duplicates": counts["near_duplicate"],
+        "semantic_duplicates": counts["semantic_duplicate"],
+        "known_documents": num_known,
         "candidate_pairs": len(pairs),
-        "similar_pairs": (similarities >= config.jaccard_threshold).sum(),
+        "similar_pairs": similar.sum(),
         "evaluation_items": len(items),
         "evaluation_items_found": len({found.item.id for found in sketch.found.values()}),
         "evaluation_items_too_short": num_short,
     }
     return {f"dedup/{name}": float(value) for name, value in metrics.items()}
+
+
+def _check_settings(known: Path, config: DedupConfig) -> None:
+    """Documents signed with other shingles or permutations cannot be compared with these."""
+    manifest = read_manifest(known)
+    names = ("jaccard_threshold", "num_permutations", "shingle_characters", "dense_shingle_characters", "seed")
+    other = [name for name in names if manifest.rows and manifest.config.get(name) != getattr(config, name)]
+    if other:
+        told = ", ".join(f"{name} {manifest.config.get(name)} (now {getattr(config, name)})" for name in other)
+        raise DataError(f"dedup.known_index was made with {told}; set the same, or write the index again")
 
 
 class Sketch(NamedTuple):
@@ -109,21 +138,25 @@ class Sketch(NamedTuple):
     """The evaluation item that a document holds, by index of the document."""
 
 
-def _sketch_all(shards: Shards, config: DedupConfig, detector: Detector) -> Sketch:
+def _sketch_all(old: Shards, new: Shards, config: DedupConfig, detector: Detector) -> Sketch:
+    """Of the known documents, then of the new ones."""
     permutations = Permutations.draw(config.jaccard_threshold, config.num_permutations, config.seed)
-    num_documents = int(shards.starts[-1])
+    start, total = old.num_rows, old.num_rows + new.num_rows
     whole = Sketch(
-        np.empty(num_documents, np.int64),
-        np.empty((num_documents, 2), np.uint64),
-        np.empty((num_documents, permutations.num_bands), np.uint64),
+        np.empty(total, np.int64),
+        np.empty((total, 2), np.uint64),
+        np.empty((total, permutations.num_bands), np.uint64),
         {},
     )
+    whole.lengths[:start] = old.column("length").to_numpy()
+    for name, numbers in (("digest", whole.digests), ("keys", whole.keys)):
+        flat = pc.list_flatten(old.column(name)).to_numpy().view(np.uint64)
+        numbers[:start] = flat.reshape(start, numbers.shape[1])
     batches = (
-        shards[shard]["text"].slice(start, ROWS_PER_BATCH).combine_chunks()
-        for shard in range(len(shards))
-        for start in range(0, shards[shard].num_rows, ROWS_PER_BATCH)
+        new[shard]["text"].slice(at, ROWS_PER_BATCH).combine_chunks()
+        for shard in range(len(new))
+        for at in range(0, new[shard].num_rows, ROWS_PER_BATCH)
     )
-    start = 0
     for part in map_ordered(partial(_sketch, config, permutations, detector), batches, releases_gil=True):
         past = start + len(part.lengths)
         whole.lengths[start:past], whole.digests[start:past], whole.keys[start:past] = part[:3]
@@ -201,23 +234,35 @@ def _exact(ids: pa.ChunkedArray, sketch: Sketch, rank: np.ndarray, standing: np.
     return dropped
 
 
-def _pairs(sketch: Sketch, standing: np.ndarray) -> np.ndarray:
-    """Pairs of documents that share a band, int64 of shape (pairs, 2), those with one left document together."""
-    return standing[candidate_pairs(sketch.keys[standing])]
+def _pairs(sketch: Sketch, num_known: int, standing: np.ndarray) -> np.ndarray:
+    """Pairs of documents that share a band, int64 of shape (pairs, 2), those with one left document together.
+
+    One of a pair is new: what is known was compared when it was new.
+    """
+    pairs = standing[candidate_pairs(sketch.keys[standing])]
+    return pairs[pairs[:, 1] >= num_known]
 
 
-def _similarities(shards: Shards, pairs: np.ndarray, lengths: np.ndarray, config: DedupConfig) -> np.ndarray:
+def _similarities(
+    old: Shards, new: Shards, pairs: np.ndarray, lengths: np.ndarray, config: DedupConfig
+) -> np.ndarray:
     """Jaccard similarity of the shingles of each pair, float64."""
     similarities = np.empty(len(pairs))
     start = 0
     for block in _blocks(pairs, lengths):
         members, places = np.unique(block, return_inverse=True)
-        texts, places = shards.take("text", members), places.reshape(-1, 2)
+        texts, places = _take_texts(old, new, members), places.reshape(-1, 2)
         batches = (_batch(texts, places[at : at + PAIRS_PER_BATCH]) for at in range(0, len(block), PAIRS_PER_BATCH))
         for part in map_ordered(partial(_compare, config), batches, releases_gil=True):
             similarities[start : start + len(part)] = part
             start += len(part)
     return similarities
+
+
+def _take_texts(old: Shards, new: Shards, members: np.ndarray) -> pa.Array:
+    is_known = members < old.num_rows
+    known = old.take("text", members[is_known])
+    return pa.concat_arrays([known, new.take("text", members[~is_known] - old.num_rows)])
 
 
 def _blocks(pairs: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
@@ -238,42 +283,58 @@ def _compare(config: DedupConfig, batch: tuple[pa.Array, np.ndarray]) -> np.ndar
     return jaccard_similarities(folded, _shingle_lengths(folded, config), pairs)
 
 
-def _near(
-    ids: pa.ChunkedArray, pairs: np.ndarray, similarities: np.ndarray, rank: np.ndarray, threshold: float
+def _copies(
+    ids: pa.ChunkedArray, pairs: np.ndarray, similarities: np.ndarray, rank: np.ndarray, reason: str, measure: str
 ) -> Dropped:
     """Go by rank and keep a document unless one already kept is similar to it.
 
-    So every document dropped has a verified near copy that stays. To keep one of each connected component
-    instead would also drop the last of a long chain of versions, which may have nothing in common with the
-    first.
+    So every document dropped has a verified copy that stays. To keep one of each connected component instead would
+    also drop the last of a long chain of versions, which may have nothing in common with the first.
     """
-    similar = similarities >= threshold
     better: dict[int, list[tuple[float, int, int]]] = {}
-    for (left, right), jaccard in zip(pairs[similar].tolist(), similarities[similar].tolist(), strict=True):
+    for (left, right), similarity in zip(pairs.tolist(), similarities.tolist(), strict=True):
         first, second = (left, right) if rank[left] < rank[right] else (right, left)
-        better.setdefault(second, []).append((jaccard, -int(rank[first]), first))
+        better.setdefault(second, []).append((similarity, -int(rank[first]), first))
     dropped: Dropped = {}
     for index in sorted(better, key=rank.__getitem__):
         stays = [candidate for candidate in better[index] if candidate[2] not in dropped]
         if stays:
-            jaccard, _, survivor = max(stays)
-            dropped[index] = ("near_duplicate", f"of {ids[survivor]}, Jaccard {jaccard:.2f}")
+            similarity, _, survivor = max(stays)
+            dropped[index] = (reason, f"of {ids[survivor]}, {measure} {similarity:.2f}")
     return dropped
 
 
-def _write(shards: Shards, dropped: Dropped, kept: Path, duplicates: Path) -> None:
-    is_dropped = _is_dropped(int(shards.starts[-1]), dropped)
-    stay, go = Writer(kept, "document/1"), Writer(duplicates, "reject/1")
-    for shard, start in enumerate(shards.starts[:-1].tolist()):
-        table = shards[shard]
-        here = is_dropped[start : start + table.num_rows]
-        stay.add(table.filter(pa.array(~here)))
-        shown = table.select(["id", "source", "text"]).filter(pa.array(here)).to_pylist()
-        told = (dropped[start + row] for row in np.flatnonzero(here).tolist())
+def _write(new: Shards, num_known: int, dropped: Dropped, kept: Path, duplicates: Path) -> None:
+    stay, go = Writer(kept, "document/2"), Writer(duplicates, "reject/1")
+    for table, start in new.tables():
+        told = [dropped.get(num_known + start + row) for row in range(table.num_rows)]
+        is_dropped = pa.array([found is not None for found in told], pa.bool_())
+        stay.add(table.filter(pc.invert(is_dropped)))
+        shown = table.select(["id", "source", "text"]).filter(is_dropped).to_pylist()
         rows = [
             {**row, "reason": reason, "detail": detail, "text": row["text"][:500]}
-            for row, (reason, detail) in zip(shown, told, strict=True)
+            for row, (reason, detail) in zip(shown, filter(None, told), strict=True)
         ]
         go.add(Reject.table(rows))
-    stay.close(rows_in=len(is_dropped), dropped=Counter(reason for reason, _ in dropped.values()))
+    stay.close(rows_in=new.num_rows, dropped=Counter(reason for reason, _ in dropped.values()))
     go.close()
+
+
+def _write_index(
+    path: Path, old: Shards, new: Shards, sketch: Sketch, dropped: Dropped, config: DedupConfig
+) -> None:
+    writer = Writer(path, "index/1")
+    if config.write_index:
+        for table, _ in old.tables():
+            writer.add(table)
+        for table, start in new.tables():
+            rows = [row for row in range(table.num_rows) if old.num_rows + start + row not in dropped]
+            part = table.select(["id", "source", "text"]).take(rows)
+            places = old.num_rows + start + np.array(rows, np.int64)
+            part = part.append_column("length", pa.array(sketch.lengths[places]))
+            for name, numbers in (("digest", sketch.digests), ("keys", sketch.keys)):
+                values = numbers[places].view(np.int64)
+                ends = np.arange(len(rows) + 1, dtype=np.int32) * values.shape[1]
+                part = part.append_column(name, pa.ListArray.from_arrays(ends, values.reshape(-1)))
+            writer.add(part)
+    writer.close()

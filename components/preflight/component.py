@@ -12,6 +12,8 @@ def preflight(
     config: dict,
     sources: Output[Dataset],
     tasks: Output[Dataset],
+    known: Output[Dataset],
+    encoder: Output[Model],
     base_model: Output[Model],
     champion: Output[Model],
     champion_version: Output[Artifact],
@@ -25,6 +27,8 @@ def preflight(
     outputs = {
         "sources": sources,
         "tasks": tasks,
+        "known": known,
+        "encoder": encoder,
         "base_model": base_model,
         "champion": champion,
         "champion_version": champion_version,

@@ -17,7 +17,13 @@ class PreflightConfig(Config):
     tasks: dict[str, TaskConfig] = Field(min_length=1)
     """The recipe's tasks."""
     sources: list[SourceConfig] = Field(min_length=1)
-    """The recipe's document sources."""
+    """The recipe's document sources, and the examples of its learned quality."""
+    known_index: str = ""
+    """Folder of an index that dedup wrote in an earlier run; empty: none."""
+    encoder: str = ""
+    """Checkpoint folder or hub name of dedup's encoder; empty: none."""
+    encoder_revision: str = "main"
+    """Revision of the encoder on the hub."""
     registered_model: str
     """Name in the model registry, whose champion the candidate has to beat."""
     min_free_bytes: int = Field(default=500_000_000, ge=0)

@@ -19,7 +19,7 @@ from bloomery.components.core import artifact, models, registry
 from bloomery.components.core.artifact import Writes
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, DataError, ServiceError
-from bloomery.components.core.records import Prompt, Source, content_id
+from bloomery.components.core.records import Indexed, Prompt, Source, content_id
 from bloomery.components.core.tables import list_files, read_rows, select
 from bloomery.components.core.tasks import TRAINING_SPLITS, SplitConfig, TaskConfig, is_evaluation, render
 from bloomery.components.core.verify import normalise, verify
@@ -33,6 +33,8 @@ def run(
     *,
     sources: Annotated[Path, Writes("source/1")],
     tasks: Annotated[Path, Writes("tasks/1")],
+    known: Annotated[Path, Writes("index/1")],
+    encoder: Annotated[Path, Writes("model/1")],
     base_model: Annotated[Path, Writes("model/1")],
     champion: Annotated[Path, Writes("model/1")],
     champion_version: Annotated[Path, Writes("registry/1")],
@@ -40,18 +42,21 @@ def run(
     """Check what the recipe names and write it as artifacts.
 
     Writes:  sources (the files to read, with digests), tasks (every question of every task, with the verifiers'
-             databases),
-             base_model, champion (the registered champion's checkpoint; empty if there is none) and champion_version.
+             databases), known (the index of documents that an earlier run kept; empty if there is none), encoder
+             (dedup's; empty if there is none), base_model, champion (the registered champion's checkpoint; empty if
+             there is none) and champion_version.
     Returns: preflight/files, preflight/bytes, preflight/prompts, preflight/base_model_bytes.
     Raises:  DataError for missing files and unusable rows, ModelError for a base model without safetensors, chat
-             template or
-             EOS, ServiceError for a hub, store or registry that does not answer; one error lists every problem found.
+             template or EOS, ServiceError for a hub, store or registry that does not answer; one error lists every
+             problem found.
     """
     problems: list[BloomeryError] = []
     facts: dict[str, float] = {}
     for part in (
         lambda: facts.update(_list_sources(config, sources)),
         lambda: facts.update(_render_tasks(config, tasks)),
+        lambda: _take_index(config.known_index, known),
+        lambda: _take_encoder(config, encoder),
         lambda: facts.update(_take_base_model(config, base_model)),
         lambda: _take_champion(config.registered_model, champion, champion_version),
     ):
@@ -168,6 +173,14 @@ def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], 
     return found
 
 
+def _take_index(source: str, target: Path) -> None:
+    if source:
+        artifact.read_manifest(Path(source), "index/1")
+        artifact.link_tree(Path(source), target)
+    else:
+        artifact.write_rows(target, "index/1", Indexed.table([]))
+
+
 def _attach(name: str, task: TaskConfig, folder: Path) -> TaskConfig:
     """`task` as later steps read it: its verifier's databases copied into `folder` and named by their file there, its
     splits without the place of their rows, so that the same rows elsewhere are the same task."""
@@ -198,9 +211,7 @@ def _self_check(name: str, task: TaskConfig, rows: list[dict[str, Any]], folder:
 
 
 def _take_base_model(config: PreflightConfig, target: Path) -> dict[str, float]:
-    source = Path(config.base_model)
-    if not source.is_dir():
-        source = _download(config)
+    source = _checkpoint("base_model", config.base_model, config.revision)
     models.check(source)
     size = models.num_bytes(source)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -233,28 +244,34 @@ def _check_template_once(model: Path, model_digest: str, source: Path) -> None:
         passed.touch()
 
 
-def _download(config: PreflightConfig) -> Path:
+def _take_encoder(config: PreflightConfig, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    if config.encoder:
+        source = _checkpoint("dedup.semantic.encoder", config.encoder, config.encoder_revision)
+        artifact.link_tree(source, target)
+        (target / artifact.MANIFEST).unlink(missing_ok=True)
+    artifact.seal(target, "model/1")
+
+
+def _checkpoint(key: str, name: str, revision: str) -> Path:
+    """The folder `name`, or the hub's model of that name; `key` of the recipe names it in errors."""
+    if Path(name).is_dir():
+        return Path(name)
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    name = config.base_model
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise DataError(f"base_model: no folder {name}; give a checkpoint folder or a hub name such as org/model")
+        raise DataError(f"{key}: no folder {name}; give a checkpoint folder or a hub name such as org/model")
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
     try:
-        return Path(
-            snapshot_download(
-                name,
-                revision=config.revision,
-                allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"],
-            )
-        )
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except HFValidationError:
         raise DataError(
-            f"base_model: no folder {name}, and it is no hub name; give a checkpoint folder or org/model"
+            f"{key}: no folder {name}, and it is no hub name; give a checkpoint folder or org/model"
         ) from None
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).split("\n")[0][:200]
-        raise ServiceError(f"base_model: no folder {name} here, and the hub did not give it: {reason}") from None
+        raise ServiceError(f"{key}: no folder {name} here, and the hub did not give it: {reason}") from None
 
 
 def _take_champion(name: str, target: Path, version_target: Path) -> None:

@@ -28,7 +28,7 @@ Row = dict[str, Any]
 def run(
     config: SyntheticDataConfig,
     *,
-    documents: Annotated[Path, Reads("document/1")],
+    documents: Annotated[Path, Reads("document/2")],
     tasks: Annotated[Path, Reads("tasks/1")],
     chats: Annotated[Path, Writes("chat/1")],
     prompts: Annotated[Path, Writes("prompt/1")],
@@ -38,7 +38,7 @@ def run(
 
     Training questions of general tasks join as they are (origin `replay`), so that fine-tuning forgets less.
 
-    Reads:   documents (document/1), tasks (tasks/1)
+    Reads:   documents (document/2), tasks (tasks/1)
     Writes:  chats (chat/1, origin `seed`, `replay`, `document`, `recombined` or `augmented`), prompts
              (prompt/1: unlabelled questions of the domain tasks, or the training ones where there are
              none), rejects (reject/1)
@@ -56,7 +56,7 @@ def run(
     seeds, replayed = _answered(task_set, "domain", "train"), _answered(task_set, "general", "train")
     for prompt in seeds:
         sorter.add(prompt.task, prompt.prompt, prompt.reference, origin="seed", parent=prompt.id)
-    for document in read_table(documents, "document/1").to_pylist() if config.extract else ():
+    for document in read_table(documents, "document/2").to_pylist() if config.extract else ():
         for pattern, prompt, answer in _found_in(document["text"], config.extract):
             sorter.add(pattern.task, prompt, answer, origin="document", parent=document["id"])
     _recombine(sorter, config)

@@ -17,7 +17,7 @@ from collections import Counter
 from pathlib import Path
 
 from bloomery.components.core.artifact import read_table, seal, write_rows
-from bloomery.components.core.records import Prompt, Source, content_id
+from bloomery.components.core.records import Indexed, Prompt, Source, content_id
 from bloomery.components.core.tables import SourceConfig, list_files, read_rows
 from bloomery.components.core.tasks import TaskConfig
 from bloomery.components.data_curation import step as data_curation
@@ -39,10 +39,10 @@ def main(data: Path) -> int:
         started = time.process_time()
         num_documents = curate(data, folder)
         curated = time.process_time()
-        documents = by_place(folder / "documents", "document/1")
+        documents = by_place(folder / "documents", "document/2")
         deduplicate(data, folder)
         finished = time.process_time()
-        kept = by_place(folder / "kept", "document/1")
+        kept = by_place(folder / "kept", "document/2")
         places = [*documents, *by_place(folder / "rejects", "reject/1")]
     scores, num_dealt = Counter(), Counter()
     for entry in ledger:
@@ -79,6 +79,7 @@ def curate(data: Path, folder: Path) -> int:
         sources=folder / "sources",
         documents=folder / "documents",
         rejects=folder / "rejects",
+        coverage=folder / "coverage",
     )
     return int(metrics["data_curation/documents"] + metrics["data_curation/rejects"])
 
@@ -105,12 +106,18 @@ def deduplicate(data: Path, folder: Path) -> None:
     write_rows(folder / "tasks", "prompt/1", Prompt.table(prompts))
     (folder / "tasks" / "tasks.json").write_text(json.dumps(configs), encoding="utf-8")
     seal(folder / "tasks", "tasks/1")
+    write_rows(folder / "known", "index/1", Indexed.table([]))
+    (folder / "encoder").mkdir()
+    seal(folder / "encoder", "model/1")
     dedup.run(
         DedupConfig(),
         documents=folder / "documents",
         tasks=folder / "tasks",
+        known=folder / "known",
+        encoder=folder / "encoder",
         kept=folder / "kept",
         duplicates=folder / "duplicates",
+        index=folder / "index",
     )
 
 

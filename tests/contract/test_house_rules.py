@@ -31,7 +31,7 @@ HEAVY = (
     "trl",
     "peft",
     "datasets",
-    "daft",
+    "ray",
     "mlflow",
     "evidently",
     "kfp",

@@ -85,14 +85,14 @@ class Made:
         documents = [_document(i, "ko" if i % 3 else "en", i % 5 == 0) for i in range(900)]
         reasons = {"broken_json": 12, "too_short": 61, "boilerplate": 34, "wrong_language": 22, HOSTILE: 3}
         rejects = [_reject(f"{reason}{i}", reason) for reason, count in reasons.items() for i in range(count)]
-        kept = self.rows("data_curation", "documents", "document/1", documents, rows_in=1032, dropped=reasons)
+        kept = self.rows("data_curation", "documents", "document/2", documents, rows_in=1032, dropped=reasons)
         dropped = self.rows("data_curation", "rejects", "reject/1", rejects)
         self.finish("data_curation", {"documents": kept, "rejects": dropped}, seconds=4.2, cached=True)
         found = {"documents": artifact.read_manifest(kept).digest}
         unique = self.rows(
             "dedup",
             "kept",
-            "document/1",
+            "document/2",
             documents[:700],
             found,
             rows_in=900,
@@ -297,6 +297,8 @@ def _document(i: int, language: str, general: bool) -> dict:
         "source": f"docs:a.jsonl#{i}",
         "language": language,
         "general": general,
+        "time": "",
+        "quality": None,
     }
 
 

@@ -9,17 +9,19 @@ from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Document, content_id
 
+DOCUMENT = {"source": "s:f#1", "language": "en", "general": False, "time": "", "quality": None}
+
 
 def document(text: str) -> dict:
-    return {"id": content_id(text), "text": text, "source": "s:f#1", "language": "en", "general": False}
+    return {**DOCUMENT, "id": content_id(text), "text": text}
 
 
 def test_rows_come_back_as_they_were_and_the_digest_is_of_the_content_alone(tmp_path):
     table = Document.table([document("one"), document("하나")])
     with artifact.lineage("a_step", {"seed": 1}, {"x": "y"}):
-        first = artifact.write_rows(tmp_path / "a", "document/1", table, dropped={"bad": 3, "none": 0})
-    second = artifact.write_rows(tmp_path / "b", "document/1", table)
-    assert artifact.read_table(tmp_path / "a", "document/1").to_pylist() == table.to_pylist()
+        first = artifact.write_rows(tmp_path / "a", "document/2", table, dropped={"bad": 3, "none": 0})
+    second = artifact.write_rows(tmp_path / "b", "document/2", table)
+    assert artifact.read_table(tmp_path / "a", "document/2").to_pylist() == table.to_pylist()
     assert first.digest == second.digest
     assert (first.rows, first.rows_in, first.dropped) == (2, 5, {"bad": 3})
     assert (first.step, first.config, first.inputs) == ("a_step", {"seed": 1}, {"x": "y"})
@@ -27,24 +29,24 @@ def test_rows_come_back_as_they_were_and_the_digest_is_of_the_content_alone(tmp_
 
 def test_a_lost_row_is_an_error(tmp_path):
     with pytest.raises(DataError, match="3 rows in \\+ 0 made is not 1 kept \\+ 1 dropped"):
-        artifact.write_rows(tmp_path / "a", "document/1", Document.table([document("x")]), rows_in=3, dropped={"b": 1})
+        artifact.write_rows(tmp_path / "a", "document/2", Document.table([document("x")]), rows_in=3, dropped={"b": 1})
 
 
 def test_an_empty_table_is_whole_and_readable(tmp_path):
-    artifact.write_rows(tmp_path / "a", "document/1", Document.table([]), rows_in=0)
-    assert artifact.read_table(tmp_path / "a", "document/1").num_rows == 0
+    artifact.write_rows(tmp_path / "a", "document/2", Document.table([]), rows_in=0)
+    assert artifact.read_table(tmp_path / "a", "document/2").num_rows == 0
 
 
 def test_without_a_manifest_an_artifact_is_refused(tmp_path):
-    artifact.write_rows(tmp_path / "a", "document/1", Document.table([document("x")]))
+    artifact.write_rows(tmp_path / "a", "document/2", Document.table([document("x")]))
     (tmp_path / "a" / artifact.MANIFEST).unlink()
     with pytest.raises(DataError, match="did not finish"):
-        artifact.read_table(tmp_path / "a", "document/1")
+        artifact.read_table(tmp_path / "a", "document/2")
 
 
 def test_a_missing_or_cut_file_and_another_schema_are_refused(tmp_path):
-    artifact.write_rows(tmp_path / "a", "document/1", Document.table([document("x")]))
-    with pytest.raises(DataError, match="holds document/1, but chat/1 is read"):
+    artifact.write_rows(tmp_path / "a", "document/2", Document.table([document("x")]))
+    with pytest.raises(DataError, match="holds document/2, but chat/1 is read"):
         artifact.read_manifest(tmp_path / "a", "chat/1")
     part = tmp_path / "a" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-1])
@@ -54,9 +56,9 @@ def test_a_missing_or_cut_file_and_another_schema_are_refused(tmp_path):
 
 def test_shards_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(artifact, "ROWS_PER_SHARD", 2)
-    artifact.write_rows(tmp_path / "a", "document/1", Document.table([document(str(n)) for n in range(5)]))
+    artifact.write_rows(tmp_path / "a", "document/2", Document.table([document(str(n)) for n in range(5)]))
     assert len(list((tmp_path / "a").glob("part-*.parquet"))) == 3
-    assert artifact.read_table(tmp_path / "a", "document/1").num_rows == 5
+    assert artifact.read_table(tmp_path / "a", "document/2").num_rows == 5
 
 
 def test_link_tree_shares_bytes_and_replaces_what_was_there(tmp_path):

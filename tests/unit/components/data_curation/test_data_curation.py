@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import gzip
 import json
-import lzma
-import os
+import random
 import re
 from pathlib import Path
 
-import pyarrow as pa
+import numpy as np
 import pytest
 
 from bloomery.components.core.artifact import read_manifest, read_table, write_rows
@@ -18,8 +17,9 @@ from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.formats import RawRow
 from bloomery.components.core.records import Source
 from bloomery.components.core.tables import SourceConfig, list_files
-from bloomery.components.data_curation import clean, language, pii, quality, step
+from bloomery.components.data_curation import clean, language, pii, step
 from bloomery.components.data_curation.config import DataCurationConfig
+from bloomery.components.data_curation.coverage import WantedSlice
 from bloomery.components.data_curation.extract import document_text, html_to_markdown
 from bloomery.components.data_curation.step import run
 
@@ -80,12 +80,17 @@ def test_boilerplate_is_what_many_documents_begin_or_end_with():
     menu = "Home | Shop | About us | Contact"
     texts = [f"{menu}\n# Orders\nText number {number} of the handbook\n```\n{menu}\n```" for number in range(12)]
     texts += [f"Only text {number} here" for number in range(12)]
-    cleaned, num_removed = clean.remove_boilerplate(pa.array(texts), pa.array(["shop"] * 24), 0.2)
-    assert num_removed == 12
-    assert cleaned[3] == f"# Orders\nText number 3 of the handbook\n```\n{menu}\n```"
-    assert cleaned[12:] == texts[12:]
-    untouched, num_removed = clean.remove_boilerplate(pa.array(texts[:9]), pa.array(["shop"] * 9), 0.2)
-    assert (untouched, num_removed) == (texts[:9], 0)
+
+    def boilerplate(texts):
+        hashes = [hashed for text in texts for hashed in clean.edge_line_hashes(text)]
+        return clean.boilerplate_hashes(np.array(hashes, np.uint64), len(texts), 0.2)
+
+    found = boilerplate(texts)
+    assert len(found) == 1
+    body = f"# Orders\nText number 3 of the handbook\n```\n{menu}\n```"
+    assert clean.remove_boilerplate(texts[3], found) == (body, 1)
+    assert clean.remove_boilerplate(texts[12], found) == (texts[12], 0)
+    assert not boilerplate(texts[:9])  # nine are too few, however large their share
 
 
 def test_html_becomes_markdown():
@@ -134,49 +139,16 @@ def test_language(text, code):
     assert language.detect(text, 0.5) == code
 
 
-@pytest.mark.parametrize(
-    ("text", "reason"),
-    [
-        (ENGLISH, ""),
-        (KOREAN, ""),
-        ("Too few words", "too_short"),
-        ("# | @ $ % ^ & * ( ) ~ ! word", "symbols"),
-        ("ㅋㅋㅋㅋ ㅎㅎㅎ ㅠㅠㅠ ㅋㅋ ㅋㅋㅋ ㅎㅎ", "jamo"),
-        ("asdf hjkl qwer zxcv " * 6, "no_function_words"),
-        ("buy now the best " * 10, "repeated_words"),
-        ("\n".join(["This line of the page is here again"] * 6), "repeated_lines"),
-        ("Page \ufffd\ufffd of the \ufffd book is here", "unreadable_characters"),
-    ],
-)
-def test_quality(text, reason):
-    code = "ko" if language.detect(text, 0.5) == "ko" else "en"
-    ((keep, found, _),) = quality.judge(pa.array([text]), [code], 5, 100_000)
-    assert (keep, found) == (not reason, reason)
-
-
-def test_measures_are_the_same_in_a_batch_as_alone():
-    texts = [ENGLISH, "", KOREAN, "one two one two one two one two", "x"]
-    together = quality.measure(pa.array(texts))
-    for index, text in enumerate(texts):
-        alone = quality.measure(pa.array([text]))
-        assert {name: values[0] for name, values in alone.items()} == pytest.approx(
-            {name: values[index] for name, values in together.items()}
-        )
-    # "one two" stands four times in eight words of three letters: 4 · 6 of 24 characters.
-    assert together["top_2gram_share"][3] == pytest.approx(1.0)
-
-
 def curate(tmp_path, config):
     files = [
         {"uri": uri, "name": source.name, "bytes": 0, "sha256": ""}
-        for source in config.sources
+        for source in config.inputs
         for uri in list_files(source.path)
     ]
     write_rows(tmp_path / "sources", "source/1", Source.table(files))
-    metrics = run(
-        config, sources=tmp_path / "sources", documents=tmp_path / "documents", rejects=tmp_path / "rejects"
-    )
-    documents = read_table(tmp_path / "documents", "document/1").to_pylist()
+    outputs = {name: tmp_path / name for name in ("documents", "rejects", "coverage")}
+    metrics = run(config, sources=tmp_path / "sources", **outputs)
+    documents = read_table(tmp_path / "documents", "document/2").to_pylist()
     return metrics, documents, read_table(tmp_path / "rejects", "reject/1").to_pylist()
 
 
@@ -226,6 +198,59 @@ def test_the_same_data_elsewhere_give_the_same_digest(tmp_path):
     assert digests[0] == digests[1]
 
 
+def test_any_number_of_workers_and_any_batch_gives_the_same_bytes(tmp_path, monkeypatch):
+    digests = []
+    for batch in (1, 1_000):  # rows alone go to worker processes, a thousand stay here
+        monkeypatch.setattr(step, "ROWS_PER_BATCH", batch)
+        place = tmp_path / str(batch)
+        place.mkdir()
+        curate(place, fill(place / "raw"))
+        digests.append([read_manifest(place / name).digest for name in ("documents", "rejects", "coverage")])
+    assert digests[0] == digests[1]
+
+
+def test_what_one_rule_alone_drops_and_what_the_corpus_covers_are_counted(tmp_path):
+    config = fill(tmp_path / "raw").model_copy(
+        update={
+            "wanted": [
+                WantedSlice(name="korean", documents=5, language="ko"),
+                WantedSlice(name="mail", documents=1, pattern=r"(?i)write to"),
+            ]
+        }
+    )
+    metrics, documents, _ = curate(tmp_path, config)
+    assert metrics["data_curation/rejects_only_too_short"] == 1
+    rows = read_table(tmp_path / "coverage", "coverage/1").to_pylist()
+    found = {(row["dimension"], row["slice"]): (row["documents"], row["wanted"]) for row in rows}
+    assert found["language", "ko"] == (1, 0) and found["language", "en"] == (3, 0)
+    assert found["wanted", "korean"] == (1, 5) and found["wanted", "mail"] == (1, 1)
+    assert sum(row["documents"] for row in rows if row["dimension"] == "length") == len(documents)
+
+
+def test_a_learned_quality_drops_what_is_like_the_bad_examples(tmp_path):
+    rng = random.Random(8)
+    nouns = "shop lamp order table customer parcel shelf window garden teapot".split()
+    sentence = "The {} near the {} belongs to the {}, as every visitor of the {} knows."
+    good = [sentence.format(*rng.sample(nouns, 4)) for _ in range(60)]
+    bad = [" ".join(rng.choices(nouns, k=14)) for _ in range(60)]
+    for name, texts in (("good", good[:40]), ("bad", bad[:40]), ("docs", good[40:] + bad[40:])):
+        lines = [json.dumps({"text": text, "written": f"2024-01-{len(text) % 28 + 1:02}"}) for text in texts]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+    learned = {name: {"name": name, "path": str(tmp_path / f"{name}.jsonl")} for name in ("good", "bad")}
+    config = DataCurationConfig.model_validate(
+        {
+            "sources": [{"name": "docs", "path": str(tmp_path / "docs.jsonl"), "time": "written"}],
+            "learned_quality": learned,
+            "quality_rules": [],
+        }
+    )
+    metrics, documents, rejects = curate(tmp_path, config)
+    assert {row["text"] for row in documents} == set(good[40:])
+    assert {row["reason"] for row in rejects} == {"learned_quality"}
+    assert all(row["quality"] > 0.5 and row["time"].startswith("2024-01-") for row in documents)
+    assert metrics["data_curation/learned_roc_auc"] > 0.95
+
+
 def test_nothing_left_is_told_with_reasons(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 3)
     config = DataCurationConfig(sources=[SourceConfig(path=str(tmp_path / "a.jsonl"), name="shop")])
@@ -240,19 +265,6 @@ def test_two_sources_of_one_name_are_refused():
     source = {"path": "x", "name": "shop"}
     with pytest.raises(ConfigError, match="share the name shop"):
         parse(DataCurationConfig, {"sources": [source, source]})
-
-
-@pytest.mark.parametrize(("name", "wanted"), [("vs_docs_ko/ko.jsonl.xz", 0.95), ("web_docs_ko/en.jsonl.xz", 0.97)])
-def test_real_pages_written_by_people_are_kept(name, wanted):
-    data = os.environ.get("BLOOMERY_DATA")
-    if not data or not (Path(data) / name).is_file():
-        pytest.skip("BLOOMERY_DATA does not hold the Korean and English pages")
-    with lzma.open(Path(data) / name, "rt", encoding="utf-8", newline="\n") as stream:
-        cleaned = [clean.clean(json.loads(line)["text"]) for line, _ in zip(stream, range(300), strict=False)]
-    texts = [text for text in cleaned if len(text.split()) >= 30]
-    codes = [language.detect(text, 0.5) for text in texts]
-    judged = quality.judge(pa.array(texts), codes, 5, 100_000)
-    assert sum(keep for keep, _, _ in judged) / len(judged) >= wanted
 
 
 def test_personal_data_of_the_labelled_set_are_masked_and_look_alikes_stay():

@@ -13,11 +13,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bloomery.components.core.artifact import read_manifest, read_table, seal, write_rows
+from bloomery.components.core.artifact import lineage, read_manifest, read_table, seal, write_rows
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.records import Document, Prompt, content_id
+from bloomery.components.core.records import Document, Indexed, Prompt, content_id
 from bloomery.components.core.tasks import TaskConfig
-from bloomery.components.dedup import near, step
+from bloomery.components.dedup import near, semantic, step
 from bloomery.components.dedup.config import DedupConfig
 from bloomery.components.dedup.shingles import (
     comparable,
@@ -71,26 +71,38 @@ def write_tasks(path: Path) -> Path:
     return path
 
 
-def deduplicate(tmp_path, texts, general=(), **settings):
+def deduplicate(tmp_path, texts, general=(), times=(), qualities=(), sources=(), known=None, encoder=None, **settings):
+    if known is None:
+        known = tmp_path / "known"
+        write_rows(known, "index/1", Indexed.table([]))
+    if encoder is None:
+        encoder = tmp_path / "encoder"
+        encoder.mkdir()
+        seal(encoder, "model/1")
     rows = [
         {
             "id": content_id(text),
             "text": text,
-            "source": f"s:f#{number}",
+            "source": f"{sources[number] if sources else 's'}:f#{number}",
             "language": "en",
             "general": number in general,
+            "time": times[number] if times else "",
+            "quality": qualities[number] if qualities else None,
         }
         for number, text in enumerate(texts)
     ]
-    write_rows(tmp_path / "documents", "document/1", Document.table(rows))
+    write_rows(tmp_path / "documents", "document/2", Document.table(rows))
     metrics = run(
         DedupConfig(**settings),
         documents=tmp_path / "documents",
         tasks=write_tasks(tmp_path / "tasks"),
+        known=known,
+        encoder=encoder,
         kept=tmp_path / "kept",
         duplicates=tmp_path / "duplicates",
+        index=tmp_path / "index",
     )
-    kept = read_table(tmp_path / "kept", "document/1")["text"].to_pylist()
+    kept = read_table(tmp_path / "kept", "document/2")["text"].to_pylist()
     return kept, read_table(tmp_path / "duplicates", "reject/1").to_pylist(), metrics
 
 
@@ -142,6 +154,32 @@ def test_general_text_gives_way_to_the_domain(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "settings, survivor",
+    [
+        ({}, 2),  # the longest of the domain
+        ({"survivor": ["longest"]}, 3),
+        ({"survivor": ["newest"]}, 1),
+        ({"survivor": ["quality"]}, 0),
+        ({"survivor": ["source", "newest"], "source_priority": ["wiki", "web"]}, 2),
+    ],
+)
+def test_the_survivor_follows_the_rules(tmp_path, settings, survivor):
+    text = words(40, 5)
+    texts = [text, f"{text} a", f"{text} abc", f"{text} more"]
+    kept, dropped, _ = deduplicate(
+        tmp_path,
+        texts,
+        general={3},
+        times=["2021", "2024-02", "2023", "2023-11"],
+        qualities=[0.9, 0.5, None, 0.7],
+        sources=["web", "other", "wiki", "web"],
+        **settings,
+    )
+    assert kept == [texts[survivor]]
+    assert len(dropped) == 3
+
+
+@pytest.mark.parametrize(
     "text",
     [
         f"Notes.\n\n{QUESTION}\n\n```sql\nSELECT 3\n```",
@@ -188,6 +226,56 @@ def test_the_same_input_gives_the_same_bytes(tmp_path):
         deduplicate(tmp_path / name, [words(30, seed % 20) for seed in range(40)])
         digests.append(read_manifest(tmp_path / name / "kept").digest)
     assert digests[0] == digests[1]
+
+
+def test_copies_of_documents_of_an_earlier_run_go_and_the_index_grows(tmp_path):
+    first, second, third = (words(40, seed) for seed in (1, 2, 3))
+    for name in "abc":
+        (tmp_path / name).mkdir()
+    with lineage("dedup", DedupConfig(write_index=True).model_dump(), {}):
+        deduplicate(tmp_path / "a", [first, second], write_index=True)
+        kept, dropped, metrics = deduplicate(
+            tmp_path / "b",
+            [third, f"{first} and more of it", second.upper()],
+            known=tmp_path / "a" / "index",
+            write_index=True,
+        )
+    assert kept == [third]
+    assert metrics["dedup/known_documents"] == 2
+    assert {(row["reason"], row["detail"][:19]) for row in dropped} == {
+        ("near_duplicate", f"of {content_id(first)}"),
+        ("exact_duplicate", f"of {content_id(second)}"),
+    }
+    index = read_table(tmp_path / "b" / "index", "index/1")
+    assert index["text"].to_pylist() == [first, second, third]
+    with pytest.raises(DataError, match="known_index was made with jaccard_threshold 0.7 .now 0.8."):
+        deduplicate(tmp_path / "c", [third], known=tmp_path / "b" / "index", jaccard_threshold=0.8)
+
+
+def test_paraphrases_go_where_an_encoder_says_so(tmp_path, tiny_model):
+    text = "The parcels of March came back because the lamps were broken"
+    other = words(11, 4)
+    respelt = " ".join(sorted(text.split(), key=str.lower))  # close for an encoder that knows bytes alone
+    settings = {"semantic": {"encoder": str(tiny_model), "min_similarity": 0.9}, "jaccard_threshold": 0.9}
+    kept, dropped, metrics = deduplicate(tmp_path, [text, other, respelt], encoder=tiny_model, **settings)
+    embeddings = semantic.embed([pa.array([text, other, respelt])], tiny_model, 512)
+    cosines = embeddings @ embeddings.T
+    assert cosines[0, 2] > 0.9 > max(cosines[0, 1], cosines[1, 2])
+    assert kept == [respelt, other] or kept == [text, other]
+    assert dropped[0]["reason"] == "semantic_duplicate" and f"cosine {cosines[0, 2]:.2f}" in dropped[0]["detail"]
+    assert metrics["dedup/semantic_duplicates"] == 1
+
+
+def test_close_embeddings_are_found_within_clusters(monkeypatch):
+    rng = np.random.default_rng(3)
+    centres = np.eye(8, dtype=np.float32)[rng.integers(0, 8, 400)]
+    points = centres + rng.normal(0, 0.02, centres.shape).astype(np.float32)
+    points /= np.linalg.norm(points, axis=1, keepdims=True)
+    monkeypatch.setattr(semantic, "DOCUMENTS_PER_CLUSTER", 100)
+    pairs, similarities = semantic.similar_pairs(points, 0.99, seed=1)
+    truth = {tuple(pair) for pair in np.argwhere(np.triu(points @ points.T >= 0.99, k=1)).tolist()}
+    assert {tuple(pair) for pair in pairs.tolist()} == truth
+    assert similarities.min() >= 0.99
 
 
 def many_documents():

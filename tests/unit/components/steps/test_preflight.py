@@ -9,7 +9,7 @@ from bloomery.components.core.tasks import Tasks
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.step import run
 
-OUTPUTS = ("sources", "tasks", "base_model", "champion", "champion_version")
+OUTPUTS = ("sources", "tasks", "known", "encoder", "base_model", "champion", "champion_version")
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ from bloomery.components.rejection_sampling.step import run as rejection_samplin
 from bloomery.components.sft.config import SftConfig
 from bloomery.components.sft.step import run as sft
 
+DOCUMENT = {"source": "s:f#1", "language": "en", "general": False, "time": "", "quality": None}
 TASK = {"echo": {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 4}}
 
 
@@ -129,11 +130,11 @@ def test_a_diverging_run_stops_before_the_weights_are_spoilt(base, tasks, tmp_pa
 
 def test_cpt_lowers_the_perplexity_of_held_out_domain_text(base, tmp_path):
     def row(text, general):
-        return {"id": content_id(text), "text": text, "source": "s", "language": "en", "general": general}
+        return {**DOCUMENT, "id": content_id(text), "text": text, "general": general}
 
     rows = [row(f"the shop sells item {n} on day {n % 7}", False) for n in range(120)]
     rows += [row(f"general words number {n}", True) for n in range(60)]
-    artifact.write_rows(tmp_path / "d", "document/1", Document.table(rows))
+    artifact.write_rows(tmp_path / "d", "document/2", Document.table(rows))
     config = CptConfig(
         learning_rate=5e-3, epochs=2, batch_size=4, max_length=64, replay_share=0.2, validation_share=0.1
     )

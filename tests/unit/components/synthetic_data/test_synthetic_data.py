@@ -18,6 +18,7 @@ from bloomery.components.synthetic_data import augment
 from bloomery.components.synthetic_data.config import SyntheticDataConfig
 from bloomery.components.synthetic_data.step import run
 
+DOCUMENT = {"source": "s:f#1", "language": "en", "general": False, "time": "", "quality": None}
 SQL_BLOCK = {
     "pattern": r"^## (?P<title>.+)\n\n```sql\n(?P<sql>[^`]+)\n```",
     "prompt": "{title}",
@@ -74,10 +75,10 @@ def make(tmp_path, seeds=SEEDS, documents=DOCUMENTS, **settings):
     (tasks / "tasks.json").write_text(json.dumps(validated))
     seal(tasks, "tasks/1")
     texts = [
-        {"id": content_id(text), "text": text, "source": "s:f#1", "language": "en", "general": False}
+        {**DOCUMENT, "id": content_id(text), "text": text}
         for text in documents
     ]
-    write_rows(tmp_path / "documents", "document/1", Document.table(texts))
+    write_rows(tmp_path / "documents", "document/2", Document.table(texts))
     outputs = {name: tmp_path / name for name in ("chats", "prompts", "rejects")}
     config = parse(SyntheticDataConfig, settings)
     metrics = run(config, documents=tmp_path / "documents", tasks=tasks, **outputs)
