@@ -4,8 +4,8 @@ Features are counts of words, pairs of words and character n-grams, hashed to a 
 et al., Feature Hashing for Large Scale Multitask Learning, ICML 2009): no tokenizer, so Korean and English are read
 alike. The n-grams run over spaces, because wrong spacing and order are what machine-made text gets wrong. Words and
 characters are weighted by tf-idf and brought to unit length apart from each other; else the characters, fifteen a
-word, drown the words: on 50 Korean pages a class, translated by people and by a machine, the area under the ROC curve
-was .91 together and .93 apart. Logistic regression weighs them, and a sigmoid fitted on out-of-fold values (Platt
+word, drown the words: on 50 Korean paragraphs a class, translated by people or by machine, the area under the ROC
+curve was .91 together and .93 apart. Logistic regression weighs them, and a sigmoid fitted on out-of-fold values (Platt
 1999) turns its value into a probability.
 """
 
@@ -35,7 +35,7 @@ INVERSE_REGULARISATION = 10.0
 _COLUMN_BITS = 16
 _NUM_COLUMNS = 1 << _COLUMN_BITS
 """Hash columns of the words, and again of the characters; four times as many changed no area under the curve by more
-than .01, and training took three times as long."""
+than .01, and training took three to four times as long."""
 _TEXTS_PER_BATCH = 400
 _FIRST, _SECOND = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 _HALF, _TO_COLUMN = np.uint64(32), np.uint64(64 - _COLUMN_BITS)
