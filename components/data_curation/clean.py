@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 
 import numpy as np
 import xxhash
 
-_FENCE = re.compile(r"^(```|~~~)[^\n]*\n.*?^\1[^\S\n]*$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(r"^(```|~~~)[^\n]*\n", re.MULTILINE)
+_CLOSING = {mark: re.compile(rf"^{mark}[^\S\n]*$", re.MULTILINE) for mark in ("```", "~~~")}
 # What UTF-8 turns into when read as Latin-1 or Windows-1252, terminal escapes, ligatures and controls.
-_SUSPECT = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\u02ff\u1e00-\u1eff\u2000-\u2bff\ufb00-\ufb06\ufe00-\uffff]")
+_SUSPECT = r"[\x00-\x08\x0b-\x1f\x7f-\u02ff\u1e00-\u1eff\u2000-\u2bff\ufb00-\ufb06\ufe00-\uffff]"
+_SUSPECT_LINE = re.compile(rf"^[^\n]*?{_SUSPECT}[^\n]*", re.MULTILINE)
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _BLANK_LINES = re.compile(r"\n[^\S\n]*(?:\n[^\S\n]*){2,}")
 _TRAILING = re.compile(r"[^\S\n]+$", re.MULTILINE)
 _INVISIBLE = re.compile("[\u00ad\u200b\u2060\ufeff]")
@@ -27,18 +30,35 @@ MIN_BOILERPLATE_LETTERS = 10
 
 def on_prose(text: str, change: Callable[[str], str]) -> str:
     """`text` with `change` applied to what stands outside fenced code blocks."""
-    if "```" not in text and "~~~" not in text:
-        return change(text)
     parts, end = [], 0
-    for block in _FENCE.finditer(text):
-        parts += [change(text[end : block.start()]), block.group()]
-        end = block.end()
+    for start, past in _code_blocks(text):
+        parts += [change(text[end:start]), text[start:past]]
+        end = past
     return "".join([*parts, change(text[end:])])
 
 
 def without_code(text: str) -> str:
     """`text` without its fenced code blocks."""
-    return _FENCE.sub(" ", text)
+    parts, end = [], 0
+    for start, past in _code_blocks(text):
+        parts.append(text[end:start])
+        end = past
+    return " ".join([*parts, text[end:]])
+
+
+def _code_blocks(text: str) -> Iterator[tuple[int, int]]:
+    """(start, end) of each fenced code block; a fence that is never closed opens none."""
+    end, unclosed = 0, set()
+    for fence in _FENCE.finditer(text) if "```" in text or "~~~" in text else ():
+        mark = fence[1]
+        if fence.start() < end or mark in unclosed:
+            continue
+        closing = _CLOSING[mark].search(text, fence.end())
+        if closing is None:
+            unclosed.add(mark)  # nor is any later one: without this, time would be quadratic in their number
+        else:
+            end = closing.end()
+            yield fence.start(), end
 
 
 def clean(text: str) -> str:
@@ -50,9 +70,10 @@ def clean(text: str) -> str:
 def _clean_prose(text: str) -> str:
     import unicodedata
 
-    if _SUSPECT.search(text):
-        text = _INVISIBLE.sub("", _repair()(text))
-    if not text.isascii():
+    text = text.replace("\r\n", "\n").replace("\r", "\n")
+    if not text.isascii() or _CONTROL.search(text):
+        # ftfy looks at each line by itself, so the lines in which there is nothing to repair need not be shown to it.
+        text = _SUSPECT_LINE.sub(lambda line: _INVISIBLE.sub("", _repair()(line.group())), text)
         text = unicodedata.normalize("NFC", text)
     return _BLANK_LINES.sub("\n\n", _TRAILING.sub("", text))
 
@@ -105,6 +126,8 @@ def _edge_lines(text: str) -> list[tuple[int, str]]:
         in_code ^= is_fence
         if stripped:
             filled.append((index, "" if in_code or is_fence else stripped))
+    if len(filled) == 1:
+        return []  # a text of one line is all content, however many others it equals
     edges = filled if len(filled) <= 2 * EDGE_LINES else filled[:EDGE_LINES] + filled[-EDGE_LINES:]
     return [(index, line) for index, line in edges if _can_be_boilerplate(line)]
 

@@ -24,12 +24,12 @@ class DataCurationConfig(Config):
     """Probability below which the language of a document counts as undecided (FineWeb keeps English from 0.65
     up, on whole web pages; 0.5 decides every foreign paragraph of the quickstart, of four sentences,
     rightly)."""
-    quality_rules: list[Literal["domain", "korean", "gopher", "gopher_repetition", "c4", "fineweb"]] = [
-        "domain",
-        "korean",
-    ]
+    quality_rules: list[
+        Literal["domain", "korean", "gopher", "gopher_repetition", "c4", "c4_any_line", "fineweb"]
+    ] = ["domain", "korean"]
     """Sets of rules that every document has to pass: `domain` and `korean` for notes and pages of any length, the
-    others as their papers set them for English web pages."""
+    others as their papers set them, for English web pages alone (`c4_any_line`: C4 without terminal punctuation, as
+    FineWeb ran it)."""
     min_words: int = Field(default=5, gt=0)
     """Shortest document, in words between spaces. Gopher takes 50 for web pages; a domain's notes are
     shorter."""

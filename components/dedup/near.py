@@ -18,6 +18,7 @@ neighbours stand in the order of their next band, and the other bands offer othe
 linear."""
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+_SHINGLES_PER_LOOK = 32
 _HALF, _MIX = np.uint64(32), np.uint64(29)
 
 
@@ -82,18 +83,22 @@ def candidate_pairs(keys: np.ndarray) -> np.ndarray:
                 break
             one, other = order[meets], order[meets + offset]
             codes.append(np.minimum(one, other) * num_documents + np.maximum(one, other))
-        found = np.unique(np.concatenate(codes))
+        found = np.sort(np.concatenate(codes))  # np.unique hashes, at ten times the cost
+        found = found[np.concatenate([[True], found[1:] != found[:-1]])] if len(found) else found
     return np.stack([found // num_documents, found % num_documents], axis=1)
 
 
-def jaccard_similarities(folded: Folded, shingle_lengths: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+def jaccard_similarities(
+    folded: Folded, shingle_lengths: np.ndarray, pairs: np.ndarray, threshold: float = 0.0
+) -> np.ndarray:
     """Jaccard similarity of the shingles of each pair of texts, float64; pairs with one left text stand together.
 
-    Texts with shingles of different lengths have nothing in common.
+    A pair that cannot reach `threshold` any more is left, and gets 0. Texts with shingles of different lengths have
+    nothing in common.
     """
     similarities = np.empty(len(pairs))
     if len(pairs):
-        _compare(*folded, shingle_lengths, pairs, similarities)
+        _compare(*folded, shingle_lengths, pairs, threshold, similarities)
     return similarities
 
 
@@ -116,7 +121,7 @@ def _sign(codes, starts, lengths, ns, a, b, rows, keys):
 
 
 @njit(cache=True, nogil=True)
-def _compare(codes, starts, lengths, ns, pairs, similarities):
+def _compare(codes, starts, lengths, ns, pairs, threshold, similarities):
     """Count the different shingles of both texts and the shared ones in two hash tables with open addressing.
 
     A slot belongs to a text if it carries the text's stamp, so the tables are never cleared.
@@ -141,7 +146,13 @@ def _compare(codes, starts, lengths, ns, pairs, similarities):
             for place in range(hash_ngrams(codes, starts[left], lengths[left], ns[left], hashes)):
                 num_left += _add(slots[0], stamps[0], left_stamp, hashes[place], shift)
         num_right = shared = 0
-        for place in range(hash_ngrams(codes, starts[right], lengths[right], ns[right], hashes)):
+        num_shingles = hash_ngrams(codes, starts[right], lengths[right], ns[right], hashes)
+        for place in range(num_shingles):
+            if place % _SHINGLES_PER_LOOK == 0:
+                most = shared + num_shingles - place
+                if most < threshold * (num_left + num_right - shared):
+                    shared = 0
+                    break
             if _add(slots[1], stamps[1], row + 1, hashes[place], shift):
                 num_right += 1
                 shared += stamps[0, _find(slots[0], stamps[0], left_stamp, hashes[place], shift)] == left_stamp

@@ -246,7 +246,7 @@ def _pairs(sketch: Sketch, num_known: int, standing: np.ndarray) -> np.ndarray:
 def _similarities(
     old: Shards, new: Shards, pairs: np.ndarray, lengths: np.ndarray, config: DedupConfig
 ) -> np.ndarray:
-    """Jaccard similarity of the shingles of each pair, float64."""
+    """Jaccard similarity of the shingles of each pair, float64; 0 where it is below the threshold."""
     similarities = np.empty(len(pairs))
     start = 0
     for block in _blocks(pairs, lengths):
@@ -280,7 +280,7 @@ def _batch(texts: pa.Array, places: np.ndarray) -> tuple[pa.Array, np.ndarray]:
 def _compare(config: DedupConfig, batch: tuple[pa.Array, np.ndarray]) -> np.ndarray:
     texts, pairs = batch
     folded = fold(texts)
-    return jaccard_similarities(folded, _shingle_lengths(folded, config), pairs)
+    return jaccard_similarities(folded, _shingle_lengths(folded, config), pairs, config.jaccard_threshold)
 
 
 def _copies(

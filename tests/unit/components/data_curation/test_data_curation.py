@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -91,6 +92,15 @@ def test_boilerplate_is_what_many_documents_begin_or_end_with():
     assert clean.remove_boilerplate(texts[3], found) == (body, 1)
     assert clean.remove_boilerplate(texts[12], found) == (texts[12], 0)
     assert not boilerplate(texts[:9])  # nine are too few, however large their share
+    assert not boilerplate(["Display the help of this command"] * 20)  # copies of a whole text, not a line of theirs
+
+
+def test_code_is_left_alone_and_fences_that_never_close_cost_nothing():
+    upper = partial(clean.on_prose, change=str.upper)
+    assert upper("a\n```py\nb\n```\nc\n~~~\nd\n```\n~~~\ne") == "A\n```py\nb\n```\nC\n~~~\nd\n```\n~~~\nE"
+    assert upper("a\n```py\nb") == "A\n```PY\nB"
+    assert clean.without_code("a\n```\nb\n```\nc") == "a\n \nc"
+    assert upper("```a\n" * 50_000) == "```A\n" * 50_000
 
 
 def test_html_becomes_markdown():
