@@ -41,3 +41,7 @@ bench-data: .venv/installed-test  ## curation and dedup beside their peers; BLOO
 	  { $(PYTHON) -m venv build/peers/$$name && build/peers/$$name/bin/pip install --quiet $$peer; } || exit 1; \
 	done
 	$(BIN)/python tests/benchmarks/near_dedup.py $(BLOOMERY_DATA) build/peers
+	$(BIN)/python tests/benchmarks/near_korean.py $(BLOOMERY_DATA)
+	$(BIN)/python tests/benchmarks/curation_rules.py $(BLOOMERY_DATA) build/peers
+	$(BIN)/python tests/benchmarks/scale.py $(BLOOMERY_DATA)
+	$(BIN)/python tests/benchmarks/real_data.py $(BLOOMERY_DATA)

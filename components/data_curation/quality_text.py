@@ -66,9 +66,12 @@ def character_kinds() -> np.ndarray:
     for code in range(NUM_CODES):
         character = chr(code)
         category = unicodedata.category(character)
-        bits = SPACE if character.isspace() else 0
-        bits |= BREAK if len(f"a{character}a".splitlines()) == 2 else 0
-        if category[0] == "L":
+        bits = 0
+        if character.isspace():
+            bits = SPACE | (BREAK if len(f"a{character}a".splitlines()) == 2 else 0)
+        if category == "Lo":  # most of all characters
+            bits |= LETTER | LOWER | UPPER
+        elif category[0] == "L":
             bits |= LETTER
             bits |= LOWER if category not in ("Lu", "Lt") else 0
             bits |= UPPER if category != "Ll" else 0
@@ -102,7 +105,7 @@ def character_kinds() -> np.ndarray:
 def lower_case() -> np.ndarray:
     """The lower case of each code point where that is one code point, uint32 of length NUM_CODES."""
     lower = np.arange(NUM_CODES, dtype=np.uint32)
-    for code in range(NUM_CODES):
+    for code in range(0x20000):  # ideographs fill the planes behind
         folded = chr(code).lower()
         if len(folded) == 1:
             lower[code] = ord(folded)
