@@ -28,7 +28,6 @@ from bloomery.components.core.parallel import num_cores
 from bloomery.components.core.records import ROWS
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
 MANIFEST = "manifest.json"
@@ -308,19 +307,6 @@ class Shards:
         import pyarrow.parquet as pq
 
         return pq.read_table(self._files, columns=[name])[name]
-
-    def take(self, name: str, indices: np.ndarray) -> pa.Array:
-        """The values of a column at sorted, different `indices`, copied out of the shards."""
-        import numpy as np
-        import pyarrow as pa
-
-        parts = np.split(indices, np.searchsorted(indices, self.starts[1:-1]))
-        taken = [
-            self[shard][name].combine_chunks().take(part - self.starts[shard])
-            for shard, part in enumerate(parts)
-            if len(part)
-        ]
-        return pa.concat_arrays(taken) if taken else pa.array([], self._arrow.field(name).type)
 
 
 def ports(run: Any, kind: type) -> dict[str, str]:

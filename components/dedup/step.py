@@ -7,9 +7,12 @@ What is held for a document in between is 250 bytes, whatever its length.
 from __future__ import annotations
 
 import logging
+import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -38,8 +41,6 @@ ROWS_PER_FOLD = 500
 the pages were new each time (2.2 instead of 1.9 s for 200,000)."""
 PAIRS_PER_BATCH = 2_000
 """Candidate pairs that a worker compares at once."""
-BLOCK_BYTES = 2**29
-"""Text of candidate pairs that stands in memory at once."""
 
 Dropped = dict[int, tuple[str, str]]
 """(reason, detail) by index of the document."""
@@ -78,14 +79,13 @@ def run(
     dropped = _contaminated(sketch)
     dropped |= _exact(ids, sketch, rank, _standing(rank, dropped))
     pairs = _pairs(sketch, num_known, _standing(rank, dropped))
-    similarities = _similarities(old, new, pairs, sketch.lengths, config)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    similarities = _similarities(old, new, pairs, config, kept.parent)
     similar = similarities >= config.jaccard_threshold
     dropped |= _copies(ids, pairs[similar], similarities[similar], rank, "near_duplicate", "Jaccard")
     if config.semantic:
         standing = _standing(rank, dropped)
-        parts = np.split(standing, range(ROWS_PER_FOLD, len(standing), ROWS_PER_FOLD))
-        texts = (_take_texts(old, new, part) for part in parts)
-        embeddings = embed(texts, encoder, config.semantic.max_length)
+        embeddings = embed(_texts(old, new, standing), encoder, config.semantic.max_length)
         close, cosines = similar_pairs(embeddings, config.semantic.min_similarity, config.seed)
         is_new = standing[close[:, 1]] >= num_known
         dropped |= _copies(ids, standing[close[is_new]], cosines[is_new], rank, "semantic_duplicate", "cosine")
@@ -244,37 +244,47 @@ def _pairs(sketch: Sketch, num_known: int, standing: np.ndarray) -> np.ndarray:
 
 
 def _similarities(
-    old: Shards, new: Shards, pairs: np.ndarray, lengths: np.ndarray, config: DedupConfig
+    old: Shards, new: Shards, pairs: np.ndarray, config: DedupConfig, scratch: Path
 ) -> np.ndarray:
-    """Jaccard similarity of the shingles of each pair, float64; 0 where it is below the threshold."""
-    similarities = np.empty(len(pairs))
-    start = 0
-    for block in _blocks(pairs, lengths):
-        members, places = np.unique(block, return_inverse=True)
-        texts, places = _take_texts(old, new, members), places.reshape(-1, 2)
-        batches = (_batch(texts, places[at : at + PAIRS_PER_BATCH]) for at in range(0, len(block), PAIRS_PER_BATCH))
-        for part in map_ordered(partial(_compare, config), batches, releases_gil=True):
-            similarities[start : start + len(part)] = part
-            start += len(part)
-    return similarities
+    """Jaccard similarity of the shingles of each pair, float64; 0 where it is below the threshold.
+
+    The texts are copied to a file in `scratch` in one pass over the shards, and read from there pair by pair: to find
+    them in compressed shards each time would cost a pass for every block of pairs.
+    """
+    members, places = np.unique(pairs, return_inverse=True)
+    with tempfile.TemporaryFile(dir=scratch) as file:
+        lengths = [np.empty(0, np.int64)]
+        for texts in _texts(old, new, members):
+            _, offsets, data = texts.cast(pa.large_string()).buffers()
+            ends = np.frombuffer(offsets, np.int64)[: len(texts) + 1]
+            lengths.append(np.diff(ends))
+            file.write(memoryview(data or b"")[ends[0] : ends[-1]])
+        file.flush()
+        ends = np.cumsum(np.concatenate([[0], *lengths]))
+        starts = range(0, len(pairs), PAIRS_PER_BATCH)
+        batches = (_read_pairs(file, ends, places.reshape(-1, 2)[at : at + PAIRS_PER_BATCH]) for at in starts)
+        parts = list(map_ordered(partial(_compare, config), batches, releases_gil=True))
+    return np.concatenate([np.empty(0), *parts])
 
 
-def _take_texts(old: Shards, new: Shards, members: np.ndarray) -> pa.Array:
-    is_known = members < old.num_rows
-    known = old.take("text", members[is_known])
-    return pa.concat_arrays([known, new.take("text", members[~is_known] - old.num_rows)])
+def _texts(old: Shards, new: Shards, members: np.ndarray) -> Iterator[pa.Array]:
+    """The texts at sorted `members`, known documents first, an array a shard."""
+    for shards, first in ((old, 0), (new, old.num_rows)):
+        for table, start in shards.tables():
+            begin, past = np.searchsorted(members, (first + start, first + start + table.num_rows))
+            here = members[begin:past]
+            if len(here):
+                yield table["text"].combine_chunks().take(here - first - start)
 
 
-def _blocks(pairs: np.ndarray, lengths: np.ndarray) -> Iterator[np.ndarray]:
-    """`pairs` cut so that the texts of a block are BLOCK_BYTES at most, at four bytes a character."""
-    if len(pairs):
-        ends = np.cumsum(4 * lengths[pairs].sum(axis=1)) // BLOCK_BYTES
-        yield from np.split(pairs, np.flatnonzero(np.diff(ends)) + 1)
-
-
-def _batch(texts: pa.Array, places: np.ndarray) -> tuple[pa.Array, np.ndarray]:
+def _read_pairs(file: Any, ends: np.ndarray, places: np.ndarray) -> tuple[pa.Array, np.ndarray]:
+    """(texts of a batch of pairs, their places among them)."""
     members, places = np.unique(places, return_inverse=True)
-    return texts.take(members), places.reshape(-1, 2)
+    sizes = np.diff(ends)[members]
+    data = b"".join(map(os.pread, repeat(file.fileno()), sizes.tolist(), ends[members].tolist()))
+    offsets = np.cumsum(np.concatenate([[0], sizes]))
+    texts = pa.LargeStringArray.from_buffers(len(members), pa.py_buffer(offsets), pa.py_buffer(data))
+    return texts, places.reshape(-1, 2)
 
 
 def _compare(config: DedupConfig, batch: tuple[pa.Array, np.ndarray]) -> np.ndarray:

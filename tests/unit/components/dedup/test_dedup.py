@@ -293,7 +293,6 @@ def test_any_number_of_workers_and_any_batch_gives_the_same_bytes(tmp_path, monk
             os.sched_setaffinity(0, cores if number else {min(cores)})
             monkeypatch.setattr(step, "ROWS_PER_BATCH", batch)
             monkeypatch.setattr(step, "PAIRS_PER_BATCH", batch // 10)
-            monkeypatch.setattr(step, "BLOCK_BYTES", batch * 20)
             (tmp_path / str(number)).mkdir()
             _, dropped, metrics = deduplicate(tmp_path / str(number), many_documents())
             digests.add(read_manifest(tmp_path / str(number) / "kept").digest)
