@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 
 from bloomery.components.core.errors import MissingExtraError, ServiceError
 
-MIN_ITEMS = 8
-"""Fewer items are worked off where they are: a worker process takes 2 s to import what a step needs."""
+MIN_ITEMS = 16
+"""Fewer items are worked off where they are: a worker process takes 2 s of CPU to import what a step needs."""
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
