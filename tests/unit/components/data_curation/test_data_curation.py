@@ -219,6 +219,24 @@ def test_any_number_of_workers_and_any_batch_gives_the_same_bytes(tmp_path, monk
     assert digests[0] == digests[1]
 
 
+def test_ray_gives_the_same_bytes(tmp_path, monkeypatch):
+    ray = pytest.importorskip("ray")
+    digests = []
+    for where in ("here", "ray"):
+        place = tmp_path / where
+        place.mkdir()
+        if where == "ray":
+            ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+            monkeypatch.setenv("RAY_ADDRESS", "auto")
+            monkeypatch.setattr(step, "ROWS_PER_BATCH", 3)
+        try:
+            curate(place, fill(place / "raw"))
+        finally:
+            ray.shutdown()
+        digests.append([read_manifest(place / name).digest for name in ("documents", "rejects", "coverage")])
+    assert digests[0] == digests[1]
+
+
 def test_what_one_rule_alone_drops_and_what_the_corpus_covers_are_counted(tmp_path):
     config = fill(tmp_path / "raw").model_copy(
         update={
