@@ -273,7 +273,8 @@ class _RecordLines:
 
     def start_record(self) -> None:
         self.record: list[_Line] = []
-        self.is_utf8, self._num_bytes = True, 0
+        self.is_utf8 = True
+        self._num_bytes: int = 0
 
     def read_again(self) -> None:
         """Take back every line of the record but its first."""
