@@ -270,36 +270,32 @@ class Shards:
     """The rows of an artifact, one Parquet file at a time; files stay in memory as long as all fit in CACHE_BYTES."""
 
     def __init__(self, path: Path, schema: str) -> None:
-        import numpy as np
         import pyarrow.parquet as pq
 
         read_manifest(path, schema)
         self._files = sorted(path.glob("part-*.parquet"))
         self._arrow = ROWS[schema].arrow()
-        self._cache: dict[int, pa.Table] = {}
+        self._cache: dict[Path, pa.Table] = {}
         self._free = CACHE_BYTES
-        self.starts = np.cumsum([0, *(pq.read_metadata(file).num_rows for file in self._files)])
-        """Index of the first row of each shard, and the number of all rows."""
-        self.num_rows = int(self.starts[-1])
-
-    def __len__(self) -> int:
-        return len(self._files)
+        self.num_rows = sum(pq.read_metadata(file).num_rows for file in self._files)
 
     def tables(self) -> Iterator[tuple[pa.Table, int]]:
-        """(rows, index of the first) of each shard."""
-        for shard, start in enumerate(self.starts[:-1].tolist()):
-            yield self[shard], start
+        """(rows, index of the first) of each shard, each read once."""
+        start = 0
+        for file in self._files:
+            table = self._read(file)
+            yield table, start
+            start += table.num_rows
 
-    def __getitem__(self, index: int) -> pa.Table:
-        """The rows of one shard."""
+    def _read(self, file: Path) -> pa.Table:
         import pyarrow.parquet as pq
 
-        if index in self._cache:
-            return self._cache[index]
-        table = pq.read_table(self._files[index], schema=self._arrow)
+        if file in self._cache:
+            return self._cache[file]
+        table = pq.read_table(file, schema=self._arrow)
         if table.nbytes <= self._free:
             self._free -= table.nbytes
-            self._cache[index] = table
+            self._cache[file] = table
         return table
 
     def column(self, name: str) -> pa.ChunkedArray:

@@ -91,7 +91,7 @@ def _repair() -> Callable[[str], str]:
 
 def edge_line_hashes(text: str) -> list[int]:
     """64-bit hashes of the different lines near either end of `text` that could be boilerplate."""
-    return sorted({xxhash.xxh3_64_intdigest(line.encode()) for _, line in _edge_lines(text)})
+    return sorted({_line_hash(line) for _, line in _edge_lines(text)})
 
 
 def boilerplate_hashes(hashes: np.ndarray, num_documents: int, max_share: float) -> frozenset[int]:
@@ -109,11 +109,15 @@ def remove_boilerplate(text: str, boilerplate: frozenset[int]) -> tuple[str, int
     """(`text` without its boilerplate lines, number of lines removed). Headings, short lines and code stay."""
     if not boilerplate:
         return text, 0
-    removed = {index for index, line in _edge_lines(text) if xxhash.xxh3_64_intdigest(line.encode()) in boilerplate}
+    removed = {index for index, line in _edge_lines(text) if _line_hash(line) in boilerplate}
     if removed:
         lines = (line for index, line in enumerate(text.split("\n")) if index not in removed)
         text = _BLANK_LINES.sub("\n\n", "\n".join(lines)).strip()
     return text, len(removed)
+
+
+def _line_hash(line: str) -> int:
+    return xxhash.xxh3_64_intdigest(line.encode())
 
 
 def _edge_lines(text: str) -> list[tuple[int, str]]:

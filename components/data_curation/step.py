@@ -108,8 +108,7 @@ def _learn(config: DataCurationConfig, files: dict[str, list[str]]) -> tuple[lea
         return None, {}
     examples = {}
     for side in (wanted.good, wanted.bad):
-        rows = select(chain.from_iterable(map(read_rows, files.get(side.name, []))), side)
-        texts = (clean.clean(document_text(row, side)[0]) for row in rows)
+        texts = (clean.clean(document_text(row, side)[0]) for row in _rows(side, files.get(side.name, [])))
         examples[side.name] = [text for text in texts if text]
     model = learned.train(examples[wanted.good.name], examples[wanted.bad.name], wanted.folds, config.seed)
     scores = {}

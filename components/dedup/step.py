@@ -153,9 +153,9 @@ def _sketch_all(old: Shards, new: Shards, config: DedupConfig, detector: Detecto
         flat = pc.list_flatten(old.column(name)).to_numpy().view(np.uint64)
         numbers[:start] = flat.reshape(start, numbers.shape[1])
     batches = (
-        new[shard]["text"].slice(at, ROWS_PER_BATCH).combine_chunks()
-        for shard in range(len(new))
-        for at in range(0, new[shard].num_rows, ROWS_PER_BATCH)
+        table["text"].slice(at, ROWS_PER_BATCH).combine_chunks()
+        for table, _ in new.tables()
+        for at in range(0, table.num_rows, ROWS_PER_BATCH)
     )
     for part in map_ordered(partial(_sketch, config, permutations, detector), batches, releases_gil=True):
         past = start + len(part.lengths)
