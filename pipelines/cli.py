@@ -6,13 +6,14 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bloomery.components.core.errors import BloomeryError
+from bloomery.pipelines import cli_models, cli_monitor
+from bloomery.pipelines.cli_options import WORKDIR, JsonOption, RecipeArgument, SetOption, WorkdirOption
 
 app = typer.Typer(
     help="From raw text and a base model to a language model that was measured, judged and promoted.",
@@ -21,20 +22,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
 )
-models_app = typer.Typer(help="The model registry: list, promote, roll back.", no_args_is_help=True)
-monitor_app = typer.Typer(help="Drift of the served traffic, and the retraining that it starts.", no_args_is_help=True)
-app.add_typer(models_app, name="models")
-app.add_typer(monitor_app, name="monitor")
-
-RecipeArgument = Annotated[str, typer.Argument(help="Recipe file, or the name of one that comes with the package.")]
-SetOption = Annotated[
-    list[str], typer.Option("--set", metavar="STEP.KEY=VALUE", help="Override a key of the recipe; repeatable.")
-]
-WorkdirOption = Annotated[
-    Path, typer.Option(help="Folder of runs, finished results, promoted models and the MLflow database.")
-]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
-WORKDIR = Path("bloomery-runs")
+app.add_typer(cli_models.app, name="models")
+app.add_typer(cli_monitor.app, name="monitor")
 
 
 @app.callback()
@@ -199,168 +188,6 @@ def show(
 
     summary = summary_of(workdir, run)
     typer.echo(json.dumps(summary, ensure_ascii=False) if as_json else describe(summary))
-
-
-@models_app.command("list")
-def models_list(
-    name: Annotated[str | None, typer.Argument(help="Registered model; all if left out.")] = None,
-    workdir: WorkdirOption = WORKDIR,
-    as_json: JsonOption = False,
-) -> None:
-    """List registered versions and their aliases, newest first.
-
-    Examples:
-
-        bloomery models list
-
-        bloomery models list shop-sql --workdir runs --json
-    """
-    found = _with_registry(workdir, lambda registry: registry.versions(name))
-    if as_json:
-        typer.echo(json.dumps(found, ensure_ascii=False))
-        return
-    for entry in found:
-        typer.echo(
-            f"{entry['name']:<24} version {entry['version']:<4} {', '.join(entry['aliases']):<22} {entry['source']}"
-        )
-    if not found:
-        typer.echo("no registered models yet")
-
-
-@models_app.command("promote")
-def models_promote(
-    name: Annotated[str, typer.Argument(help="Registered model.")],
-    version: Annotated[str, typer.Argument(help="Version to make the champion.")],
-    workdir: WorkdirOption = WORKDIR,
-) -> None:
-    """Make a registered version the champion by hand; the old champion becomes `previous`.
-
-    Examples:
-
-        bloomery models promote shop-sql 2
-
-        bloomery models promote shop-sql 1 --workdir runs
-    """
-
-    def promote(registry: Any) -> str:
-        known = [entry["version"] for entry in registry.versions(name)]
-        if version not in known:
-            from bloomery.components.core.errors import ConfigError
-
-            raise ConfigError(f"{name}: no version {version}; known: {', '.join(known) or 'none'}")
-        champion = registry.alias(name, registry.CHAMPION)
-        registry.promote(name, version, expected_champion=str(champion.version) if champion else None)
-        return f"{name}: champion is version {version}"
-
-    typer.echo(_with_registry(workdir, promote))
-
-
-@models_app.command("rollback")
-def models_rollback(
-    name: Annotated[str, typer.Argument(help="Registered model.")], workdir: WorkdirOption = WORKDIR
-) -> None:
-    """Make the previous champion the champion again.
-
-    Examples:
-
-        bloomery models rollback shop-sql
-
-        bloomery models rollback shop-sql --workdir runs
-    """
-
-    def rollback(registry: Any) -> str:
-        old, new = registry.rollback(name)
-        return f"{name}: champion is version {new} again; version {old} is `previous`"
-
-    typer.echo(_with_registry(workdir, rollback))
-
-
-@monitor_app.command("check")
-def monitor_check(
-    recipe: RecipeArgument,
-    log: Annotated[
-        str, typer.Option(help="Prediction log: file, folder or URI of JSONL or Parquet rows of prediction/1.")
-    ],
-    workdir: WorkdirOption = WORKDIR,
-    set: SetOption = [],  # noqa: A002, B006
-    start: Annotated[bool, typer.Option(help="Start the retraining that the policy asks for.")] = True,
-    as_json: JsonOption = False,
-) -> None:
-    """Judge the newest full window of the prediction log, and start the one retraining that it may call for.
-
-    Examples:
-
-        bloomery monitor check quickstart --log predictions.jsonl
-
-        bloomery monitor check my.yaml --log s3://logs/predictions/ --no-start --json
-    """
-    from bloomery.monitoring.check import check
-    from bloomery.pipelines import launch
-    from bloomery.pipelines.recipe import find
-
-    loaded = launch.load(recipe, set, prepare=False)
-    result = check(find(recipe), workdir, log, loaded.monitoring, settings=set, start=start)
-    if as_json:
-        typer.echo(json.dumps(result, ensure_ascii=False))
-        return
-    typer.echo(f"{result['action']}: {result['reason']}")
-    if result["window"]:
-        typer.echo(f"page: {workdir / 'monitoring' / result['window'] / 'decision.md'}")
-
-
-@monitor_app.command("replay")
-def monitor_replay(
-    recipe: RecipeArgument,
-    traffic: Annotated[Path, typer.Option(help="JSONL rows with `time` and the fields of the task's template.")],
-    log: Annotated[Path, typer.Option(help="Prediction log to write, as JSON lines.")],
-    task: Annotated[str, typer.Option(help="Task of the recipe whose template asks the questions.")],
-    workdir: WorkdirOption = WORKDIR,
-    set: SetOption = [],  # noqa: A002, B006
-) -> None:
-    """Answer recorded traffic with the champion, and write the prediction log that `check` reads.
-
-    Examples:
-
-        bloomery monitor replay quickstart --task shop_sql --traffic traffic.jsonl --log predictions.jsonl
-
-        bloomery monitor replay my.yaml --task faq --traffic april.jsonl --log april-predictions.jsonl --workdir runs
-    """
-    from bloomery.components.core.errors import ConfigError
-    from bloomery.monitoring.replay import replay
-    from bloomery.pipelines import launch
-
-    loaded = launch.load(recipe, set, prepare=False)
-    if task not in loaded.tasks or not loaded.tasks[task].templates:
-        raise ConfigError(f"--task {task}: no such task with templates; known: {', '.join(loaded.tasks)}")
-    name = loaded.registered_model
-    champion = _with_registry(workdir, lambda registry: registry.alias(name, registry.CHAMPION))
-    if champion is None:
-        raise ConfigError(
-            f"{name}: no champion to answer with; run the recipe first, or give the --workdir of its runs"
-        )
-    asked = loaded.tasks[task]
-    count = replay(
-        traffic,
-        Path(champion.source),
-        log,
-        asked.templates[0],
-        model_name=name,
-        model_version=str(champion.version),
-        max_new_tokens=asked.max_new_tokens,
-    )
-    typer.echo(f"{count} predictions of {name} version {champion.version} written to {log}")
-
-
-def _with_registry(workdir: Path, action: Callable[[Any], Any]) -> Any:
-    from bloomery.components.core import registry
-    from bloomery.components.core.errors import ConfigError
-    from bloomery.pipelines.launch import tracking_uri
-
-    uri = tracking_uri(workdir)
-    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
-        raise ConfigError(f"{workdir}: no MLflow database there; run a recipe first, or give the --workdir of a run")
-    os.environ["MLFLOW_TRACKING_URI"] = uri
-    return action(registry)
 
 
 def main() -> None:
