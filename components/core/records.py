@@ -190,25 +190,44 @@ class Prediction(Record):
 
     SCHEMA = "prediction/1"
     id: str
-    """Request id."""
+    """Request id; of several answers to one request the later ones end in `-1`, `-2`."""
     time: str
     """ISO 8601, UTC."""
     model_name: str
     model_version: str
     prompt: str
+    """The user's turn; of a longer conversation all turns, each a line `role: content`."""
     response: str
     latency_seconds: float
     prompt_tokens: int
     response_tokens: int
+    mean_log_probability: float | None = None
+    """Of the response's tokens, in nats, under the model itself at temperature 1."""
+    mean_entropy: float | None = None
+    """Of the distributions that the response's tokens were chosen from, in nats, at temperature 1."""
     feedback: float | None
     """User feedback in [0, 1] where given."""
     label: str | None
     """The right answer, where it arrived later."""
 
 
+class Label(Record):
+    """What became known of a prediction after it was served."""
+
+    SCHEMA = "label/1"
+    id: str
+    """Id of the prediction."""
+    time: str
+    """When it arrived: ISO 8601, UTC."""
+    feedback: float | None
+    """User feedback in [0, 1]; null leaves what is known."""
+    label: str | None
+    """The right answer; null leaves what is known."""
+
+
 ROWS: dict[str, type[Record]] = {
     record.SCHEMA: record
-    for record in (Source, Document, Indexed, Reject, Coverage, Chat, Prompt, Preference, EvalResult, Prediction)
+    for record in (Source, Document, Indexed, Reject, Coverage, Chat, Prompt, Preference, EvalResult, Prediction, Label)
 }
 """Every row schema by its name."""
 
