@@ -102,6 +102,8 @@ def _judge(
         "started_now": bool(started and started.is_new),
         "command": shlex.join(command),
         "left_out": taken.left_out,
+        "quarantined": taken.quarantined,
+        "unknown_labels": taken.num_unknown_labels,
         "decision_page": str(folder / "decision.md"),
         "drift_page": str(folder / "drift.html"),
     }
@@ -142,6 +144,8 @@ def _nothing_yet(taken: Snapshot, config: MonitoringConfig) -> dict[str, Any]:
         "started_now": False,
         "command": "",
         "left_out": taken.left_out,
+        "quarantined": taken.quarantined,
+        "unknown_labels": taken.num_unknown_labels,
     }
 
 

@@ -55,6 +55,9 @@ def render(report: DriftReport, result: dict[str, Any]) -> str:
             for e in report.examples
         ]
         lines.append("")
+    if result["quarantined"]:
+        lines += ["## Files of the log that could not be read", ""]
+        lines += [f"- {_inline(file)}: {_inline(reason)}" for file, reason in result["quarantined"].items()] + [""]
     if result["left_out"]:
         lines += ["## Rows of the log in no window", ""]
         lines += [f"- {reason}: {count}" for reason, count in result["left_out"].items()] + [""]

@@ -7,19 +7,14 @@ same rows whenever it is looked at, and a new champion starts over with a refere
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
-from bloomery.components.core import tables
-from bloomery.components.core.artifact import MANIFEST
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Prediction, content_id
 from bloomery.monitoring.config import MonitoringConfig
+from bloomery.monitoring.prediction_log import Reading
 
 
 class Window(NamedTuple):
@@ -42,23 +37,29 @@ class Snapshot(NamedTuple):
     left_out: dict[str, int]
     """Rows of the log in no window, by reason: why they could not be read, `wrong_fields`, `wrong_time`,
     `duplicate_id`, `other_model`, `incomplete_window`."""
+    quarantined: dict[str, str]
+    """Files of the log that are torn, corrupt or of another schema, and why."""
+    num_unknown_labels: int
+    """Late labels for ids that the log does not hold."""
 
 
 def take(log: Path | str, config: MonitoringConfig, now: datetime) -> Snapshot:
-    """Read a prediction log: a file, folder or URI of JSONL or Parquet rows of prediction/1.
+    """Read a prediction log, or a file, folder or URI of JSONL or Parquet rows of prediction/1.
 
     Raises: DataError if there is no log, or no usable row in it.
     """
-    left_out: Counter[str] = Counter()
+    reading = Reading(str(log))
+    left_out = reading.left_out
     rows: dict[str, tuple[datetime, Prediction]] = {}
-    for time, row in _read(log, left_out):
+    for time, row in reading:
         if row.id in rows:
             left_out["duplicate_id"] += 1
         else:
             rows[row.id] = (time, row)
     if not rows:
         raise DataError(
-            f"{log}: no usable prediction/1 row; left out: {dict(left_out) or 'nothing, the log is empty'}"
+            f"{log}: no usable prediction/1 row; left out: "
+            f"{ {**left_out, **reading.quarantined} or 'nothing, the log is empty'}"
         )
     ordered = sorted(rows.values(), key=lambda item: (item[0], item[1].id))
     newest = ordered[-1][1]
@@ -71,34 +72,13 @@ def take(log: Path | str, config: MonitoringConfig, now: datetime) -> Snapshot:
         for index, part in enumerate(parts[1:], start=1)
     ]
     counts = {reason: count for reason, count in sorted(left_out.items()) if count}
-    return Snapshot(":".join(_model(newest)), parts[0], windows, counts)
+    return Snapshot(
+        ":".join(_model(newest)), parts[0], windows, counts, reading.quarantined, reading.num_unknown_labels
+    )
 
 
 def _model(row: Prediction) -> tuple[str, str]:
     return row.model_name, row.model_version
-
-
-def _read(log: Path | str, left_out: Counter[str]) -> Iterator[tuple[datetime, Prediction]]:
-    for file in tables.list_files(str(log)):
-        if Path(file).name == MANIFEST:
-            continue
-        for raw in tables.read_rows(file):
-            if raw.value is None:
-                left_out[raw.problem] += 1
-                continue
-            try:
-                row = Prediction.model_validate(raw.value)
-                yield parse_time(row.time), row
-            except ValidationError:
-                left_out["wrong_fields"] += 1
-            except ValueError:
-                left_out["wrong_time"] += 1
-
-
-def parse_time(text: str) -> datetime:
-    """An ISO 8601 time, UTC where it names no zone. Raises: ValueError."""
-    time = datetime.fromisoformat(text)
-    return time if time.tzinfo else time.replace(tzinfo=UTC)
 
 
 def _split(

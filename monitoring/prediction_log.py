@@ -1,0 +1,364 @@
+"""The prediction log: Parquet files of prediction/1 by day, written by many processes and read by time.
+
+    LOG/date=2026-11-21/20261121T101502-4f1c09a2b7de-000001.parquet          prediction/1, by the day of the row's time
+    LOG/labels/date=2026-11-24/20261124T080000-4f1c09a2b7de-000007.parquet   label/1, by the day of arrival
+
+A writer puts what it has gathered into a new file of its own, so writers need no lock, and a file appears under its
+name only when it is whole: by a rename on a disk, by one put in an object store. What a killed writer had not yet
+written, at most `flush_seconds` of rows, is lost; what it had written stands. Personal data is masked before it is
+written, by the rules of data_curation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+import threading
+import uuid
+from collections import Counter, defaultdict, deque
+from collections.abc import Iterable, Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from pydantic import ValidationError
+
+from bloomery.components.core import tables
+from bloomery.components.core.artifact import MANIFEST
+from bloomery.components.core.errors import BloomeryError, DataError, ServiceError, from_os_error
+from bloomery.components.core.records import Label, Prediction, Record
+from bloomery.components.data_curation import pii
+
+logger = logging.getLogger(__name__)
+
+LABELS = "labels"
+BATCH_ROWS = 1024
+"""Rows of a file that a reader holds at once."""
+MAX_WAITING_BYTES = 256 * 2**20
+"""Files that wait while their store does not answer; beyond it the oldest are given up, and counted."""
+_DAY = re.compile(r"date=(\d{4}-\d{2}-\d{2})$")
+
+
+class _File(NamedTuple):
+    """A file that is to be written; under one name, so that a put that is tried twice stores it once."""
+
+    name: str
+    data: bytes
+    num_rows: int
+
+
+class PredictionLog:
+    """Appends to the log at `uri`, a folder or a store's URI, from a thread of its own; any thread may call it."""
+
+    def __init__(self, uri: str, *, flush_rows: int = 1000, flush_seconds: float = 30.0) -> None:
+        """Write when `flush_rows` have gathered, or `flush_seconds` after the first of them.
+
+        Raises: DataError if `uri` is a file.
+        """
+        if Path(_local(uri)).is_file():
+            raise DataError(f"{uri}: is a file; a prediction log is written to a folder or a store's URI")
+        self.uri = uri.rstrip("/")
+        self.num_written = 0
+        """Rows that stand in the log."""
+        self.num_lost = 0
+        """Rows given up because the store did not answer for too long."""
+        self.masked: Counter[str] = Counter()
+        """Personal data masked, by kind."""
+        self._rows: list[Record] = []
+        self._files: deque[_File] = deque()
+        self._writer = uuid.uuid4().hex[:12]
+        self._num_files = 0
+        self._flush_rows = flush_rows
+        self._flush_seconds = flush_seconds
+        self._gathering = threading.Condition()
+        self._writing = threading.Lock()
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._write_in_time, name="prediction-log", daemon=True)
+        self._thread.start()
+
+    def append(self, rows: Iterable[Prediction]) -> None:
+        """Take rows; they are written soon, and at `flush` or `close`. Raises: DataError for a time that is none."""
+        self._take(rows)
+
+    def label(self, request_id: str, *, label: str | None = None, feedback: float | None = None) -> None:
+        """Say what became known of an answer; whoever reads the log finds it in the row of that id, the newest last."""
+        moment = datetime.now(UTC).isoformat()
+        self._take([Label(id=request_id, time=moment, feedback=feedback, label=label)])
+
+    def flush(self) -> None:
+        """Write everything taken so far. Raises: ServiceError if the store refuses; the rows are kept for the next."""
+        with self._writing:
+            with self._gathering:
+                rows, self._rows = self._rows, []
+            self._files.extend(self._encode(rows))
+            while sum(len(file.data) for file in self._files) > MAX_WAITING_BYTES:
+                self.num_lost += self._files.popleft().num_rows
+            while self._files:
+                _write(f"{self.uri}/{self._files[0].name}", self._files[0].data)
+                self.num_written += self._files.popleft().num_rows
+
+    def close(self) -> None:
+        """Write everything, and take no more. Raises: ServiceError as `flush`."""
+        with self._gathering:
+            self._is_closed = True
+            self._gathering.notify()
+        self._thread.join()
+        self.flush()
+
+    def _take(self, rows: Iterable[Record]) -> None:
+        taken = list(rows)
+        for row in taken:
+            try:
+                parse_time(row.time)  # type: ignore[attr-defined]
+            except ValueError as error:
+                raise DataError(f"{row.id}: {error}; expected ISO 8601") from None  # type: ignore[attr-defined]
+        with self._gathering:
+            if self._is_closed:
+                raise ServiceError(f"{self.uri}: the prediction log is closed")
+            self._rows += taken
+            self._gathering.notify()
+
+    def _write_in_time(self) -> None:
+        while True:
+            with self._gathering:
+                self._gathering.wait_for(lambda: self._rows or self._files or self._is_closed)
+                self._gathering.wait_for(
+                    lambda: len(self._rows) >= self._flush_rows or self._is_closed, timeout=self._flush_seconds
+                )
+                if self._is_closed:
+                    return
+            try:
+                self.flush()
+            except BloomeryError as error:
+                waiting = sum(file.num_rows for file in self._files)
+                logger.warning("prediction log: %s; %d rows wait, %d are lost", error, waiting, self.num_lost)
+
+    def _encode(self, rows: list[Record]) -> Iterator[_File]:
+        """Masked rows as one file a kind and day."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        by_folder: dict[tuple[type[Record], str], list[dict[str, Any]]] = defaultdict(list)
+        for row in rows:
+            values = row.model_dump()
+            for field in ("prompt", "response", "label"):
+                if values.get(field):
+                    values[field] = self._mask(values[field])
+            moment = parse_time(values["time"]).astimezone(UTC)
+            values["time"] = moment.isoformat()
+            folder = f"{LABELS}/" if isinstance(row, Label) else ""
+            by_folder[type(row), f"{folder}date={moment:%Y-%m-%d}"].append(values)
+        for (kind, folder), values_of_day in by_folder.items():
+            sink = pa.BufferOutputStream()
+            pq.write_table(kind.table(values_of_day), sink, compression="zstd", write_page_checksum=True)
+            self._num_files += 1
+            name = f"{datetime.now(UTC):%Y%m%dT%H%M%S}-{self._writer}-{self._num_files:06d}.parquet"
+            yield _File(f"{folder}/{name}", sink.getvalue().to_pybytes(), len(values_of_day))
+
+    def _mask(self, text: str) -> str:
+        # Whole, unlike a document's: what a user pastes into a code fence is as often a table of customers.
+        text, secrets = pii.mask_secrets(text)
+        text, personal = pii.mask(text)
+        self.masked += secrets + personal
+        return text
+
+
+class Reading:
+    """One pass over a log; iterate it for (time, row) in the order of files, then see what was left out.
+
+    Late labels stand in the rows. Days outside [`start`, `end`) are not opened. The log may also be a file, folder or
+    URI of JSONL or Parquet rows without days. A file is read BATCH_ROWS at a time; held are the labels since `start`.
+    """
+
+    def __init__(self, uri: str, start: datetime | None = None, end: datetime | None = None) -> None:
+        self.left_out: Counter[str] = Counter()
+        """Rows that could not be used, by reason: why they could not be read, `wrong_fields`, `wrong_time`."""
+        self.quarantined: dict[str, str] = {}
+        """Files that are torn, corrupt or of another schema, and why; their rows are in no count."""
+        self._uri, self._start, self._end = uri.rstrip("/"), start, end
+        self._unmatched: set[str] = set()
+
+    @property
+    def num_unknown_labels(self) -> int:
+        """Ids that a label came for and no row was read of; with a `start`, those of earlier rows are among them."""
+        return len(self._unmatched)
+
+    def __iter__(self) -> Iterator[tuple[datetime, Prediction]]:
+        """Raises: DataError if there is no log, ServiceError if its store does not answer."""
+        first, last = (bound.astimezone(UTC).date() if bound else None for bound in (self._start, self._end))
+        labels = self._labels(_files(f"{self._uri}/{LABELS}", first, None) or [])
+        self._unmatched = set(labels)
+        files = _files(self._uri, first, last)
+        for file in tables.list_files(self._uri) if files is None else files:
+            if Path(file).name == MANIFEST:
+                continue
+            for moment, row in self._rows(file, Prediction):
+                if (self._start and moment < self._start) or (self._end and moment >= self._end):
+                    continue
+                if row.id in labels:
+                    self._unmatched.discard(row.id)
+                    row = row.model_copy(update={field: value for field, (_, value) in labels[row.id].items()})
+                yield moment, row
+
+    def _labels(self, files: list[str]) -> dict[str, dict[str, tuple[datetime, Any]]]:
+        """The newest value of each field by id."""
+        found: dict[str, dict[str, tuple[datetime, Any]]] = {}
+        for file in files:
+            for moment, row in self._rows(file, Label):
+                known = found.setdefault(row.id, {})
+                for field in ("feedback", "label"):
+                    value = getattr(row, field)
+                    if value is not None and (field not in known or known[field][0] <= moment):
+                        known[field] = moment, value
+        return found
+
+    def _rows(self, file: str, kind: type[Record]) -> Iterator[tuple[datetime, Any]]:
+        for values in self._parquet(file, kind) if tables.format_of(file) == "parquet" else self._lines(file):
+            try:
+                row: Any = kind.model_validate(values)
+                moment = parse_time(row.time)
+            except ValidationError:
+                self.left_out["wrong_fields"] += 1
+            except ValueError:
+                self.left_out["wrong_time"] += 1
+            else:
+                yield moment, row
+
+    def _lines(self, file: str) -> Iterator[dict[str, Any]]:
+        for raw in tables.read_rows(file):
+            if raw.value is None:
+                self.left_out[raw.problem] += 1
+            else:
+                yield raw.value
+
+    def _parquet(self, file: str, kind: type[Record]) -> Iterator[dict[str, Any]]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        with _opened(file) as stream:
+            number = 0
+            try:
+                content = pq.ParquetFile(stream, page_checksum_verification=True)
+                if fault := _other_schema(content.schema_arrow, kind):
+                    self._quarantine(file, fault)
+                    return
+                for batch in content.iter_batches(BATCH_ROWS):
+                    yield from batch.to_pylist()
+                    number += batch.num_rows
+            except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+                if isinstance(error, OSError) and error.errno is not None:
+                    raise from_os_error(error, f"reading {file}") from error
+                reason = str(error).split("\n")[0][:200]
+                self._quarantine(file, f"after {number} rows: {reason}" if number else reason)
+
+    def _quarantine(self, file: str, reason: str) -> None:
+        self.quarantined[file] = reason
+        logger.warning("prediction log: %s is left out: %s", file, reason)
+
+
+def parse_time(text: str) -> datetime:
+    """An ISO 8601 time, UTC where it names no zone. Raises: ValueError."""
+    time = datetime.fromisoformat(text)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def _other_schema(found: Any, kind: type[Record]) -> str:
+    """Why a file does not hold rows of `kind`, or ''."""
+    named = (found.metadata or {}).get(b"schema", kind.SCHEMA.encode()).decode(errors="replace")
+    if named != kind.SCHEMA:
+        return f"holds {named}, expected {kind.SCHEMA}"
+    missing = [name for name, field in kind.model_fields.items() if field.is_required() and name not in found.names]
+    unknown = [name for name in found.names if name not in kind.model_fields]
+    faults = [f"no column {name}" for name in missing] + [f"unknown column {name}" for name in unknown]
+    return f"not {kind.SCHEMA}: {', '.join(faults)}" if faults else ""
+
+
+def _files(folder: str, first: date | None, last: date | None) -> list[str] | None:
+    """The visible files of the days [first, last] of a folder, and those beside its days, by name; None if it has no
+    days."""
+    import fsspec
+
+    with _store(folder):
+        system, root = fsspec.core.url_to_fs(folder)
+        if not system.isdir(root):
+            return None
+        names = system.ls(root, detail=False)
+        days = {name: found[1] for name in names if (found := _DAY.search(name.rstrip("/")))}
+        if not days:
+            return None
+        wanted = [
+            name
+            for name in names
+            if Path(name).name != LABELS
+            and (
+                name not in days
+                or (first is None or days[name] >= first.isoformat())
+                and (last is None or days[name] <= last.isoformat())
+            )
+        ]
+        found = [file for name in wanted for file in system.find(name)]
+    visible = (file for file in found if not Path(file).name.startswith("."))
+    return sorted(file if _is_local(folder) else system.unstrip_protocol(file) for file in visible)
+
+
+def _write(uri: str, data: bytes) -> None:
+    """Write a file that appears whole or not at all."""
+    with _store(uri):
+        if not _is_local(uri):
+            import fsspec
+
+            system, path = fsspec.core.url_to_fs(uri)
+            system.pipe_file(path, data)
+            return
+        target = Path(_local(uri)).expanduser()
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}")
+        with temporary.open("wb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+
+
+@contextlib.contextmanager
+def _opened(uri: str) -> Iterator[IO[bytes]]:
+    """The bytes of a file; a remote one is fetched whole first: a failing network must not look like a torn file."""
+    if _is_local(uri):
+        with _store(uri):
+            stream = Path(_local(uri)).expanduser().open("rb")
+        with stream:
+            yield stream
+        return
+    import fsspec
+
+    with tempfile.TemporaryFile() as copy:
+        with _store(uri), fsspec.open(uri, "rb") as remote:
+            shutil.copyfileobj(remote, copy)
+        copy.seek(0)
+        yield copy
+
+
+def _is_local(uri: str) -> bool:
+    return "://" not in uri or uri.startswith("file://")
+
+
+def _local(uri: str) -> str:
+    return uri.removeprefix("file://")
+
+
+@contextlib.contextmanager
+def _store(uri: str) -> Iterator[None]:
+    """Tell the errors of a disk or of a store's client as ours."""
+    try:
+        yield
+    except BloomeryError:
+        raise
+    except Exception as error:
+        if _is_local(uri) and isinstance(error, OSError):
+            raise from_os_error(error, f"using the prediction log {uri}") from error
+        reason = str(error).split("\n")[0][:300] or type(error).__name__
+        raise ServiceError(f"{uri}: the store did not answer: {reason}; check the network and credentials") from error
