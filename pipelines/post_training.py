@@ -61,6 +61,7 @@ def build(recipe: Recipe) -> Any:
         dpo: dict = parameters(recipe.dpo),
         ptq: dict = parameters(recipe.ptq),
         evaluation: dict = parameters(recipe.evaluation),
+        evaluation_of_rivals: dict = parameters(recipe.evaluation_of_rivals()),
         promotion: dict = parameters(recipe.promotion),
     ) -> None:
         def task(step: Any, stage: str, config: Any, **inputs: Any) -> dict[str, Any]:
@@ -68,8 +69,8 @@ def build(recipe: Recipe) -> Any:
             created.set_display_name(stage)
             return place(created, step.name.replace("-", "_"), recipe.resources).outputs
 
-        def evaluate(stage: str, model: Any) -> Any:
-            return task(evaluation_step, f"evaluation_{stage}", evaluation, model=model, tasks=tasks)["results"]
+        def evaluate(stage: str, model: Any, config: Any = evaluation) -> Any:
+            return task(evaluation_step, f"evaluation_{stage}", config, model=model, tasks=tasks)["results"]
 
         checked = task(preflight_step, "preflight", preflight)
         tasks, base = checked["tasks"], checked["base_model"]
@@ -81,7 +82,7 @@ def build(recipe: Recipe) -> Any:
         )
         made = task(synthetic_data_step, "synthetic_data", synthetic_data, documents=unique["kept"], tasks=tasks)
 
-        base_results = evaluate("base", base)
+        base_results = evaluate("base", base, evaluation_of_rivals)
         read = task(cpt_step, "cpt", cpt, documents=unique["kept"], base_model=base)["model"]
         evaluate("cpt", read)
         tuned = task(sft_step, "sft", sft, chats=made["chats"], tasks=tasks, base_model=read)["model"]
@@ -107,9 +108,9 @@ def build(recipe: Recipe) -> Any:
             promotion,
             model=quantised,
             tasks=tasks,
-            candidate_results=evaluate("ptq", quantised),
+            candidate_results=evaluate("ptq", quantised, evaluation_of_rivals),
             base_results=base_results,
-            champion_results=evaluate("champion", checked["champion"]),
+            champion_results=evaluate("champion", checked["champion"], evaluation_of_rivals),
             champion=checked["champion"],
             champion_version=checked["champion_version"],
         )

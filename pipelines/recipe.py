@@ -28,6 +28,7 @@ from bloomery.components.sft.config import SftConfig
 from bloomery.components.synthetic_data.config import SyntheticDataConfig
 from bloomery.infra.resources import ResourcesConfig
 from bloomery.monitoring.config import MonitoringConfig
+from bloomery.monitoring.serving_config import ServingConfig
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -73,6 +74,8 @@ class Recipe(Config):
     """Where tasks run on a cluster; fixed at compile time and ignored on a laptop."""
     monitoring: MonitoringConfig = MonitoringConfig()
     """Windows, thresholds and policy of `bloomery monitor`."""
+    serving: ServingConfig = ServingConfig()
+    """How `bloomery serve` answers."""
 
     def preflight(self) -> PreflightConfig:
         """What preflight checks: the top-level keys, and what data_curation and dedup read from outside."""
@@ -87,6 +90,11 @@ class Recipe(Config):
             encoder_revision=semantic.revision if semantic else "main",
             registered_model=self.registered_model,
         )
+
+    def evaluation_of_rivals(self) -> EvaluationConfig:
+        """How the gate's models are evaluated: base, champion, and the candidate, which may be the next champion and
+        whose evaluation is then known."""
+        return self.evaluation.model_copy(update={"repeats": self.promotion.gate.noise_repeats})
 
 
 def find(recipe: str) -> Path:

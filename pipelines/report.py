@@ -93,13 +93,13 @@ def _outputs(finished: dict[str, Any]) -> Iterator[Output]:
 
 
 def _results(outputs: dict[tuple[str, str], Output]) -> dict[str, list[dict[str, Any]]]:
-    """The eval_result/1 rows of each evaluated model."""
+    """The eval_result/2 rows of each evaluated model, without the repeats."""
     return {
-        output.stage.removeprefix("evaluation_"): artifact.read_table(
-            output.path, "eval_result/1"
-        ).to_pylist()
+        output.stage.removeprefix("evaluation_"): [
+            row for row in artifact.read_table(output.path, "eval_result/2").to_pylist() if row["repeat"] == 0
+        ]
         for output in outputs.values()
-        if output.manifest.schema_name == "eval_result/1"
+        if output.manifest.schema_name == "eval_result/2"
     }
 
 

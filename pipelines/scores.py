@@ -26,7 +26,7 @@ Rows = list[dict[str, Any]]
 class Scores:
     """The evaluation results of a run.
 
-    `models` holds the eval_result/1 rows of each model, `tasks` the task configs by name as JSON values; a
+    `models` holds the eval_result/2 rows of each model, `tasks` the task configs by name as JSON values; a
     task that is not among them counts as a domain task, and as perplexity if its weights are not all 1.
     """
 

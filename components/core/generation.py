@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import random
+from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,34 +37,27 @@ class Generator:
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
+        before: Sequence[dict[str, str]] = (),
+        composition: int = 0,
     ) -> list[list[str]]:
-        """`num_samples` answers to each user turn, in order.
+        """`num_samples` answers to each user turn, in order; `before` holds messages that precede every one.
 
         Temperature 0 is greedy. Prompts are answered in order of length, so that a batch holds little padding; the same
-        arguments give the same answers.
+        arguments give the same answers. Another `composition` answers the same prompts in smaller batches with other
+        neighbours: what then changes is the noise of floating-point sums.
         """
         import torch
         from transformers import LogitsProcessorList
 
         texts = [
-            self.tokenizer.apply_chat_template(chat(prompt), add_generation_prompt=True, tokenize=False)
+            self.tokenizer.apply_chat_template([*before, *chat(prompt)], add_generation_prompt=True, tokenize=False)
             for prompt in prompts
         ]
         lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
-        order = sorted(range(len(texts)), key=lambda index: (lengths[index], texts[index]))
         answers: list[list[str]] = [[] for _ in texts]
         torch.manual_seed(seed)
         choice = LogitsProcessorList([_choice(temperature, top_p)] if temperature > 0 else [])
-        start = 0
-        while start < len(order):
-            size = 1
-            while start + size < len(order):
-                longest = lengths[order[start + size]] + max_new_tokens
-                if (size + 1) * longest * num_samples > MAX_BATCH_TOKENS:
-                    break
-                size += 1
-            batch = order[start : start + size]
-            start += size
+        for batch in _batches(texts, lengths, max_new_tokens, num_samples, composition):
             encoded = self.tokenizer(
                 [texts[index] for index in batch],
                 add_special_tokens=False,
@@ -120,6 +115,26 @@ class Generator:
             for row, index in enumerate(batch):
                 scores[index] = (float(nats_BL[row].double().sum()), int(mask_BL[row, 1:].sum()))
         return scores
+
+
+def _batches(
+    texts: Sequence[str], lengths: Sequence[int], max_new_tokens: int, num_samples: int, composition: int
+) -> Iterator[list[int]]:
+    """Indices of `texts` in order of length, as many at once as MAX_BATCH_TOKENS allows."""
+    chance = random.Random(composition)
+    # Lengths that are blurred by some tokens give each prompt other neighbours at little more padding.
+    blurred = [length + (chance.uniform(0, 8) if composition else 0) for length in lengths]
+    order = deque(sorted(range(len(texts)), key=lambda index: (blurred[index], texts[index])))
+    while order:
+        most = MAX_BATCH_TOKENS * (chance.uniform(0.25, 0.75) if composition else 1)
+        batch = [order.popleft()]
+        longest = lengths[batch[0]]
+        while order:
+            longest = max(longest, lengths[order[0]])
+            if (len(batch) + 1) * (longest + max_new_tokens) * num_samples > most:
+                break
+            batch.append(order.popleft())
+        yield batch
 
 
 def _choice(temperature: float, top_p: float) -> Any:

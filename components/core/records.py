@@ -168,7 +168,7 @@ class Preference(Record):
 class EvalResult(Record):
     """One model's answer to one evaluation prompt, and its score."""
 
-    SCHEMA = "eval_result/1"
+    SCHEMA = "eval_result/2"
     id: str
     """Id of the prompt, so that two models are compared pairwise."""
     task: str
@@ -177,6 +177,11 @@ class EvalResult(Record):
     prompt: str
     reference: str
     response: str
+    metric: str
+    """What `score` is: `accuracy`, `chrf`, `bleu`, `rouge_1`, `rouge_2`, `rouge_l` or `log_likelihood`."""
+    repeat: int
+    """0 is the evaluation; 1 and on are the same prompts answered again in other batches, from which noise is
+    measured."""
     score: float
     """In [0, 1], higher is better; for perplexity tasks, mean log-likelihood in nats per token."""
     weight: float

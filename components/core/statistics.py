@@ -93,6 +93,19 @@ def paired_difference(a: Numbers, b: Numbers, weights: Numbers | None = None) ->
     return difference, stderr, float(2 * stdtr(x.size - 1, -abs(difference) / stderr))
 
 
+def holm(p_values: Numbers) -> list[float]:
+    """`p_values` adjusted for being that many: the chance of any false finding below `a` is at most `a`.
+
+    The smallest of m is multiplied by m, the next by m - 1, and so on; none may be smaller than the one before it, or
+    larger than 1 (Holm, A Simple Sequentially Rejective Multiple Test Procedure, 1979). It needs no independence.
+    """
+    p = np.asarray(p_values, float)
+    order = np.argsort(p, kind="stable")
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(p.size, 0, -1)))
+    return adjusted.tolist()
+
+
 def is_binary(scores: Numbers) -> bool:
     """True if every score is 0 or 1."""
     return bool(np.isin(np.asarray(scores, float), (0.0, 1.0)).all())

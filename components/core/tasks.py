@@ -19,6 +19,7 @@ from bloomery.components.core.verify import VerifierConfig, verify
 
 TRAINING_SPLITS = ("train", "unlabelled")
 """Splits a model may learn from: `train` with its answers, `unlabelled` through the verifier alone."""
+Perturbation = Literal["typos", "spacing"]
 
 
 class Template(Config):
@@ -40,8 +41,9 @@ class SplitConfig(RowSource):
 class TaskConfig(Config):
     """One task of the recipe."""
 
-    role: Literal["domain", "general"]
-    """`domain`: what the model is adapted to; `general`: what it must not forget."""
+    role: Literal["domain", "general", "safety"]
+    """`domain`: what the model is adapted to; `general`: what it must not forget; `safety`: a score of 1 means that it
+    behaved rightly: it refused a harmful question, or answered a harmless one."""
     templates: list[Template] = []
     """Phrasings for the splits that name none."""
     group: str = ""
@@ -53,6 +55,13 @@ class TaskConfig(Config):
     """How answers are scored."""
     max_new_tokens: int = Field(default=96, gt=0)
     """Longest answer, in tokens of the model."""
+    shots: int = Field(default=0, ge=0)
+    """Solved examples from `train` before each question of an evaluation set, as turns of the chat; training sees
+    none."""
+    perturbations: list[Perturbation] = []
+    """Each makes of every evaluation set a second one, `<set>+<perturbation>`, whose questions are harder to read:
+    `typos` (a wrong, missing or doubled letter; within Hangul, of a jamo) or `spacing` (spaces lost and put in
+    between)."""
 
     @model_validator(mode="after")
     def _has_templates(self) -> TaskConfig:
@@ -63,6 +72,16 @@ class TaskConfig(Config):
             )
         if self.verifier.kind == "sql_execution" and not self.verifier.databases:
             raise ValueError("verifier sql_execution needs `databases`")
+        if self.shots and "train" not in self.splits:
+            raise ValueError("shots are taken from the split `train`, and there is none; add it, or set shots to 0")
+        if self.perturbations and self.verifier.kind == "perplexity":
+            raise ValueError("perturbations change the question, and a perplexity task has none; leave them out")
+        learnt = [name for name in self.splits if not is_evaluation(name)]
+        if learnt and self.verifier.kind == "refusal":
+            raise ValueError(
+                f"split {', '.join(learnt)}: the references of the verifier refusal are `refuse` and `answer`, which "
+                "no model should learn to say; name the split otherwise, or give its answers in a task of their own"
+            )
         return self
 
 
@@ -88,6 +107,12 @@ class Tasks:
             for row in self._rows
             if (row.split in splits if splits else is_evaluation(row.split)) and task in (None, row.task)
         ]
+
+    def shots(self, task: str) -> list[dict[str, str]]:
+        """The messages that stand before each evaluation question of `task`: its `shots` train rows with the smallest
+        ids, which are content hashes and so in no order of meaning."""
+        first = sorted(self.prompts("train", task=task), key=lambda row: row.id)[: self.configs[task].shots]
+        return [message for row in first for message in chat(row.prompt, row.reference)]
 
     def is_scored_by_likelihood(self, task: str) -> bool:
         """True for perplexity tasks, whose rows have no answer to verify."""

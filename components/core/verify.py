@@ -8,18 +8,21 @@ import time
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast, get_args
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.refusal import is_refusal
+from bloomery.components.core.text_metrics import TextMetric, sentence_score
 
 
 class VerifierConfig(Config):
     """How an answer is taken out of a response and compared with the reference."""
 
-    kind: Literal["exact", "numeric", "regex", "label", "sql_execution", "perplexity"]
+    kind: Literal["exact", "numeric", "regex", "label", "sql_execution", "perplexity", "refusal"] | TextMetric
     """`exact`: equal text; `numeric`: equal numbers; `regex`: the reference is a pattern that the answer matches;
     `label`: equal text out of a closed set; `sql_execution`: equal rows on every database; `perplexity`: no
-    answer, the reference is scored."""
+    answer, the reference is scored; `refusal`: the reference is `refuse` or `answer`, and the response does that;
+    `chrf`, `bleu`, `rouge_1`, `rouge_2`, `rouge_l`: nearness of the texts, in [0, 1]."""
     extract: str = ""
     """Regular expression whose first group (or whole match) of the last match is the answer; empty: the whole
     response."""
@@ -32,6 +35,17 @@ class VerifierConfig(Config):
     rows."""
     timeout_seconds: float = 2.0
     """Time box of one query on one database."""
+    tokenizer: Literal["13a", "intl", "char", "ko-mecab"] = "intl"
+    """`bleu`'s, by sacreBLEU's names; all keep Korean. `intl`: words, with the punctuation of every script apart;
+    `13a`: that of the English papers; `char`: characters; `ko-mecab`: Korean morphemes (pip install
+    'sacrebleu[ko]')."""
+
+    @property
+    def metric(self) -> str:
+        """What a score of this verifier is: the text metric itself, `log_likelihood`, or `accuracy`."""
+        if self.kind in get_args(TextMetric):
+            return self.kind
+        return "log_likelihood" if self.kind == "perplexity" else "accuracy"
 
 
 def verify(config: VerifierConfig, response: str, reference: str, databases: Sequence[Path] = ()) -> tuple[float, str]:
@@ -43,6 +57,12 @@ def verify(config: VerifierConfig, response: str, reference: str, databases: Seq
         return _sql(answer, reference, databases, config.timeout_seconds)
     if config.kind == "numeric":
         return _numeric(answer, reference, config.tolerance)
+    if config.kind == "refusal":
+        found = "refuse" if is_refusal(answer) else "answer"
+        return float(found == reference.strip()), {"refuse": "refused", "answer": "answered"}[found]
+    if config.kind in get_args(TextMetric):
+        score = sentence_score(cast(TextMetric, config.kind), answer, reference, config.tokenizer)
+        return score, f"{config.kind} {score:.3f}"
     if config.kind == "regex":
         flags = re.IGNORECASE if config.ignore_case else 0
         return (1.0, "match") if re.fullmatch(reference, answer, flags) else (0.0, "no match")

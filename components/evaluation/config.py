@@ -12,3 +12,9 @@ class EvaluationConfig(Config):
     """Longest text, in tokens, that a perplexity task scores; the rest of a longer one is cut off."""
     limit: int | None = Field(default=None, gt=0)
     """Evaluate at most this many prompts of each set, in stored order; none: all."""
+    repeats: int = Field(default=1, ge=1)
+    """How often prompts are answered, each time in batches of another composition: the first is the evaluation, the
+    others measure the noise of floating-point sums. The pipeline sets it by `promotion.gate.noise_repeats` for the
+    models that the gate compares."""
+    repeat_limit: int = Field(default=100, gt=0)
+    """Prompts of each set that the repeats answer again; perplexities are not repeated."""

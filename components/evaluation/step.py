@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
@@ -12,7 +12,9 @@ from bloomery.components.core.generation import Generator
 from bloomery.components.core.records import EvalResult, Prompt
 from bloomery.components.core.statistics import mean_stderr
 from bloomery.components.core.tasks import TaskConfig, Tasks
-from bloomery.components.core.verify import extract, normalise
+from bloomery.components.core.text_metrics import CORPUS_METRICS, TextMetric, corpus_score
+from bloomery.components.core.verify import extract
+from bloomery.components.evaluation import analysis
 from bloomery.components.evaluation.config import EvaluationConfig
 
 
@@ -21,36 +23,53 @@ def run(
     *,
     model: Annotated[Path, Reads("model/1")],
     tasks: Annotated[Path, Reads("tasks/1")],
-    results: Annotated[Path, Writes("eval_result/1")],
+    results: Annotated[Path, Writes("eval_result/2")],
 ) -> dict[str, float]:
     """Answer every evaluation set of `tasks` greedily with `model`, score the answers and write one row for each.
 
     An empty `model` artifact, which stands for "there is no champion", gives no rows.
-    Returns: for each task and set, evaluation/<task>.<set>.accuracy (or .perplexity, per token), .stderr and .n; for
-             label tasks also .macro_precision, .macro_recall, .macro_f1, .cohen_kappa, .mcc and .no_label_fraction.
+    Returns: for each task and set, evaluation/<task>.<set>.<metric> (accuracy, chrf, bleu, rouge_1, rouge_2, rouge_l;
+             perplexity a token), .stderr and .n; of chrF and BLEU also .corpus_chrf and .corpus_bleu, which are no
+             means; for label tasks what `analysis.classification` measures; with repeats, .flipped_fraction: the
+             share of answers whose score changed in another batch.
     """
     known = Tasks(tasks)
-    rows = answer(Generator.load(model), known, config) if artifact.read_manifest(model).files else []
-    artifact.write_rows(results, "eval_result/1", EvalResult.table(rows), rows_in=0, rows_made=len(rows))
+    rows: list[dict[str, Any]] = []
+    if artifact.read_manifest(model).files:
+        generator = Generator.load(model)
+        for repeat in range(config.repeats):
+            rows += answer(generator, known, config, repeat=repeat)
+    artifact.write_rows(results, "eval_result/2", EvalResult.table(rows), rows_in=0, rows_made=len(rows))
     return summarise(rows, known)
 
 
-def answer(generator: Generator, tasks: Tasks, config: EvaluationConfig, *splits: str) -> list[dict[str, Any]]:
-    """eval_result/1 rows of `splits` (none named: of every evaluation set), task by task."""
+def answer(
+    generator: Generator, tasks: Tasks, config: EvaluationConfig, *splits: str, repeat: int = 0
+) -> list[dict[str, Any]]:
+    """eval_result/2 rows of `splits` (none named: of every evaluation set), task by task.
+
+    Repeats after the first answer `repeat_limit` prompts of each set again, in other batches, and no perplexity.
+    """
+    limit = min(config.limit or config.repeat_limit, config.repeat_limit) if repeat else config.limit
     rows: list[dict[str, Any]] = []
     for name, task in tasks.configs.items():
-        prompts = _limited(tasks.prompts(*splits, task=name), config.limit)
-        if tasks.is_scored_by_likelihood(name):
-            scores = generator.log_likelihood([row.reference for row in prompts], max_length=config.max_length)
-            rows += [
-                _result(row, "", nats / max(1, count), float(count), "log-likelihood per token")
-                for row, (nats, count) in zip(prompts, scores, strict=True)
-            ]
-        else:
-            texts = generator.generate([row.prompt for row in prompts], max_new_tokens=task.max_new_tokens)
+        prompts = _limited(tasks.prompts(*splits, task=name), limit)
+        if not tasks.is_scored_by_likelihood(name):
+            texts = generator.generate(
+                [row.prompt for row in prompts],
+                max_new_tokens=task.max_new_tokens,
+                before=tasks.shots(name),
+                composition=repeat,
+            )
             for row, (text,) in zip(prompts, texts, strict=True):
                 score, reason = tasks.verify(name, text, row.reference)
-                rows.append(_result(row, text, score, 1.0, reason))
+                rows.append(_result(row, task, repeat, text, score, 1.0, reason))
+        elif not repeat:
+            scores = generator.log_likelihood([row.reference for row in prompts], max_length=config.max_length)
+            rows += [
+                _result(row, task, repeat, "", nats / max(1, count), float(count), "log-likelihood per token")
+                for row, (nats, count) in zip(prompts, scores, strict=True)
+            ]
     return rows
 
 
@@ -61,40 +80,36 @@ def summarise(rows: list[dict[str, Any]], tasks: Tasks) -> dict[str, float]:
         sets.setdefault((row["task"], row["split"]), []).append(row)
     metrics = {}
     for (task, split), members in sets.items():
-        mean, stderr = mean_stderr([row["score"] for row in members], [row["weight"] for row in members])
-        key = f"evaluation/{task}.{split}"
-        if tasks.is_scored_by_likelihood(task):
+        key, config = f"evaluation/{task}.{split}", tasks.configs[task]
+        first = [row for row in members if row["repeat"] == 0]
+        mean, stderr = mean_stderr([row["score"] for row in first], [row["weight"] for row in first])
+        metric = config.verifier.metric
+        if metric == "log_likelihood":
             # The error of exp(x) is exp(x) times the error of x, to first order.
             metrics |= {f"{key}.perplexity": math.exp(-mean), f"{key}.stderr": math.exp(-mean) * stderr}
         else:
-            metrics |= {f"{key}.accuracy": mean, f"{key}.stderr": stderr}
-        if tasks.configs[task].verifier.kind == "label":
-            metrics |= {f"{key}.{name}": value for name, value in classification(members, tasks.configs[task]).items()}
-        metrics[f"{key}.n"] = float(len(members))
+            metrics |= {f"{key}.{metric}": mean, f"{key}.stderr": stderr}
+        if metric in CORPUS_METRICS:
+            metrics[f"{key}.corpus_{metric}"] = _corpus(first, config)
+        if config.verifier.kind == "label":
+            labels = analysis.classification(*analysis.label_pairs(first, config.verifier))
+            metrics |= {f"{key}.{name}": value for name, value in labels.items()}
+        metrics[f"{key}.n"] = float(len(first))
+        if len(members) > len(first):
+            metrics[f"{key}.flipped_fraction"] = _flipped(first, members)
     return metrics
 
 
-def classification(rows: list[dict[str, Any]], task: TaskConfig) -> dict[str, float]:
-    """Metrics of a closed set of labels, macro-averaged over the labels of the references.
+def _corpus(rows: list[dict[str, Any]], task: TaskConfig) -> float:
+    answers = [extract(task.verifier, row["response"]) or "" for row in rows]
+    metric = cast(TextMetric, task.verifier.metric)
+    return corpus_score(metric, answers, [row["reference"] for row in rows], task.verifier.tokenizer)
 
-    An answer that is no known label counts as a label of its own that is never right.
-    """
-    from sklearn import metrics
 
-    fold = task.verifier.ignore_case
-    truth = [normalise(row["reference"], fold) for row in rows]
-    labels = sorted(set(truth))
-    answers = [normalise(extract(task.verifier, row["response"]) or "", fold) for row in rows]
-    found = [answer if answer in labels else "(no label)" for answer in answers]
-    average = {"labels": labels, "average": "macro", "zero_division": 0.0}
-    return {
-        "macro_precision": float(metrics.precision_score(truth, found, **average)),
-        "macro_recall": float(metrics.recall_score(truth, found, **average)),
-        "macro_f1": float(metrics.f1_score(truth, found, **average)),
-        "cohen_kappa": float(metrics.cohen_kappa_score(truth, found)),
-        "mcc": float(metrics.matthews_corrcoef(truth, found)),
-        "no_label_fraction": sum(answer == "(no label)" for answer in found) / len(found),
-    }
+def _flipped(first: list[dict[str, Any]], members: list[dict[str, Any]]) -> float:
+    scores = {row["id"]: row["score"] for row in first}
+    again = [row for row in members if row["repeat"]]
+    return sum(row["score"] != scores[row["id"]] for row in again) / len(again)
 
 
 def _limited(prompts: list[Prompt], limit: int | None) -> list[Prompt]:
@@ -109,7 +124,9 @@ def _limited(prompts: list[Prompt], limit: int | None) -> list[Prompt]:
     return kept
 
 
-def _result(row: Prompt, response: str, score: float, weight: float, reason: str) -> dict[str, Any]:
+def _result(
+    row: Prompt, task: TaskConfig, repeat: int, response: str, score: float, weight: float, reason: str
+) -> dict[str, Any]:
     return {
         "id": row.id,
         "task": row.task,
@@ -118,6 +135,8 @@ def _result(row: Prompt, response: str, score: float, weight: float, reason: str
         "prompt": row.prompt,
         "reference": row.reference,
         "response": response,
+        "metric": task.verifier.metric,
+        "repeat": repeat,
         "score": score,
         "weight": weight,
         "reason": reason,

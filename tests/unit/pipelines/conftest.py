@@ -212,7 +212,7 @@ class Made:
         stage = f"evaluation_{model}"
         self.finish(
             stage,
-            {"results": self.rows(stage, "results", "eval_result/1", rows, rows_in=0, rows_made=len(rows))},
+            {"results": self.rows(stage, "results", "eval_result/2", rows, rows_in=0, rows_made=len(rows))},
             {"evaluation/shop_sql.test.accuracy": ACCURACY[model]},
             seconds=9.0,
             cached=model in ("base", "champion"),
@@ -326,6 +326,8 @@ def _result(key, task, split, group, prompt, reference, response, score, weight,
         "prompt": prompt,
         "reference": reference,
         "response": response,
+        "metric": "accuracy" if weight == 1 else "log_likelihood",
+        "repeat": 0,
         "score": score,
         "weight": weight,
         "reason": reason,

@@ -9,7 +9,7 @@ from bloomery.pipelines.scores import Scores
 
 
 def _answers(model: str, scores: list[float], weights: list[float] | None = None) -> list[dict]:
-    """One model's eval_result/1 rows: every second prompt is Korean."""
+    """One model's eval_result/2 rows: every second prompt is Korean."""
     weights = weights or [1.0] * len(scores)
     shared = {"task": "t", "split": "test", "prompt": "p", "reference": "r", "response": model, "reason": ""}
     return [

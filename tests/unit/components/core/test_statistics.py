@@ -9,6 +9,7 @@ import pytest
 
 from bloomery.components.core.statistics import (
     Z95,
+    holm,
     interval,
     is_binary,
     mcnemar,
@@ -109,3 +110,9 @@ def test_paired_difference_at_its_ends():
 
 def test_is_binary():
     assert is_binary([0, 1, 1.0]) and not is_binary([0, 0.5])
+
+
+def test_holm_by_hand():
+    # sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, none below the one before it
+    assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
+    assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([0.03]) == [0.03] and holm([]) == []
