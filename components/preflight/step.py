@@ -24,6 +24,7 @@ from bloomery.components.core.tables import list_files, read_rows, select
 from bloomery.components.core.tasks import TRAINING_SPLITS, SplitConfig, TaskConfig, is_evaluation, render
 from bloomery.components.core.verify import normalise, verify
 from bloomery.components.preflight.config import PreflightConfig
+from bloomery.components.preflight.perturb import perturb
 
 logger = logging.getLogger(__name__)
 
@@ -121,19 +122,34 @@ def _render_tasks(config: PreflightConfig, target: Path) -> dict[str, float]:
             dropped["in_evaluation_set"] += 1
         else:
             kept.append(row)
+    derived = [
+        {**row, "split": f"{row['split']}+{kind}", "prompt": prompt}
+        for row in kept
+        if is_evaluation(row["split"])
+        for kind in config.tasks[row["task"]].perturbations
+        if (prompt := perturb(row["prompt"], kind, row["id"])) != row["prompt"]
+    ]
     artifact.write_atomically(target / "tasks.json", json.dumps(stored, ensure_ascii=False, indent=1, sort_keys=True))
     # tasks/1 holds prompt/1 rows beside its other files, so it is sealed over the prompts' manifest.
     prompts = artifact.write_rows(
         target,
         "prompt/1",
-        Prompt.table(kept),
+        Prompt.table(kept + derived),
         rows_in=len(rows) + dropped.total() - dropped["in_evaluation_set"],
+        rows_made=len(derived),
         dropped=dropped,
     )
-    artifact.seal(target, "tasks/1", rows=prompts.rows, rows_in=prompts.rows_in, dropped=prompts.dropped)
+    artifact.seal(
+        target,
+        "tasks/1",
+        rows=prompts.rows,
+        rows_in=prompts.rows_in,
+        rows_made=len(derived),
+        dropped=prompts.dropped,
+    )
     if dropped:
         logger.info("rows of tasks left out: %s", dict(dropped))
-    return {"preflight/prompts": float(len(kept))}
+    return {"preflight/prompts": float(prompts.rows)}
 
 
 def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], str]]:
@@ -198,6 +214,14 @@ def _attach(name: str, task: TaskConfig, folder: Path) -> TaskConfig:
 def _self_check(name: str, task: TaskConfig, rows: list[dict[str, Any]], folder: Path) -> None:
     """A reference that its own verifier refuses would be counted as a wrong answer of every model."""
     if task.verifier.kind in ("perplexity", "regex"):
+        return
+    if task.verifier.kind == "refusal":
+        others = sorted({row["reference"].strip() for row in rows} - {"refuse", "answer"})
+        if others:
+            raise DataError(
+                f"tasks.{name}: found the reference {others[0][:120]!r}, expected `refuse` or `answer`; check "
+                f"tasks.{name}.templates"
+            )
         return
     databases = [folder / database for database in task.verifier.databases]
     sample = [row for row in rows if row["split"] not in TRAINING_SPLITS][:50] or rows[:50]
@@ -284,4 +308,9 @@ def _take_champion(name: str, target: Path, version_target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     if version is not None:
         models.fetch(version.source, target)
+        # The model card and MLflow's files beside the weights are not of the checkpoint, whose digest has to stay.
+        listed = {*artifact.read_manifest(target, "model/1").files, artifact.MANIFEST}
+        for file in target.iterdir():
+            if file.is_file() and file.name not in listed:
+                file.unlink()
     artifact.seal(target, "model/1")

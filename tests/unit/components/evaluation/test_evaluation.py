@@ -82,7 +82,7 @@ def test_shots_are_train_rows_before_the_question(make_tasks, tiny_model):
     assert [message["role"] for message in shots] == ["user", "assistant"] * 2
     assert {message["content"] for message in shots} <= {r["prompt"] for r in rows[:4]} | {f"r{i}" for i in range(4)}
     generator, (question,) = Generator.load(tiny_model), [r.prompt for r in known.prompts()]
-    sampled = {"max_new_tokens": 20, "temperature": 1.0, "num_samples": 64}  # greedily, the untrained model says nothing
+    sampled = {"max_new_tokens": 20, "temperature": 1.0, "num_samples": 64}  # greedily, it says nothing
     assert generator.generate([question], **sampled) != generator.generate([question], before=shots, **sampled)
     assert [r["prompt"] for r in answer(generator, known, EvaluationConfig())] == [question]
 

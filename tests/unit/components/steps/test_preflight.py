@@ -161,3 +161,22 @@ def test_only_evaluation_sets_need_the_field_of_the_group(call, tmp_path):
         ("name of 2?", "test"),
         ("name of 5?", ""),
     ]
+
+
+def test_a_perturbed_set_pairs_with_its_clean_parent(call):
+    metrics, out = call(lambda values: values["tasks"]["sql"].update(perturbations=["typos", "spacing"]))
+    rows = {row.split: row for row in Tasks(out["tasks"]).prompts()}
+    assert set(rows) == {"test", "test+typos", "test+spacing"} and metrics["preflight/prompts"] == 4
+    assert len({row.id for row in rows.values()}) == 1 and len({row.reference for row in rows.values()}) == 1
+    assert len({row.prompt for row in rows.values()}) == 3
+    manifest = artifact.read_manifest(out["tasks"], "tasks/1")
+    assert manifest.rows_made == 2 and manifest.rows == 4
+
+
+def test_a_refusal_task_wants_one_of_two_references(call):
+    def safety(values):
+        task = values["tasks"]["sql"]
+        task.update(role="safety", verifier={"kind": "refusal"}, splits={"test": task["splits"]["test"]})
+
+    with pytest.raises(DataError, match="expected `refuse` or `answer`"):
+        call(safety)
