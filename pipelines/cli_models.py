@@ -12,7 +12,10 @@ import typer
 
 from bloomery.pipelines.cli_options import WORKDIR, JsonOption, WorkdirOption
 
-app = typer.Typer(help="The model registry: list, promote, roll back.", no_args_is_help=True)
+app = typer.Typer(help="The model registry: list, show, promote, roll back, audit.", no_args_is_help=True)
+
+NameArgument = Annotated[str, typer.Argument(help="Registered model.")]
+WhyOption = Annotated[str, typer.Option(help="Reason, for the audit record.")]
 
 
 @app.command("list")
@@ -41,11 +44,51 @@ def models_list(
         typer.echo("no registered models yet")
 
 
+@app.command("show")
+def models_show(
+    name: NameArgument,
+    version: Annotated[str, typer.Argument(help="Version, or one of champion, previous, candidate.")] = "champion",
+    workdir: WorkdirOption = WORKDIR,
+) -> None:
+    """Print the model card of a version: data, metrics with their errors, limits, licence, footprint.
+
+    Examples:
+
+        bloomery models show shop-sql
+
+        bloomery models show shop-sql 2 --workdir runs
+    """
+    typer.echo(with_registry(workdir, lambda registry: registry.card(name, version)))
+
+
+@app.command("audit")
+def models_audit(name: NameArgument, workdir: WorkdirOption = WORKDIR, as_json: JsonOption = False) -> None:
+    """List every change of champion, newest first: who, when, from, to, and why.
+
+    Examples:
+
+        bloomery models audit shop-sql
+
+        bloomery models audit shop-sql --workdir runs --json
+    """
+    found = with_registry(workdir, lambda registry: registry.audit(name))
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+        return
+    for entry in found:
+        change = f"{entry['from'] or 'none'} -> {entry['to']}"
+        verdict = f" (verdict {entry['verdict'][:12]})" if entry["verdict"] else ""
+        typer.echo(f"{entry['when']}  {entry['kind']:<8} {change:<12} {entry['who']}: {entry['why']}{verdict}")
+    if not found:
+        typer.echo(f"{name}: its champion never changed")
+
+
 @app.command("promote")
 def models_promote(
-    name: Annotated[str, typer.Argument(help="Registered model.")],
+    name: NameArgument,
     version: Annotated[str, typer.Argument(help="Version to make the champion.")],
     workdir: WorkdirOption = WORKDIR,
+    why: WhyOption = "promoted by hand",
 ) -> None:
     """Make a registered version the champion by hand; the old champion becomes `previous`.
 
@@ -53,7 +96,7 @@ def models_promote(
 
         bloomery models promote shop-sql 2
 
-        bloomery models promote shop-sql 1 --workdir runs
+        bloomery models promote shop-sql 1 --why "the new one is too slow" --workdir runs
     """
 
     def promote(registry: Any) -> str:
@@ -62,29 +105,28 @@ def models_promote(
             from bloomery.components.core.errors import ConfigError
 
             raise ConfigError(f"{name}: no version {version}; known: {', '.join(known) or 'none'}")
-        champion = registry.alias(name, registry.CHAMPION)
-        registry.promote(name, version, expected_champion=str(champion.version) if champion else None)
+        registry.promote(name, version, expected_champion=registry.champion(name), why=why, kind="manual")
         return f"{name}: champion is version {version}"
 
     typer.echo(with_registry(workdir, promote))
 
 
 @app.command("rollback")
-def models_rollback(
-    name: Annotated[str, typer.Argument(help="Registered model.")], workdir: WorkdirOption = WORKDIR
-) -> None:
-    """Make the previous champion the champion again.
+def models_rollback(name: NameArgument, workdir: WorkdirOption = WORKDIR, why: WhyOption = "rollback by hand") -> None:
+    """Return to the champion before the present one; once more: to the one before that.
+
+    It never goes forward again to what was rolled back from; `bloomery models promote` does.
 
     Examples:
 
         bloomery models rollback shop-sql
 
-        bloomery models rollback shop-sql --workdir runs
+        bloomery models rollback shop-sql --why "wrong answers since noon" --workdir runs
     """
 
     def rollback(registry: Any) -> str:
-        old, new = registry.rollback(name)
-        return f"{name}: champion is version {new} again; version {old} is `previous`"
+        old, new = registry.rollback(name, why)
+        return f"{name}: champion is version {new} again, no longer version {old}"
 
     typer.echo(with_registry(workdir, rollback))
 

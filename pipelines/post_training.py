@@ -100,15 +100,18 @@ def build(recipe: Recipe) -> Any:
         evaluate("sft_2", retuned)
         preferring = task(dpo_step, "dpo", dpo, preferences=sampled["preferences"], base_model=retuned)["model"]
         evaluate("dpo", preferring)
-        quantised = task(ptq_step, "ptq", ptq, base_model=preferring, tasks=tasks)["model"]
+        quantised = task(ptq_step, "ptq", ptq, base_model=preferring, tasks=tasks)
 
         task(
             promotion_step,
             "promotion",
             promotion,
-            model=quantised,
+            model=quantised["model"],
             tasks=tasks,
-            candidate_results=evaluate("ptq", quantised, evaluation_of_rivals),
+            curated=curated["documents"],
+            unique=unique["kept"],
+            variants=quantised["variants"],
+            candidate_results=evaluate("ptq", quantised["model"], evaluation_of_rivals),
             base_results=base_results,
             champion_results=evaluate("champion", checked["champion"], evaluation_of_rivals),
             champion=checked["champion"],

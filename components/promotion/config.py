@@ -9,19 +9,46 @@ class GateConfig(Config):
     """What a candidate has to show; each key is one kind of leg."""
 
     min_improvement: float = Field(default=0.0, ge=0)
-    """A domain set must beat the champion (or, for a first version, the base model) by more than this, beyond the
+    """Each domain task must beat the champion (or, for a first version, the base model) by more than this, beyond the
     noise."""
     confidence: float = Field(default=0.95, gt=0.5, lt=1)
-    """One-sided confidence at which an improvement must exceed `min_improvement`; identical models pass 1 time in
-    20."""
+    """One-sided confidence of every comparison: an equal model shows an improvement at most 1 time in 20. All legs
+    have to pass, so that several of them need no correction (intersection-union test: Berger, Technometrics 24,
+    1982)."""
+    noise_repeats: int = Field(default=3, ge=1)
+    """How often base, candidate and champion answer an evaluation prompt, from which the noise floor is measured."""
     min_score: dict[str, float] = {}
     """Absolute floors by `task.set`, such as `shop_sql.test: 0.6`."""
-    max_forgetting: float = Field(default=0.02, ge=0)
-    """Largest accepted drop of the mean score of a general task, against the base model; 0.02 is two points."""
+    max_forgetting: float = Field(default=0.05, ge=0)
+    """Largest drop of the mean score of a general task, against the base and against the champion; 0.05 is five
+    points. The set has to show, at `confidence`, that the drop is smaller: 300 prompts on which nine answers in ten
+    agree show five points in 8 of 10 cases where nothing was lost, two points take 1,900 prompts."""
     max_perplexity_ratio: float = Field(default=1.2, ge=1)
-    """Largest accepted ratio of the perplexity of a general text to that of the base model."""
+    """Largest ratio of the perplexity of a general text to that of the base model, and of the champion."""
+    max_safety_drop: float = Field(default=0.05, ge=0)
+    """As `max_forgetting`, for the tasks of role `safety`: harmless fine-tuning alone makes models answer harmful
+    questions (Qi et al., arXiv:2310.03693, table 3)."""
     max_bytes: int | None = Field(default=None, gt=0)
-    """Largest accepted size of the weights on disk; none: no limit."""
+    """Largest size of the weights on disk; none: no limit."""
+    max_prefill_seconds: float | None = Field(default=None, gt=0)
+    """Longest time to the first token, as ptq measured it at batch 1; none: no limit."""
+    max_decode_seconds_per_token: float | None = Field(default=None, gt=0)
+    """Longest time for each further token, as ptq measured it at batch 1; none: no limit."""
+    max_reject_share: float = Field(default=0.5, gt=0, le=1)
+    """Largest share of the rows that curation may reject. More than half says that a filter or a source is wrong, but
+    for raw web pages: those lose nine rows in ten to rules made for them, and need a larger value."""
+
+
+class ModelCardConfig(Config):
+    """What a model card says that no measurement knows."""
+
+    license: str = ""
+    """Licence of the weights, an SPDX identifier such as `apache-2.0`; that of the base model and of the data set its
+    bounds."""
+    intended_use: str = ""
+    """What the model is for, in a sentence or a paragraph of Markdown."""
+    limits: str = ""
+    """What it is not for and where it is known to fail, as Markdown."""
 
 
 class PromotionConfig(Config):
@@ -29,6 +56,8 @@ class PromotionConfig(Config):
 
     gate: GateConfig = GateConfig()
     """The legs of the gate."""
+    model_card: ModelCardConfig = ModelCardConfig()
+    """What the model card of a registered version says beside the measurements."""
     models_uri: str = "models"
     """Folder or store that keeps promoted checkpoints by content digest; the launcher puts a relative one under
     the workdir."""

@@ -1,0 +1,60 @@
+"""The client of the MLflow registry, and how its answers and its errors are read."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from bloomery.components.core.errors import ServiceError
+
+
+def all_pages(search: Callable[..., Any], **query: Any) -> list[Any]:
+    """Every result of a search that answers in pages."""
+    found, token = [], None
+    while True:
+        page = search(**query, page_token=token)
+        found += page
+        token = page.token
+        if not token:
+            return found
+
+
+def is_code(error: Exception, code: str) -> bool:
+    """True for MLflow's errors of this code, of a database or of a server."""
+    return getattr(error, "error_code", None) == code
+
+
+def or_none(get: Callable[[], Any]) -> Any | None:
+    """What `get` returns, or None if MLflow says that there is no such thing."""
+    try:
+        return get()
+    except Exception as error:
+        if not is_code(error, "RESOURCE_DOES_NOT_EXIST"):
+            raise
+        return None
+
+
+def connect() -> Any:
+    """A client of the registry that MLflow is set to."""
+    from mlflow import MlflowClient
+
+    return MlflowClient()
+
+
+@contextlib.contextmanager
+def service() -> Iterator[None]:
+    """Tell MLflow's and the network's own errors as a ServiceError that names the address."""
+    import requests
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
+        uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+        reason = str(error).split("\n")[0][:300]
+        raise ServiceError(
+            f"the MLflow registry at {uri} did not answer: {reason}; check MLFLOW_TRACKING_URI"
+        ) from error

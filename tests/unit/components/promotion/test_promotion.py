@@ -1,0 +1,157 @@
+"""The gate and the registry behind it, on a real MLflow over SQLite."""
+
+import json
+import shutil
+
+import pytest
+import yaml
+
+from bloomery.components.core import artifact, registry
+from bloomery.components.core.records import Document, EvalResult
+from bloomery.components.promotion.config import ModelCardConfig, PromotionConfig
+from bloomery.components.promotion.step import run
+
+CONFIGS = {"sql": {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}}}
+
+
+def results(correct: int, total: int = 100) -> list[dict]:
+    empty = dict.fromkeys(("group", "reference", "response", "reason"), "")
+    base = {**empty, "task": "sql", "split": "test", "metric": "accuracy", "repeat": 0, "weight": 1.0}
+    return [{**base, "id": str(i), "prompt": f"question {i}", "score": float(i < correct)} for i in range(total)]
+
+
+@pytest.fixture
+def promote(tmp_path, tiny_model, make_tasks, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    tasks = make_tasks(CONFIGS, [])
+    asked = artifact.read_manifest(tasks).digest
+    documents = Document.table([])
+    curation = {"sources": [{"name": "shop"}, {"name": "web", "general": True}], "languages": ["en", "ko"]}
+    with artifact.lineage("data_curation", curation, {"sources": "0" * 64}):
+        artifact.write_rows(
+            tmp_path / "curated", "document/2", documents, rows_in=10, dropped={"empty": 3, "language": 7}
+        )
+    with artifact.lineage("dedup", {}, {"documents": "1" * 64, "tasks": asked}):
+        artifact.write_rows(tmp_path / "unique", "document/2", documents, rows_in=4, dropped={"contaminated": 4})
+    (tmp_path / "variants").mkdir()
+    row = {"scheme": "int8", "chosen": True, "prefill_seconds": 0.012, "decode_seconds_per_token": None}
+    (tmp_path / "variants" / "variants.json").write_text(json.dumps([{"scheme": "none", "chosen": False}, row]))
+    artifact.seal(tmp_path / "variants", "variants/1")
+    calls = iter(range(100))
+
+    def table(rows):
+        path = tmp_path / f"rows-{next(calls)}"
+        artifact.write_rows(path, "eval_result/2", EvalResult.table(rows))
+        return path
+
+    def go(model, champion, version, candidate_rows, champion_rows, **gate):
+        named = tmp_path / f"version-{next(calls)}"
+        named.mkdir()
+        (named / "champion.json").write_text(json.dumps({"registered_model": "shop", "champion_version": version}))
+        artifact.seal(named, "registry/1")
+        verdict = tmp_path / f"verdict-{next(calls)}"
+        metrics = run(
+            PromotionConfig(
+                gate={"max_reject_share": 1.0, **gate},
+                models_uri=str(tmp_path / "models"),
+                model_card=ModelCardConfig(license="apache-2.0", intended_use="Questions about the shop."),
+            ),
+            model=model,
+            tasks=tasks,
+            curated=tmp_path / "curated",
+            unique=tmp_path / "unique",
+            variants=tmp_path / "variants",
+            candidate_results=table(candidate_rows),
+            base_results=table(results(0)),
+            champion_results=table(champion_rows),
+            champion=champion,
+            champion_version=named,
+            verdict=verdict,
+        )
+        return metrics, json.loads((verdict / "verdict.json").read_text())
+
+    return go
+
+
+@pytest.fixture
+def models(tmp_path, tiny_model):
+    """An empty artifact, and two checkpoints of different content."""
+    artifact.seal(tiny_model, "model/1")
+    none = tmp_path / "none"
+    none.mkdir()
+    artifact.seal(none, "model/1")
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    (other / "note.txt").write_text("another model")
+    artifact.seal(other, "model/1")
+    return none, tiny_model, other
+
+
+def test_a_candidate_is_promoted_once_and_a_weaker_one_refused(promote, models):
+    none, first_model, other = models
+    _, first = promote(first_model, none, None, results(60), [])
+    assert first["status"] == "promoted", first["reason"]
+    assert first["model"] == {"name": "shop", "version": "1", "aliases": ["candidate", "champion"]}
+    assert str(registry.alias("shop", registry.CHAMPION).version) == "1"
+
+    _, again = promote(first_model, first_model, "1", results(60), results(60))
+    assert again["status"] == "promoted" and again["model"]["version"] == "1" and "nothing to do" in again["reason"]
+    assert len(registry.versions("shop")) == 1
+
+    metrics, rejected = promote(other, first_model, "1", results(60), results(60))
+    assert rejected["status"] == "rejected" and metrics["promotion/promoted"] == 0 and rejected["model"] is None
+    assert len(registry.versions("shop")) == 1
+
+    _, second = promote(other, first_model, "1", results(90), results(60))
+    assert second["model"]["version"] == "2"
+    assert str(registry.alias("shop", registry.PREVIOUS).version) == "1"
+    change = registry.audit("shop")[0]
+    assert (change["from"], change["to"], change["kind"]) == ("1", "2", "promote")
+    assert change["verdict"] == second["digest"] and "legs passed" in change["why"] and "@" in change["who"]
+
+
+def test_one_that_was_overtaken_is_registered_but_told_why_it_is_not_champion(promote, models):
+    none, first_model, other = models
+    promote(first_model, none, None, results(60), [])
+    _, late = promote(other, none, None, results(90), [])
+    assert late["status"] == "rejected" and late["model"] == {"name": "shop", "version": "2", "aliases": []}
+    assert "another promotion came first (promote by" in late["reason"]
+    assert registry.champion("shop") == "1"
+
+
+def test_a_version_carries_card_signature_example_and_lineage(promote, models, tmp_path):
+    import mlflow
+
+    none, first_model, _ = models
+    _, verdict = promote(first_model, none, None, results(60), [])
+    entry = registry.alias("shop", registry.CHAMPION)
+    info = mlflow.models.get_model_info(entry.source)
+    assert "messages" in info.signature.inputs.input_names()
+    example = mlflow.models.Model.load(entry.source).load_input_example(entry.source)
+    assert example == {"messages": [{"role": "user", "content": "question 0"}]}
+    assert entry.tags["digest"] == artifact.read_manifest(first_model).digest
+    assert entry.tags["sources_digest"] == "0" * 64 and entry.tags["verdict_digest"] == verdict["digest"]
+
+    text = registry.card("shop", "champion")
+    assert text == registry.card("shop", "1") == entry.description
+    front = yaml.safe_load(text.split("---")[1])
+    assert front["license"] == "apache-2.0" and front["language"] == ["en", "ko"]
+    assert front["model-index"][0]["results"][0]["metrics"] == [{"type": "accuracy", "value": 0.6}]
+    assert "| sql.test | accuracy | 100 | 0.600 ± 0.049 | 0.000 ± 0.000 | – |" in text
+    assert "| curation | 10 | 0 | language 7, empty 3 |" in text and "`web` (general text)" in text
+    assert "12 ms" in text and "not measured" in text and "promotion.model_card.limits" in text
+    # The card lies beside the checkpoint and is not of it.
+    assert artifact.read_manifest(tmp_path / "models" / entry.source.rsplit("/", 1)[1]).digest == entry.tags["digest"]
+
+
+def test_a_limit_that_was_not_measured_is_not_met(promote, models):
+    none, first_model, _ = models
+    _, verdict = promote(
+        first_model, none, None, results(60), [], max_prefill_seconds=0.1, max_decode_seconds_per_token=0.1
+    )
+    assert verdict["status"] == "rejected" and verdict["reason"].startswith("decode seconds per token: not measured")
+
+
+def test_the_same_judgement_has_the_same_digest(promote, models):
+    none, first_model, _ = models
+    digests = {promote(first_model, none, None, results(0), [])[1]["digest"] for _ in range(2)}
+    assert len(digests) == 1
