@@ -13,7 +13,7 @@ from bloomery.components.core import artifact
 from bloomery.pipelines import charts
 
 if TYPE_CHECKING:
-    from bloomery.pipelines.report import Output
+    from bloomery.pipelines.run_outputs import Output
 
 MOST_BARS = 12
 """Bars of one chart of counts; the rest is summed in one more."""

@@ -8,16 +8,15 @@ says so in one line.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import yaml
@@ -26,8 +25,9 @@ from markupsafe import Markup
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.statistics import Z95
-from bloomery.pipelines import charts, data_section
+from bloomery.pipelines import charts, data_section, run_outputs
 from bloomery.pipelines.charts import duration, number, percent, size
+from bloomery.pipelines.run_outputs import Output
 from bloomery.pipelines.scores import Scores
 
 CHANGE_FRACTION = 0.02
@@ -36,25 +36,14 @@ CHANGE_FRACTION = 0.02
 A reading aid of our own, in parts of the loss: smaller changes are hard to see in the picture as well."""
 
 
-class Output(NamedTuple):
-    """An artifact that a finished stage left and that is whole."""
-
-    stage: str
-    name: str
-    path: Path
-    manifest: artifact.Manifest
-
-
 def write_report(run_dir: Path, summary: dict[str, Any]) -> Path:
     """Write `run_dir/report.html` and return its path.
 
     `summary` is what `bloomery run --json` prints: status, model, cached_steps, seconds, recipe, error.
     Reads:   run_dir/journal.jsonl and the artifacts that its `finished` events point at.
     """
-    events = list(_events(run_dir / "journal.jsonl"))
-    finished = {event["stage"]: event for event in events if event["event"] == "finished"}
-    outputs = {(output.stage, output.name): output for output in _outputs(finished)}
-    scores = Scores(_results(outputs), _tasks(outputs))
+    events, finished, outputs = run_outputs.read(run_dir)
+    scores = Scores(run_outputs.results(outputs), run_outputs.tasks(outputs))
     gate = _or_missing(lambda: _json(outputs, "promotion", "verdict"))
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
@@ -76,37 +65,6 @@ def write_report(run_dir: Path, summary: dict[str, Any]) -> Path:
     target = run_dir / "report.html"
     artifact.write_atomically(target, page)
     return target
-
-
-def _events(journal: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a journal; the last one of a killed run may be cut off."""
-    for line in journal.read_text(encoding="utf-8").split("\n") if journal.is_file() else []:
-        with contextlib.suppress(ValueError):
-            yield json.loads(line)
-
-
-def _outputs(finished: dict[str, Any]) -> Iterator[Output]:
-    for stage, event in finished.items():
-        for name, path in event["outputs"].items():
-            with contextlib.suppress(DataError):
-                yield Output(stage, name, Path(path), artifact.read_manifest(Path(path)))
-
-
-def _results(outputs: dict[tuple[str, str], Output]) -> dict[str, list[dict[str, Any]]]:
-    """The eval_result/2 rows of each evaluated model, without the repeats."""
-    return {
-        output.stage.removeprefix("evaluation_"): [
-            row for row in artifact.read_table(output.path, "eval_result/2").to_pylist() if row["repeat"] == 0
-        ]
-        for output in outputs.values()
-        if output.manifest.schema_name == "eval_result/2"
-    }
-
-
-def _tasks(outputs: dict[tuple[str, str], Output]) -> dict[str, Any]:
-    """The task configs by name; none if preflight left none."""
-    known = outputs.get(("preflight", "tasks"))
-    return json.loads((known.path / "tasks.json").read_text(encoding="utf-8")) if known else {}
 
 
 def _json(outputs: dict[tuple[str, str], Output], stage: str, name: str) -> dict[str, Any]:
