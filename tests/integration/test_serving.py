@@ -1,0 +1,294 @@
+"""`bloomery serve` as its users meet it: a process, HTTP, a registry in SQLite, and the log it leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import requests
+import yaml
+
+from bloomery.components.core import models
+from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.generation import Generator
+from bloomery.monitoring.prediction_log import Reading
+from bloomery.monitoring.serving import serve
+from bloomery.monitoring.serving_config import ServingConfig
+
+BLOOMERY = str(Path(sys.executable).parent / "bloomery")
+PROMPTS = ["How many orders?", "주문은 몇 건이야?", "x", "List the customers of Busan by name, please."]
+
+
+class Service:
+    """A running server and its registry."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{port}"
+        self.log = str(folder / "w" / "predictions")
+        self.output = folder / f"serve-{port}.log"
+        settings = ("poll_seconds=0.3", "max_batch=8", "max_waiting=32")
+        values = [part for setting in settings for part in ("--set", f"serving.{setting}")]
+        env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}
+        with self.output.open("wb") as output:
+            self.process = subprocess.Popen(
+                [BLOOMERY, "serve", "recipe.yaml", "--workdir", "w", "--port", str(port), *values],
+                cwd=folder,
+                stdout=output,
+                stderr=output,
+                env=env,
+            )
+        while self.process.poll() is None:
+            try:
+                requests.get(f"{self.url}/health", timeout=1)
+                return
+            except requests.RequestException:
+                time.sleep(0.1)
+        raise AssertionError(self.output.read_text())
+
+    def ask(self, prompt: str, **fields) -> requests.Response:
+        body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 16, **fields}
+        return requests.post(f"{self.url}/v1/chat/completions", json=body, timeout=60, stream=fields.get("stream"))
+
+    def answer(self, prompt: str, **fields) -> str:
+        response = self.ask(prompt, **fields)
+        assert response.status_code == 200, response.text
+        return response.json()["choices"][0]["message"]["content"]
+
+    def health(self) -> dict:
+        return requests.get(f"{self.url}/health", timeout=10).json()
+
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+        assert self.process.wait(60) == 0, self.output.read_text()
+        assert "Traceback" not in self.output.read_text()
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, tiny_model):
+    """A recipe, and a registry with two versions that answer differently, the first of them champion."""
+    import torch
+    from mlflow import MlflowClient
+
+    folder = tmp_path_factory.mktemp("serving")
+    split = {name: {"path": "q.jsonl"} for name in ("train", "validation", "test")}
+    template = [{"prompt": "{q}", "answer": "{a}"}]
+    recipe = {
+        "name": "colours",
+        "registered_model": "colours",
+        "base_model": "base",
+        "tasks": {"c": {"role": "domain", "templates": template, "verifier": {"kind": "exact"}, "splits": split}},
+        "data_curation": {"sources": [{"name": "docs", "path": "docs"}]},
+        **{step: {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "max_length": 64} for step in ("cpt", "dpo")},
+        **{step: {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "max_length": 64} for step in ("sft", "sft_2")},
+    }
+    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    model, tokenizer = models.load(tiny_model)
+    for seed, name in enumerate(("first", "second")):
+        torch.manual_seed(seed)
+        for weight in model.parameters():
+            weight.data = torch.randn_like(weight) * 0.3
+        models.save(folder / name, model, tokenizer)
+    (folder / "w").mkdir()
+    client = MlflowClient(f"sqlite:///{folder / 'w' / 'mlflow.db'}")
+    client.create_registered_model("colours")
+    for name in ("first", "second", "missing"):
+        client.create_model_version("colours", str(folder / name))
+    client.set_registered_model_alias("colours", "champion", "1")
+    return folder, client
+
+
+@pytest.fixture(scope="module")
+def service(project):
+    running = Service(project[0])
+    yield running
+    if running.process.poll() is None:
+        running.process.kill()
+
+
+def test_a_greedy_answer_is_the_one_that_evaluation_saw(service, project):
+    expected = [answers[0] for answers in Generator.load(project[0] / "first").generate(PROMPTS, max_new_tokens=16)]
+    assert all(expected)
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(service.answer, PROMPTS)) == expected
+    body = service.ask(PROMPTS[0], model="colours", logprobs=True).json()
+    choice = body["choices"][0]
+    assert body["object"] == "chat.completion" and body["system_fingerprint"] == "colours:1"
+    assert choice["finish_reason"] == "length" and choice["message"]["role"] == "assistant"
+    assert body["usage"] == {"prompt_tokens": 18, "completion_tokens": 16, "total_tokens": 34}
+    assert len(choice["logprobs"]["content"]) == 16
+    assert all(token["logprob"] <= 0 for token in choice["logprobs"]["content"])
+
+
+def test_rows_of_a_batch_sample_each_by_its_own_settings(service):
+    greedy = service.answer("x")
+    asked = [{"temperature": 1.5, "seed": 3}, {}, {"temperature": 1.5, "seed": 4}, {"temperature": 1.5, "seed": 3}]
+    with ThreadPoolExecutor(4) as pool:
+        first, second, third, fourth = pool.map(lambda fields: service.answer("x", **fields), asked)
+    assert second == greedy and first == fourth and len({first, second, third}) == 3
+    assert service.answer("x", temperature=1.5, top_p=1e-6, seed=1) == greedy
+    several = service.ask("x", n=3, temperature=1.5, seed=3).json()
+    assert [choice["index"] for choice in several["choices"]] == [0, 1, 2]
+    assert several["choices"][0]["message"]["content"] == first
+    assert len({choice["message"]["content"] for choice in several["choices"]}) == 3
+
+
+def test_a_stream_adds_up_to_the_answer(service):
+    for fields in ({}, {"stop": "zzz"}):
+        whole = service.answer(PROMPTS[1], **fields)
+        events = [
+            line.removeprefix("data: ")
+            for line in service.ask(PROMPTS[1], stream=True, stream_options={"include_usage": True}, **fields)
+            .content.decode()
+            .split("\n\n")
+            if line
+        ]
+        assert events[-1] == "[DONE]"
+        *chunks, last, used = [json.loads(event) for event in events[:-1]]
+        assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
+        assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == whole
+        assert last["choices"][0]["finish_reason"] == "length" and used["usage"]["completion_tokens"] == 16
+
+
+def test_a_stop_text_ends_the_answer_before_it(service):
+    whole = service.answer("x", max_tokens=40)
+    stop = whole[3:5]
+    body = service.ask("x", max_tokens=40, stop=[stop, "never there"]).json()
+    assert body["choices"][0]["message"]["content"] == whole[: whole.index(stop)].strip()
+    assert body["choices"][0]["finish_reason"] == "stop" and body["usage"]["completion_tokens"] < 40
+
+
+@pytest.mark.parametrize(
+    ("fields", "status", "told"),
+    [
+        ({"messages": []}, 400, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages.0.role"),
+        ({"temperature": 3}, 400, "temperature: found 3"),
+        ({"temprature": 1}, 400, "did you mean 'temperature'?"),
+        ({"tools": []}, 400, "tools: unknown key"),
+        ({"model": "gpt"}, 404, "served is colours:1"),
+        ({"max_tokens": 1000}, 400, "the context is 256 tokens"),
+        ({"messages": [{"role": "user", "content": "x" * 300}]}, 400, "shorten the messages"),
+        ({"messages": [{"role": "user", "content": "x" * 5_000_000}]}, 413, "larger than"),
+    ],
+)
+def test_a_mistake_is_told_in_the_form_of_openai(service, fields, status, told):
+    response = service.ask("x", **fields)
+    error = response.json()["error"]
+    assert response.status_code == status and told in error["message"] and error["type"] == "invalid_request_error"
+
+
+def test_other_routes_answer_too(service):
+    assert requests.get(f"{service.url}/v1/models").json()["data"][0]["id"] == "colours"
+    assert "not JSON" in requests.post(f"{service.url}/v1/chat/completions", data=b"{").json()["error"]["message"]
+    missing = requests.get(f"{service.url}/v1/nothing")
+    assert missing.status_code == 404 and "/v1/nothing" in missing.json()["error"]["message"]
+    health = service.health()
+    assert (health["model"], health["version"], health["problem"], health["waiting"]) == ("colours", "1", "", 0)
+
+
+def test_a_new_champion_answers_and_no_request_fails(service, project):
+    folder, client = project
+    checkpoints = (folder / "first", folder / "second")
+    old, new = (Generator.load(path).generate(["x"], max_new_tokens=16)[0][0] for path in checkpoints)
+    assert old != new
+    seen, failures, done = [], [], threading.Event()
+
+    def keep_asking(_):
+        while not done.is_set():
+            response = service.ask("x")
+            if response.status_code != 200:
+                failures.append(response.text)
+                continue
+            body = response.json()
+            seen.append((body["system_fingerprint"], body["choices"][0]["message"]["content"]))
+
+    with ThreadPoolExecutor(8) as pool:
+        asking = [pool.submit(keep_asking, index) for index in range(8)]
+        client.set_registered_model_alias("colours", "champion", "2")
+        deadline = time.monotonic() + 60
+        while service.health()["version"] != "2" and time.monotonic() < deadline:
+            time.sleep(0.05)
+        enough = len(seen) + 16
+        while len(seen) < enough and time.monotonic() < deadline:
+            time.sleep(0.05)
+        done.set()
+    assert [future.result() for future in asking] == [None] * 8 and not failures
+    assert set(seen) == {("colours:1", old), ("colours:2", new)}
+    client.set_registered_model_alias("colours", "champion", "3")
+    while not service.health()["problem"]:
+        time.sleep(0.05)
+    assert "registered checkpoint is not there" in service.health()["problem"]
+    assert service.answer("x") == new
+    client.set_registered_model_alias("colours", "champion", "1")
+    while service.health()["version"] != "1" or service.health()["problem"]:
+        time.sleep(0.05)
+
+
+def test_a_client_that_goes_away_leaves_no_row_behind(service):
+    with service.ask("x", stream=True, max_tokens=200) as response:
+        next(response.iter_content(1))
+    with pytest.raises(requests.Timeout):
+        requests.post(
+            f"{service.url}/v1/chat/completions",
+            json={"messages": [{"role": "user", "content": "x"}], "max_tokens": 230},
+            timeout=0.05,
+        )
+    deadline = time.monotonic() + 20
+    while service.health()["running"] and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert service.health()["running"] == 0
+
+
+def test_more_than_may_wait_is_refused(service):
+    with ThreadPoolExecutor(12) as pool:
+        responses = list(pool.map(lambda _: service.ask("x", n=8, max_tokens=100), range(12)))
+    assert {response.status_code for response in responses} == {200, 503}
+    refused = next(response for response in responses if response.status_code == 503)
+    assert refused.json()["error"]["type"] == "server_error" and refused.headers["Retry-After"] == "1"
+
+
+def test_the_log_holds_what_was_asked_masked_with_what_became_known(service):
+    prompt = "mail kim@shop.kr, 주민번호 900101-1234568로"
+    body = service.ask(prompt).json()
+    told = {"id": body["id"], "feedback": 1.0, "label": "call kim@shop.kr"}
+    assert requests.post(f"{service.url}/v1/feedback", json=told).status_code == 202
+    assert requests.post(f"{service.url}/v1/feedback", json={"id": body["id"]}).status_code == 400
+    chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": [{"type": "text", "text": "hi"}]}]
+    second = service.ask("", messages=chat, n=2).json()
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(service.ask, "the end", max_tokens=200) for _ in range(4)]
+        while service.health()["running"] + service.health()["waiting"] < 4:
+            time.sleep(0.005)
+        service.stop()
+        last = [future.result().json()["id"] for future in asking]
+    rows = {row.id: row for _, row in Reading(service.log)}
+    assert set(last) <= set(rows)
+    row = rows[body["id"]]
+    assert row.prompt == "mail [EMAIL], 주민번호 [RRN]로" and (row.label, row.feedback) == ("call [EMAIL]", 1.0)
+    assert (row.model_name, row.model_version, row.response_tokens) == ("colours", "1", 16)
+    assert row.prompt_tokens == body["usage"]["prompt_tokens"] and row.latency_seconds > 0
+    assert row.mean_log_probability < 0 and 0 < row.mean_entropy < math.log(260)
+    assert rows[second["id"]].prompt == "system: be brief\nuser: hi" and f"{second['id']}-1" in rows
+    assert {row.model_version for row in rows.values()} == {"1", "2"}
+    assert not any(b"kim@shop.kr" in file.read_bytes() for file in Path(service.log).rglob("*.parquet"))
+
+
+def test_without_a_champion_there_is_nothing_to_serve(project, monkeypatch, tmp_path):
+    folder, client = project
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'w' / 'mlflow.db'}")
+    client.delete_registered_model_alias("colours", "champion")
+    with pytest.raises(ConfigError, match="colours: no champion to serve"):
+        serve("colours", str(tmp_path), ServingConfig(), host="127.0.0.1", port=0)
