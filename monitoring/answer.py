@@ -15,7 +15,7 @@ from bloomery.monitoring.engine import Row
 class Answer:
     """One answer as its client sees it: without special tokens, stripped as evaluation strips it, cut at a stop."""
 
-    def __init__(self, row: Row, stops: Sequence[str], *, is_streamed: bool) -> None:
+    def __init__(self, row: Row, stops: Sequence[str] = (), *, is_streamed: bool = False) -> None:
         self.row = row
         self.text = ""
         """The whole text, once it is finished."""
@@ -45,6 +45,11 @@ class Answer:
             if len(text) > sent:
                 yield text[sent:]
                 sent = len(text)
+
+    def complete(self) -> None:
+        """Take the text of a row that has been decoded to its end."""
+        self.text = self._advance(len(self.row.tokens), is_last=True)
+        self.finish_reason = self.row.finish_reason
 
     def _advance(self, available: int, *, is_last: bool) -> str:
         """The text that stands for certain with `available` tokens; sets `finish_reason` where a stop ends it."""

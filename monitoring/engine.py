@@ -129,26 +129,32 @@ class Engine:
     def _next_batch(self) -> list[Row] | None:
         """The rows that have waited longest, of one model and within MAX_BATCH_TOKENS; None when all is done."""
         config = self._config
-        batch: list[Row] = []
-        longest = 0
         with self._changed:
-            while not batch:
+            while True:
                 self._changed.wait_for(lambda: self._waiting or self._is_closed)
                 self._changed.wait_for(
                     lambda: len(self._waiting) >= config.max_batch or self._is_closed, config.gather_seconds
                 )
                 if not self._waiting:
                     return None
-                while self._waiting and len(batch) < config.max_batch:
-                    row = self._waiting[0]
-                    if not row.is_cancelled:
-                        longest = max(longest, len(row.prompt) + row.max_new_tokens)
-                        is_over = (len(batch) + 1) * longest > MAX_BATCH_TOKENS
-                        if batch and (is_over or row.served is not batch[0].served):
-                            break
-                        batch.append(row)
-                    self._waiting.popleft()
-            return batch
+                if batch := take(self._waiting, config.max_batch):
+                    return batch
+
+
+def take(waiting: deque[Row], limit: int) -> list[Row]:
+    """Remove the first rows of `waiting` that make a batch: of one model, at most `limit`, within MAX_BATCH_TOKENS."""
+    batch: list[Row] = []
+    longest = 0
+    while waiting and len(batch) < limit:
+        row = waiting[0]
+        if not row.is_cancelled:
+            longest = max(longest, len(row.prompt) + row.max_new_tokens)
+            is_over = (len(batch) + 1) * longest > MAX_BATCH_TOKENS
+            if batch and (is_over or row.served is not batch[0].served):
+                break
+            batch.append(row)
+        waiting.popleft()
+    return batch
 
 
 def decode(rows: list[Row], on_step: Callable[[list[Row]], None] = lambda rows: None) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
-from typing import Any
 
-from bloomery.components.core import tables
-from bloomery.components.core.artifact import file_digest, write_atomically
+from bloomery.components.core import models, tables
+from bloomery.components.core.artifact import file_digest
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.records import Prediction, content_id
-from bloomery.components.core.tasks import Template, render
-from bloomery.monitoring.snapshot import parse_time
+from bloomery.components.core.records import content_id
+from bloomery.components.core.tasks import Template, chat, render
+from bloomery.monitoring.answer import Answer
+from bloomery.monitoring.engine import Row, Served, decode, take
+from bloomery.monitoring.prediction_log import PredictionLog, parse_time
 
 BATCH_ROWS = 64
 """Questions answered at once; the latency of a row is that of its batch divided by its rows."""
@@ -21,46 +24,38 @@ BATCH_ROWS = 64
 def replay(
     traffic: Path,
     model: Path,
-    log: Path,
+    log: str,
     template: Template,
     *,
     model_name: str,
     model_version: str,
     max_new_tokens: int = 96,
 ) -> int:
-    """Answer the rows of `traffic` in their order and write `log`, JSON lines of prediction/1.
+    """Answer the rows of `traffic` in their order, and append to the prediction log at `log`, a folder or URI.
 
     A row needs `time` (ISO 8601) and the fields of `template`, whose answer becomes the label. Returns the
     rows written. Raises: DataError for a row that cannot be read, ModelError for an unusable checkpoint.
     """
-    from bloomery.components.core.generation import Generator
-
-    rows = list(_questions(traffic, template))
-    generator = Generator.load(model)
-    lines = []
-    for start in range(0, len(rows), BATCH_ROWS):
-        batch = rows[start : start + BATCH_ROWS]
+    questions = list(_questions(traffic, template))
+    served = Served(*models.load(model), model_name, model_version)
+    rows = [
+        Row(served, served.prompt_tokens(chat(prompt)), max_new_tokens=max_new_tokens) for _, _, prompt, _ in questions
+    ]
+    target = PredictionLog(log)
+    waiting, done = deque(rows), 0
+    while waiting:
         started = time.perf_counter()
-        answers = generator.generate([prompt for _, _, prompt, _ in batch], max_new_tokens=max_new_tokens)
+        batch = take(waiting, BATCH_ROWS)
+        decode(batch)
         seconds = (time.perf_counter() - started) / len(batch)
-        for (number, moment, prompt, label), (response, *_) in zip(batch, answers, strict=True):
-            row = Prediction(
-                id=content_id(model_name, model_version, str(number), prompt),
-                time=moment,
-                model_name=model_name,
-                model_version=model_version,
-                prompt=prompt,
-                response=response,
-                latency_seconds=round(seconds, 6),
-                prompt_tokens=_num_tokens(generator, prompt),
-                response_tokens=_num_tokens(generator, response),
-                feedback=None,
-                label=label,
-            )
-            lines.append(row.model_dump_json() + "\n")
-    log.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(log, "".join(lines))
-    return len(lines)
+        for row, (line, moment, prompt, label) in zip(batch, questions[done:], strict=False):
+            answer = Answer(row)
+            answer.complete()
+            identity = content_id(model_name, model_version, str(line), prompt)
+            target.append([answer.prediction(identity, moment, seconds, prompt).model_copy(update={"label": label})])
+        done += len(batch)
+    target.close()
+    return target.num_written
 
 
 def model_version_of(model: Path) -> str:
@@ -68,7 +63,7 @@ def model_version_of(model: Path) -> str:
     return content_id(*(file_digest(file) for file in sorted(model.glob("*.safetensors"))))[:12]
 
 
-def _questions(traffic: Path, template: Template) -> Iterator[tuple[int, str, str, str]]:
+def _questions(traffic: Path, template: Template) -> Iterator[tuple[int, datetime, str, str]]:
     """(line, time, prompt, reference answer) of each row."""
     for file in tables.list_files(str(traffic)):
         for raw in tables.read_rows(file):
@@ -76,7 +71,7 @@ def _questions(traffic: Path, template: Template) -> Iterator[tuple[int, str, st
             if raw.value is None:
                 raise DataError(f"{where}: {raw.problem}")
             try:
-                moment = parse_time(str(raw.value.get("time"))).isoformat()
+                moment = parse_time(str(raw.value.get("time")))
             except ValueError:
                 raise DataError(f"{where}: time is {raw.value.get('time')!r}, expected ISO 8601") from None
             yield (
@@ -85,7 +80,3 @@ def _questions(traffic: Path, template: Template) -> Iterator[tuple[int, str, st
                 render(template.prompt, raw.value, where),
                 render(template.answer, raw.value, where),
             )
-
-
-def _num_tokens(generator: Any, text: str) -> int:
-    return len(generator.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -18,7 +18,7 @@ app = typer.Typer(help="Drift of the served traffic, and the retraining that it 
 def monitor_check(
     recipe: RecipeArgument,
     log: Annotated[
-        str, typer.Option(help="Prediction log: file, folder or URI of JSONL or Parquet rows of prediction/1.")
+        str, typer.Option(help="Prediction log; or a file, folder or URI of JSONL or Parquet rows of prediction/1.")
     ],
     workdir: WorkdirOption = WORKDIR,
     set: SetOption = [],  # noqa: A002, B006
@@ -29,7 +29,7 @@ def monitor_check(
 
     Examples:
 
-        bloomery monitor check quickstart --log predictions.jsonl
+        bloomery monitor check quickstart --log predictions
 
         bloomery monitor check my.yaml --log s3://logs/predictions/ --no-start --json
     """
@@ -51,18 +51,18 @@ def monitor_check(
 def monitor_replay(
     recipe: RecipeArgument,
     traffic: Annotated[Path, typer.Option(help="JSONL rows with `time` and the fields of the task's template.")],
-    log: Annotated[Path, typer.Option(help="Prediction log to write, as JSON lines.")],
+    log: Annotated[str, typer.Option(help="Prediction log to append to: a folder, or a URI such as s3://logs/shop.")],
     task: Annotated[str, typer.Option(help="Task of the recipe whose template asks the questions.")],
     workdir: WorkdirOption = WORKDIR,
     set: SetOption = [],  # noqa: A002, B006
 ) -> None:
-    """Answer recorded traffic with the champion, and write the prediction log that `check` reads.
+    """Answer recorded traffic with the champion, and append to the prediction log that `check` reads.
 
     Examples:
 
-        bloomery monitor replay quickstart --task shop_sql --traffic traffic.jsonl --log predictions.jsonl
+        bloomery monitor replay quickstart --task shop_sql --traffic traffic.jsonl --log predictions
 
-        bloomery monitor replay my.yaml --task faq --traffic april.jsonl --log april-predictions.jsonl --workdir runs
+        bloomery monitor replay my.yaml --task faq --traffic april.jsonl --log s3://logs/faq --workdir runs
     """
     from bloomery.components.core.errors import ConfigError
     from bloomery.monitoring.replay import replay

@@ -3,8 +3,9 @@ import json
 import pytest
 
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.records import Prediction
+from bloomery.components.core.generation import Generator
 from bloomery.components.core.tasks import Template
+from bloomery.monitoring.prediction_log import Reading
 from bloomery.monitoring.replay import model_version_of, replay
 
 TEMPLATE = Template(prompt="Question: {question}", answer="{sql}")
@@ -37,6 +38,10 @@ def model(tmp_path_factory):
     return folder
 
 
+def read(log):
+    return [row for _, row in Reading(str(log))]
+
+
 def test_traffic_becomes_a_prediction_log(tmp_path, model):
     traffic = [
         {"time": "2025-01-06T09:00:00", "week": 1, "question": "How many orders?", "sql": "SELECT 1"},
@@ -45,17 +50,19 @@ def test_traffic_becomes_a_prediction_log(tmp_path, model):
     (tmp_path / "traffic.jsonl").write_text("".join(json.dumps(row) + "\n" for row in traffic))
     version = model_version_of(model)
     arguments = {"model_name": "shop", "model_version": version, "max_new_tokens": 4}
-    assert replay(tmp_path / "traffic.jsonl", model, tmp_path / "log.jsonl", TEMPLATE, **arguments) == 2
-    rows = [Prediction.model_validate_json(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert replay(tmp_path / "traffic.jsonl", model, str(tmp_path / "log"), TEMPLATE, **arguments) == 2
+    rows = read(tmp_path / "log")
     assert [row.prompt for row in rows] == ["Question: How many orders?", "Question: 주문은 몇 건이야?"]
     assert [row.label for row in rows] == ["SELECT 1", "SELECT 2"]
     assert rows[0].time == "2025-01-06T09:00:00+00:00" and rows[0].model_version == version
     assert rows[0].prompt_tokens > 0 and rows[0].latency_seconds > 0
+    assert rows[0].mean_log_probability < 0 < rows[0].mean_entropy
+    expected = Generator.load(model).generate([row.prompt for row in rows], max_new_tokens=4)
+    assert [[row.response] for row in rows] == expected
     assert len({row.id for row in rows}) == 2
 
-    replay(tmp_path / "traffic.jsonl", model, tmp_path / "again.jsonl", TEMPLATE, **arguments)
-    again = [Prediction.model_validate_json(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]
-    assert [(row.id, row.response) for row in again] == [(row.id, row.response) for row in rows]
+    replay(tmp_path / "traffic.jsonl", model, str(tmp_path / "again"), TEMPLATE, **arguments)
+    assert [(row.id, row.response) for row in read(tmp_path / "again")] == [(row.id, row.response) for row in rows]
 
 
 @pytest.mark.parametrize(
@@ -72,7 +79,7 @@ def test_a_row_that_cannot_be_asked_is_named(tmp_path, line, message):
         replay(
             tmp_path / "traffic.jsonl",
             tmp_path,
-            tmp_path / "log",
+            str(tmp_path / "log"),
             TEMPLATE,
             model_name="shop",
             model_version="1",
