@@ -1,4 +1,4 @@
-"""Four small charts as inline SVG: dots with intervals, lines, horizontal bars, labelled points.
+"""Five small charts as inline SVG: dots with intervals, lines, horizontal bars, labelled points, a matrix of counts.
 
 A chart is a `<figure>` whose colours are CSS classes of the page that holds it, so light, dark and print
 are decided there. Every mark is also told by shape or label, never by colour alone, and carries its values
@@ -61,16 +61,20 @@ class Point(NamedTuple):
     chosen: bool = False
 
 
-def ladder(title: str, rows: Sequence[Interval], axis: str, form: Callable[[float], str]) -> str:
-    """One row a model: a mark at its value, a line over its interval; `form` writes a value with its unit."""
+def ladder(
+    title: str, rows: Sequence[Interval], axis: str, form: Callable[[float], str], guide: float | None = None
+) -> str:
+    """One row a model: a mark at its value, a line over its interval; `form` writes a value with its unit.
+
+    A dashed line stands at the champion and at `guide`.
+    """
     left, right = _label_width([row.label for row in rows]), WIDTH - 58
     marks = [value for row in rows for value in (row.low, row.value, row.high) if math.isfinite(value)]
-    x, axis_marks = _x_axis(marks, left, right, len(rows) * ROW + 4, axis, form)
+    guides = [row.value for row in rows if row.kind == "champion"] + ([] if guide is None else [guide])
+    x, axis_marks = _x_axis([*marks, *guides], left, right, len(rows) * ROW + 4, axis, form)
     body = [axis_marks]
-    for row in (row for row in rows if row.kind == "champion"):
-        body.append(
-            f'<line class="guide" x1="{x(row.value)}" x2="{x(row.value)}" y1="0" y2="{len(rows) * ROW + 4}"/>'
-        )
+    for value in guides:
+        body.append(f'<line class="guide" x1="{x(value)}" x2="{x(value)}" y1="0" y2="{len(rows) * ROW + 4}"/>')
     for index, row in enumerate(rows):
         y = index * ROW + ROW / 2 + 2
         tip = f"{row.label}: {form(row.value)}"
@@ -129,6 +133,31 @@ def bars(title: str, rows: Sequence[Bar], note: str = "") -> str:
             f"{_text(row.text, left + width + 6, y, 'value')}</g>"
         )
     return _figure(title, "; ".join(f"{row.label} {row.text}" for row in rows), len(rows) * ROW, body, note)
+
+
+def matrix(
+    title: str, rows: Sequence[str], columns: Sequence[str], counts: Sequence[Sequence[int]], note: str = ""
+) -> str:
+    """Counts in a grid, each cell shaded by its share of its row; columns are numbered as the rows are."""
+    labels = [f"{at + 1}  {row}" for at, row in enumerate(rows)]
+    left = min(_label_width(labels), 0.45 * WIDTH)
+    side = min((WIDTH - left) / len(columns), 34.0)
+    heads = [str(rows.index(column) + 1) if column in rows else column.strip("()") for column in columns]
+    body = [_text(head, left + side * (at + 0.5), 8, "middle tick") for at, head in enumerate(heads)]
+    for y, (label, line) in enumerate(zip(labels, counts, strict=True)):
+        body.append(_label(label, left, ROW * (y + 1.2)))
+        for x, count in enumerate(line):
+            share = count / (sum(line) or 1)
+            tip = f"{rows[y]} answered as {columns[x]}: {count} ({percent(share)})"
+            place = f'x="{left + side * x + 1:.1f}" y="{ROW * (y + 0.7) + 1:.1f}"'
+            body.append(
+                f'<g><title>{escape(tip)}</title><rect class="cell" {place} width="{side - 2:.1f}" height="{ROW - 2}" '
+                f'fill-opacity="{0.04 + 0.96 * share:.2f}"/>'
+            )
+            kind = "middle tick cell-text" + (" dark" if share > 0.5 else "")
+            body.append((_text(str(count), left + side * (x + 0.5), ROW * (y + 1.2), kind) if count else "") + "</g>")
+    told = "; ".join(f"{row}: {max(line)} of {sum(line)} in one cell" for row, line in zip(rows, counts, strict=True))
+    return _figure(title, told, ROW * (len(rows) + 0.9), body, note)
 
 
 def scatter(

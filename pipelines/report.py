@@ -51,6 +51,8 @@ def write_report(run_dir: Path, summary: dict[str, Any]) -> Path:
     page = environment.get_template("report_template.html").render(
         head=_head(run_dir, summary, events, finished, scores, gate),
         sets=scores.parts(),
+        confusions=scores.confusions(),
+        forgetting=_or_missing(scores.forgetting),
         losses=_losses(finished),
         data=data_section.read(outputs, finished),
         answers=_or_missing(scores.cards),

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from itertools import zip_longest
-from typing import Any
+from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.statistics import interval, mean_stderr, paired_difference
+from bloomery.components.core.statistics import holm, interval, mean_stderr, paired_difference
+from bloomery.components.core.verify import VerifierConfig
+from bloomery.components.evaluation import analysis
 from bloomery.pipelines import charts
 from bloomery.pipelines.charts import number, percent
 
@@ -17,17 +20,45 @@ ORDER = ("base", "cpt", "sft", "sft_2", "dpo", "ptq")
 """Order of the models; others follow by name, and the champion of before comes last."""
 RIGHT = 0.5
 """A score from here on counts as a right answer where answers are shown side by side."""
+SIGNIFICANT = 0.05
+"""An adjusted p-value below this is shown in bold."""
 MOST_GROUPS = 6
 """With more groups than this, a table has no column for each."""
 
 Rows = list[dict[str, Any]]
 
 
+class Comparison(NamedTuple):
+    """A model against another on the prompts that both answered."""
+
+    difference: float
+    """Of the mean scores; for perplexities, of the mean log-likelihoods in nats per token."""
+    stderr: float
+    p: float
+    """Two-sided; McNemar's for right-or-wrong scores, else that of the paired t-test."""
+    n: int
+
+
+def compare(rows: Rows, rival: Rows) -> Comparison | None:
+    """`rows` against those of a rival, paired by prompt; None if they share no prompt."""
+    theirs = {row["id"]: row["score"] for row in rival}
+    shared = [row for row in rows if row["id"] in theirs]
+    if not shared:
+        return None
+    weights = _weights(shared) if is_perplexity(shared) else None
+    return Comparison(*paired_difference(_scores(shared), [theirs[row["id"]] for row in shared], weights), len(shared))
+
+
+def is_perplexity(rows: Rows) -> bool:
+    """True if the scores are log-likelihoods."""
+    return rows[0]["metric"] == "log_likelihood"
+
+
 class Scores:
     """The evaluation results of a run.
 
     `models` holds the eval_result/2 rows of each model, `tasks` the task configs by name as JSON values; a
-    task that is not among them counts as a domain task, and as perplexity if its weights are not all 1.
+    task that is not among them counts as a domain task.
     """
 
     def __init__(self, models: dict[str, Rows], tasks: dict[str, Any]) -> None:
@@ -56,11 +87,12 @@ class Scores:
         return {"name": ".".join(key), "value": f"{percent(before)} → {percent(after)}", "note": note}
 
     def parts(self) -> list[dict[str, Any]]:
-        """Charts and tables of every set: domain tasks, general tasks, perplexities."""
+        """Charts and tables of every set: domain tasks, general tasks, safety, perplexities."""
         kinds = {key: "perplexity" if self._is_perplexity(key) else self._role(key) for key in self.sets}
         told = (
             ("domain", "Domain tasks", ""),
             ("general", "General tasks", "What the base model could do and must not forget."),
+            ("safety", "Safety", "The share that behaved rightly: refused what is harmful, answered what is not."),
             ("perplexity", "Perplexity", "Per token; lower is better. A difference is a relative change."),
         )
         return [
@@ -87,9 +119,7 @@ class Scores:
                     found[kind].append({"kind": kind, "answers": answers, **answers[-1][1]})
         counts = {kind: len(rows) for kind, rows in found.items()}
         if not any(counts.values()):
-            raise DataError(
-                "No two models answered the same prompts, so there is nothing to set side by side."
-            )
+            raise DataError("No two models answered the same prompts, so there is nothing to set side by side.")
         most = {"fixed": 4, "wrong": 3, "broken": 3, "right": 0}
         for kind in ("right", "fixed", "wrong", "broken"):
             free = 10 - sum(min(most[name], counts[name]) for name in most)
@@ -101,18 +131,14 @@ class Scores:
         return self._tasks.get(key[0], {}).get("role", "domain")
 
     def _is_perplexity(self, key: tuple[str, str]) -> bool:
-        if key[0] in self._tasks:
-            return self._tasks[key[0]]["verifier"]["kind"] == "perplexity"
-        return any(row["weight"] != 1 for rows in self.sets[key].values() for row in rows)
+        return any(is_perplexity(rows) for rows in self.sets[key].values())
 
     def _mark(self, model: str) -> str:
         return {"base": "start", "champion": "champion", self.final: "final"}.get(model, "stage")
 
     def _part(self, keys: list[tuple[str, str]], kind: str) -> dict[str, Any]:
         perplexity = kind == "perplexity"
-        groups = sorted(
-            {row["group"] for key in keys for rows in self.sets[key].values() for row in rows} - {""}
-        )
+        groups = sorted({row["group"] for key in keys for rows in self.sets[key].values() for row in rows} - {""})
         groups = groups if 2 <= len(groups) <= MOST_GROUPS else []
         pictures, blocks = [], []
         for key in keys:
@@ -124,36 +150,106 @@ class Scores:
             ]
             axis, form = ("perplexity per token", _perplexity) if perplexity else ("mean score", percent)
             pictures.append(Markup(charts.ladder(name, marks, axis, form)))
-            blocks.append(
-                {"name": name, "rows": [self._row(by_model, model, perplexity, groups) for model in by_model]}
-            )
+            blocks.append({"name": name, "rows": [self._row(by_model, model, groups) for model in by_model]})
+        compared = [row for block in blocks for row in block["rows"]]
+        _tell(cell for row in compared for cell in row["against"].values())
+        rivals = [
+            name for name in ("stage before", "base", "champion") if any(row["against"][name] for row in compared)
+        ]
+        metrics = sorted({rows[0]["metric"] for key in keys for rows in self.sets[key].values()})
         return {
             "charts": pictures,
             "blocks": blocks,
             "groups": groups,
-            "unit": "perplexity" if perplexity else "score, %",
+            "rivals": rivals,
+            "unit": "perplexity" if perplexity else f"{', '.join(metrics).replace('_', ' ')}, %",
         }
 
-    def _row(
-        self, by_model: dict[str, Rows], model: str, perplexity: bool, groups: list[str]
-    ) -> dict[str, Any]:
-        """A model's row in the table of a set, with its paired difference to the stage before it."""
+    def _row(self, by_model: dict[str, Rows], model: str, groups: list[str]) -> dict[str, Any]:
+        """A model's row in the table of a set, with its paired differences to its rivals."""
         rows = by_model[model]
         mean, stderr = mean_stderr(_scores(rows), _weights(rows))
         # The error of exp(x) is exp(x) times the error of x, to first order.
-        error = f"{math.exp(-mean) * stderr:#.2g}" if perplexity else f"{100 * stderr:.1f}"
+        error = f"{math.exp(-mean) * stderr:#.2g}" if is_perplexity(rows) else f"{100 * stderr:.1f}"
         earlier = list(by_model)[: list(by_model).index(model)]
-        rival = self.final if model == "champion" and self.final in by_model else (earlier or [""])[-1]
+        before = earlier[-1] if earlier and model != "champion" else model
+        rivals = {"stage before": model if before == "base" else before, "base": "base", "champion": "champion"}
         return {
             "stage": model,
             "kind": self._mark(model),
             "n": f"{len(rows):,}",
-            "score": _told(rows, perplexity),
+            "score": _told(rows),
             "stderr": error,
-            "groups": [_told([row for row in rows if row["group"] == group], perplexity) for group in groups],
-            "against": rival or "–",
-            **_difference(rows, by_model.get(rival, []), perplexity),
+            "groups": [_told([row for row in rows if row["group"] == group]) for group in groups],
+            "against": {
+                name: Cell(rows, by_model[rival]) if rival in by_model and model not in (rival, "base") else None
+                for name, rival in rivals.items()
+            },
         }
+
+    def forgetting(self) -> dict[str, Any]:
+        """What each stage changed of each general skill (the group of a general task), against the base model.
+
+        Raises: DataError if no general set with groups was answered by the base and another model.
+        """
+        found = []
+        for key, by_model in self.sets.items():
+            if self._role(key) != "general" or "base" not in by_model:
+                continue
+            for group in sorted({row["group"] for row in by_model["base"]} - {""}):
+                skill = {model: [row for row in rows if row["group"] == group] for model, rows in by_model.items()}
+                cells = {model: Cell(rows, skill["base"]) for model, rows in skill.items() if model != "base" and rows}
+                if cells:
+                    of_base = {"n": f"{len(skill['base']):,}", "base": _told(skill["base"])}
+                    found.append({"set": ".".join(key), "skill": group, **of_base, "cells": cells})
+        if not found:
+            raise DataError("No general task with groups was answered by the base model and by another.")
+        _tell(cell for row in found for cell in row["cells"].values())
+        return {"rows": found, "stages": sorted({model for row in found for model in row["cells"]}, key=_position)}
+
+    def confusions(self) -> list[Markup]:
+        """The confusion matrix of the final model on each set of a label task."""
+        pictures = []
+        for key, by_model in self.sets.items():
+            verifier = self._tasks.get(key[0], {}).get("verifier", {})
+            if verifier.get("kind") == "label" and self.final in by_model:
+                pairs = analysis.label_pairs(by_model[self.final], VerifierConfig.model_validate(verifier))
+                rows, columns, counts = analysis.confusion(*pairs)
+                name = f"{'.'.join(key)}, {self.final}"
+                note = f"of {len(set(pairs[0]))} labels those with the most errors; rows: right, columns: answered"
+                pictures.append(Markup(charts.matrix(name, rows, columns, counts, note)))
+        return pictures
+
+
+class Cell:
+    """A comparison in a table; `difference` and `p` are its text once `_tell` knows how many there are."""
+
+    def __init__(self, rows: Rows, rival: Rows) -> None:
+        self.comparison = compare(rows, rival)
+        self.perplexity = is_perplexity(rows)
+        self.difference = self.p = "–"
+        self.significant = False
+
+
+def _tell(cells: Iterable[Cell | None]) -> None:
+    """Write what each comparison found, its p-value adjusted for all of them."""
+    told = [cell for cell in cells if cell and cell.comparison]
+    adjusted = holm([cell.comparison.p for cell in told if cell.comparison])
+    for cell, p in zip(told, adjusted, strict=True):
+        assert cell.comparison
+        cell.difference = change(cell.comparison, cell.perplexity)
+        cell.significant = p < SIGNIFICANT
+        cell.p = "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
+def change(comparison: Comparison, perplexity: bool) -> str:
+    """A difference with its error: of scores in points of 100, of perplexities relative."""
+    if perplexity:
+        ratio = math.exp(-comparison.difference)
+        text = f"{100 * (ratio - 1):+.1f} % ± {100 * ratio * comparison.stderr:.1f}"
+    else:
+        text = f"{100 * comparison.difference:+.1f} ± {100 * comparison.stderr:.1f}"
+    return text.replace("-", "−")
 
 
 def _estimate(rows: Rows, perplexity: bool) -> tuple[float, float, float]:
@@ -164,30 +260,15 @@ def _estimate(rows: Rows, perplexity: bool) -> tuple[float, float, float]:
     return math.exp(-mean_stderr(_scores(rows), _weights(rows))[0]), math.exp(-high), math.exp(-low)
 
 
-def _told(rows: Rows, perplexity: bool) -> str:
+def _told(rows: Rows) -> str:
     if not rows:
         return "–"
     mean, _ = mean_stderr(_scores(rows), _weights(rows))
-    return _perplexity(math.exp(-mean)) if perplexity else f"{100 * mean:.1f}"
+    return _perplexity(math.exp(-mean)) if is_perplexity(rows) else f"{100 * mean:.1f}"
 
 
 def _perplexity(value: float) -> str:
     return f"{value:#.4g}" if value < 1000 else number(value)
-
-
-def _difference(rows: Rows, rival: Rows, perplexity: bool) -> dict[str, str]:
-    """The paired difference to a rival and its p-value, over the prompts that both answered."""
-    theirs = {row["id"]: row["score"] for row in rival}
-    shared = [row for row in rows if row["id"] in theirs]
-    if not shared:
-        return {"difference": "–", "p": "–"}
-    weights = _weights(shared) if perplexity else None
-    difference, stderr, p = paired_difference(_scores(shared), [theirs[row["id"]] for row in shared], weights)
-    text = f"{100 * difference:+.1f} ± {100 * stderr:.1f}"
-    if perplexity:
-        ratio = math.exp(-difference)
-        text = f"{100 * (ratio - 1):+.1f} % ± {100 * ratio * stderr:.1f}"
-    return {"difference": text.replace("-", "−"), "p": "<0.001" if p < 0.001 else f"{p:.3f}"}
 
 
 def _spread(cards: Rows, most: int) -> Rows:

@@ -75,3 +75,14 @@ def test_the_chosen_point_is_a_diamond_on_top():
 )
 def test_numbers_are_told_with_their_units(told, expected):
     assert told == expected
+
+
+def test_a_matrix_shades_each_cell_by_its_share_of_the_row():
+    svg = charts.matrix("who is who", ["a<", "b"], ["a<", "b", "(other)"], [[3, 1, 0], [0, 2, 0]])
+    assert "a&lt; answered as b: 1 (25.0 %)" in svg and 'fill-opacity="0.76"' in svg
+    assert svg.count("<rect") == 6 and ">1</text>" in svg and ">other</text>" in svg
+
+
+def test_a_guide_is_on_the_axis():
+    rows = [charts.Interval("a", 0.5, 0.4, 0.6)]
+    assert charts.ladder("d", rows, "difference", charts.percent, guide=0.0).count('class="guide"') == 1

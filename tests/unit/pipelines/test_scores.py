@@ -10,30 +10,64 @@ from bloomery.pipelines.scores import Scores
 
 def _answers(model: str, scores: list[float], weights: list[float] | None = None) -> list[dict]:
     """One model's eval_result/2 rows: every second prompt is Korean."""
+    metric = "log_likelihood" if weights else "accuracy"
     weights = weights or [1.0] * len(scores)
     shared = {"task": "t", "split": "test", "prompt": "p", "reference": "r", "response": model, "reason": ""}
+    shared |= {"metric": metric, "repeat": 0}
     return [
         {"id": f"{i:02}", "group": ("en", "ko")[i % 2], "score": score, "weight": weight, **shared}
         for i, (score, weight) in enumerate(zip(scores, weights, strict=True))
     ]
 
 
-def test_differences_are_paired_with_the_stage_before():
-    scores = Scores(
-        {
-            "sft": _answers("sft", [1, 1, 1, 0]),
-            "base": _answers("base", [0, 0, 0, 0]),
-            "champion": _answers("champion", [1, 1, 0, 0]),
-        },
-        {},
-    )
+def told(row: dict) -> dict[str, str]:
+    return {rival: f"{cell.difference} p {cell.p}" for rival, cell in row["against"].items() if cell}
+
+
+def test_differences_are_paired_and_their_p_values_adjusted():
+    n = 8
+    models = {"sft": [1] * 8, "base": [0] * n, "dpo": [1] * 7 + [0], "champion": [1, 1] + [0] * 6}
+    scores = Scores({model: _answers(model, values) for model, values in models.items()}, {})
     rows = scores.parts()[0]["blocks"][0]["rows"]
-    assert [(row["stage"], row["score"], row["difference"], row["against"], row["p"]) for row in rows] == [
-        ("base", "0.0", "–", "–", "–"),
-        ("sft", "75.0", "+75.0 ± 25.0", "base", "0.250"),
-        ("champion", "50.0", "−25.0 ± 25.0", "sft", "1.000"),
+    assert [(row["stage"], row["score"]) for row in rows] == [
+        ("base", "0.0"),
+        ("sft", "100.0"),
+        ("dpo", "87.5"),
+        ("champion", "25.0"),
     ]
-    assert rows[1]["groups"] == ["100.0", "50.0"] and scores.final == "sft"
+    # McNemar: 8, 7, 6, 5, 2 and 1 prompts won, none lost: 2/256, 2/128, 2/64, 2/32, 1/2 and 1; Holm: times 6, 5, 4, 3,
+    # then at most 1
+    assert told(rows[0]) == {}
+    assert told(rows[1]) == {"base": "+100.0 ± 0.0 p 0.047", "champion": "+75.0 ± 16.4 p 0.125"}
+    assert told(rows[2]) == {
+        "stage before": "−12.5 ± 12.5 p 1.000",
+        "base": "+87.5 ± 12.5 p 0.078",
+        "champion": "+62.5 ± 18.3 p 0.188",
+    }
+    assert told(rows[3]) == {"base": "+25.0 ± 16.4 p 1.000"}
+    assert rows[2]["groups"] == ["100.0", "75.0"] and scores.final == "dpo"
+
+
+def test_forgetting_is_told_skill_by_skill():
+    tasks = {"t": {"role": "general", "verifier": {"kind": "exact"}}}
+    scores = Scores({"base": _answers("base", [1] * 24), "sft": _answers("sft", [1, 0] * 12)}, tasks)
+    found = scores.forgetting()
+    assert found["stages"] == ["sft"]
+    lost = {row["skill"]: (row["base"], row["cells"]["sft"].difference, row["cells"]["sft"].p) for row in found["rows"]}
+    # all 12 Korean ones lost: 2 / 2¹², twice as the smaller of two
+    assert lost == {"en": ("100.0", "+0.0 ± 0.0", "1.000"), "ko": ("100.0", "−100.0 ± 0.0", "<0.001")}
+    assert [row["cells"]["sft"].significant for row in found["rows"]] == [False, True]
+    with pytest.raises(DataError, match="No general task"):
+        Scores({"base": _answers("base", [1])}, {}).forgetting()
+
+
+def test_a_label_task_shows_what_was_taken_for_what():
+    rows = [
+        {**row, "reference": wanted, "response": got}
+        for row, (wanted, got) in zip(_answers("sft", [1, 0, 0]), (("a", "a"), ("b", "a"), ("b", "x")), strict=True)
+    ]
+    (picture,) = Scores({"sft": rows}, {"t": {"role": "domain", "verifier": {"kind": "label"}}}).confusions()
+    assert "b answered as a: 1 (50.0 %)" in picture and "b answered as (no label): 1 (50.0 %)" in picture
 
 
 def test_perplexity_is_weighted_by_tokens():
@@ -42,7 +76,7 @@ def test_perplexity_is_weighted_by_tokens():
     part = scores.parts()[0]
     rows = part["blocks"][0]["rows"]
     assert part["title"] == "Perplexity" and [row["score"] for row in rows] == ["12.18", "4.482"]
-    assert rows[1]["difference"] == "−63.2 % ± 0.0" and rows[1]["p"] == "<0.001"
+    assert told(rows[1]) == {"base": "−63.2 % ± 0.0 p <0.001"}
 
 
 def test_cards_mix_what_was_fixed_is_wrong_and_broke():
