@@ -5,23 +5,26 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from bloomery.components.core.artifact import write_atomically
 from bloomery.components.core.config import parse
-from bloomery.components.core.errors import BloomeryError, from_os_error
+from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError, from_os_error
 from bloomery.components.core.step import configure_logging
-from bloomery.monitoring import drift, page, policy, snapshot, trigger
+from bloomery.monitoring import alerts, drift, embedding, hold, page, policy, snapshot, trigger
 from bloomery.monitoring.config import MonitoringConfig
 from bloomery.monitoring.drift import DriftReport
 from bloomery.monitoring.snapshot import Snapshot, Window
+from bloomery.monitoring.trigger import Started, Triggers
+from bloomery.pipelines import history, keys, launch
 
 logger = logging.getLogger(__name__)
 
@@ -39,9 +42,9 @@ def check(
     """Judge the newest full window of the log, and start the retraining that `config.policy` asks for, once.
 
     `settings` are `--set` values of this check, which the retraining inherits before those of `config.settings`.
-    Writes to `workdir/monitoring/<window>/`: `decision.json`, `decision.md`, `drift.json`, `drift.html` and
-    `window.jsonl`; a started retraining is recorded in `workdir/monitoring/triggers/`. With `start=False`
-    nothing is started or recorded.
+    Writes to `workdir/monitoring/<window>/`: `decision.json`, `decision.md`, `drift.json`, `drift.html`,
+    `window.jsonl` and `drifted.jsonl`; a started retraining is recorded in `workdir/monitoring/triggers/`. With
+    `start=False` nothing is started, recorded or told.
     Returns the content of `decision.json`; `window` is None while there is no full window.
     Raises: DataError if the log cannot be used, ServiceError if the retraining cannot be started.
     """
@@ -67,65 +70,189 @@ def _judge(
 ) -> dict[str, Any]:
     home = workdir / "monitoring"
     *earlier, window = taken.windows[-config.policy.consecutive_windows :]
-    report = _report(home, taken, window, config)
-    previous = [_report(home, taken, before, config) for before in reversed(earlier)]
-    folder, triggers = home / window.id, home / "triggers"
-    record = trigger.record_file(triggers, window.id)
-    settings = [setting.replace("{window}", str(folder / "window.jsonl")) for setting in settings]
-    if record.exists():
-        decision = policy.Decision(action="retrain", reason="a retraining for this window was started before")
-        started = trigger.Started(trigger.read(record), is_new=False)
-    else:
-        past = [item.time for item in trigger.started_before(triggers)]
-        decision, started = policy.decide(report, policy.History(previous, past), config.policy, now), None
-    command = started.trigger.command if started else []
-    if decision.action == "retrain" and started is None:
-        command = trigger.retraining_command(recipe, workdir, settings, config.runner)
-        if start:
-            started = trigger.start(
-                triggers,
-                window.id,
-                command,
-                log=folder / "retraining.log",
-                wait=config.runner == "cluster",
-                now=now,
-            )
+    encoder, fault = embedding.encoder_of(config.encoder, taken.champion)
+    compared = _Compared(home, taken, config, encoder, {"prompt_embedding": fault} if fault else {})
+    report = compared.report(window)
+    previous = [compared.report(before) for before in reversed(earlier)]
+    folder = home / window.id
+    files = {"{window}": str(folder / "window.jsonl"), "{drifted}": str(folder / "drifted.jsonl")}
+    settings = [_filled(setting, files) for setting in settings]
+    command = trigger.retraining_command(recipe, workdir, settings, config.runner, window.id)
+    known = _read_decision(folder)
     result = {
         "window": window.id,
         "champion": taken.champion,
         "checked": now.isoformat(timespec="seconds"),
-        "action": decision.action,
-        "reason": decision.reason,
-        "drifted_share": round(report.drifted_share, 3),
-        "drifted_signals": [signal.name for signal in report.signals if signal.drifted],
-        "started": started.trigger.model_dump(mode="json") if started else None,
-        "started_now": bool(started and started.is_new),
-        "command": shlex.join(command),
+        "drifted_signals": report.drifted,
+        "effect": round(report.effect, 3),
         "left_out": taken.left_out,
         "quarantined": taken.quarantined,
         "unknown_labels": taken.num_unknown_labels,
         "decision_page": str(folder / "decision.md"),
         "drift_page": str(folder / "drift.html"),
+        "alerted": known.get("alerted"),
     }
+    try:
+        with trigger.opened(workdir) as triggers:
+            decision, started = _act(triggers, workdir, report, previous, command, config, now, start)
+    except ServiceError as error:
+        if start:
+            _tell(config, report, {**result, "action": "failed", "reason": str(error)})
+        raise
+    result |= {
+        "action": decision.action,
+        "reason": decision.reason,
+        "started": {**started.trigger.model_dump(mode="json"), **_run_of(workdir, started)} if started else None,
+        "started_now": bool(started and started.is_new),
+        "command": shlex.join(started.trigger.command if started else command if decision.action == "retrain" else []),
+    }
+    if start:
+        result["alerted"] = _tell(config, report, result)
     page.save(folder, report, result)
     return result
 
 
-def _report(home: Path, taken: Snapshot, window: Window, config: MonitoringConfig) -> DriftReport:
-    """The drift of `window`, computed once for the same rows and settings."""
-    folder = home / window.id
-    inputs = drift.inputs_digest(taken.reference, window, config)
+def _act(
+    triggers: Triggers,
+    workdir: Path,
+    report: DriftReport,
+    previous: list[DriftReport],
+    command: list[str],
+    config: MonitoringConfig,
+    now: datetime,
+    start: bool,
+) -> tuple[policy.Decision, Started | None]:
+    """Decide, and start what was decided now or before and has not begun; one process at a time."""
+    recorded = triggers.all()
+    own = triggers.of(report.window)
+    if own is not None and triggers.is_settled(own):
+        started_before = "a retraining for this window was started before"
+        return policy.Decision(action="retrain", reason=started_before), Started(own, is_new=False)
+    halted = hold.newest(workdir)
+    left = [item for item in recorded if _is_of_the_same_champion(item, report) and not triggers.is_settled(item)]
+    running = next((item.key for item in recorded if triggers.is_running(item)), None)
+    if left and running is None and not policy.held(halted, now) and not policy.quiet(config.policy.quiet_hours, now):
+        reason = f"the retraining decided on {left[-1].key} has not begun, and is started again"
+        decision = policy.Decision(action="retrain", reason=reason)
+        chosen = left[-1]
+    else:
+        if own is not None and running == own.key:
+            return policy.Decision(action="retrain", reason="its retraining is being started"), Started(own, False)
+        past = [item.time for item in recorded if item.key != report.window]
+        running = running or _running_on_the_cluster(recorded, config)
+        decision = policy.decide(report, policy.History(previous, past, running, halted), config.policy, now)
+        chosen = None
+    if decision.action != "retrain" or not start:
+        return decision, None
+    key, line = (chosen.key, chosen.command) if chosen else (report.window, command)
+    log = folder_of_window(workdir, key) / "retraining.log"
+    return decision, triggers.start(key, line, log=log, wait=config.runner == "cluster", now=now)
+
+
+class _Compared(NamedTuple):
+    """The reports of a log's windows, each computed once for the same rows and settings."""
+
+    home: Path
+    taken: Snapshot
+    config: MonitoringConfig
+    encoder: embedding.Encoder | None
+    not_compared: dict[str, str]
+
+    def report(self, window: Window) -> DriftReport:
+        """The drift of `window`; what it was computed from is written beside it."""
+        folder = self.home / window.id
+        inputs = drift.inputs_digest(self.taken.reference, window, self.config, self.encoder is not None)
+        try:
+            saved = DriftReport.model_validate_json((folder / "drift.json").read_bytes())
+            if saved.inputs == inputs:
+                return saved
+        except (FileNotFoundError, ValidationError):
+            pass
+        folder.mkdir(parents=True, exist_ok=True)
+        html = folder / f".drift.html.{os.getpid()}"
+        report, rows = drift.compare(
+            self.taken.reference, window, self.taken.champion, self.config, html, self.encoder, self.not_compared
+        )
+        if html.exists():
+            os.replace(html, folder / "drift.html")
+        _write_lines(folder / "window.jsonl", window.rows)
+        _write_lines(folder / "drifted.jsonl", rows)
+        write_atomically(folder / "drift.json", report.model_dump_json(indent=1))
+        return report
+
+
+def folder_of_window(workdir: Path, window: str) -> Path:
+    """Where everything about a window stands."""
+    return workdir / "monitoring" / window
+
+
+def newest_page(workdir: Path, window: str | None = None) -> Path:
+    """The decision page of a window, by its id, or of the one that was checked last.
+
+    Raises: ConfigError if there is none.
+    """
+    pages = {file.parent.name: file for file in (workdir / "monitoring").glob("*/decision.json")}
+    if not pages:
+        raise ConfigError(f"{workdir}: no decision there; run `bloomery monitor check`, or give the --workdir of one")
+    if window is None:
+        window = max(pages, key=lambda name: (_read_decision(pages[name].parent).get("checked", ""), name))
+    if window not in pages:
+        raise ConfigError(f"{workdir}: no decision on {window}; known: {', '.join(sorted(pages)[-5:])}")
+    return pages[window].with_name("decision.md")
+
+
+def _tell(config: MonitoringConfig, report: DriftReport, result: Mapping[str, Any]) -> str | None:
+    """Send the alert that the outcome calls for, once for a window; returns the one that was sent last."""
+    event, told = result["action"], result["alerted"]
+    wanted = config.alerts.webhook is not None and event in config.alerts.on and event != told
+    if wanted and alerts.send(str(config.alerts.webhook), page.alert(report, result)):
+        return event
+    return told
+
+
+def _running_on_the_cluster(recorded: list[trigger.Trigger], config: MonitoringConfig) -> str | None:
+    """Key of the last submitted retraining if it has not ended."""
+    submitted = [item for item in recorded if item.status == "submitted"]
+    if config.runner != "cluster" or not submitted:
+        return None
+    last = max(submitted, key=lambda item: item.time)
     try:
-        saved = DriftReport.model_validate_json((folder / "drift.json").read_bytes())
-        if saved.inputs == inputs and (folder / "drift.html").is_file():
-            return saved
-    except (FileNotFoundError, ValidationError):
-        pass
-    folder.mkdir(parents=True, exist_ok=True)
-    report = drift.compare(taken.reference, window, taken.champion, config, folder / "drift.html")
-    write_atomically(folder / "window.jsonl", "".join(row.model_dump_json() + "\n" for row in window.rows))
-    write_atomically(folder / "drift.json", report.model_dump_json(indent=1))
-    return report
+        return last.key if launch.is_unfinished(os.environ.get("KFP_ENDPOINT"), last.key) else None
+    except ServiceError as error:  # it cannot be submitted to, either, so nothing runs twice for not knowing
+        logger.warning("whether %s has ended is not known: %s", last.key, error)
+        return None
+
+
+def _run_of(workdir: Path, started: Started) -> dict[str, str | None]:
+    """Name and outcome of the local run of a trigger, as far as they are known."""
+    run = keys.run_of(workdir, started.trigger.key)
+    entries = {entry["run"]: entry["status"] for entry in history.runs(workdir)} if run else {}
+    return {"run": run, "outcome": entries.get(run or "")}
+
+
+def _is_of_the_same_champion(item: trigger.Trigger, report: DriftReport) -> bool:
+    return item.key.rpartition("-w")[0] == report.window.rpartition("-w")[0]
+
+
+def _filled(setting: str, files: Mapping[str, str]) -> str:
+    for name, file in files.items():
+        setting = setting.replace(name, file)
+    return setting
+
+
+def _write_lines(file: Path, rows: Iterable[BaseModel]) -> None:
+    """JSON lines, a row at a time: a window of a million rows is not held twice."""
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.writelines(row.model_dump_json() + "\n" for row in rows)
+    os.replace(temporary, file)
+
+
+def _read_decision(folder: Path) -> dict[str, Any]:
+    try:
+        return json.loads((folder / "decision.json").read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):
+        return {}
 
 
 def _nothing_yet(taken: Snapshot, config: MonitoringConfig) -> dict[str, Any]:
@@ -138,8 +265,8 @@ def _nothing_yet(taken: Snapshot, config: MonitoringConfig) -> dict[str, Any]:
         "champion": taken.champion,
         "action": "none",
         "reason": f"{found} rows of {taken.champion} so far; a reference and a full window are {wanted}",
-        "drifted_share": 0.0,
         "drifted_signals": [],
+        "effect": 0.0,
         "started": None,
         "started_now": False,
         "command": "",
@@ -173,7 +300,8 @@ def check_task(
         Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
         Path(artifact.path).write_text(text, encoding="utf-8")
     found = {
-        "drift_check/drifted_share": result["drifted_share"],
+        "drift_check/drifted_signals": float(len(result["drifted_signals"])),
+        "drift_check/effect": result["effect"],
         "drift_check/started": float(result["started_now"]),
     }
     Path(metrics.path).parent.mkdir(parents=True, exist_ok=True)

@@ -3,10 +3,39 @@
 from __future__ import annotations
 
 from typing import Literal
+from zoneinfo import ZoneInfo
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bloomery.components.core.config import Config
+
+CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$"
+
+
+class QuietHours(Config):
+    """Hours of every day in which no retraining is started."""
+
+    start: str = Field(pattern=CLOCK)
+    """First minute, `HH:MM`."""
+    end: str = Field(pattern=CLOCK)
+    """First minute after, `HH:MM`; earlier than `start` where the hours reach over midnight."""
+    zone: str
+    """IANA time zone that the two are told in, such as `Asia/Seoul`; no default, for a wrong one is silent."""
+
+    @field_validator("zone")
+    @classmethod
+    def _zone_is_known(cls, zone: str) -> str:
+        try:
+            ZoneInfo(zone)
+        except (KeyError, ValueError, OSError):
+            raise ValueError(f"{zone!r} is no IANA time zone; an example is Asia/Seoul") from None
+        return zone
+
+    @model_validator(mode="after")
+    def _hours_are_not_empty(self) -> QuietHours:
+        if self.start == self.end:
+            raise ValueError("start and end are equal; `bloomery monitor hold` stops retraining at all hours")
+        return self
 
 
 class PolicyConfig(Config):
@@ -14,19 +43,34 @@ class PolicyConfig(Config):
 
     min_rows: int = Field(default=200, ge=1)
     """Rows that the window and the reference must each hold for a decision."""
-    min_drifted_share: float = Field(default=0.2, gt=0, le=1)
-    """Share of the model signals that must have drifted for the window to count as drifted. Measured on the
-    quickstart log: 0 between its first two weeks, 0.36 in the week in which 30 % of the questions are new."""
+    min_drifted_signals: int = Field(default=1, ge=1)
+    """Model signals that must have drifted for the window to count as drifted. One is enough, because the chance of
+    a false alarm is held for all of them together (`false_alarm_rate`) and a shift need not show in many: a new topic
+    of the usual length and language moves the words alone."""
     consecutive_windows: int = Field(default=2, ge=1)
     """Windows in a row that must have drifted: one odd day is no reason to train."""
+    severe_effect: float = Field(default=0.5, gt=0, le=1)
+    """Effect size of a drifted model signal from which one window is enough. 0.5: at least half of the traffic is
+    where none, or little, was before."""
     cooldown_hours: float = Field(default=24, ge=0)
     """Hours after a started retraining in which none is started."""
     max_retrainings: int = Field(default=4, ge=1)
     """Retrainings that may start within `budget_days`."""
     budget_days: float = Field(default=30, gt=0)
     """Length of the budget's period in days, counted back from the check."""
-    hold: bool = False
-    """True: report drift, start nothing. Set during an incident or a freeze."""
+    quiet_hours: QuietHours | None = None
+    """Hours in which none is started, such as those in which the machines serve; the next check after them does."""
+
+
+class AlertsConfig(Config):
+    """Who is told."""
+
+    webhook: str | None = None
+    """Address that takes a JSON object by POST with the field `text`, as Slack's incoming webhooks do, or the name of
+    the environment variable that holds it: such addresses are secrets. None: nobody is told."""
+    on: list[Literal["retrain", "wait", "failed"]] = ["retrain", "failed"]
+    """`retrain`: a retraining was started; `wait`: a window has drifted, and a rule says not now; `failed`: a
+    retraining could not be started."""
 
 
 class MonitoringConfig(Config):
@@ -42,24 +86,34 @@ class MonitoringConfig(Config):
     """Length of every later window in days, instead of `window_rows`; needs `reference_days`."""
     sample_rows: int = Field(default=1000, ge=50)
     """Rows taken from each window, by hash of their ids: costs stay bounded, and at any traffic a test has
-    the same power (without it every difference, however small, would be significant)."""
+    the same power."""
     false_alarm_rate: float = Field(default=0.01, gt=0, lt=0.5)
     """Chance that any signal is called drifted where nothing has changed; shared among them (Bonferroni)."""
-    min_auc: float = Field(default=0.55, ge=0.5, lt=1)
-    """Area under the ROC curve from which the text classifier tells the windows apart; 0.55 is Evidently's
-    threshold for text. Small windows need more, so that `false_alarm_rate` holds."""
+    min_effect: float = Field(default=0.05, ge=0, lt=1)
+    """Effect size below which a difference is none, however certain: the Kolmogorov-Smirnov distance, of a column of
+    yes and no the difference of its shares. 0.05: a twentieth of the rows would have to change for none to be left."""
+    encoder: str | None = "champion"
+    """Checkpoint whose last hidden states, averaged over a prompt, are compared: a folder, or `champion` for the one
+    that served, as the registry knows it. None: no embedding drift."""
+    embedding_rows: int = Field(default=400, ge=50)
+    """Rows of each sample that are embedded: a pass of a model costs more than all the rest."""
     num_examples: int = Field(default=10, ge=0)
-    """Rows shown of those least like the reference."""
+    """Rows shown of those least like the reference, and of the reference's usual ones."""
+    drifted_rows: int = Field(default=2000, ge=1)
+    """Most rows of the slice that retraining learns from (`drifted.jsonl`), evenly over its topics."""
     policy: PolicyConfig = PolicyConfig()
     """When drift starts a retraining."""
+    alerts: AlertsConfig = AlertsConfig()
+    """Who is told of it."""
     runner: Literal["local", "cluster"] = "local"
     """`local`: `bloomery run` in the background on this machine; `cluster`: `bloomery submit`, waited for."""
     settings: list[str] = []
-    """`--set` values of the retraining; `{window}` stands for the JSONL file of the window's rows (prediction/1), so
-    that `tasks.sql.splits.unlabelled={path: "{window}", templates: [{prompt: "{prompt}", answer: "{label}"}]}` samples
+    """`--set` values of the retraining. `{window}` stands for the JSONL file of the window's rows (prediction/1), and
+    `{drifted}` for that of its drifted slice, so that
+    `tasks.sql.splits.unlabelled={path: "{drifted}", templates: [{prompt: "{prompt}", answer: "{label}"}]}` samples
     from what is new."""
     seed: int = 17
-    """Seed of the folds of the text classifier."""
+    """Seed of the classifiers' folds and of the drifted slice's topics."""
 
     @model_validator(mode="after")
     def _windows_are_of_one_kind(self) -> MonitoringConfig:

@@ -14,10 +14,19 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from bloomery.components.core.records import Prediction
+from bloomery.components.core.refusal import is_refusal
 from bloomery.components.core.verify import normalise
+from bloomery.components.data_curation.language import detect
+
+MIN_LANGUAGE_SHARE = 0.05
+"""Share of a window's prompts from which a language is watched; below it, it is mostly the detector's mistakes."""
+MIN_LANGUAGE_SCORE = 0.5
+"""Curation's default: below it the language is undecided."""
 
 _WORD = re.compile(r"[^\W\d_]+|\d+")
 _HANGUL = re.compile(r"[가-힣]")
+_BROKEN = re.compile(r"[\ufffd\ud800-\udfff\ue000-\uf8ff\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+"""What wrong decoding leaves: replacement and private characters, halves of pairs, control characters."""
 
 
 def words(text: str) -> list[str]:
@@ -51,9 +60,7 @@ class Vocabulary:
 
     def novel_words(self, text: str) -> list[str]:
         """The words of `text` with a piece that no text of the vocabulary has, each once, in order."""
-        return list(
-            dict.fromkeys(w for w in words(text) if any(not self._num_texts[piece] for piece in pieces(w)))
-        )
+        return list(dict.fromkeys(w for w in words(text) if any(not self._num_texts[piece] for piece in pieces(w))))
 
 
 def _all_pieces(text: str) -> list[str]:
@@ -87,13 +94,47 @@ def columns(
             "response_characters": float(len(row.response)),
             "response_novelty": responses.novelty(row.response, is_own=is_reference),
             "response_tokens": float(row.response_tokens),
+            "mean_log_probability": row.mean_log_probability,
+            "mean_entropy": row.mean_entropy,
             "is_empty_response": float(not row.response.strip()),
+            "is_refusal": float(is_refusal(row.response)),
             "latency_seconds": row.latency_seconds,
             "feedback": row.feedback,
-            "label_match": None
-            if row.label is None
-            else float(normalise(row.response) == normalise(row.label)),
+            "label_match": None if row.label is None else float(normalise(row.response) == normalise(row.label)),
+            "is_empty_prompt": float(not row.prompt.strip()),
+            "is_broken_prompt": float(bool(_BROKEN.search(row.prompt))),
         }
         for row in rows
     ]
     return {name: [row[name] for row in described] for name in described[0]}
+
+
+def language_columns(
+    before: Sequence[str], after: Sequence[str]
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """For both windows, whether each prompt is in a language, as `prompt_in_<code>`: the languages of at least
+    MIN_LANGUAGE_SHARE of a window's prompts, as curation tells them; not if it is one alone.
+
+    Columns of their own, because Evidently's chi-square test takes the reference's shares for the truth: of two equal
+    samples it doubles the variance, and alarms falsely.
+    """
+    spoken = [[detect(text, MIN_LANGUAGE_SCORE) for text in side] for side in (before, after)]
+    found = {
+        code for side in spoken for code, count in Counter(side).items() if count >= MIN_LANGUAGE_SHARE * len(side)
+    }
+    if len(found) < 2:
+        return {}, {}
+    old, new = ({f"prompt_in_{code}": [float(c == code) for c in side] for code in sorted(found)} for side in spoken)
+    return old, new
+
+
+def repeats(rows: Sequence[Prediction], num_rows: int) -> list[float | None]:
+    """Whether each of the first `num_rows` prompts occurred in one before it; None for the others: among more rows
+    there are more repetitions, so that windows are compared by equal numbers."""
+    seen: set[str] = set()
+    found: list[float | None] = []
+    for row in rows[:num_rows]:
+        text = normalise(row.prompt, ignore_case=True)
+        found.append(float(text in seen))
+        seen.add(text)
+    return found + [None] * (len(rows) - len(found))

@@ -38,6 +38,9 @@ def run(
     recipe: RecipeArgument,
     workdir: WorkdirOption = WORKDIR,
     set: SetOption = [],  # noqa: A002, B006
+    key: Annotated[
+        str | None, typer.Option(help="Run once: of all commands with this key in this workdir, one runs.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe on this machine, from its documents to the registry.
@@ -52,13 +55,13 @@ def run(
         bloomery run my.yaml --workdir runs --set dpo.beta=0.2 --set seed=3 --json
     """
     from bloomery.pipelines import launch
-    from bloomery.pipelines.post_training import STAGES
+    from bloomery.pipelines.post_training import stages
     from bloomery.pipelines.progress import Lines, Live
 
     loaded = launch.load(recipe, set, prepare=True)
-    show: Any = Live(STAGES) if sys.stderr.isatty() else Lines()
+    show: Any = Live(stages(loaded)) if sys.stderr.isatty() else Lines()
     try:
-        summary = launch.run_local(loaded, workdir, show)
+        summary = launch.run_local(loaded, workdir, show, key)
     finally:
         show.close()
     model = summary["model"]
@@ -114,6 +117,9 @@ def submit(
         str | None,
         typer.Option(envvar="KFP_ENDPOINT", help="Address of the Kubeflow Pipelines API; none: kfp's own search."),
     ] = None,
+    key: Annotated[
+        str | None, typer.Option(help="Name of the run; where one has it, its id is printed and none is submitted.")
+    ] = None,
 ) -> None:
     """Submit a recipe to a Kubeflow Pipelines cluster.
 
@@ -125,7 +131,7 @@ def submit(
     """
     from bloomery.pipelines import launch
 
-    typer.echo(launch.submit(launch.load(recipe, set, prepare=False), endpoint))
+    typer.echo(launch.submit(launch.load(recipe, set, prepare=False), endpoint, key))
 
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
@@ -189,6 +195,30 @@ def show(
 
     summary = summary_of(workdir, run)
     typer.echo(json.dumps(summary, ensure_ascii=False) if as_json else describe(summary))
+
+
+@app.command()
+def compare(
+    run_a: Annotated[str, typer.Argument(help="Name of a run as `bloomery ls` prints it, or `last`.")],
+    run_b: Annotated[str, typer.Argument(help="Name of the other run.")],
+    workdir: WorkdirOption = WORKDIR,
+    out: Annotated[Path | None, typer.Option(help="Write the comparison as an HTML page, too.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the last models of two runs on the prompts that both answered, with intervals and p-values.
+
+    Examples:
+
+        bloomery compare 20260101-120000-quickstart last
+
+        bloomery compare 20260101-120000-quickstart last --out difference.html --json
+    """
+    from bloomery.pipelines import compare as comparison
+
+    found = comparison.compare_runs(workdir, run_a, run_b)
+    if out:
+        comparison.write_page(found, out)
+    typer.echo(json.dumps(found, ensure_ascii=False) if as_json else comparison.describe(found))
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ import yaml
 from bloomery.components.core import errors
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ServiceError
+from bloomery.pipelines import keys
 from bloomery.pipelines import recipe as recipes
 from bloomery.pipelines.progress import Journal
 from bloomery.pipelines.recipe import Recipe
@@ -72,38 +73,69 @@ def compile_to(recipe: Recipe, target: Path) -> None:
     compiler.Compiler().compile(build(recipe), str(target))
 
 
-def submit(recipe: Recipe, endpoint: str | None) -> str:
+def submit(recipe: Recipe, endpoint: str | None, key: str | None = None) -> str:
     """Submit the recipe's pipeline to the Kubeflow Pipelines API at `endpoint`; returns the run id.
 
+    With a `key`, the name of the run, the run that bears it already is returned instead of a second.
     Raises: ServiceError if the API does not answer.
     """
-    import kfp
-
     from bloomery.pipelines.post_training import build
 
+    with kubeflow(endpoint) as client:
+        known = run_named(client, keys.check_key(key)) if key else None
+        if known is not None:
+            return known.run_id
+        run = client.create_run_from_pipeline_func(build(recipe), experiment_name=recipe.name, run_name=key)
+        return run.run_id
+
+
+@contextlib.contextmanager
+def kubeflow(endpoint: str | None) -> Iterator[Any]:
+    """A client of the Kubeflow Pipelines API at `endpoint`. Raises: ServiceError if it does not answer."""
+    import kfp
+
     try:
-        run = kfp.Client(host=endpoint).create_run_from_pipeline_func(build(recipe), experiment_name=recipe.name)
+        yield kfp.Client(host=endpoint)
+    except BloomeryError:
+        raise
     except Exception as error:  # kfp passes on whatever urllib3, its own client or the API raised
         reason = str(error).split("\n")[0][:300]
         raise ServiceError(
             f"Kubeflow Pipelines at {endpoint or 'its default address'} did not answer: {reason}"
         ) from error
-    return run.run_id
 
 
-def run_local(recipe: Recipe, workdir: Path, show: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
+def run_named(client: Any, name: str) -> Any | None:
+    """The newest run of that name, which the user may see, or None."""
+    predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
+    found = client.list_runs(page_size=1, sort_by="created_at desc", filter=json.dumps({"predicates": [predicate]}))
+    return found.runs[0] if found.runs else None
+
+
+def is_unfinished(endpoint: str | None, key: str) -> bool:
+    """True while the run of that name runs, or waits to, on a cluster. Raises: ServiceError as `submit`."""
+    with kubeflow(endpoint) as client:
+        run = run_named(client, key)
+        return run is not None and run.state not in ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
+
+
+def run_local(
+    recipe: Recipe, workdir: Path, show: Callable[[dict[str, Any]], None], key: str | None = None
+) -> dict[str, Any]:
     """Run the recipe's pipeline in subprocesses of this machine and write its report.
 
     `workdir` keeps what runs share (finished results, the MLflow database, promoted models) and a folder for each
-    run. `show` is called with each event of the journal as it happens.
+    run. `show` is called with each event of the journal as it happens. A `key` starts one run in a workdir.
     Returns: the summary: status (promoted, rejected, failed), model, stages, cached_steps, report, seconds, error,
              exit_code.
-    Raises:  ServiceError if another run holds the workdir.
+    Raises:  ServiceError if another run holds the workdir, ConfigError if the key was used.
     """
     started = time.perf_counter()
     workdir = workdir.absolute()
     run_dir = workdir / "runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{recipe.name}"
     with _held(workdir):
+        if key is not None:  # not before the workdir is ours: a run that cannot start must leave its key unused
+            keys.claim(workdir, key, run_dir.name)
         (run_dir / "pipeline").mkdir(parents=True)
         (run_dir / "recipe.yaml").write_text(
             yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False), encoding="utf-8"
@@ -144,14 +176,13 @@ def _execute(recipe: Recipe, run_dir: Path) -> None:
 
 
 def _at(recipe: Recipe, workdir: Path) -> Recipe:
-    """The recipe with relative stores under `workdir`, and no retries: on one machine a failing step would fail
-    again."""
+    """The recipe with relative stores under `workdir`, no retries: on one machine a failing step would fail again; and
+    one quantised variant at a time."""
     promotion = recipe.promotion
     if "://" not in promotion.models_uri:
         promotion = promotion.model_copy(update={"models_uri": str(workdir / promotion.models_uri)})
-    return recipe.model_copy(
-        update={"promotion": promotion, "resources": recipe.resources.model_copy(update={"retries": 0})}
-    )
+    resources = recipe.resources.model_copy(update={"retries": 0, "parallel_variants": 1})
+    return recipe.model_copy(update={"promotion": promotion, "resources": resources})
 
 
 @contextlib.contextmanager

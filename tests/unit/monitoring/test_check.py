@@ -2,14 +2,20 @@
 
 import json
 import random
+import threading
 import time
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
-from bloomery.monitoring.check import check
-from bloomery.monitoring.config import MonitoringConfig, PolicyConfig
+from bloomery.components.core.errors import ConfigError
+from bloomery.monitoring import hold, trigger
+from bloomery.monitoring.check import check, newest_page
+from bloomery.monitoring.config import AlertsConfig, MonitoringConfig, PolicyConfig
+from bloomery.monitoring.hold import Hold
+from bloomery.pipelines import keys
 
 START = datetime(2025, 1, 6, tzinfo=UTC)
 NOW = START + timedelta(weeks=6)
@@ -105,11 +111,18 @@ def test_drifted_weeks_start_one_retraining(tmp_path, recipe):
 
     second_week = check(recipe, tmp_path, log, CONFIG, now=NOW)
     assert second_week["action"] == "retrain" and second_week["started_now"]
+    _the_command_ended(tmp_path, second_week["window"])
+    assert "name: found 1" in Path(second_week["started"]["log"]).read_text()
+    retried = check(recipe, tmp_path, log, CONFIG, now=NOW + timedelta(minutes=5))
+    assert retried["started_now"] and "has not begun, and is started again" in retried["reason"]
+    assert retried["started"]["attempts"] == 2 and retried["started"]["time"] == second_week["started"]["time"]
+
+    _the_command_ended(tmp_path, second_week["window"])
+    keys.claim(tmp_path, second_week["window"], "20250217-000000-sql")
     again = check(recipe, tmp_path, log, CONFIG, now=NOW + timedelta(days=9))
     assert again["action"] == "retrain" and not again["started_now"]
-    assert again["started"] == second_week["started"]
+    assert again["started"]["run"] == "20250217-000000-sql"
     assert len(list((tmp_path / "monitoring" / "triggers").glob("*.json"))) == 1
-    _the_command_ran(Path(second_week["started"]["log"]))
 
     folder = tmp_path / "monitoring" / second_week["window"]
     assert json.loads((folder / "decision.json").read_text()) == again
@@ -149,8 +162,88 @@ def test_the_windows_rows_can_be_trained_on(tmp_path, recipe):
     )
 
 
-def _the_command_ran(log: Path) -> None:
-    deadline = time.monotonic() + 30
-    while not log.read_text() and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert log.read_text()
+def test_a_retraining_that_a_person_holds_or_that_runs_is_not_started(tmp_path, recipe):
+    log = write_log(tmp_path / "log.jsonl", [0, 0.5])
+    config = CONFIG.model_copy(update={"policy": PolicyConfig(min_rows=100, consecutive_windows=1)})
+    held = Hold(is_held=True, who="kim", time=NOW, reason="migration")
+    hold.record(tmp_path, held)
+    result = check(recipe, tmp_path, log, config, now=NOW)
+    assert result["action"] == "wait" and "on hold by kim: migration" in result["reason"]
+    hold.record(tmp_path, held.model_copy(update={"is_held": False}))
+    assert check(recipe, tmp_path, log, config, now=NOW)["started_now"]
+    _the_command_ended(tmp_path, result["window"])
+    hold.record(tmp_path, held)
+    result = check(recipe, tmp_path, log, config, now=NOW)
+    assert not result["started_now"] and "on hold" in result["reason"]
+
+
+def test_the_drifted_slice_is_what_is_new(tmp_path, recipe):
+    log = write_log(tmp_path / "log.jsonl", [0, 0.4])
+    config = CONFIG.model_copy(update={"settings": ["tasks.sql.splits.unlabelled.path={drifted}"]})
+    result = check(recipe, tmp_path, log, config, now=NOW, start=False)
+    file = tmp_path / "monitoring" / result["window"] / "drifted.jsonl"
+    prompts = [json.loads(line)["prompt"] for line in file.read_text().splitlines()]
+    assert len(prompts) == len(set(prompts)) >= 8
+    assert sum("gift" in prompt or "상품권" in prompt for prompt in prompts) >= 0.8 * len(prompts)
+
+
+def test_people_are_told_once(tmp_path, recipe):
+    received = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            received.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    alerts = AlertsConfig(webhook=f"http://127.0.0.1:{server.server_port}/", on=["wait"])
+    policy = PolicyConfig(min_rows=100, consecutive_windows=2, severe_effect=1.0)
+    config = CONFIG.model_copy(update={"alerts": alerts, "policy": policy})
+    log = write_log(tmp_path / "log.jsonl", [0, 0.5])
+    for _ in range(2):
+        result = check(recipe, tmp_path, log, config, now=NOW)
+    server.shutdown()
+    server.server_close()
+    assert result["action"] == result["alerted"] == "wait"
+    (message,) = received
+    assert message["text"].startswith("Waiting: sql:3: ") and "New words: " in message["text"]
+    assert message["drifted_signals"] == result["drifted_signals"]
+
+
+def test_embeddings_of_a_checkpoint_are_compared(tmp_path, recipe, tiny_model):
+    log = write_log(tmp_path / "log.jsonl", [0, 0.5])
+    config = CONFIG.model_copy(update={"encoder": str(tiny_model), "embedding_rows": 100})
+    result = check(recipe, tmp_path, log, config, now=NOW, start=False)
+    assert "prompt_embedding" in result["drifted_signals"]
+    missing = CONFIG.model_copy(update={"encoder": str(tmp_path / "none")})
+    result = check(recipe, tmp_path, log, missing, now=NOW, start=False)
+    assert "prompt_embedding" not in result["drifted_signals"]
+    assert "no config.json" in Path(result["decision_page"]).read_text()
+
+
+def test_the_newest_page_or_that_of_a_window(tmp_path, recipe):
+    with pytest.raises(ConfigError, match="no decision there"):
+        newest_page(tmp_path)
+    log = write_log(tmp_path / "log.jsonl", [0, 0])
+    first = check(recipe, tmp_path, log, CONFIG, now=NOW)["window"]
+    log = write_log(tmp_path / "log.jsonl", [0, 0, 0])
+    second = check(recipe, tmp_path, log, CONFIG, now=NOW + timedelta(hours=1))["window"]
+    assert newest_page(tmp_path).parent.name == second
+    assert newest_page(tmp_path, first).read_text().startswith("# No drift")
+    with pytest.raises(ConfigError, match=f"known: {first}, {second}"):
+        newest_page(tmp_path, "w9")
+
+
+def _the_command_ended(workdir: Path, window: str) -> None:
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with trigger.opened(workdir) as triggers:
+            if not triggers.is_running(triggers.of(window)):
+                return
+        time.sleep(0.05)
+    raise AssertionError("the command runs still")
