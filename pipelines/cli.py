@@ -134,6 +134,48 @@ def submit(
     typer.echo(launch.submit(launch.load(recipe, set, prepare=False), endpoint, key))
 
 
+@app.command()
+def schedule(
+    recipe: RecipeArgument,
+    check: Annotated[str | None, typer.Option(metavar="CRON", help="When to check for drift; needs --log.")] = None,
+    retrain: Annotated[str | None, typer.Option(metavar="CRON", help="When to run the whole recipe.")] = None,
+    log: Annotated[str | None, typer.Option(help="Prediction log that is checked.")] = None,
+    workdir: WorkdirOption = WORKDIR,
+    set: SetOption = [],  # noqa: A002, B006
+    endpoint: Annotated[
+        str | None,
+        typer.Option(envvar="KFP_ENDPOINT", help="Address of the Kubeflow Pipelines API; none: kfp's own search."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Check for drift, or retrain, again and again.
+
+    Where the recipe's `monitoring.runner` is `cluster`, recurring runs are made there, and replace those of the same
+    recipe; where it is `local`, the lines for `crontab` are printed. CRON has five fields, or the seconds and five.
+
+    Examples:
+
+        bloomery schedule my.yaml --check "*/15 * * * *" --log s3://logs/predictions --endpoint http://localhost:8888
+
+        bloomery schedule quickstart --check "0 * * * *" --retrain "0 3 * * 1" --log predictions
+    """
+    from bloomery.components.core.errors import ConfigError
+    from bloomery.pipelines import launch
+    from bloomery.pipelines import schedule as schedules
+
+    if check is None and retrain is None:
+        raise ConfigError("nothing to schedule; give --check CRON, --retrain CRON, or both")
+    if check is not None and log is None:
+        raise ConfigError("--check needs --log, the prediction log that is checked")
+    loaded = launch.load(recipe, set, prepare=False)
+    if loaded.monitoring.runner == "local":
+        lines = schedules.cron_lines(recipe, workdir, log, check, retrain, set)
+        typer.echo(json.dumps(lines, ensure_ascii=False) if as_json else "\n".join(lines))
+        return
+    made = schedules.schedule(loaded, schedules.path_in_the_cluster(recipe), log, check, retrain, endpoint)
+    typer.echo(json.dumps(made) if as_json else "\n".join(f"{name}: {run}" for name, run in made.items()))
+
+
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def step(
     context: typer.Context,

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from bloomery.pipelines.cli_models import with_registry
 from bloomery.pipelines.cli_options import WORKDIR, JsonOption, RecipeArgument, SetOption, WorkdirOption
+
+LogOption = Annotated[
+    str, typer.Option(help="Prediction log; or a file, folder or URI of JSONL or Parquet rows of prediction/1.")
+]
+StartOption = Annotated[bool, typer.Option(help="Start the retraining that the policy asks for.")]
 
 app = typer.Typer(help="Drift of the served traffic, and the retraining that it starts.", no_args_is_help=True)
 
@@ -17,12 +23,10 @@ app = typer.Typer(help="Drift of the served traffic, and the retraining that it 
 @app.command("check")
 def monitor_check(
     recipe: RecipeArgument,
-    log: Annotated[
-        str, typer.Option(help="Prediction log; or a file, folder or URI of JSONL or Parquet rows of prediction/1.")
-    ],
+    log: LogOption,
     workdir: WorkdirOption = WORKDIR,
     set: SetOption = [],  # noqa: A002, B006
-    start: Annotated[bool, typer.Option(help="Start the retraining that the policy asks for.")] = True,
+    start: StartOption = True,
     as_json: JsonOption = False,
 ) -> None:
     """Judge the newest full window of the prediction log, and start the one retraining that it may call for.
@@ -33,18 +37,93 @@ def monitor_check(
 
         bloomery monitor check my.yaml --log s3://logs/predictions/ --no-start --json
     """
-    from bloomery.monitoring.check import check
-    from bloomery.pipelines import launch
-    from bloomery.pipelines.recipe import find
+    result = _check(recipe, log, workdir, set, start)
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else _told(result))
 
-    loaded = launch.load(recipe, set, prepare=False)
-    result = check(find(recipe), workdir, log, loaded.monitoring, settings=set, start=start)
-    if as_json:
-        typer.echo(json.dumps(result, ensure_ascii=False))
-        return
-    typer.echo(f"{result['action']}: {result['reason']}")
-    if result["window"]:
-        typer.echo(f"page: {workdir / 'monitoring' / result['window'] / 'decision.md'}")
+
+@app.command("watch")
+def monitor_watch(
+    recipe: RecipeArgument,
+    log: LogOption,
+    workdir: WorkdirOption = WORKDIR,
+    set: SetOption = [],  # noqa: A002, B006
+    start: StartOption = True,
+    every: Annotated[float, typer.Option(min=1, help="Seconds between the start of one check and of the next.")] = 300,
+) -> None:
+    """Check again and again until interrupted (Ctrl-C or SIGTERM), and tell what changed.
+
+    A store that does not answer, or a log without rows yet, is told and tried again at the next check.
+
+    Examples:
+
+        bloomery monitor watch quickstart --log predictions --every 60
+
+        bloomery monitor watch my.yaml --log s3://logs/predictions/ --no-start
+    """
+    from bloomery.monitoring.watch import watch
+
+    watch(lambda: _told(_check(recipe, log, workdir, set, start)), every, typer.echo)
+
+
+@app.command("explain")
+def monitor_explain(
+    window: Annotated[
+        str | None, typer.Argument(help="Window as its page names it; the last checked if left out.")
+    ] = None,
+    workdir: WorkdirOption = WORKDIR,
+    as_json: JsonOption = False,
+) -> None:
+    """Print the page of a decision: what moved, old rows and new ones, what was done.
+
+    Examples:
+
+        bloomery monitor explain
+
+        bloomery monitor explain shop-sql-3-1f0e9a52-w0004 --workdir runs
+    """
+    from bloomery.monitoring.check import newest_page
+
+    page = newest_page(workdir, window)
+    file = page.with_suffix(".json") if as_json else page
+    text = file.read_text(encoding="utf-8")
+    typer.echo(json.dumps(json.loads(text), ensure_ascii=False) if as_json else text)
+
+
+@app.command("hold")
+def monitor_hold(
+    reason: Annotated[str, typer.Option(help="Why; it stands on every page until the hold is lifted.")],
+    until: Annotated[
+        str | None, typer.Option(help="When it ends by itself, ISO 8601; UTC where it names no zone.")
+    ] = None,
+    who: Annotated[str | None, typer.Option(help="On whose word; the user of this process if left out.")] = None,
+    workdir: WorkdirOption = WORKDIR,
+) -> None:
+    """Start no retraining of this workdir, whatever drifts; who, when and why is kept.
+
+    Examples:
+
+        bloomery monitor hold --reason "spam attack, ticket 812"
+
+        bloomery monitor hold --reason freeze --until 2027-01-04T09:00+09:00 --workdir runs
+    """
+    _record_hold(workdir, is_held=True, reason=reason, until=until, who=who)
+
+
+@app.command("resume")
+def monitor_resume(
+    reason: Annotated[str, typer.Option(help="Why.")] = "",
+    who: Annotated[str | None, typer.Option(help="On whose word; the user of this process if left out.")] = None,
+    workdir: WorkdirOption = WORKDIR,
+) -> None:
+    """Lift the hold: the next check may start a retraining again.
+
+    Examples:
+
+        bloomery monitor resume
+
+        bloomery monitor resume --reason "attack is over" --workdir runs
+    """
+    _record_hold(workdir, is_held=False, reason=reason, until=None, who=who)
 
 
 @app.command("replay")
@@ -88,3 +167,36 @@ def monitor_replay(
         max_new_tokens=asked.max_new_tokens,
     )
     typer.echo(f"{count} predictions of {name} version {champion.version} written to {log}")
+
+
+def _check(recipe: str, log: str, workdir: Path, settings: list[str], start: bool) -> dict[str, Any]:
+    from bloomery.monitoring.check import check
+    from bloomery.pipelines import launch
+    from bloomery.pipelines.recipe import find
+
+    loaded = launch.load(recipe, settings, prepare=False)
+    uri = launch.tracking_uri(workdir)
+    if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).is_file():
+        os.environ["MLFLOW_TRACKING_URI"] = uri  # where the checkpoint lies that embeds the prompts
+    return check(find(recipe), workdir, log, loaded.monitoring, settings=settings, start=start)
+
+
+def _told(result: dict[str, Any]) -> str:
+    page = f"\npage: {result['decision_page']}" if result["window"] else ""
+    return f"{result['action']}: {result['reason']}{page}"
+
+
+def _record_hold(workdir: Path, *, is_held: bool, reason: str, until: str | None, who: str | None) -> None:
+    from datetime import UTC, datetime
+
+    from bloomery.components.core.errors import ConfigError
+    from bloomery.monitoring import hold
+    from bloomery.monitoring.prediction_log import parse_time
+
+    try:
+        end = parse_time(until) if until else None
+    except ValueError:
+        raise ConfigError(f"--until {until}: expected ISO 8601, such as 2027-01-04T09:00+09:00") from None
+    entry = hold.Hold(is_held=is_held, who=who or hold.whoever(), time=datetime.now(UTC), reason=reason, until=end)
+    hold.record(workdir, entry)
+    typer.echo(f"{'held' if is_held else 'resumed'} by {entry.who}; kept in {hold.log_file(workdir)}")

@@ -1,0 +1,129 @@
+"""Recurring checks and retrainings: recurring runs of Kubeflow Pipelines, or lines for cron on one machine."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from bloomery.components.core.errors import ConfigError
+from bloomery.pipelines.launch import kubeflow
+from bloomery.pipelines.recipe import Recipe
+
+
+def six_fields(cron: str) -> str:
+    """A cron expression as Kubeflow Pipelines takes it, seconds first; five fields get second 0.
+
+    Raises: ConfigError for another number of fields.
+    """
+    fields = cron.split()
+    if len(fields) not in (5, 6):
+        raise ConfigError(
+            f"cron {cron!r}: found {len(fields)} fields; expected `minute hour day month weekday`, or these after the "
+            "seconds"
+        )
+    return " ".join(fields if len(fields) == 6 else ["0", *fields])
+
+
+def five_fields(cron: str) -> str:
+    """A cron expression as a machine's cron takes it. Raises: ConfigError where seconds are not 0, which it has not."""
+    seconds, *rest = six_fields(cron).split()
+    if seconds != "0":
+        raise ConfigError(f"cron {cron!r}: the second is {seconds}; cron on a machine knows minutes alone, set it to 0")
+    return " ".join("*" if field == "?" else field for field in rest)
+
+
+def cron_lines(
+    recipe: str, workdir: Path, log: str | None, check: str | None, retrain: str | None, settings: Iterable[str] = ()
+) -> list[str]:
+    """Lines for `crontab`; each appends its output to a file in `workdir`."""
+    program = shutil.which("bloomery") or str(Path(sys.executable).with_name("bloomery"))
+    place = workdir.absolute()
+    found = str(Path(recipe).absolute()) if Path(recipe).is_file() else recipe
+    commands = {
+        "check.log": (check, ["monitor", "check", found, "--log", _absolute(log or "")]),
+        "retrain.log": (retrain, ["run", found]),
+    }
+    options = ["--workdir", str(place), *(part for setting in settings for part in ("--set", setting))]
+    return [
+        f"{five_fields(cron)} {_cron_command([program, *words, *options], place / file)}"
+        for file, (cron, words) in commands.items()
+        if cron is not None
+    ]
+
+
+def _cron_command(words: list[str], output: Path) -> str:
+    line = f"{shlex.join(words)} >> {shlex.quote(str(output))} 2>&1"
+    return line.replace("%", r"\%")  # which cron takes for the end of the command
+
+
+def _absolute(log: str) -> str:
+    return log if "://" in log else str(Path(log).absolute())
+
+
+def schedule(
+    recipe: Recipe, recipe_path: str, log: str | None, check: str | None, retrain: str | None, endpoint: str | None
+) -> dict[str, str]:
+    """Make the recurring runs `<recipe>-drift-check` and `<recipe>-retraining` for the cron expressions given; returns
+    their ids by name.
+
+    One at a time and without catch-up: a check or retraining that was missed is made up for by the next. There is no
+    call to change a recurring run, so the new one is made before those of the same name are deleted: what fails
+    between the two leaves one check too many, which starts nothing twice, and not none.
+    Raises: ServiceError if the API does not answer.
+    """
+    from kfp import compiler
+
+    from bloomery.pipelines import drift_check, post_training
+
+    wanted: dict[str, tuple[str, Any]] = {}
+    if check is not None:
+        wanted[f"{recipe.name}-drift-check"] = six_fields(check), drift_check.build(recipe, recipe_path, log or "")
+    if retrain is not None:
+        wanted[f"{recipe.name}-retraining"] = six_fields(retrain), post_training.build(recipe)
+    made = {}
+    with tempfile.TemporaryDirectory() as folder, kubeflow(endpoint) as client:
+        experiment = client.create_experiment(recipe.name)
+        for name, (cron, pipeline) in wanted.items():
+            package = f"{folder}/{name}.yaml"
+            compiler.Compiler().compile(pipeline, package)
+            old = _recurring_runs(client, name)
+            new = client.create_recurring_run(
+                experiment_id=experiment.experiment_id,
+                job_name=name,
+                cron_expression=cron,
+                max_concurrency=1,
+                no_catchup=True,
+                pipeline_package_path=package,
+            )
+            made[name] = new.recurring_run_id
+            for identity in old:
+                client.delete_recurring_run(identity)
+    return made
+
+
+def path_in_the_cluster(recipe: str) -> str:
+    """Where a check in the cluster finds the recipe: one of the package by its name, another in the ConfigMap."""
+    from bloomery.pipelines.drift_check import RECIPES_PATH
+
+    return f"{RECIPES_PATH}/{Path(recipe).name}" if Path(recipe).suffix else recipe
+
+
+def _recurring_runs(client: Any, name: str) -> list[str]:
+    """Ids of the recurring runs of that name."""
+    predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
+    found: list[str] = []
+    token = ""
+    while True:
+        page = client.list_recurring_runs(
+            page_token=token, page_size=100, filter=json.dumps({"predicates": [predicate]})
+        )
+        found += [run.recurring_run_id for run in page.recurring_runs or []]
+        token = page.next_page_token
+        if not token:
+            return found
