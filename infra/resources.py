@@ -17,10 +17,10 @@ from bloomery.infra import images, secrets
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
 
-CPU_STEPS = ("preflight", "data_curation", "dedup", "synthetic_data", "promotion", "drift_check")
+CPU_STEPS = ("preflight", "data_curation", "dedup", "synthetic_data", "ptq", "promotion", "drift_check")
 """Steps that stay on the CPU pool whatever the recipe asks for."""
 
-ACCELERATED_STEPS = ("cpt", "sft", "rejection_sampling", "dpo", "ptq", "evaluation")
+ACCELERATED_STEPS = ("cpt", "sft", "rejection_sampling", "dpo", "quantisation", "evaluation")
 """Steps that train or generate, and run on the accelerator where the recipe names one."""
 
 STEPS = CPU_STEPS + ACCELERATED_STEPS
@@ -79,6 +79,9 @@ class ResourcesConfig(Config):
     few for data-loader workers and NCCL."""
     retries: int = Field(default=2, ge=0)
     """Attempts after the first, 30 s later and doubling: nodes go away and stores time out."""
+    parallel_variants: int = Field(default=0, ge=0)
+    """Quantised variants that are made and measured at once; 0: all. One machine measures one at a time, for a
+    neighbour on the same cores would be part of its latencies."""
     image: str | None = None
     """Image of every task; none: the CPU or GPU image of `images.py`."""
     secret: str = secrets.SECRET

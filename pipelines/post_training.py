@@ -16,6 +16,7 @@ from bloomery.components.evaluation.component import evaluation as evaluation_st
 from bloomery.components.preflight.component import preflight as preflight_step
 from bloomery.components.promotion.component import promotion as promotion_step
 from bloomery.components.ptq.component import ptq as ptq_step
+from bloomery.components.quantisation.component import quantisation as quantisation_step
 from bloomery.components.rejection_sampling.component import rejection_sampling as rejection_sampling_step
 from bloomery.components.sft.component import sft as sft_step
 from bloomery.components.synthetic_data.component import synthetic_data as synthetic_data_step
@@ -42,7 +43,26 @@ STAGES = (
     "evaluation_champion",
     "promotion",
 )
-"""Every task of the DAG by the name that it is reported under."""
+"""Every task of the DAG by the name that it is reported under, but those of the quantised variants."""
+
+
+def stages(recipe: Recipe) -> tuple[str, ...]:
+    """Every task of the recipe's DAG, with two for each variant before ptq, which chooses among them."""
+    told = [stage for variant in variants(recipe) for stage in (variant["stage"], variant["evaluation"])]
+    at = STAGES.index("ptq")
+    return (*STAGES[:at], *told, *STAGES[at:])
+
+
+def variants(recipe: Recipe) -> list[dict[str, Any]]:
+    """What the loop over the variants goes through: the names of both stages, and the config."""
+    return [
+        {
+            "stage": f"ptq_{config.name}",
+            "evaluation": f"evaluation_ptq_{config.name}",
+            "config": parameters(config),
+        }
+        for config in recipe.variants()
+    ]
 
 
 def build(recipe: Recipe) -> Any:
@@ -59,14 +79,16 @@ def build(recipe: Recipe) -> Any:
         rejection_sampling: dict = parameters(recipe.rejection_sampling),
         sft_2: dict = parameters(recipe.sft_2),
         dpo: dict = parameters(recipe.dpo),
+        quantisation: list = variants(recipe),
         ptq: dict = parameters(recipe.ptq),
         evaluation: dict = parameters(recipe.evaluation),
         evaluation_of_rivals: dict = parameters(recipe.evaluation_of_rivals()),
         promotion: dict = parameters(recipe.promotion),
     ) -> None:
-        def task(step: Any, stage: str, config: Any, **inputs: Any) -> dict[str, Any]:
+        def task(step: Any, stage: Any, config: Any, **inputs: Any) -> dict[str, Any]:
             created = step(stage=stage, config=config, **inputs)
-            created.set_display_name(stage)
+            if isinstance(stage, str):  # in a loop the name is known when it runs
+                created.set_display_name(stage)
             return place(created, step.name.replace("-", "_"), recipe.resources).outputs
 
         def evaluate(stage: str, model: Any, config: Any = evaluation) -> Any:
@@ -100,7 +122,24 @@ def build(recipe: Recipe) -> Any:
         evaluate("sft_2", retuned)
         preferring = task(dpo_step, "dpo", dpo, preferences=sampled["preferences"], base_model=retuned)["model"]
         evaluate("dpo", preferring)
-        quantised = task(ptq_step, "ptq", ptq, base_model=preferring, tasks=tasks)
+
+        with dsl.ParallelFor(quantisation, parallelism=recipe.resources.parallel_variants or None) as variant:
+            made_variant = task(
+                quantisation_step,
+                variant.stage,
+                variant.config,
+                base_model=preferring,
+                tasks=tasks,
+                chats=made["chats"],
+            )
+            task(evaluation_step, variant.evaluation, evaluation, model=made_variant["model"], tasks=tasks)
+        quantised = task(
+            ptq_step,
+            "ptq",
+            ptq,
+            models=dsl.Collected(made_variant["model"]),
+            measurements=dsl.Collected(made_variant["measurement"]),
+        )
 
         task(
             promotion_step,

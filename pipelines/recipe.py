@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bloomery.components.core.config import Config, parse
 from bloomery.components.core.errors import ConfigError
@@ -23,6 +23,7 @@ from bloomery.components.evaluation.config import EvaluationConfig
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.promotion.config import PromotionConfig
 from bloomery.components.ptq.config import PtqConfig
+from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 from bloomery.components.sft.config import SftConfig
 from bloomery.components.synthetic_data.config import SyntheticDataConfig
@@ -64,8 +65,13 @@ class Recipe(Config):
     """Second fine-tuning, going on from the first, on its chats and the accepted samples."""
     dpo: DpoConfig
     """Preference optimisation."""
+    quantisation: list[QuantisationConfig] = [
+        QuantisationConfig(scheme="int8_weight_only"),
+        QuantisationConfig(scheme="int4_weight_only"),
+    ]
+    """Variants that are exported and measured beside the model as it is."""
     ptq: PtqConfig = PtqConfig()
-    """Quantisation."""
+    """Which variant goes on."""
     evaluation: EvaluationConfig = EvaluationConfig()
     """How every model of the run is evaluated."""
     promotion: PromotionConfig = PromotionConfig()
@@ -76,6 +82,19 @@ class Recipe(Config):
     """Windows, thresholds and policy of `bloomery monitor`."""
     serving: ServingConfig = ServingConfig()
     """How `bloomery serve` answers."""
+
+    @field_validator("quantisation")
+    @classmethod
+    def _variants_differ(cls, variants: list[QuantisationConfig]) -> list[QuantisationConfig]:
+        names = [variant.name for variant in variants]
+        twice = sorted({name for name in names if names.count(name) > 1 or name == "none"})
+        if twice:
+            raise ValueError(f"{', '.join(twice)}: named twice; each is measured once, and none always")
+        return variants
+
+    def variants(self) -> list[QuantisationConfig]:
+        """The variants of the model that are measured: as it is, and `quantisation`."""
+        return [QuantisationConfig(scheme="none"), *self.quantisation]
 
     def preflight(self) -> PreflightConfig:
         """What preflight checks: the top-level keys, and what data_curation and dedup read from outside."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import yaml
 
@@ -22,6 +22,7 @@ STEPS = (
     "sft",
     "rejection_sampling",
     "dpo",
+    "quantisation",
     "ptq",
     "evaluation",
     "promotion",
@@ -30,7 +31,7 @@ STEPS = (
 
 
 def run_one(name: str, config: Path | None, settings: list[str], arguments: list[str]) -> dict[str, float]:
-    """Run the step `name` on `--port FOLDER` arguments; returns its metrics.
+    """Run the step `name` on `--port FOLDER` arguments, repeated for a port that takes a list; returns its metrics.
 
     Raises: ConfigError for an unknown step, and naming every port that is missing or unknown.
     """
@@ -57,12 +58,13 @@ def run_one(name: str, config: Path | None, settings: list[str], arguments: list
         raise ConfigError(
             "\n".join(f"{name}.{key}: missing; give it with --set {key}=VALUE or in --config" for key in unset)
         )
-    inputs = {port: given[port] for port in reads}
-    return execute(run, name, values, inputs, {port: given[port] for port in writes})["metrics"]
+    hints = get_type_hints(run)
+    inputs = {port: given[port] if hints[port] == list[Path] else given[port][-1] for port in reads}
+    return execute(run, name, values, inputs, {port: given[port][-1] for port in writes})["metrics"]
 
 
-def _ports(arguments: list[str]) -> dict[str, Path]:
-    found: dict[str, Path] = {}
+def _ports(arguments: list[str]) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {}
     rest = iter(arguments)
     for argument in rest:
         key, separator, value = argument.partition("=")
@@ -71,7 +73,7 @@ def _ports(arguments: list[str]) -> dict[str, Path]:
         folder = value if separator else next(rest, None)
         if folder is None:
             raise ConfigError(f"{key}: expected a folder after it")
-        found[key.removeprefix("--").replace("-", "_")] = Path(folder)
+        found.setdefault(key.removeprefix("--").replace("-", "_"), []).append(Path(folder))
     return found
 
 

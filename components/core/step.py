@@ -72,14 +72,16 @@ def run_step(
 ) -> dict[str, float]:
     """Run a step as `stage` of a pipeline, or reuse its finished result.
 
-    `inputs` and `outputs` map the argument names of `run` to paths, or to kfp artifacts with a `.path`; `metrics`
-    is a kfp Metrics artifact or None. `reuse=False` is for steps that look at the world outside. Returns the
+    `inputs` and `outputs` map the argument names of `run` to paths, or to kfp artifacts with a `.path`, an input also
+    to a list of them; `metrics` is a kfp Metrics artifact or None. `reuse=False` is for steps that look at the world
+    outside. Returns the
     metrics. A BloomeryError is logged without traceback and ends the process with its exit code.
     """
     configure_logging()
     started = time.perf_counter()
     try:
-        result = execute(run, stage, config, _paths(inputs), _paths(outputs), reuse=reuse)
+        given = {name: _path(item) for name, item in inputs.items()}
+        result = execute(run, stage, config, given, _paths(outputs), reuse=reuse)
     except BloomeryError as error:
         logger.error("%s: %s", stage, error)
         tracking.journal("failed", stage, error=type(error).__name__, message=str(error), exit_code=error.exit_code)
@@ -108,7 +110,7 @@ def execute(
     run: Callable[..., dict[str, float]],
     stage: str,
     config: Mapping[str, Any],
-    inputs: Mapping[str, Path],
+    inputs: Mapping[str, Path | list[Path]],
     outputs: Mapping[str, Path],
     *,
     reuse: bool = True,
@@ -117,7 +119,11 @@ def execute(
     reused."""
     settings = parse(config_class(run), canonical(config), where=stage)
     reads, writes = artifact.ports(run, artifact.Reads), artifact.ports(run, artifact.Writes)
-    digests = {name: artifact.read_manifest(inputs[name], schema).digest for name, schema in reads.items()}
+    digests = {
+        name: artifact.read_manifest(path, schema).digest
+        for port, schema in reads.items()
+        for name, path in _each(port, inputs[port])
+    }
     store = os.environ.get("BLOOMERY_STORE") if reuse else None
     if store is None:
         result = _run(run, stage, settings, inputs, outputs, digests)
@@ -158,7 +164,7 @@ def _run(
     run: Callable[..., dict[str, float]],
     stage: str,
     settings: Config,
-    inputs: Mapping[str, Path],
+    inputs: Mapping[str, Path | list[Path]],
     outputs: Mapping[str, Path],
     digests: dict[str, str],
 ) -> dict[str, Any]:
@@ -195,8 +201,19 @@ def _code_digest(run: Callable[..., Any]) -> str:
     return digest([artifact.file_digest(file) for file in files])
 
 
-def _paths(items: Mapping[str, Any]) -> dict[str, Path]:
+def _paths(items: Mapping[Any, Any]) -> dict[Any, Path]:
     return {name: Path(getattr(item, "path", item)) for name, item in items.items()}
+
+
+def _path(item: Any) -> Path | list[Path]:
+    return list(_paths(dict(enumerate(item))).values()) if isinstance(item, list) else _paths({"": item})[""]
+
+
+def _each(port: str, given: Path | list[Path]) -> list[tuple[str, Path]]:
+    """The artifacts of an input with the names that lineage has them under: `models[0]`, `models[1]` of a list."""
+    if isinstance(given, list):
+        return [(f"{port}[{index}]", path) for index, path in enumerate(given)]
+    return [(port, given)]
 
 
 def _peak_bytes() -> int:

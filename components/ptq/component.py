@@ -1,7 +1,7 @@
 """The kfp component of `ptq`."""
 
 from kfp import dsl
-from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
+from kfp.dsl import Artifact, Input, Metrics, Model, Output
 
 from bloomery.infra.images import CPU_IMAGE
 
@@ -10,16 +10,16 @@ from bloomery.infra.images import CPU_IMAGE
 def ptq(
     stage: str,
     config: dict,
-    base_model: Input[Model],
-    tasks: Input[Dataset],
+    models: Input[list[Model]],
+    measurements: Input[list[Artifact]],
     model: Output[Model],
     variants: Output[Artifact],
     metrics: Output[Metrics],
 ):
-    """Quantise a model by every scheme and pass the smallest good variant on."""
+    """Compare the quantised variants and pass the smallest good one on."""
     from bloomery.components.core.step import run_step
     from bloomery.components.ptq.step import run
 
-    inputs = {"base_model": base_model, "tasks": tasks}
+    inputs = {"models": models, "measurements": measurements}
     outputs = {"model": model, "variants": variants}
     run_step(run, stage, config, inputs, outputs, metrics)

@@ -13,8 +13,6 @@ from bloomery.components.cpt.step import run as cpt
 from bloomery.components.dpo.config import DpoConfig
 from bloomery.components.dpo.step import log_likelihoods
 from bloomery.components.dpo.step import run as dpo
-from bloomery.components.ptq.config import PtqConfig
-from bloomery.components.ptq.step import run as ptq
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 from bloomery.components.rejection_sampling.step import run as rejection_sampling
 from bloomery.components.sft.config import SftConfig
@@ -208,19 +206,3 @@ def test_log_likelihoods_count_the_answer_and_its_end_alone(base):
     with torch.no_grad():
         nats = torch.log_softmax(network(ids).logits[0, :-1].float(), -1).gather(-1, ids[0, 1:, None])[:, 0]
     assert chosen == pytest.approx(nats[-3:].sum().item(), rel=1e-4)  # a, b, EOS
-
-
-def test_quantised_variants_are_smaller_and_load_as_they_were_measured(tuned, tasks, tmp_path):
-    metrics = ptq(
-        PtqConfig(tolerance=0.0), base_model=tuned[0], tasks=tasks, model=tmp_path / "q", variants=tmp_path / "v"
-    )
-    assert metrics["ptq/ratio"] > 2.5 and metrics["ptq/score_difference"] == 0
-    manifest = artifact.read_manifest(tmp_path / "q", "model/1")
-    ptq(PtqConfig(tolerance=0.0), base_model=tuned[0], tasks=tasks, model=tmp_path / "q2", variants=tmp_path / "v2")
-    assert artifact.read_manifest(tmp_path / "q2").digest == manifest.digest
-    assert manifest.files["model.safetensors"].bytes == metrics["ptq/bytes"]
-
-
-def test_ptq_needs_something_to_measure_on(base, make_tasks, tmp_path):
-    with pytest.raises(DataError, match="`validation` split"):
-        ptq(PtqConfig(), base_model=base, tasks=make_tasks(TASK, []), model=tmp_path / "q", variants=tmp_path / "v")

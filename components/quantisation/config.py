@@ -1,0 +1,57 @@
+"""Settings of one quantised variant."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from bloomery.components.core.config import Config
+
+Scheme = Literal[
+    "none",
+    "int8_weight_only",
+    "int8_dynamic_activation",
+    "float8_weight_only",
+    "int4_weight_only",
+    "mixed_int4",
+    "bitsandbytes_nf4",
+    "bitsandbytes_int8",
+    "gptq_int4",
+    "awq_int4",
+    "smoothquant_int8",
+    "fp8_dynamic",
+    "gguf_q8_0",
+    "gguf_q4_k_m",
+]
+
+GROUPED = ("int4_weight_only", "mixed_int4", "gptq_int4", "awq_int4")
+"""Schemes with one scale for `group_size` weights."""
+
+
+class QuantisationConfig(Config):
+    """One variant: a scheme and its settings."""
+
+    scheme: Scheme
+    """How weights are stored. `none`: as they are. torchao: `int8_weight_only` (one scale a row),
+    `int8_dynamic_activation` (also the inputs of the linear layers, scaled by token as they arrive: LLM.int8-style
+    absmax, arXiv 2208.07339), `float8_weight_only` (e4m3). compressed-tensors: `int4_weight_only` (rounded, scales by
+    least squared error), `mixed_int4` (the layers that hurt most stay in 16 bits). bitsandbytes: `bitsandbytes_nf4`
+    (arXiv 2305.14314), `bitsandbytes_int8` (arXiv 2208.07339). llm-compressor: `gptq_int4` (arXiv 2210.17323),
+    `awq_int4` (arXiv 2306.00978), `smoothquant_int8` (arXiv 2211.10438), `fp8_dynamic`. llama.cpp: `gguf_q8_0`,
+    `gguf_q4_k_m`."""
+    group_size: int = Field(default=32, gt=0)
+    """Weights that share a scale, in the int4 schemes. 32 costs 4.5 bits a weight, 128 costs 4.125; on the
+    quickstart's model 128 lost more (README)."""
+    embeddings: bool = True
+    """Quantise the embeddings and the output head too, in the schemes of torchao and compressed-tensors; false where
+    the server takes no quantised embeddings, as vLLM."""
+    loss_tolerance: float = Field(default=0.1, ge=0)
+    """`mixed_int4`: layers are kept in 16 bits, the most sensitive first, until the loss on the calibration chats
+    rises by no more than this part of it. Relative, as a fine-tuned model's loss on its own training mix is near 0."""
+    calibration_chats: int = Field(default=128, gt=0)
+    """Chats of the training mix that `mixed_int4` and the llm-compressor schemes calibrate on; 128 as GPTQ
+    (arXiv 2210.17323, section 4)."""
+
+    @property
+    def name(self) -> str:
+        """What the variant is called in stages and tables: the scheme, with its group size where it has one."""
+        return f"{self.scheme}_g{self.group_size}" if self.scheme in GROUPED else self.scheme

@@ -1,0 +1,215 @@
+"""Four bits a weight, packed on disk as compressed-tensors, which transformers and vLLM load.
+
+torchao 0.18 has no int4 tensor that is made on a CPU and saved: its plain and tiled ones need CUDA kernels, and int4 in
+`IntxWeightOnlyConfig` is stored a byte each. transformers 5.23 unpacks compressed-tensors into the model's own type as
+it loads, so memory and speed of such a variant are the parent's there; vLLM computes on the packed weights.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from bloomery.components.core import models
+from bloomery.components.core.generation import Generator
+from bloomery.components.quantisation.config import QuantisationConfig
+from bloomery.components.quantisation.export import CannotRun, calibration_chats
+
+logger = logging.getLogger(__name__)
+
+CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+"""Shares of a group's largest weight that its scale may stand for. The one with the least squared error is taken:
+cutting the largest weight short leaves finer steps for the rest (OCTAV, arXiv 2206.06501)."""
+CALIBRATION_TOKENS, CALIBRATION_BATCH = 512, 32
+"""Tokens of a calibration chat that are read, and chats read at once."""
+
+
+def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) -> dict[str, Any]:
+    """Write `source` to `target` with its linear layers, and where told its embeddings, in four bits.
+
+    Returns: for `mixed_int4`: loss (of the parent on the calibration chats, nats a token of the assistant),
+             loss_quantised (of what is written), kept (layers left in 16 bits, the most sensitive first), sensitivity
+             (rise of the loss by layer, each quantised alone); else nothing.
+    Raises:  CannotRun if the group size does not divide the columns of a layer.
+    """
+    generator = Generator.load(source)
+    layers = quantisable(generator.model, embeddings=config.embeddings)
+    for name, layer in layers.items():
+        if layer.weight.shape[1] % config.group_size:
+            raise CannotRun(
+                f"{config.name}: {name} has {layer.weight.shape[1]} columns, no multiple of group_size "
+                f"{config.group_size}; give a group size that divides them"
+            )
+    details: dict[str, Any] = {}
+    if config.scheme == "mixed_int4":
+        details = choose_kept(generator, layers, calibration_chats(chats, config.calibration_chats), config)
+    write(generator, layers, set(details.get("kept", ())), config, target)
+    return details
+
+
+def quantisable(model: Any, *, embeddings: bool) -> dict[str, Any]:
+    """The linear layers of a model by name, and with `embeddings` its embeddings and an output head of its own."""
+    import torch
+
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    found = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and (embeddings or module not in ends)
+    }
+    if model.config.tie_word_embeddings:
+        found = {name: module for name, module in found.items() if module is not ends[1]}
+    return found
+
+
+def choose_kept(
+    generator: Generator, layers: dict[str, Any], chats: list[Any], config: QuantisationConfig
+) -> dict[str, Any]:
+    """Measure what each layer alone costs in loss, and find the fewest layers that have to stay in 16 bits.
+
+    The most sensitive are kept first; how many, is found by bisection, which takes the loss to fall with each.
+    Costs one reading of `chats` for each layer, and the logarithm of their number for the bisection.
+    """
+    batches = _batches(generator.tokenizer, chats)
+
+    def loss_with(names: Collection[str]) -> float:
+        whole = {name: layers[name].weight.data for name in names}
+        for name, weight_NK in whole.items():
+            layers[name].weight.data = rounded(weight_NK, config.group_size)
+        nats = _answer_loss(generator.model, batches)
+        for name, weight_NK in whole.items():
+            layers[name].weight.data = weight_NK
+        return nats
+
+    loss = loss_with(())
+    sensitivity = {name: loss_with((name,)) - loss for name in layers}
+    order = sorted(layers, key=lambda name: (-sensitivity[name], name))
+    fewest, most = 0, len(order)
+    while fewest < most:
+        middle = (fewest + most) // 2
+        if loss_with(order[middle:]) <= loss * (1 + config.loss_tolerance):
+            most = middle
+        else:
+            fewest = middle + 1
+    logger.info("mixed_int4: %d of %d layers stay in 16 bits", fewest, len(order))
+    return {
+        "loss": loss,
+        "loss_quantised": loss_with(order[fewest:]),
+        "kept": order[:fewest],
+        "sensitivity": {name: sensitivity[name] for name in order},
+    }
+
+
+def _batches(tokenizer: Any, chats: list[Any]) -> list[tuple[Any, Any, Any]]:
+    """(token ids [B, L], attention mask [B, L], mask of the tokens of the assistant [B, L]) of the rendered chats."""
+    import torch
+
+    encoded = [
+        tokenizer.apply_chat_template(
+            messages,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+            truncation=True,
+            max_length=CALIBRATION_TOKENS,
+        )
+        for messages in chats
+    ]
+    encoded.sort(key=lambda chat: len(chat["input_ids"]))
+    found = []
+    for start in range(0, len(encoded), CALIBRATION_BATCH):
+        batch = encoded[start : start + CALIBRATION_BATCH]
+        width = len(batch[-1]["input_ids"])
+
+        def padded(key: str, batch: list[Any] = batch, width: int = width) -> Any:
+            return torch.tensor([[*chat[key], *[0] * (width - len(chat[key]))] for chat in batch])
+
+        found.append((padded("input_ids"), padded("attention_mask"), padded("assistant_masks")))
+    return found
+
+
+def _answer_loss(model: Any, batches: list[tuple[Any, Any, Any]]) -> float:
+    """Mean loss of the assistant's tokens in nats: the loss that the model was fine-tuned by."""
+    import torch
+
+    nats, count = 0.0, 0
+    with torch.inference_mode():
+        for ids_BL, attended_BL, answer_BL in batches:
+            ids_BL, attended_BL, answer_BL = (part.to(model.device) for part in (ids_BL, attended_BL, answer_BL))
+            logits_BLV = model(input_ids=ids_BL, attention_mask=attended_BL).logits[:, :-1].float()
+            loss_BL = -torch.log_softmax(logits_BLV, -1).gather(-1, ids_BL[:, 1:, None])[..., 0]
+            nats += float((loss_BL * answer_BL[:, 1:]).double().sum())
+            count += int(answer_BL[:, 1:].sum())
+    return nats / max(1, count)
+
+
+def scales(weight_NK: Any, group_size: int) -> Any:
+    """The scale of each group of a row, [N, K / group_size], by least squared error, as 16-bit numbers."""
+    import torch
+
+    weight_NGC = weight_NK.float().unflatten(-1, (-1, group_size))
+    kind = weight_NK.dtype if weight_NK.dtype.itemsize == 2 else torch.bfloat16
+    whole_NG = (weight_NGC.abs().amax(-1) / 7.5).clamp_min(torch.finfo(kind).tiny)
+    best_NG, least_NG = whole_NG.to(kind), torch.full_like(whole_NG, torch.inf)
+    for clip in CLIPS:
+        scale_NG = (whole_NG * clip).to(kind)
+        step_NG1 = scale_NG.float()[..., None]
+        error_NG = ((weight_NGC / step_NG1).round().clamp(-8, 7) * step_NG1 - weight_NGC).square().sum(-1)
+        best_NG = torch.where(error_NG < least_NG, scale_NG, best_NG)
+        least_NG = torch.minimum(error_NG, least_NG)
+    return best_NG
+
+
+def rounded(weight_NK: Any, group_size: int) -> Any:
+    """The weights that a loader of the packed ones gets back."""
+    scale_NG1 = scales(weight_NK, group_size)[..., None].float()
+    weight_NGC = weight_NK.float().unflatten(-1, (-1, group_size))
+    return ((weight_NGC / scale_NG1).round().clamp(-8, 7) * scale_NG1).flatten(-2).to(weight_NK.dtype)
+
+
+def write(
+    generator: Generator, layers: dict[str, Any], kept: Collection[str], config: QuantisationConfig, target: Path
+) -> None:
+    """Write the model with every layer but `kept` packed, and its tokenizer; kept ones in 16 bits."""
+    import torch
+    from compressed_tensors.compressors.pack_quantized.base import PackedQuantizationCompressor
+    from compressed_tensors.quantization import QuantizationArgs, QuantizationConfig, QuantizationScheme
+    from safetensors.torch import save_file
+
+    weights = QuantizationArgs(num_bits=4, symmetric=True, strategy="group", group_size=config.group_size)
+    names = [name for name in layers if name not in kept]
+    kinds = sorted({type(layers[name]).__name__ for name in names})
+    scheme = QuantizationScheme(targets=kinds, weights=weights, format="pack-quantized")
+    state = generator.model.state_dict()
+    if generator.model.config.tie_word_embeddings:
+        state.pop("lm_head.weight")
+    for name in names:
+        weight_NK = state.pop(f"{name}.weight")
+        scale_NG = scales(weight_NK, config.group_size)
+        packed = PackedQuantizationCompressor.compress(
+            {"weight": weight_NK.float(), "weight_scale": scale_NG.float()}, scheme
+        )
+        state |= {f"{name}.{part}": tensor for part, tensor in packed.items()}
+        state[f"{name}.weight_scale"] = scale_NG
+    halves = {
+        name: tensor.to(torch.bfloat16) if tensor.dtype == torch.float32 else tensor for name, tensor in state.items()
+    }
+    linear = {name for name, module in generator.model.named_modules() if isinstance(module, torch.nn.Linear)}
+    settings = QuantizationConfig(
+        config_groups={"group_0": scheme},
+        ignore=sorted((linear | set(layers)) - set(names)),
+        format="pack-quantized",
+        quantization_status="compressed",
+    ).model_dump(mode="json", exclude_none=True)
+    generator.model.config.save_pretrained(target)
+    generator.model.generation_config.save_pretrained(target)
+    generator.tokenizer.save_pretrained(target)
+    stored = {name: tensor.contiguous() for name, tensor in halves.items()}
+    save_file(stored, target / "model.safetensors", {"format": "pt"})
+    file = target / "config.json"
+    # transformers 5.23 keeps the layers packed unless told, and then fails to initialise packed embeddings.
+    content = {**json.loads(file.read_text()), "quantization_config": {**settings, "dequantize": True}}
+    file.write_text(json.dumps(content, indent=1, sort_keys=True))
+    models.check(target)

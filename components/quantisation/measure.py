@@ -1,0 +1,183 @@
+"""What a variant is worth and what it costs, measured on the checkpoint as it stands on disk.
+
+`python -m bloomery.components.quantisation.measure MODEL TASKS TARGET` writes the findings of `measure` to the JSON
+file TARGET, or the error's name and message. It runs in a process of its own, see `step.measured_apart`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bloomery.components.core import models
+from bloomery.components.core.errors import BloomeryError, DataError
+from bloomery.components.core.generation import Generator
+from bloomery.components.core.step import configure_logging
+from bloomery.components.core.tasks import Tasks, chat
+
+PREFILLS, DECODED_TOKENS = 7, 16
+"""Prefills timed after a warm-up, and tokens decoded after each; medians over few short runs, as the schemes of a
+model of a billion parameters on a CPU still have to be measured in minutes."""
+PERPLEXITY_TEXTS, PERPLEXITY_TOKENS = 64, 512
+"""Texts of each perplexity task that are read, and tokens of each: some 30,000 tokens a task at most."""
+LIBRARIES = {"torchao": "torchao", "compressed-tensors": "compressed_tensors", "bitsandbytes": "bitsandbytes"}
+"""Library that loads a checkpoint by its `quant_method`; imported before memory is counted."""
+
+
+def measure(model: Path, tasks: Path) -> dict[str, Any]:
+    """Load `model` and let it answer the `validation` split, greedily.
+
+    Returns: bytes (of the weight files), memory_bytes (rise of the resident memory from before loading to its peak
+             while loading and answering one prompt), weight_bytes (of the loaded weights), answers and scores by prompt,
+             perplexity per token (None without a perplexity task), prefill_tokens, prefill_seconds,
+             decode_seconds_per_token (medians, batch 1).
+    Raises:  DataError if no task has a validation split; ModelError if the checkpoint does not load.
+    """
+    known = Tasks(tasks)
+    verifiable = [name for name in known.configs if not known.is_scored_by_likelihood(name)]
+    prompts = [row for name in verifiable for row in known.prompts("validation", task=name)]
+    if not prompts:
+        raise DataError(
+            "ptq: no task has a `validation` split to measure the variants on; add one to the recipe's tasks"
+        )
+    _import_libraries(model)
+    before = _restart_peak()
+    loaded = Generator.load(model)
+    tokens, prefill, decode = latency(loaded, [row.prompt for row in prompts])
+    memory_bytes = _peak() - before
+    answers: list[str] = []
+    for name in verifiable:
+        asked = [row.prompt for row in prompts if row.task == name]
+        answers += [text for (text,) in loaded.generate(asked, max_new_tokens=known.configs[name].max_new_tokens)]
+    return {
+        "bytes": models.num_bytes(model),
+        "answers": answers,
+        "scores": [known.verify(row.task, text, row.reference)[0] for row, text in zip(prompts, answers, strict=True)],
+        "perplexity": perplexity(loaded, known),
+        "prefill_tokens": tokens,
+        "prefill_seconds": prefill,
+        "decode_seconds_per_token": decode,
+        "weight_bytes": weight_bytes(loaded.model),
+        "memory_bytes": memory_bytes,
+    }
+
+
+def latency(generator: Generator, prompts: list[str]) -> tuple[int, float, float]:
+    """(tokens of the prompt, median seconds of its prefill, median seconds of a decoded token) at batch size 1.
+
+    The prompt is the one of median length; one prefill and one answer go before, unmeasured.
+    """
+    import torch
+
+    texts = [
+        generator.tokenizer.apply_chat_template(chat(prompt), add_generation_prompt=True, tokenize=False)
+        for prompt in prompts
+    ]
+    text = sorted(texts, key=lambda text: (len(text), text))[len(texts) // 2]
+    device = generator.model.device
+    ids_1L = generator.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(device)
+    finish: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
+    prefills, decodes = [], []
+    with torch.inference_mode():
+        for _ in range(PREFILLS + 1):
+            finish()
+            started = time.perf_counter()
+            out = generator.model(input_ids=ids_1L, use_cache=True, logits_to_keep=1)
+            token_11 = out.logits[:, -1:].argmax(-1)
+            finish()
+            prefills.append(time.perf_counter() - started)
+            for _ in range(DECODED_TOKENS):
+                started = time.perf_counter()
+                out = generator.model(input_ids=token_11, past_key_values=out.past_key_values, use_cache=True)
+                token_11 = out.logits[:, -1:].argmax(-1)
+                finish()
+                decodes.append(time.perf_counter() - started)
+    return ids_1L.shape[1], statistics.median(prefills[1:]), statistics.median(decodes[DECODED_TOKENS:])
+
+
+def perplexity(generator: Generator, tasks: Tasks) -> float | None:
+    """Perplexity per token over the texts of all perplexity tasks, of the `validation` split where there is one, else
+    of the evaluation sets; None without such a text."""
+    nats, count = 0.0, 0
+    for name in tasks.configs:
+        if tasks.is_scored_by_likelihood(name):
+            rows = tasks.prompts("validation", task=name) or tasks.prompts(task=name)
+            texts = [row.reference for row in rows[:PERPLEXITY_TEXTS]]
+            scored = generator.log_likelihood(texts, max_length=PERPLEXITY_TOKENS)
+            nats, count = nats + sum(part for part, _ in scored), count + sum(tokens for _, tokens in scored)
+    return math.exp(-nats / count) if count else None
+
+
+def weight_bytes(model: Any) -> int:
+    """Bytes of the parameters and buffers in memory, tied ones once; of quantised ones, what they hold."""
+    held: dict[int, int] = {}
+
+    def add(tensor: Any) -> None:
+        if hasattr(tensor, "tensor_data_names"):  # torchao's
+            for name in tensor.tensor_data_names:
+                add(getattr(tensor, name))
+            return
+        held[tensor.data_ptr()] = tensor.numel() * tensor.element_size()
+        state = getattr(tensor, "quant_state", None)  # bitsandbytes' scales
+        if state is not None:
+            add(state.absmax)
+
+    for tensor in (*model.parameters(), *model.buffers()):
+        add(tensor)
+    return sum(held.values())
+
+
+def _import_libraries(model: Path) -> None:
+    """Import what loading will, by making the model without weights."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(model)
+    method = getattr(config, "quantization_config", {}).get("quant_method")
+    if method in LIBRARIES:
+        importlib.import_module(LIBRARIES[method])
+    with torch.device("meta"):
+        AutoModelForCausalLM.from_config(config)
+
+
+def _restart_peak() -> int:
+    """Forget the peak of the resident memory so far, where the system allows it; returns what is resident now."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS") if sys.platform == "linux" else _peak()
+
+
+def _peak() -> int:
+    import resource
+
+    if sys.platform == "linux":
+        return _status("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+def main() -> None:
+    """Measure MODEL on TASKS of the command line and write TARGET."""
+    configure_logging()
+    model, tasks, target = map(Path, sys.argv[1:])
+    try:
+        found = measure(model, tasks)
+    except BloomeryError as error:
+        found = {"error": type(error).__name__, "message": str(error)}
+    target.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

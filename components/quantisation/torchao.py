@@ -1,0 +1,67 @@
+"""torchao's schemes, in the form that `AutoModelForCausalLM.from_pretrained` loads."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+from bloomery.components.quantisation.config import QuantisationConfig
+
+
+def export(config: QuantisationConfig, source: Path, target: Path) -> None:
+    """Write `source` to `target` with the weights of `config.scheme`, 8 bits each and one scale a row."""
+    warnings.filterwarnings("ignore", module="torchao")
+    from torchao.quantization import FqnToConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
+
+    embeddings, linear = _weights(config.scheme)
+    names = {"model.embed_tokens": embeddings, "_default": linear} if config.embeddings else {"_default": linear}
+    settings = TorchAoConfig(FqnToConfig(names), include_input_output_embeddings=config.embeddings)
+    network = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype="auto")
+    network.save_pretrained(target)
+    AutoTokenizer.from_pretrained(source).save_pretrained(target)
+    if network.config.tie_word_embeddings:
+        _drop_tied_head(target)
+
+
+def _weights(scheme: str) -> tuple[Any, Any]:
+    """torchao's configs of the embeddings and of the linear layers."""
+    import torch
+    from torchao.quantization import Float8WeightOnlyConfig, Int8DynamicActivationIntxWeightConfig, IntxWeightOnlyConfig
+    from torchao.quantization.granularity import PerAxis
+
+    int8 = IntxWeightOnlyConfig(weight_dtype=torch.int8, granularity=PerAxis(0))
+    return {
+        "int8_weight_only": (int8, int8),
+        "int8_dynamic_activation": (
+            int8,
+            Int8DynamicActivationIntxWeightConfig(weight_dtype=torch.int8, weight_granularity=PerAxis(0)),
+        ),
+        # torchao 0.18 looks no rows up in float8 embeddings: theirs are int8, of the same size.
+        "float8_weight_only": (int8, Float8WeightOnlyConfig()),
+    }[scheme]
+
+
+def _drop_tied_head(folder: Path) -> None:
+    """Take the second copy of tied embeddings out of a quantised checkpoint.
+
+    transformers 5.23 writes both, and on loading compares them with torch.equal, which torchao's tensors do not
+    implement; without the copy it ties them. Can go when a quantised tied model saves and loads as it is.
+    """
+    from safetensors import safe_open
+    from safetensors.torch import save_file
+
+    for file in folder.glob("*.safetensors"):
+        with safe_open(file, "pt") as stored:
+            metadata = stored.metadata()
+            tensors = {name: stored.get_tensor(name) for name in stored.keys() if not name.startswith("lm_head.")}
+        names = [name for name in json.loads(metadata["tensor_names"]) if name != "lm_head.weight"]
+        metadata.pop("lm_head.weight", None)
+        save_file(tensors, file, metadata={**metadata, "tensor_names": json.dumps(names)})
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        content = json.loads(index.read_text())
+        content["weight_map"] = {k: v for k, v in content["weight_map"].items() if not k.startswith("lm_head.")}
+        index.write_text(json.dumps(content, indent=1))

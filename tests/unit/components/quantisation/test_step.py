@@ -1,0 +1,96 @@
+"""One variant: exported, loaded again by a fresh process, measured, the same each time."""
+
+import json
+
+import pytest
+
+from bloomery.components.core import artifact, models
+from bloomery.components.core.errors import DataError, ModelError
+from bloomery.components.core.records import Chat, content_id
+from bloomery.components.core.tasks import chat
+from bloomery.components.quantisation.config import QuantisationConfig
+from bloomery.components.quantisation.step import measured_apart, run
+
+TASKS = {
+    "echo": {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 4},
+    "texts": {"role": "general", "splits": {}, "verifier": {"kind": "perplexity"}},
+}
+PAIRS = [(f"say {word}", word) for word in ("ab", "cd", "ef", "gh")]
+
+
+@pytest.fixture(scope="module")
+def base(tiny_model):
+    artifact.seal(tiny_model, "model/1")
+    return tiny_model
+
+
+@pytest.fixture
+def tasks(make_tasks):
+    rows = [{"task": "echo", "split": "validation", "prompt": p, "reference": a} for p, a in PAIRS]
+    return make_tasks(TASKS, [*rows, {"task": "texts", "split": "test", "prompt": "", "reference": "a b c"}])
+
+
+@pytest.fixture
+def chats(tmp_path):
+    rows = [
+        {"id": content_id(*pair), "messages": chat(*pair), "task": "echo", "origin": "seed", "parent": ""}
+        for pair in PAIRS
+    ]
+    artifact.write_rows(tmp_path / "chats", "chat/1", Chat.table(rows))
+    return tmp_path / "chats"
+
+
+def measured(folder):
+    return json.loads((folder / "measurement.json").read_text())
+
+
+def test_a_variant_is_measured_as_it_stands_on_disk(base, tasks, chats, tmp_path):
+    metrics = run(
+        QuantisationConfig(scheme="int8_weight_only"),
+        base_model=base,
+        tasks=tasks,
+        chats=chats,
+        model=tmp_path / "m",
+        measurement=tmp_path / "v",
+    )
+    found = measured(tmp_path / "v")
+    assert found["scheme"] == "int8_weight_only" and found["skipped"] == ""
+    assert len(found["answers"]) == len(found["scores"]) == 4 and found["perplexity"] > 1
+    assert metrics["quantisation/bytes"] == found["bytes"] == models.num_bytes(tmp_path / "m")
+    assert found["weight_bytes"] < found["bytes"] < models.num_bytes(base) / 2
+    assert found["prefill_seconds"] > 0 and found["decode_seconds_per_token"] > 0
+    assert found["prefill_tokens"] == 8  # user, 6 bytes, assistant
+    assert artifact.read_manifest(tmp_path / "m", "model/1").files["model.safetensors"].bytes == found["bytes"]
+
+
+def test_equal_exports_have_equal_digests(base, tasks, chats, tmp_path):
+    from bloomery.components.quantisation.export import export
+
+    for scheme in ("int8_dynamic_activation", "int4_weight_only"):
+        digests = set()
+        for again in ("1", "2"):
+            target = tmp_path / f"{scheme}{again}"
+            export(QuantisationConfig(scheme=scheme), base, chats, target)
+            digests.add(artifact.seal(target, "model/1").digest)
+        assert len(digests) == 1
+
+
+def test_a_scheme_that_cannot_run_here_is_skipped_with_its_reason(base, tasks, chats, tmp_path):
+    metrics = run(
+        QuantisationConfig(scheme="int4_weight_only", group_size=48),
+        base_model=base,
+        tasks=tasks,
+        chats=chats,
+        model=tmp_path / "m",
+        measurement=tmp_path / "v",
+    )
+    assert metrics == {"quantisation/skipped": 1.0}
+    assert "no multiple of group_size 48" in measured(tmp_path / "v")["skipped"]
+    assert artifact.read_manifest(tmp_path / "m", "model/1").files == {}
+
+
+def test_errors_of_the_measuring_process_keep_their_kind(base, make_tasks, tmp_path):
+    with pytest.raises(DataError, match="`validation` split"):
+        measured_apart(base, make_tasks(TASKS, []))
+    with pytest.raises(ModelError, match="could not be measured"):
+        measured_apart(base, tmp_path / "nothing")
