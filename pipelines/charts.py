@@ -59,6 +59,8 @@ class Point(NamedTuple):
     low: float
     high: float
     chosen: bool = False
+    front: bool = False
+    """Joined by a line with the others of the front."""
 
 
 def ladder(
@@ -168,12 +170,14 @@ def scatter(
     x_form: Callable[[float], str],
     y_form: Callable[[float], str],
 ) -> str:
-    """Labelled points with vertical intervals; the chosen one is a filled diamond."""
+    """Labelled points with vertical intervals; the chosen one is a filled diamond, a line joins the front."""
     height, left, right, top = 190, 52, WIDTH - 16, 30
     x, axis_marks = _x_axis([0.0, *(p.x for p in points)], left, right, height, x_label, x_form)
     finite = [value for p in points for value in (p.low, p.y, p.high) if math.isfinite(value)]
     y, grid = _y_axis(finite, left, right, top, height - 6, y_form)
     body = [axis_marks, grid, _text(y_label, 0, 8, "axis-name")]
+    joined = [f"{x(p.x)},{y(p.y)}" for p in sorted(points, key=lambda p: (p.x, p.y)) if p.front]
+    body += [f'<polyline class="whisker" fill="none" points="{" ".join(joined)}"/>'] if len(joined) > 1 else []
     free, drawn = 0.0, []
     for p in sorted(points, key=lambda p: y(p.y)):
         kind = "final" if p.chosen else "stage"
@@ -223,6 +227,11 @@ def size(value: float) -> str:
         if value >= power:
             return f"{value / power:.3g} {unit}"
     return f"{value:.0f} B"
+
+
+def duration_ms(seconds: float) -> str:
+    """Seconds as milliseconds."""
+    return f"{1000 * seconds:.3g} ms"
 
 
 def duration(seconds: float) -> str:

@@ -24,8 +24,7 @@ from markupsafe import Markup
 
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.statistics import Z95
-from bloomery.pipelines import charts, data_section, run_outputs
+from bloomery.pipelines import charts, data_section, run_outputs, variants_section
 from bloomery.pipelines.charts import duration, number, percent, size
 from bloomery.pipelines.run_outputs import Output
 from bloomery.pipelines.scores import Scores
@@ -56,7 +55,7 @@ def write_report(run_dir: Path, summary: dict[str, Any]) -> Path:
         losses=_losses(finished),
         data=data_section.read(outputs, finished),
         answers=_or_missing(scores.cards),
-        variants=_or_missing(lambda: _variants(outputs)),
+        variants=_or_missing(lambda: variants_section.read(outputs, finished)),
         gate=gate,
         cost=_cost(finished),
         outputs=outputs.values(),
@@ -177,27 +176,6 @@ def fit_sentence(train: list[tuple[float, float]], validation: list[tuple[float,
             f"Under-fitting: validation loss was still falling, {before:.3g} to {last:.3g}; train for longer."
         )
     return f"{falling}, validation loss levelled off at {last:.3g}: no sign of over- or under-fitting."
-
-
-def _variants(outputs: dict[tuple[str, str], Output]) -> dict[str, Any]:
-    """The table of ptq, and its picture of size against score."""
-    rows = _json(outputs, "ptq", "variants")["rows"]
-    points = []
-    for row in rows:
-        if row.get("score") is not None:
-            half = Z95 * (row["stderr"] if row.get("stderr") is not None else math.nan)
-            low, high = row["score"] - half, row["score"] + half
-            points.append(
-                charts.Point(row["scheme"], row["bytes"], row["score"], low, high, bool(row.get("chosen")))
-            )
-    chart = ""
-    if points:
-        chart = charts.scatter(
-            "Size against score", points, "size on disk", "validation score", size, percent
-        )
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    numeric = {name for row in rows for name, value in row.items() if isinstance(value, int | float)}
-    return {"rows": rows, "columns": columns, "numeric": numeric, "chart": Markup(chart)}
 
 
 def _cost(finished: dict[str, Any]) -> list[Markup]:

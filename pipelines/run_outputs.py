@@ -21,6 +21,9 @@ class Output(NamedTuple):
     manifest: artifact.Manifest
 
 
+VARIANT = "ptq_"
+"""What the names of the quantised variants begin with, in stages and in those of their evaluations."""
+
 Outputs = dict[tuple[str, str], Output]
 """By stage and name."""
 
@@ -47,13 +50,13 @@ def _outputs(finished: dict[str, Any]) -> Iterator[Output]:
 
 
 def results(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:
-    """The eval_result/2 rows of each evaluated model, without the repeats."""
+    """The eval_result/2 rows of each evaluated model, without the repeats and the variants that ptq chose among."""
     return {
         output.stage.removeprefix("evaluation_"): [
             row for row in artifact.read_table(output.path, "eval_result/2").to_pylist() if row["repeat"] == 0
         ]
         for output in outputs.values()
-        if output.manifest.schema_name == "eval_result/2"
+        if output.manifest.schema_name == "eval_result/2" and not output.stage.startswith(f"evaluation_{VARIANT}")
     }
 
 

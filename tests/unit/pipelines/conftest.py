@@ -223,6 +223,7 @@ class Made:
             {
                 "scheme": scheme,
                 "bytes": size,
+                "decode_seconds_per_token": 0.002,
                 "score": score,
                 "stderr": 0.031,
                 "n": 160,
@@ -236,7 +237,7 @@ class Made:
                 ("int8_dynamic_activation", 2_210_000, 0.80),
             )
         ]
-        rows.append({"scheme": "fp8", "skipped_reason": "needs a GPU of compute capability 8.9"})
+        rows.append({"scheme": "fp8", "bytes": None, "skipped": "needs a GPU of compute capability 8.9"})
         self.finish(
             "ptq",
             {"variants": self.files("ptq", "variants", "variants/1", {"variants.json": rows})},
