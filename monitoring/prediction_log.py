@@ -29,6 +29,7 @@ from pydantic import ValidationError
 
 from bloomery.components.core import tables
 from bloomery.components.core.artifact import MANIFEST
+from bloomery.components.core.config import Config
 from bloomery.components.core.errors import BloomeryError, DataError, ServiceError, from_os_error
 from bloomery.components.core.records import Label, Prediction, Record
 from bloomery.components.data_curation import pii
@@ -167,19 +168,32 @@ class PredictionLog:
         return text
 
 
+class Head(Config):
+    """What a row is found by: the columns that say who answered when."""
+
+    id: str
+    time: str
+    model_name: str
+    model_version: str
+
+
 class Reading:
     """One pass over a log; iterate it for (time, row) in the order of files, then see what was left out.
 
     Late labels stand in the rows. Days outside [`start`, `end`) are not opened. The log may also be a file, folder or
     URI of JSONL or Parquet rows without days. A file is read BATCH_ROWS at a time; held are the labels since `start`.
+    With `heads_only` a row is a Head, or has its fields at least, and no text of a Parquet file is read.
     """
 
-    def __init__(self, uri: str, start: datetime | None = None, end: datetime | None = None) -> None:
+    def __init__(
+        self, uri: str, start: datetime | None = None, end: datetime | None = None, *, heads_only: bool = False
+    ) -> None:
         self.left_out: Counter[str] = Counter()
         """Rows that could not be used, by reason: why they could not be read, `wrong_fields`, `wrong_time`."""
         self.quarantined: dict[str, str] = {}
         """Files that are torn, corrupt or of another schema, and why; their rows are in no count."""
         self._uri, self._start, self._end = uri.rstrip("/"), start, end
+        self._heads_only = heads_only
         self._unmatched: set[str] = set()
 
     @property
@@ -187,7 +201,7 @@ class Reading:
         """Ids that a label came for and no row was read of; with a `start`, those of earlier rows are among them."""
         return len(self._unmatched)
 
-    def __iter__(self) -> Iterator[tuple[datetime, Prediction]]:
+    def __iter__(self) -> Iterator[tuple[datetime, Any]]:
         """Raises: DataError if there is no log, ServiceError if its store does not answer."""
         first, last = (bound.astimezone(UTC).date() if bound else None for bound in (self._start, self._end))
         labels = self._labels(_files(f"{self._uri}/{LABELS}", first, None) or [])
@@ -199,8 +213,8 @@ class Reading:
             for moment, row in self._rows(file, Prediction):
                 if (self._start and moment < self._start) or (self._end and moment >= self._end):
                     continue
-                if row.id in labels:
-                    self._unmatched.discard(row.id)
+                self._unmatched.discard(row.id)
+                if row.id in labels and not self._heads_only:
                     row = row.model_copy(update={field: value for field, (_, value) in labels[row.id].items()})
                 yield moment, row
 
@@ -217,9 +231,11 @@ class Reading:
         return found
 
     def _rows(self, file: str, kind: type[Record]) -> Iterator[tuple[datetime, Any]]:
-        for values in self._parquet(file, kind) if tables.format_of(file) == "parquet" else self._lines(file):
+        is_parquet = tables.format_of(file) == "parquet"
+        form = Head if is_parquet and kind is Prediction and self._heads_only else kind
+        for values in self._parquet(file, kind, list(form.model_fields)) if is_parquet else self._lines(file):
             try:
-                row: Any = kind.model_validate(values)
+                row: Any = form.model_validate(values)
                 moment = parse_time(row.time)
             except ValidationError:
                 self.left_out["wrong_fields"] += 1
@@ -235,7 +251,7 @@ class Reading:
             else:
                 yield raw.value
 
-    def _parquet(self, file: str, kind: type[Record]) -> Iterator[dict[str, Any]]:
+    def _parquet(self, file: str, kind: type[Record], columns: list[str]) -> Iterator[dict[str, Any]]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
@@ -244,20 +260,16 @@ class Reading:
             try:
                 content = pq.ParquetFile(stream, page_checksum_verification=True)
                 if fault := _other_schema(content.schema_arrow, kind):
-                    self._quarantine(file, fault)
+                    self.quarantined[file] = fault
                     return
-                for batch in content.iter_batches(BATCH_ROWS):
+                for batch in content.iter_batches(BATCH_ROWS, columns=columns):
                     yield from batch.to_pylist()
                     number += batch.num_rows
             except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
                 if isinstance(error, OSError) and error.errno is not None:
                     raise from_os_error(error, f"reading {file}") from error
                 reason = str(error).split("\n")[0][:200]
-                self._quarantine(file, f"after {number} rows: {reason}" if number else reason)
-
-    def _quarantine(self, file: str, reason: str) -> None:
-        self.quarantined[file] = reason
-        logger.warning("prediction log: %s is left out: %s", file, reason)
+                self.quarantined[file] = f"after {number} rows: {reason}" if number else reason
 
 
 def parse_time(text: str) -> datetime:

@@ -1,20 +1,26 @@
 """Windows of the prediction log: the reference, and the equal windows that follow it.
 
 Windows are counted from the first row that the current model served and do not overlap, so a window holds the
-same rows whenever it is looked at, and a new champion starts over with a reference of its own.
+same rows whenever it is looked at, and a new champion starts over with a reference of its own. The log is read twice:
+once for ids, times and models alone, and then the texts of the windows that a check compares.
 """
 
 from __future__ import annotations
 
+import bisect
+import logging
 import re
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Prediction, content_id
 from bloomery.monitoring.config import MonitoringConfig
 from bloomery.monitoring.prediction_log import Reading
+
+logger = logging.getLogger(__name__)
 
 
 class Window(NamedTuple):
@@ -33,10 +39,10 @@ class Snapshot(NamedTuple):
     reference: list[Prediction]
     """Its first rows; shorter than asked while there is no full reference."""
     windows: list[Window]
-    """The full windows after the reference, oldest first."""
+    """The newest `policy.consecutive_windows` full windows after the reference, oldest first."""
     left_out: dict[str, int]
     """Rows of the log in no window, by reason: why they could not be read, `wrong_fields`, `wrong_time`,
-    `duplicate_id`, `other_model`, `incomplete_window`."""
+    `duplicate_id`, `other_model`, `incomplete_window`, `unreadable` (of a window, and then not to be read whole)."""
     quarantined: dict[str, str]
     """Files of the log that are torn, corrupt or of another schema, and why."""
     num_unknown_labels: int
@@ -48,56 +54,84 @@ def take(log: Path | str, config: MonitoringConfig, now: datetime) -> Snapshot:
 
     Raises: DataError if there is no log, or no usable row in it.
     """
-    reading = Reading(str(log))
-    left_out = reading.left_out
-    rows: dict[str, tuple[datetime, Prediction]] = {}
-    for time, row in reading:
-        if row.id in rows:
+    overview = Reading(str(log), heads_only=True)
+    left_out, quarantined = overview.left_out, overview.quarantined
+    found: dict[str, _Place] = {}
+    for time, row in overview:
+        if row.id in found:
             left_out["duplicate_id"] += 1
         else:
-            rows[row.id] = (time, row)
-    if not rows:
+            found[row.id] = _Place(time, row.id, row.model_name, row.model_version)
+    if not found:
         raise DataError(
             f"{log}: no usable prediction/1 row; left out: "
-            f"{ {**left_out, **reading.quarantined} or 'nothing, the log is empty'}"
+            f"{ {**left_out, **quarantined} or 'nothing, the log is empty'}"
         )
-    ordered = sorted(rows.values(), key=lambda item: (item[0], item[1].id))
-    newest = ordered[-1][1]
-    served = [item for item in ordered if _model(item[1]) == _model(newest)]
+    ordered = sorted(found.values())
+    name, version = ordered[-1].model_name, ordered[-1].model_version
+    served = [place for place in ordered if (place.model_name, place.model_version) == (name, version)]
     left_out["other_model"] = len(ordered) - len(served)
-    parts, left_out["incomplete_window"] = _split(served, config, now)
-    prefix = re.sub(r"[^\w.-]+", "_", f"{newest.model_name}-{newest.model_version}")
+    (reference, *parts), left_out["incomplete_window"] = _split(served, config, now)
+    compared = parts[-config.policy.consecutive_windows :]
+    rows: dict[str, Prediction] = {}
+    for span in (reference, [place for part in compared for place in part]):
+        rows |= _read(str(log), span, quarantined)
+    left_out["unreadable"] = sum(place.id not in rows for part in (reference, *compared) for place in part)
+    for file, reason in quarantined.items():
+        logger.warning("prediction log: %s is left out: %s", file, reason)
+    shown = re.sub(r"[^\w.-]+", "_", f"{name}-{version}")
+    prefix = f"{shown}-{content_id(name, version)[:8]}"
     windows = [
-        Window(f"{prefix}-{content_id(*_model(newest))[:8]}-w{index:04d}", part)
-        for index, part in enumerate(parts[1:], start=1)
+        Window(f"{prefix}-w{index:04d}", _rows_of(part, rows))
+        for index, part in enumerate(compared, start=1 + len(parts) - len(compared))
     ]
     counts = {reason: count for reason, count in sorted(left_out.items()) if count}
     return Snapshot(
-        ":".join(_model(newest)), parts[0], windows, counts, reading.quarantined, reading.num_unknown_labels
+        f"{name}:{version}", _rows_of(reference, rows), windows, counts, quarantined, overview.num_unknown_labels
     )
 
 
-def _model(row: Prediction) -> tuple[str, str]:
-    return row.model_name, row.model_version
+class _Place(NamedTuple):
+    """Where a row stands in the log; sorts by time."""
+
+    time: datetime
+    id: str
+    model_name: str
+    model_version: str
 
 
-def _split(
-    served: list[tuple[datetime, Any]], config: MonitoringConfig, now: datetime
-) -> tuple[list[list[Prediction]], int]:
+def _read(log: str, places: Sequence[_Place], quarantined: dict[str, str]) -> dict[str, Prediction]:
+    """The rows at `places`, which are in order of time, by id; adds to `quarantined` what only now shows."""
+    if not places:
+        return {}
+    wanted = {(place.time, place.id) for place in places}
+    rows: dict[str, Prediction] = {}
+    reading = Reading(log, places[0].time, places[-1].time + timedelta(microseconds=1))
+    for time, row in reading:
+        if (time, row.id) in wanted:
+            rows.setdefault(row.id, row)
+    quarantined |= reading.quarantined
+    return rows
+
+
+def _rows_of(part: Sequence[_Place], rows: dict[str, Prediction]) -> list[Prediction]:
+    return [rows[place.id] for place in part if place.id in rows]
+
+
+def _split(served: list[_Place], config: MonitoringConfig, now: datetime) -> tuple[list[list[_Place]], int]:
     """(reference and full windows, number of rows after the last full one)."""
     if config.window_days is None or config.reference_days is None:
         bounds = [0, config.reference_rows]
         while bounds[-1] + config.window_rows <= len(served):
             bounds.append(bounds[-1] + config.window_rows)
     else:
-        end = served[0][0] + timedelta(days=config.reference_days)
+        end = served[0].time + timedelta(days=config.reference_days)
         bounds = [0, _rows_before(served, end)]
         while (end := end + timedelta(days=config.window_days)) <= now and bounds[-1] < len(served):
             bounds.append(_rows_before(served, end))
-    rows = [row for _, row in served]
-    parts = [rows[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
-    return parts, max(0, len(rows) - bounds[-1])
+    parts = [served[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+    return parts, max(0, len(served) - bounds[-1])
 
 
-def _rows_before(served: list[tuple[datetime, Any]], time: datetime) -> int:
-    return sum(1 for moment, _ in served if moment < time)
+def _rows_before(served: list[_Place], time: datetime) -> int:
+    return bisect.bisect_left(served, time, key=lambda place: place.time)

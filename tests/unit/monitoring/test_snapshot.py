@@ -1,12 +1,15 @@
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from bloomery.components.core.artifact import write_rows
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Prediction
 from bloomery.monitoring.config import MonitoringConfig
+from bloomery.monitoring.prediction_log import PredictionLog
 from bloomery.monitoring.snapshot import take
 
 START = datetime(2025, 1, 6, 9, tzinfo=UTC)
@@ -53,7 +56,7 @@ def test_windows_are_counted_from_the_first_row_and_do_not_overlap(tmp_path):
 def test_a_window_is_the_same_after_more_rows_came(tmp_path):
     config = MonitoringConfig(reference_rows=3, window_rows=2)
     before = take(write(tmp_path / "a.jsonl", [row(i) for i in range(5)]), config, NOW)
-    after = take(write(tmp_path / "b.jsonl", [row(i) for i in range(9)]), config, NOW)
+    after = take(write(tmp_path / "b.jsonl", [row(i) for i in range(7)]), config, NOW)
     assert after.windows[0] == before.windows[0]
 
 
@@ -122,3 +125,36 @@ def test_a_log_without_a_usable_row_is_an_error(tmp_path, rows):
 def test_a_missing_log_is_an_error(tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl"):
         take(tmp_path / "none.jsonl", MonitoringConfig(), NOW)
+
+
+def corrupt_texts(day: Path) -> Path:
+    """Change one bit of the prompts in the file of a day."""
+    file = next(day.iterdir())
+    column = pq.read_metadata(file).row_group(0).column(Prediction.arrow().names.index("prompt"))
+    content = bytearray(file.read_bytes())
+    content[column.dictionary_page_offset + column.total_compressed_size // 2] ^= 1
+    file.write_bytes(content)
+    return file
+
+
+def test_texts_are_read_of_the_windows_that_are_compared_alone(tmp_path):
+    def days(first: int, last: int) -> list[Prediction]:
+        return [Prediction(**row(24 * day + index)) for day in range(first, last) for index in range(4)]
+
+    log = PredictionLog(str(tmp_path))
+    log.append(days(0, 10))
+    log.label("r024", feedback=1.0)
+    log.label("r216", label="SELECT 2")
+    log.label("nobody", feedback=1.0)
+    log.close()
+    corrupt_texts(tmp_path / "date=2025-01-10")  # of a day that is in no window compared: nobody looks
+    config = MonitoringConfig(reference_days=2, window_days=1)
+    taken = take(tmp_path, config, NOW)
+    assert (len(taken.reference), [len(w.rows) for w in taken.windows]) == (8, [4, 4])
+    assert taken.windows[-1].id.endswith("-w0008") and taken.quarantined == {}
+    assert taken.reference[4].feedback == 1.0 and taken.windows[-1].rows[0].label == "SELECT 2"
+    assert taken.num_unknown_labels == 1
+
+    torn = corrupt_texts(tmp_path / "date=2025-01-15")
+    taken = take(tmp_path, config, NOW)
+    assert list(taken.quarantined) == [str(torn)] and taken.left_out == {"unreadable": 4}
