@@ -1,15 +1,15 @@
 """Two models on the same prompts: their difference, how sure it is, and what a bound on it is at a confidence.
 
 The error of a difference has two parts. The sampling error says how far other prompts would move it; it is paired,
-as in `core.statistics`. The noise says how far the same prompts move when they are answered again in other batches:
-its variance, that of a set's mean over the repeats, is counted once for each model. What of it is independent from
-prompt to prompt is in the sampling error as well, so the sum errs on the careful side.
+as in `core.statistics`, and holds what flips from prompt to prompt when prompts are answered again. The noise says
+how far all prompts of a set move together then: the variance of its mean over the repeats, beyond what independent
+flips explain (the variance component of a two-way layout: Searle, Casella and McCulloch, Variance Components, 1992,
+chapter 4). It is counted once for each model.
 """
 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -34,7 +34,8 @@ class Comparison:
     stderr: float
     """Of the difference, sampling error and noise together."""
     noise: float
-    """Standard deviation of one model's mean over the repeats; 0 where nothing was repeated."""
+    """Standard deviation of one model's mean over the repeats, independent flips and all; 0 where nothing was
+    repeated."""
     degrees_of_freedom: float
     """Of `stderr`, by Welch and Satterthwaite."""
     correction: float
@@ -51,9 +52,11 @@ class Comparison:
     def lower(self, confidence: float) -> float:
         """The lower end of the one-sided interval of the difference; it is above a threshold where `p_above` of that
         is below 1 - `confidence`."""
+        if self.num_prompts < 2:
+            return -math.inf
         from scipy.special import stdtrit
 
-        quantile = float(stdtrit(self.degrees_of_freedom, confidence)) if self.num_prompts > 1 else math.inf
+        quantile = float(stdtrit(self.degrees_of_freedom, confidence))
         return self.difference - self.correction - quantile * self.stderr
 
     def _tail(self, excess: float) -> float:
@@ -80,9 +83,9 @@ def compare(new: list[dict[str, Any]], old: list[dict[str, Any]]) -> Comparison 
     if not weighted and is_binary(x) and is_binary(y):
         stderr = binary_stderr(float((x > y).sum()), float((x < y).sum()), n)
         correction = 1 / n
-    noise_variance, freedom = _noise(new, old, set(keys))
-    variance = stderr**2 + 2 * noise_variance if n > 1 else math.nan
-    parts = stderr**4 / max(1, n - 1) + (4 * noise_variance**2 / freedom if freedom else 0)
+    noise, common, freedom = _noise(new, old, keys)
+    variance = stderr**2 + 2 * common if n > 1 else math.nan
+    parts = stderr**4 / max(1, n - 1) + (4 * common**2 / freedom if freedom else 0)
     return Comparison(
         num_prompts=n,
         num_unpaired=len(ours.keys() ^ theirs.keys()),
@@ -90,7 +93,7 @@ def compare(new: list[dict[str, Any]], old: list[dict[str, Any]]) -> Comparison 
         baseline=mean_stderr(y, weights)[0],
         difference=difference,
         stderr=math.sqrt(variance),
-        noise=math.sqrt(noise_variance),
+        noise=math.sqrt(noise),
         degrees_of_freedom=variance**2 / parts if n > 1 and parts > 0 else float(max(1, n - 1)),
         correction=correction,
     )
@@ -114,18 +117,33 @@ def _by_prompt(rows: Iterable[dict[str, Any]]) -> dict[tuple[str, str], tuple[fl
     return {(row["split"], row["id"]): (row["score"], row["weight"]) for row in rows if row["repeat"] == 0}
 
 
-def _noise(new: list[dict[str, Any]], old: list[dict[str, Any]], keys: set[tuple[str, str]]) -> tuple[float, int]:
-    """(variance of one model's mean over the repeats, its degrees of freedom), pooled over the models that repeated."""
-    squares, freedom = 0.0, 0
+def _noise(
+    new: list[dict[str, Any]], old: list[dict[str, Any]], keys: list[tuple[str, str]]
+) -> tuple[float, float, int]:
+    """(variance of one model's mean over the repeats, the part of it that moves all prompts together, degrees of
+    freedom), pooled over the models that repeated."""
+    total = common = 0.0
+    freedom = 0
     for rows in (new, old):
-        sums: dict[int, list[float]] = defaultdict(lambda: [0.0, 0.0])
+        if not any(row["repeat"] for row in rows):
+            continue
+        place = {key: index for index, key in enumerate(keys)}
+        num_repeats = 1 + max(row["repeat"] for row in rows)
+        scores, weights = np.full((2, num_repeats, len(keys)), np.nan)
         for row in rows:
-            if (row["split"], row["id"]) in keys:
-                total = sums[row["repeat"]]
-                total[0] += row["score"] * row["weight"]
-                total[1] += row["weight"]
-        means = [total / weight for total, weight in sums.values()]
-        if len(means) > 1:
-            squares += float(np.var(means)) * len(means)
-            freedom += len(means) - 1
-    return (squares / freedom if freedom else 0.0), freedom
+            index = place.get((row["split"], row["id"]))
+            if index is not None:
+                scores[row["repeat"], index], weights[row["repeat"], index] = row["score"], row["weight"]
+        whole = ~np.isnan(scores).any(0)  # prompts that were answered in every repeat
+        if not whole.any():
+            continue
+        scores, weights = scores[:, whole], weights[0, whole] / weights[0, whole].sum()
+        means = scores @ weights
+        apart = scores - scores.mean(0) - (means - means.mean())[:, None]
+        df = num_repeats - 1
+        between = float(((means - means.mean()) ** 2).sum()) / df
+        independent = float((weights**2 * apart**2).sum()) / df
+        total += df * between
+        common += df * max(0.0, between - independent)
+        freedom += df
+    return (total / freedom, common / freedom, freedom) if freedom else (0.0, 0.0, 0)
