@@ -6,13 +6,12 @@ The only file that imports Evidently. It is imported late: it takes about five C
 from __future__ import annotations
 
 import hashlib
-import json
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from bloomery.components.core.config import Config, digest
 from bloomery.components.core.records import Prediction, content_id
@@ -165,7 +164,10 @@ def compare(
         signals.append(_classified("prompt_embedding", vectors, alpha / 2, config))
     tested = [name for name in before if _can_be_tested(before[name], after[name])]
     alpha /= max(1, len(tested))
-    verdicts = _evidently({name: before[name] for name in tested}, {name: after[name] for name in tested}, alpha, html)
+    before, after = ({name: side[name] for name in tested} for side in (before, after))
+    if html is not None and tested:
+        _write_page(before, after, alpha, html)
+    verdicts = _tests(before, after, alpha)
     signals += [_signal(name, before[name], after[name], alpha, *verdicts[name], config) for name in tested]
     rows = drifted.select(
         [*new, *further], [*text.current, *text.others], text.reference, config.drifted_rows, config.seed
@@ -226,39 +228,50 @@ def _sample(rows: Sequence[Prediction], limit: int) -> list[Prediction]:
     return [row for row in rows if row.id in chosen]
 
 
-def _evidently(before: Columns, after: Columns, alpha: float, html: Path | None) -> dict[str, tuple[str, float, bool]]:
-    """(method, p-value, significant) by column; the verdict is the status of Evidently's test."""
+def _tests(before: Columns, after: Columns, alpha: float) -> dict[str, tuple[str, float, bool]]:
+    """(method, p-value, significant) by column; the test and its verdict are Evidently's."""
     if not before:
         return {}
+    import pandas as pd
+    from evidently.legacy.calculations.stattests import fisher_exact_test, ks_stat_test
+    from evidently.legacy.core import ColumnType
+
+    verdicts = {}
+    for name in before:
+        old, new = (pd.Series(side[name], dtype=float).dropna() for side in (before, after))
+        test, kind = (
+            (fisher_exact_test, ColumnType.Categorical)
+            if _is_binary(old, new)
+            else (ks_stat_test, ColumnType.Numerical)
+        )
+        with warnings.catch_warnings(action="ignore"):  # scipy's, where it takes the asymptotic p-value for the exact
+            found = test(old, new, kind, alpha)
+        verdicts[name] = ("ks" if test is ks_stat_test else "fisher", float(found.drift_score), bool(found.drifted))
+    return verdicts
+
+
+def _write_page(before: Columns, after: Columns, alpha: float, html: Path) -> None:
+    """Evidently's page of the same tests. Its pictures cost twice what all the rest of a comparison does."""
     with warnings.catch_warnings(action="ignore"):  # numpy's, about correlations of columns that do not vary
         import pandas as pd
         from evidently import DataDefinition, Dataset, Report
         from evidently.presets import DataDriftPreset
 
-        binary = [name for name in before if {*before[name], *after[name]} == {0.0, 1.0}]
+        frames = [pd.DataFrame(side, dtype=float) for side in (before, after)]
+        # A column with gaps cannot be categorical there.
+        binary = [name for name in before if _is_binary(*(frame[name] for frame in frames))]
         numerical = [name for name in before if name not in binary]
         definition = DataDefinition(numerical_columns=numerical, categorical_columns=binary)
-        reference, current = (
-            Dataset.from_pandas(pd.DataFrame(values, dtype=float), data_definition=definition)
-            for values in (before, after)
-        )
+        reference, current = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
         # Named, because Evidently's own choice changes at 1,000 rows, and the threshold's meaning with it.
         preset = DataDriftPreset(
             columns=list(before), num_method="ks", num_threshold=alpha, cat_method="fisher_exact", cat_threshold=alpha
         )
-        result = Report([preset], include_tests=True).run(current, reference)
-        if html is not None:
-            result.save_html(str(html))
-        facts = json.loads(result.json())
-    values = {metric["id"]: metric["value"] for metric in facts["metrics"]}
-    verdicts = {}
-    for test in facts["tests"]:
-        metric = test["metric_config"]
-        column = metric["params"].get("column")
-        if column is not None:
-            method = "fisher" if column in binary else "ks"
-            verdicts[column] = (method, float(values[metric["metric_id"]]), test["status"] == "FAIL")
-    return verdicts
+        Report([preset], include_tests=True).run(current, reference).save_html(str(html))
+
+
+def _is_binary(old: Any, new: Any) -> bool:
+    return {*old.unique(), *new.unique()} == {0.0, 1.0}
 
 
 def _classified(name: str, found: classifier.Comparison, alpha: float, config: MonitoringConfig) -> Signal:
