@@ -296,6 +296,7 @@ def _files(folder: str, first: date | None, last: date | None) -> list[str] | No
 
     with _store(folder):
         system, root = fsspec.core.url_to_fs(folder)
+        system.invalidate_cache()  # a store's client remembers listings, and other writers add files
         if not system.isdir(root):
             return None
         names = system.ls(root, detail=False)
