@@ -245,6 +245,10 @@ def compare(
     run_b: Annotated[str, typer.Argument(help="Name of the other run.")],
     workdir: WorkdirOption = WORKDIR,
     out: Annotated[Path | None, typer.Option(help="Write the comparison as an HTML page, too.")] = None,
+    judge: Annotated[
+        str | None, typer.Option(help="Ask a model which answer is better: a checkpoint folder, or model@https://host/v1.")
+    ] = None,
+    judge_limit: Annotated[int, typer.Option(min=1, help="Prompts of each set that the judge sees.")] = 100,
     as_json: JsonOption = False,
 ) -> None:
     """Compare the last models of two runs on the prompts that both answered, with intervals and p-values.
@@ -254,10 +258,13 @@ def compare(
         bloomery compare 20260101-120000-quickstart last
 
         bloomery compare 20260101-120000-quickstart last --out difference.html --json
+
+        bloomery compare 20260101-120000-quickstart last --judge big-model@https://host/v1
     """
+    from bloomery.components.evaluation.judge import judge_named
     from bloomery.pipelines import compare as comparison
 
-    found = comparison.compare_runs(workdir, run_a, run_b)
+    found = comparison.compare_runs(workdir, run_a, run_b, judge_named(judge) if judge else None, judge_limit)
     if out:
         comparison.write_page(found, out)
     typer.echo(json.dumps(found, ensure_ascii=False) if as_json else comparison.describe(found))

@@ -13,16 +13,20 @@ from markupsafe import Markup
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.statistics import Z95, holm, mean_stderr
+from bloomery.components.evaluation.judge import Ask, Pair, judge, tally
 from bloomery.pipelines import charts, history, run_outputs
 from bloomery.pipelines.scores import SIGNIFICANT, Rows, Scores, compare, is_perplexity
 
 
-def compare_runs(workdir: Path, run_a: str, run_b: str) -> dict[str, Any]:
+def compare_runs(
+    workdir: Path, run_a: str, run_b: str, ask: Ask | None = None, judge_limit: int = 100
+) -> dict[str, Any]:
     """The last model of `run_b` against that of `run_a`, on every evaluation set that both answered.
 
     Returns: a, b (run and model), sets: one entry a set with task, split, metric, n (prompts that both answered), a
              and b (mean score, or perplexity, over these), difference (b - a; of perplexities in nats per token, where
              more is better), stderr, low and high (95 % interval), p (two-sided) and p_adjusted (Holm, over the sets).
+             With a judge to `ask`, answered sets have `judge`: `judge.tally` of b over a, on `judge_limit` prompts.
     Raises:  ConfigError for a run that there is not; DataError if a run evaluated no model, or the two share no prompt.
     """
     sides = [_last_model(workdir, run) for run in (run_a, run_b)]
@@ -33,6 +37,9 @@ def compare_runs(workdir: Path, run_a: str, run_b: str) -> dict[str, Any]:
         if found:
             shared = {row["id"] for row in sets_a[key]} & {row["id"] for row in sets_b[key]}
             half = Z95 * found.stderr
+            judged = {}
+            if ask and not is_perplexity(sets_b[key]):
+                judged = {"judge": _judge(ask, sets_a[key], sets_b[key], judge_limit)}
             entries.append(
                 {
                     "task": key[0],
@@ -46,6 +53,7 @@ def compare_runs(workdir: Path, run_a: str, run_b: str) -> dict[str, Any]:
                     "low": found.difference - half,
                     "high": found.difference + half,
                     "p": found.p,
+                    **judged,
                 }
             )
     if not entries:
@@ -72,6 +80,14 @@ def describe(found: dict[str, Any]) -> str:
             f"{told['name']:<36} {told['n']:>6} {told['a']:>9} {told['b']:>9}  {told['difference']:<30} "
             f"{told['p']:>7} {told['p_adjusted']:>9}"
         )
+    for entry in found["sets"]:
+        if judged := entry.get("judge"):
+            lines.append(
+                f"{entry['task']}.{entry['split']}, judged: b wins {100 * judged['win_rate']:.1f} ± "
+                f"{100 * judged['stderr']:.1f} % of {judged['n']:.0f}, ties half; for the answer shown first "
+                f"{100 * judged['first_fraction']:.0f} %, inconsistent {100 * judged['inconsistent_fraction']:.0f} %, "
+                f"unreadable {100 * judged['unreadable_fraction']:.0f} %"
+            )
     return "\n".join(lines)
 
 
@@ -109,6 +125,12 @@ def _last_model(workdir: Path, run: str) -> tuple[str, dict[tuple[str, str], Row
         raise DataError(f"{folder.name}: there is no evaluated model to compare; {why}")
     sets = {key: rows[scores.final] for key, rows in scores.sets.items() if scores.final in rows}
     return f"{folder.name}, {scores.final}", sets
+
+
+def _judge(ask: Ask, rows_a: Rows, rows_b: Rows, limit: int) -> dict[str, float]:
+    answers = {row["id"]: row["response"] for row in rows_a}
+    shared = sorted((row for row in rows_b if row["id"] in answers), key=lambda row: row["id"])[:limit]
+    return tally(judge(ask, [Pair(row["prompt"], row["response"], answers[row["id"]]) for row in shared]))
 
 
 def _value(rows: Rows, shared: set[str]) -> float:

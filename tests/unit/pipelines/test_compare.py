@@ -72,3 +72,14 @@ def test_runs_that_share_nothing_say_so(workdir, make_run):
         compare_runs(workdir, "four", "one")
     with pytest.raises(ConfigError, match="no finished run five"):
         compare_runs(workdir, "one", "five")
+
+
+def test_a_judge_has_a_word(workdir):
+    def prefers_the_second(prompts):
+        return ["[[2]]"] * len(prompts)
+
+    found = compare_runs(workdir, "one", "two", prefers_the_second, 5)
+    answers, text = found["sets"]
+    # The answers of the two are equal, so nothing is asked.
+    assert answers["judge"]["n"] == 5 and answers["judge"]["win_rate"] == 0.5 and "judge" not in text
+    assert "q.test, judged: b wins 50.0 ± 0.0 % of 5" in describe(found)
