@@ -19,8 +19,9 @@ def quantisation(
 ):
     """Export one quantised variant of a model and measure it as it will be served."""
     from bloomery.components.core.step import run_step
+    from bloomery.components.quantisation.export import installed
     from bloomery.components.quantisation.step import run
 
     inputs = {"base_model": base_model, "tasks": tasks, "chats": chats}
     outputs = {"model": model, "measurement": measurement}
-    run_step(run, stage, config, inputs, outputs, metrics)
+    run_step(run, stage, config, inputs, outputs, metrics, reuse=installed(config))

@@ -19,8 +19,6 @@ Scheme = Literal[
     "awq_int4",
     "smoothquant_int8",
     "fp8_dynamic",
-    "gguf_q8_0",
-    "gguf_q4_k_m",
 ]
 
 GROUPED = ("int4_weight_only", "mixed_int4", "gptq_int4", "awq_int4")
@@ -36,8 +34,7 @@ class QuantisationConfig(Config):
     absmax, arXiv 2208.07339), `float8_weight_only` (e4m3). compressed-tensors: `int4_weight_only` (rounded, scales by
     least squared error), `mixed_int4` (the layers that hurt most stay in 16 bits). bitsandbytes: `bitsandbytes_nf4`
     (arXiv 2305.14314), `bitsandbytes_int8` (arXiv 2208.07339). llm-compressor: `gptq_int4` (arXiv 2210.17323),
-    `awq_int4` (arXiv 2306.00978), `smoothquant_int8` (arXiv 2211.10438), `fp8_dynamic`. llama.cpp: `gguf_q8_0`,
-    `gguf_q4_k_m`."""
+    `awq_int4` (arXiv 2306.00978), `smoothquant_int8` (arXiv 2211.10438), `fp8_dynamic`."""
     group_size: int = Field(default=32, gt=0)
     """Weights that share a scale, in the int4 schemes. 32 costs 4.5 bits a weight, 128 costs 4.125; on the
     quickstart's model 128 lost more (README)."""

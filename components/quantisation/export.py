@@ -4,42 +4,68 @@ from __future__ import annotations
 
 import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bloomery.components.core import artifact
+from bloomery.components.core.config import parse
 from bloomery.components.core.errors import MissingExtraError
 from bloomery.components.quantisation.config import QuantisationConfig
+
+APART = ("gptq_int4", "awq_int4", "smoothquant_int8", "fp8_dynamic")
+"""Schemes of llm-compressor."""
 
 
 class CannotRun(Exception):
     """This machine, or this model, cannot run the scheme; the message is the reason."""
 
 
+def installed(config: Mapping[str, Any]) -> bool:
+    """True if nothing is `missing`: else the scheme may run tomorrow, and that it was skipped is no result to reuse."""
+    return not missing(parse(QuantisationConfig, config))
+
+
+def missing(config: QuantisationConfig) -> str:
+    """What has to be installed before the scheme can run, as a sentence; "" if nothing."""
+    from bloomery.components.quantisation import apart
+
+    try:
+        if config.scheme in APART:
+            apart.interpreter(config)
+        if config.scheme.startswith("bitsandbytes") and importlib.util.find_spec("bitsandbytes") is None:
+            raise MissingExtraError(f"{config.name} needs bitsandbytes: pip install 'bloomery[bitsandbytes]'")
+    except MissingExtraError as error:
+        return str(error)
+    return ""
+
+
 def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) -> dict[str, Any]:
     """Write `source` to `target` in the scheme of `config`; returns what the scheme tells about itself.
 
-    Raises: CannotRun, or MissingExtraError where the scheme's library is not installed.
+    Raises: CannotRun, also for what is `missing`.
     """
+    if reason := missing(config):
+        raise CannotRun(reason)
+    details: dict[str, Any] = {}
     if config.scheme == "none":
         artifact.link_tree(source, target)
-        return {}
-    library = config.scheme.split("_")[0]
-    details: dict[str, Any] = {}
-    if library == "bitsandbytes":
-        _bitsandbytes(config, source, target)
-    elif library == "gguf":
-        from bloomery.components.quantisation import gguf
-
-        details = gguf.export(config, source, chats, target)
-    elif config.scheme in ("int4_weight_only", "mixed_int4"):
+        return details
+    if config.scheme in ("int4_weight_only", "mixed_int4"):
         from bloomery.components.quantisation import int4
 
         details = int4.export(config, source, chats, target)
-    elif config.scheme in ("gptq_int4", "awq_int4", "smoothquant_int8", "fp8_dynamic"):
+    elif config.scheme in APART:
+        from transformers import AutoTokenizer
+
         from bloomery.components.quantisation import apart
 
-        apart.export(config, source, chats, target)
+        tokenizer = AutoTokenizer.from_pretrained(source)
+        sample = calibration_chats(chats, config.calibration_chats)
+        texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in sample]
+        apart.export(config, source, texts, target)
+    elif config.scheme.startswith("bitsandbytes"):
+        _bitsandbytes(config, source, target)
     else:
         from bloomery.components.quantisation import torchao
 
@@ -50,8 +76,6 @@ def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) 
 
 
 def _bitsandbytes(config: QuantisationConfig, source: Path, target: Path) -> None:
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtraError(f"{config.scheme} needs bitsandbytes: pip install 'bloomery[bitsandbytes]'")
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 

@@ -36,8 +36,8 @@ def measure(model: Path, tasks: Path) -> dict[str, Any]:
     """Load `model` and let it answer the `validation` split, greedily.
 
     Returns: bytes (of the weight files), memory_bytes (rise of the resident memory from before loading to its peak
-             while loading and answering one prompt), weight_bytes (of the loaded weights), answers and scores by prompt,
-             perplexity per token (None without a perplexity task), prefill_tokens, prefill_seconds,
+             while loading and answering one prompt), weight_bytes (of the loaded weights), answers and scores by
+             prompt, perplexity per token (None without a perplexity task), prefill_tokens, prefill_seconds,
              decode_seconds_per_token (medians, batch 1).
     Raises:  DataError if no task has a validation split; ModelError if the checkpoint does not load.
     """

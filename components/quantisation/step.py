@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from bloomery.components.core import artifact, errors
 from bloomery.components.core.artifact import Reads, Writes
-from bloomery.components.core.errors import MissingExtraError, ModelError
+from bloomery.components.core.errors import ModelError
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import CannotRun, export
 
@@ -42,7 +42,7 @@ def run(
     found: dict[str, Any] = {"scheme": config.name, "skipped": "", "details": {}}
     try:
         found["details"] = export(config, base_model, chats, model)
-    except (CannotRun, MissingExtraError) as reason:
+    except CannotRun as reason:
         logger.warning("%s is skipped: %s", config.name, reason)
         found["skipped"] = str(reason)
         shutil.rmtree(model, ignore_errors=True)

@@ -1,6 +1,7 @@
 """One variant: exported, loaded again by a fresh process, measured, the same each time."""
 
 import json
+import sys
 
 import pytest
 
@@ -9,6 +10,7 @@ from bloomery.components.core.errors import DataError, ModelError
 from bloomery.components.core.records import Chat, content_id
 from bloomery.components.core.tasks import chat
 from bloomery.components.quantisation.config import QuantisationConfig
+from bloomery.components.quantisation.export import CannotRun, export, installed
 from bloomery.components.quantisation.step import measured_apart, run
 
 TASKS = {
@@ -64,8 +66,6 @@ def test_a_variant_is_measured_as_it_stands_on_disk(base, tasks, chats, tmp_path
 
 
 def test_equal_exports_have_equal_digests(base, tasks, chats, tmp_path):
-    from bloomery.components.quantisation.export import export
-
     for scheme in ("int8_dynamic_activation", "int4_weight_only"):
         digests = set()
         for again in ("1", "2"):
@@ -94,3 +94,14 @@ def test_errors_of_the_measuring_process_keep_their_kind(base, make_tasks, tmp_p
         measured_apart(base, make_tasks(TASKS, []))
     with pytest.raises(ModelError, match="could not be measured"):
         measured_apart(base, tmp_path / "nothing")
+
+
+def test_a_scheme_without_its_library_is_told_how_to_be_had_and_no_result_to_reuse(base, chats, tmp_path, monkeypatch):
+    monkeypatch.delenv("BLOOMERY_LLM_COMPRESSOR", raising=False)
+    with pytest.raises(CannotRun, match="pip install 'llmcompressor.*BLOOMERY_LLM_COMPRESSOR .*not set"):
+        export(QuantisationConfig(scheme="gptq_int4"), base, chats, tmp_path / "q")
+    assert not installed({"scheme": "gptq_int4"})
+    monkeypatch.setenv("BLOOMERY_LLM_COMPRESSOR", sys.executable)
+    assert installed({"scheme": "gptq_int4"}) and installed({"scheme": "int4_weight_only"})
+    with pytest.raises(ModelError, match="gptq_int4_g32: llm-compressor ended with exit code 1: .*llmcompressor"):
+        export(QuantisationConfig(scheme="gptq_int4"), base, chats, tmp_path / "q")
