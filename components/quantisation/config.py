@@ -36,8 +36,8 @@ class QuantisationConfig(Config):
     (arXiv 2305.14314), `bitsandbytes_int8` (arXiv 2208.07339). llm-compressor: `gptq_int4` (arXiv 2210.17323),
     `awq_int4` (arXiv 2306.00978), `smoothquant_int8` (arXiv 2211.10438), `fp8_dynamic`."""
     group_size: int = Field(default=32, gt=0)
-    """Weights that share a scale, in the int4 schemes. 32 costs 4.5 bits a weight, 128 costs 4.125; on the
-    quickstart's model 128 lost more (README)."""
+    """Weights that share a scale, in the int4 schemes: 32 (as in GGUF Q4_0) costs 4.5 bits a weight, 128 (as in GPTQ)
+    4.125 and is coarser."""
     embeddings: bool = True
     """Quantise the embeddings and the output head too, in the schemes of torchao and compressed-tensors; false where
     the server takes no quantised embeddings, as vLLM."""
