@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.text_metrics import TextMetric
+
+SCORES = tuple(f".{name}" for name in ("accuracy", "perplexity", *get_args(TextMetric)))
+"""Endings of the metrics whose error stands beside them."""
 
 
 def runs(workdir: Path) -> list[dict[str, Any]]:
@@ -50,7 +54,7 @@ def describe(summary: dict[str, Any]) -> str:
             if not name.endswith((".stderr", ".n")):
                 error = (
                     metrics.get(name.rsplit(".", 1)[0] + ".stderr")
-                    if name.endswith((".accuracy", ".perplexity"))
+                    if name.endswith(SCORES)
                     else None
                 )
                 lines.append(
