@@ -99,6 +99,8 @@ class Server:
             answer = self._answers.get(row)
             if answer and (answer.wants_every_token or row.finish_reason):
                 answer.changed.set()
+            if row.finish_reason:  # even one whose client left before its stream began
+                self._answers.pop(row, None)
 
     async def health(self, request: Request) -> Response:
         """What is served, what waits, what is wrong."""

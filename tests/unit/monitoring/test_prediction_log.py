@@ -161,6 +161,7 @@ def test_rows_from_before_the_scores_are_read(tmp_path):
 
 WRITER = """
 import sys
+import time
 from bloomery.components.core.records import Prediction
 from bloomery.monitoring.prediction_log import PredictionLog
 uri, name, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
@@ -172,6 +173,7 @@ while index < count or count < 0:
         model_version="1", prompt="p", response="r", latency_seconds=0.1, prompt_tokens=1, response_tokens=1,
         feedback=None, label=None)])
     index += 1
+    time.sleep(0.001)
 log.close()
 """
 
