@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check install install-test compile image clean bench-data
+.PHONY: quickstart test check install install-test compile image clean bench-data bench-drift
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -45,3 +45,6 @@ bench-data: .venv/installed-test  ## curation and dedup beside their peers; BLOO
 	$(BIN)/python tests/benchmarks/curation_rules.py $(BLOOMERY_DATA) build/peers
 	$(BIN)/python tests/benchmarks/scale.py $(BLOOMERY_DATA)
 	$(BIN)/python tests/benchmarks/real_data.py $(BLOOMERY_DATA)
+
+bench-drift: .venv/installed-test  ## delay and false alarms of drift detection, and what a check costs
+	$(BIN)/python tests/benchmarks/drift.py $(BLOOMERY_DATA) $(firstword $(wildcard $(or $(BLOOMERY_CACHE),$(HOME)/.cache/bloomery)/quickstart-*/traffic.jsonl))

@@ -85,8 +85,8 @@ class MonitoringConfig(Config):
     window_days: float | None = Field(default=None, gt=0)
     """Length of every later window in days, instead of `window_rows`; needs `reference_days`."""
     sample_rows: int = Field(default=1000, ge=50)
-    """Rows taken from each window, by hash of their ids: costs stay bounded, and at any traffic a test has
-    the same power."""
+    """Rows taken from a window, and at most twice as many from the reference, by hash of their ids: costs stay
+    bounded, and at any traffic a test has the same power."""
     false_alarm_rate: float = Field(default=0.01, gt=0, lt=0.5)
     """Chance that any signal is called drifted where nothing has changed; shared among them (Bonferroni)."""
     min_effect: float = Field(default=0.05, ge=0, lt=1)
