@@ -68,7 +68,6 @@ class Champion:
 
 def load(name: str, found: Any) -> Served:
     """The registry's version `found`, loaded and proven by a first token. Raises: ModelError if it does not load."""
-    import torch
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -77,8 +76,7 @@ def load(name: str, found: Any) -> Served:
         if not folder.is_dir():
             folder = Path(copy) / "model"
             models.fetch(found.source, folder)
-        model, tokenizer = models.load(folder)
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+        model, tokenizer = models.load(folder, on=models.device())
     served = Served(model, tokenizer, name, str(found.version))
     decode([Row(served, served.prompt_tokens(chat("?")), max_new_tokens=1)])
     return served

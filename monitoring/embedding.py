@@ -53,7 +53,7 @@ def mean_hidden_states(checkpoint: Path, texts: Sequence[str]) -> Any:
     import numpy as np
     import torch
 
-    model, tokenizer = models.load(checkpoint)
+    model, tokenizer = models.load(checkpoint, on=models.device())
     vectors = np.zeros((len(texts), model.config.get_text_config().hidden_size), dtype=np.float32)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     for start in range(0, len(order), BATCH_ROWS):
@@ -66,14 +66,14 @@ def mean_hidden_states(checkpoint: Path, texts: Sequence[str]) -> Any:
             padding=True,
             padding_side="right",
             return_tensors="pt",
-        )
+        ).to(model.device)
         with torch.inference_mode():
             states_BLD = model(
                 input_ids=encoded["input_ids"], attention_mask=encoded["attention_mask"], output_hidden_states=True
             ).hidden_states[-1]
         mask_BL1 = encoded["attention_mask"][..., None]
         means_BD = (states_BLD.float() * mask_BL1).sum(1) / mask_BL1.sum(1).clamp(min=1)
-        vectors[batch] = means_BD.numpy()
+        vectors[batch] = means_BD.cpu().numpy()
     return vectors
 
 

@@ -37,7 +37,7 @@ def replay(
     rows written. Raises: DataError for a row that cannot be read, ModelError for an unusable checkpoint.
     """
     questions = list(_questions(traffic, template))
-    served = Served(*models.load(model), model_name, model_version)
+    served = Served(*models.load(model, on=models.device()), model_name, model_version)
     rows = [
         Row(served, served.prompt_tokens(chat(prompt)), max_new_tokens=max_new_tokens) for _, _, prompt, _ in questions
     ]

@@ -26,7 +26,7 @@ class Generator:
     @classmethod
     def load(cls, path: Path, *, dtype: str = "auto") -> Generator:
         """Load a checkpoint folder; ModelError as in `models.load`."""
-        return cls(*models.load(path, dtype=dtype))
+        return cls(*models.load(path, dtype=dtype, on=models.device()))
 
     def generate(
         self,

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bloomery.components.core import models
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
@@ -29,7 +31,7 @@ def embed(texts: Iterable[pa.Array], encoder: Path, max_length: int) -> np.ndarr
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = models.device()
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModel.from_pretrained(encoder).to(device).eval()
