@@ -69,7 +69,8 @@ class Tracker:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        batch = [Metric(name.replace("@", "_at_").replace("+", ":"), float(value), now, step) for name, value in metrics.items()]
+        allowed = {name.replace("@", "_at_").replace("+", ":"): value for name, value in metrics.items()}
+        batch = [Metric(name, float(value), now, step) for name, value in allowed.items()]
         self._try(lambda: self._client.log_batch(self._run_id, metrics=batch))
 
     def _try(self, action: Callable[[], Any]) -> None:
