@@ -1,8 +1,8 @@
 """The same question, harder to read: what people's fingers do to a text, in English and Korean.
 
 A typo of Hangul is one of a jamo, as on the two-set keyboard a syllable is two to five keys: the letter beside the
-right one, a lost shift, a lost final consonant. Words with a digit and words in capitals are left alone: a wrong letter in a
-code asks for something else.
+right one, a lost shift, a lost final consonant. Words with a digit and words in capitals are left alone: a wrong letter
+in a code asks for something else.
 """
 
 from __future__ import annotations
