@@ -12,7 +12,6 @@ import json
 import math
 import os
 import platform
-import subprocess
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +21,7 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, provenance
 from bloomery.components.core.errors import DataError
 from bloomery.pipelines import charts, data_section, run_outputs, variants_section
 from bloomery.pipelines.charts import duration, number, percent, size
@@ -100,7 +99,9 @@ def _head(
     tiles += [tile for key in scores.answered()[:3] if (tile := scores.change(key))]
     reused = f"{len(summary.get('cached_steps') or [])} of {len(finished)} steps reused"
     tiles.append({"name": "total time", "value": duration(summary.get("seconds") or 0), "note": reused})
-    facts = [("Run", run_dir.name), ("Bloomery", artifact.version() + _commit()), ("Hardware", _hardware())]
+    commit = provenance.commit()
+    version = artifact.version() + (f", commit {commit}" if commit else "")
+    facts = [("Run", run_dir.name), ("Bloomery", version), ("Hardware", _hardware())]
     if events:
         facts.insert(1, ("Started", f"{datetime.fromtimestamp(events[0]['time'], UTC):%Y-%m-%d %H:%M} UTC"))
     recipe, status = summary.get("recipe") or {}, summary["status"]
@@ -114,20 +115,6 @@ def _head(
     icon = {"promoted": "✓", "rejected": "✗"}.get(status, "!")
     name = recipe.get("name") or run_dir.name
     return {"recipe": name, "status": status, "icon": icon, "reason": reason, "tiles": tiles, "facts": facts}
-
-
-def _commit() -> str:
-    """', commit …' of the checkout that this file stands in; '' for an installed package."""
-    root = Path(__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return ""
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*"]
-    try:
-        return (
-            f", commit {subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}"
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return ""
 
 
 def _hardware() -> str:

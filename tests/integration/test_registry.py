@@ -49,6 +49,11 @@ def postgres():
     shutil.rmtree(folder, ignore_errors=True)
 
 
+@pytest.fixture(scope="module")
+def sqlite(tmp_path_factory):
+    return f"sqlite:///{tmp_path_factory.mktemp('sqlite') / 'mlflow.db'}"
+
+
 class Server:
     """A real `mlflow server` over a SQLite file, in processes of its own."""
 
@@ -124,10 +129,10 @@ def processes(uri):
     return ProcessPoolExecutor(RACERS, mp_context=context, initializer=mlflow.set_tracking_uri, initargs=(uri,))
 
 
-def test_of_twenty_processes_one_wins_each_round_on_sqlite(at, tmp_path):
-    uri = at(f"sqlite:///{tmp_path / 'mlflow.db'}")
+def test_of_twenty_processes_one_wins_each_round_on_sqlite(at, sqlite):
+    at(sqlite)
     assert registry.versions() == []
-    with processes(uri) as pool:
+    with processes(sqlite) as pool:
         list(pool.map(time.sleep, [0.2] * RACERS))
         race(pool, rounds=2)
 
@@ -167,20 +172,20 @@ class Mortal:
         return write
 
 
-def promote_and_die(monkeypatch, version, fatal_write, after, die):
+def promote_and_die(monkeypatch, name, fatal_write, after, die):
     client = Mortal(mlflow_client.connect(), fatal_write, after, die)
     with monkeypatch.context() as patched:
         patched.setattr(succession, "connect", lambda: client)
-        registry.promote(NAME, version, expected_champion="1", why="the one that dies")
+        registry.promote(name, "2", expected_champion="1", why="the one that dies")
 
 
-def check_one_champion_then_settle(expected_champion):
+def check_one_champion_then_settle(name, expected_champion):
     """Whoever died, there is one champion, and the next change leaves aliases and record agreed."""
-    assert registry.champion(NAME) == expected_champion
-    assert str(registry.alias(NAME, registry.CHAMPION).version) == expected_champion
-    assert str(mlflow_client.connect().get_registered_model(NAME).aliases["champion"]) in ("1", expected_champion)
-    registry.promote(NAME, "3", expected_champion=expected_champion, why="the next one")
-    aliases = mlflow_client.connect().get_registered_model(NAME).aliases
+    assert registry.champion(name) == expected_champion
+    assert str(registry.alias(name, registry.CHAMPION).version) == expected_champion
+    assert str(mlflow_client.connect().get_registered_model(name).aliases["champion"]) in ("1", expected_champion)
+    registry.promote(name, "3", expected_champion=expected_champion, why="the next one")
+    aliases = mlflow_client.connect().get_registered_model(name).aliases
     assert {key: str(version) for key, version in aliases.items()} == {
         "champion": "3",
         "candidate": "3",
@@ -188,31 +193,32 @@ def check_one_champion_then_settle(expected_champion):
     }
 
 
-def three_versions_of_which_one_is_champion():
+def three_versions_of_which_one_is_champion(name):
     for number in (1, 2, 3):
-        registry.register(NAME, f"s3://models/{number}", {})
-    registry.promote(NAME, "1", expected_champion=None, why="the first one")
+        registry.register(name, f"s3://models/{number}", {})
+    registry.promote(name, "1", expected_champion=None, why="the first one")
 
 
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 @pytest.mark.parametrize("fatal_write", [1, 2, 3, 4])
-def test_a_process_that_dies_at_any_write_leaves_one_champion(at, tmp_path, monkeypatch, fatal_write, after):
+def test_a_process_that_dies_at_any_write_leaves_one_champion(at, sqlite, monkeypatch, fatal_write, after):
     def die():
         raise Died
 
-    at(f"sqlite:///{tmp_path / 'mlflow.db'}")
-    three_versions_of_which_one_is_champion()
+    at(sqlite)
+    name = f"mortal-{fatal_write}-{after}"
+    three_versions_of_which_one_is_champion(name)
     with pytest.raises(Died):
-        promote_and_die(monkeypatch, "2", fatal_write, after, die)
-    check_one_champion_then_settle("1" if (fatal_write, after) == (1, False) else "2")
+        promote_and_die(monkeypatch, name, fatal_write, after, die)
+    check_one_champion_then_settle(name, "1" if (fatal_write, after) == (1, False) else "2")
 
 
 def test_a_server_that_is_killed_between_record_and_aliases_leaves_one_champion(at, server, monkeypatch):
     at(server.uri)
-    three_versions_of_which_one_is_champion()
-    promote_and_die(monkeypatch, "2", 1, True, server.kill)  # the change was made, so this is no error
+    three_versions_of_which_one_is_champion(NAME)
+    promote_and_die(monkeypatch, NAME, 1, True, server.kill)  # the change was made, so this is no error
     server.start()
-    check_one_champion_then_settle("2")
+    check_one_champion_then_settle(NAME, "2")
 
 
 def test_of_twenty_clients_one_wins_each_round_over_http(at, server):
