@@ -92,7 +92,7 @@ def card(name: str, which: str) -> str:
     try:
         with fsspec.open(f"{entry.source.rstrip('/')}/README.md", encoding="utf-8", mode="rt") as stream:
             return stream.read()
-    except (OSError, ImportError, ValueError):
+    except Exception:  # each store has errors of its own, for credentials and for what is not there
         return entry.description or f"{name} version {entry.version}: no model card was written for it"
 
 
