@@ -23,7 +23,7 @@ from bloomery.components.core.generation import Generator
 from bloomery.components.core.step import configure_logging
 from bloomery.components.core.tasks import Tasks, chat
 
-PREFILLS, DECODED_TOKENS = 7, 16
+PREFILLS, DECODED_TOKENS = 5, 8
 """Prefills timed after a warm-up, and tokens decoded after each; medians over few short runs, as the schemes of a
 model of a billion parameters on a CPU still have to be measured in minutes."""
 PERPLEXITY_TEXTS, PERPLEXITY_TOKENS = 64, 512

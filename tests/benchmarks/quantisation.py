@@ -37,7 +37,7 @@ TRAINED = (
     "smoothquant_int8",
     "fp8_dynamic",
 )
-RANDOM = ("int8_weight_only", "int8_dynamic_activation", "float8_weight_only", "int4_weight_only", "bitsandbytes_nf4")
+RANDOM = ("int8_weight_only", "float8_weight_only", "int4_weight_only")
 INT8, INT4, DROP = 1.9, 3.3, 0.01
 KEPT = (
     "scheme",
@@ -166,7 +166,7 @@ def random_model(folder: Path) -> tuple[Path, Path, Path]:
     echo = {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 8}
     (tasks / "tasks.json").write_text(json.dumps({"echo": echo}))
     rows = [
-        {"task": "echo", "split": "validation", "group": "", "prompt": f"{'word ' * 24}{i}", "reference": str(i)}
+        {"task": "echo", "split": "validation", "group": "", "prompt": f"{'word ' * 4}{i}", "reference": str(i)}
         for i in range(4)
     ]
     rows = [{"id": content_id(row["task"], row["prompt"], row["reference"]), **row} for row in rows]
