@@ -136,5 +136,6 @@ def repeats(rows: Sequence[Prediction], num_rows: int) -> list[float | None]:
     for row in rows[:num_rows]:
         text = normalise(row.prompt, ignore_case=True)
         found.append(float(text in seen))
-        seen.add(text)
+        if text:  # empty prompts are a signal of their own
+            seen.add(text)
     return found + [None] * (len(rows) - len(found))

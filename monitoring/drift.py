@@ -48,10 +48,10 @@ class Signal(Config):
     kind: Literal["model", "quality", "service"]
     """`model`: counts towards a retraining; `quality`: is a reason to doubt the data; `service`: shown only."""
     method: str
-    """`classifier`: see `classifier.py`; by Evidently `ks`, the two-sample Kolmogorov-Smirnov test, and `fisher`,
-    Fisher's exact test, for columns of yes and no."""
+    """`classifier`: see `classifier.py`; by Evidently `ks`, the two-sample Kolmogorov-Smirnov test, and for columns of
+    yes and no `z`, the test of two proportions: its Fisher test wants windows of equal length."""
     statistic: float
-    """p-value of `ks` and `fisher`; of `classifier` the share of the window among the tenth that looks newest."""
+    """p-value of `ks` and `z`; of `classifier` the share of the window among the tenth that looks newest."""
     threshold: float
     """Significant below it for p-values, above it for `classifier`."""
     effect: float
@@ -237,21 +237,19 @@ def _tests(before: Columns, after: Columns, alpha: float) -> dict[str, tuple[str
     """(method, p-value, significant) by column; the test and its verdict are Evidently's."""
     if not before:
         return {}
-    import pandas as pd
-    from evidently.legacy.calculations.stattests import fisher_exact_test, ks_stat_test
-    from evidently.legacy.core import ColumnType
-
     verdicts = {}
-    for name in before:
-        old, new = (pd.Series(side[name], dtype=float).dropna() for side in (before, after))
-        test, kind = (
-            (fisher_exact_test, ColumnType.Categorical)
-            if _is_binary(old, new)
-            else (ks_stat_test, ColumnType.Numerical)
-        )
-        with warnings.catch_warnings(action="ignore"):  # scipy's, where it takes the asymptotic p-value for the exact
-            found = test(old, new, kind, alpha)
-        verdicts[name] = ("ks" if test is ks_stat_test else "fisher", float(found.drift_score), bool(found.drifted))
+    with warnings.catch_warnings(action="ignore"):  # Evidently's imports; scipy's, where it approximates a p-value
+        import pandas as pd
+        from evidently.legacy.calculations.stattests import ks_stat_test, z_stat_test
+        from evidently.legacy.core import ColumnType
+
+        for name in before:
+            old, new = (pd.Series(side[name], dtype=float).dropna() for side in (before, after))
+            if _is_binary(old, new):
+                method, found = "z", z_stat_test(old, new, ColumnType.Categorical, alpha)
+            else:
+                method, found = "ks", ks_stat_test(old, new, ColumnType.Numerical, alpha)
+            verdicts[name] = (method, float(found.drift_score), bool(found.drifted))
     return verdicts
 
 
@@ -270,7 +268,7 @@ def _write_page(before: Columns, after: Columns, alpha: float, html: Path) -> No
         reference, current = (Dataset.from_pandas(frame, data_definition=definition) for frame in frames)
         # Named, because Evidently's own choice changes at 1,000 rows, and the threshold's meaning with it.
         preset = DataDriftPreset(
-            columns=list(before), num_method="ks", num_threshold=alpha, cat_method="fisher_exact", cat_threshold=alpha
+            columns=list(before), num_method="ks", num_threshold=alpha, cat_method="z", cat_threshold=alpha
         )
         Report([preset], include_tests=True).run(current, reference).save_html(str(html))
 

@@ -46,7 +46,7 @@ def render(report: DriftReport, result: Mapping[str, Any]) -> str:
         *(_row(signal) for signal in _ranked(report.signals)),
         "",
         "Effect: Kolmogorov-Smirnov distance, the share of rows that would have to change for no difference to be "
-        "left. `ks`, `fisher`: p-value, significant below the threshold. `classifier`: share of the window among the "
+        "left. `ks`, `z`: p-value, significant below the threshold. `classifier`: share of the window among the "
         "tenth of all rows that looks newest, significant above it. Quality and service signals do not count towards "
         "a retraining.",
         "",
