@@ -36,6 +36,11 @@ class SplitConfig(RowSource):
 
     templates: list[Template] = []
     """Phrasings; every row is asked in each. Empty: those of the task."""
+    joins: Literal["train", "unlabelled", "validation"] | None = None
+    """Split that these rows are counted to, such as `train` for served questions whose answers arrived; none: they are
+    a split of their own."""
+    group: str | None = None
+    """Template of the slice, where rows have other fields than the task's `group` names; none: that of the task."""
 
 
 class TaskConfig(Config):
@@ -76,13 +81,19 @@ class TaskConfig(Config):
             raise ValueError("shots are taken from the split `train`, and there is none; add it, or set shots to 0")
         if self.perturbations and self.verifier.kind == "perplexity":
             raise ValueError("perturbations change the question, and a perplexity task has none; leave them out")
-        learnt = [name for name in self.splits if not is_evaluation(name)]
+        learnt = [name for name, split in self.splits.items() if not is_evaluation(split.joins or name)]
         if learnt and self.verifier.kind == "refusal":
             raise ValueError(
                 f"split {', '.join(learnt)}: the references of the verifier refusal are `refuse` and `answer`, which "
                 "no model should learn to say; name the split otherwise, or give its answers in a task of their own"
             )
         return self
+
+    def templates_of(self, split: str) -> list[Template]:
+        """Every phrasing of the rows of a rendered split: with what joins it, and `<set>+<perturbation>` as `<set>`."""
+        whole = split.partition("+")[0]
+        sources = [source for name, source in self.splits.items() if (source.joins or name) == whole]
+        return [template for source in sources for template in source.templates or self.templates]
 
 
 class Tasks:

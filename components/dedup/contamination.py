@@ -72,8 +72,7 @@ def evaluation_items(tasks: Tasks) -> tuple[list[Item], int]:
 
 def _asked(prompt: Any, tasks: Tasks) -> str:
     """What the template did not write of a prompt: a long instruction would drown a short question."""
-    config = tasks.configs[prompt.task]
-    for template in config.splits[prompt.split].templates or config.templates:
+    for template in tasks.configs[prompt.task].templates_of(prompt.split):
         parts = Formatter().parse(template.prompt)
         pieces = [re.escape(literal) + ("" if field is None else "(.*?)") for literal, field, *_ in parts]
         match = re.fullmatch("".join(pieces), prompt.prompt, re.DOTALL)

@@ -107,7 +107,7 @@ def _render_tasks(config: PreflightConfig, target: Path) -> dict[str, float]:
         stored[name] = parameters(attached)
         for split in task.splits:
             for row, problem in _ask(name, task, split):
-                key = (name, split, row["id"])
+                key = (name, task.splits[split].joins or split, row["id"])
                 if problem or key in seen:
                     dropped[problem or "repeated"] += 1
                     continue
@@ -158,6 +158,8 @@ def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], 
     Raises: DataError if the split is empty, or a template names a field that the rows lack.
     """
     source = task.splits[split]
+    whole = source.joins or split
+    group = task.group if source.group is None else source.group
     where = f"tasks.{name}.splits.{split}"
     found: list[tuple[dict[str, Any], str]] = []
     rows = (raw for uri in list_files(source.path) for raw in read_rows(uri))
@@ -172,11 +174,11 @@ def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], 
                     {
                         "id": content_id(name, prompt, answer),
                         "task": name,
-                        "split": split,
+                        "split": whole,
                         "prompt": prompt,
                         "reference": answer,
                         # Results are told by group; rows to learn from, such as served questions, need none.
-                        "group": render(task.group, raw.value, where) if is_evaluation(split) else "",
+                        "group": render(group, raw.value, where) if is_evaluation(whole) else "",
                     },
                     "" if answer.strip() else "empty_answer",
                 )
@@ -207,7 +209,10 @@ def _attach(name: str, task: TaskConfig, folder: Path) -> TaskConfig:
             names.append(f"{name}-{len(names)}{Path(uri).suffix}")
             shutil.copyfile(uri, folder / names[-1])
     verifier = task.verifier.model_copy(update={"databases": names})
-    splits = {split: SplitConfig(path="", templates=source.templates) for split, source in task.splits.items()}
+    splits = {
+        split: SplitConfig(path="", templates=source.templates, joins=source.joins)
+        for split, source in task.splits.items()
+    }
     return task.model_copy(update={"verifier": verifier, "splits": splits})
 
 

@@ -6,6 +6,7 @@ import pytest
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import BloomeryError, DataError
 from bloomery.components.core.tasks import Tasks
+from bloomery.components.dedup.contamination import evaluation_items
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.step import run
 
@@ -180,3 +181,38 @@ def test_a_refusal_task_wants_one_of_two_references(call):
 
     with pytest.raises(DataError, match="expected `refuse` or `answer`"):
         call(safety)
+
+
+def test_served_questions_join_a_split_in_their_own_phrasing(call, tmp_path):
+    served = [{"prompt": "who is 1?", "label": "SELECT name FROM t WHERE id = 1"}, {"prompt": "?", "label": None}]
+    (tmp_path / "served.jsonl").write_text("\n".join(map(json.dumps, served)))
+
+    def join(values):
+        task = values["tasks"]["sql"]
+        task["group"] = "{split}"
+        template = [{"prompt": "{prompt}", "answer": "{label}"}]
+        path = str(tmp_path / "served.jsonl")
+        task["splits"]["served"] = {"path": path, "joins": "train", "templates": template}
+        task["splits"]["test_served"] = {"path": path, "group": "", "limit": 1, "templates": template}
+        task["splits"]["test_served"]["where"] = {"prompt": "who is 1?"}
+
+    def without_the_test(values):
+        join(values)
+        del values["tasks"]["sql"]["splits"]["test_served"]
+
+    tasks = Tasks(call(without_the_test)[1]["tasks"])
+    assert {row.prompt for row in tasks.prompts("train")} == {"name of 1?", "who is 1?"}
+    assert {template.prompt for template in tasks.configs["sql"].templates_of("train")} == {"{q}", "{prompt}"}
+    shutil.rmtree(tmp_path / "out")
+    tasks = Tasks(call(join)[1]["tasks"])
+    assert {(row.split, row.group) for row in tasks.prompts()} == {("test", "test"), ("test_served", "")}
+    assert [row.prompt for row in tasks.prompts("train")] == ["name of 1?"]
+
+
+def test_perturbed_questions_are_looked_for_in_documents_too(call):
+    def perturb(values):
+        values["tasks"]["sql"]["perturbations"] = ["spacing"]
+
+    tasks = Tasks(call(perturb)[1]["tasks"])
+    assert evaluation_items(tasks) == ([], 2)  # both forms of the question are too short to be told from prose
+    assert [template.prompt for template in tasks.configs["sql"].templates_of("test+spacing")] == ["{q}"]
