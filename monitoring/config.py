@@ -92,9 +92,9 @@ class MonitoringConfig(Config):
     min_effect: float = Field(default=0.05, ge=0, lt=1)
     """Effect size below which a difference is none, however certain: the Kolmogorov-Smirnov distance, of a column of
     yes and no the difference of its shares. 0.05: a twentieth of the rows would have to change for none to be left."""
-    encoder: str | None = "champion"
-    """Checkpoint whose last hidden states, averaged over a prompt, are compared: a folder, or `champion` for the one
-    that served, as the registry knows it. None: no embedding drift."""
+    encoder: str | None = None
+    """Folder of the checkpoint whose last hidden states, averaged over a prompt, are compared. None: the champion's
+    own, where the registry knows it; empty: no embedding drift."""
     embedding_rows: int = Field(default=400, ge=50)
     """Rows of each sample that are embedded: a pass of a model costs more than all the rest."""
     num_examples: int = Field(default=10, ge=0)

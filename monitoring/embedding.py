@@ -30,10 +30,10 @@ def encoder_of(setting: str | None, champion: str) -> tuple[Encoder | None, str]
 
     `champion` is `name:version`, whose checkpoint the registry knows where one is configured.
     """
-    if setting is None:
+    if setting == "":
         return None, ""
     try:
-        folder = _folder(champion) if setting == "champion" else Path(setting)
+        folder = _folder(champion) if setting is None else Path(setting)
         if folder is None:
             return None, f"the registry does not know where the checkpoint of {champion} lies"
         models.check(folder)

@@ -40,7 +40,7 @@ TRIALS = 6
 NULL_TRIALS = 200
 WORKERS = 2
 LOGGED = 1_000_000
-CONFIG = MonitoringConfig(encoder=None, num_examples=0)
+CONFIG = MonitoringConfig(encoder="", num_examples=0)
 START = datetime(2026, 1, 5, tzinfo=UTC)
 SPAM = "WIN a free phone today, click http://prize.example/{} now!!!"
 
@@ -218,7 +218,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from bloomery.monitoring.check import check
 from bloomery.monitoring.config import MonitoringConfig, PolicyConfig
-config = MonitoringConfig(reference_days=1, window_days=1, encoder=None, policy=PolicyConfig(consecutive_windows=1))
+config = MonitoringConfig(reference_days=1, window_days=1, encoder="", policy=PolicyConfig(consecutive_windows=1))
 check("r", Path(sys.argv[2]), sys.argv[1], config, now=datetime(2026, 1, 15, 1, tzinfo=UTC), start=False)
 """
 

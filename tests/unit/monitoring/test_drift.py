@@ -48,7 +48,7 @@ def rows(number: int, seed: int, **share_of) -> list[Prediction]:
     return [one(index) for index in range(number)]
 
 
-CONFIG = MonitoringConfig(encoder=None)
+CONFIG = MonitoringConfig()
 
 
 @pytest.mark.parametrize(
