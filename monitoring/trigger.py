@@ -66,12 +66,17 @@ def retraining_command(
 
     Raises: ConfigError if the command is not installed.
     """
-    beside = Path(sysconfig.get_path("scripts")) / "bloomery"
-    program = str(beside) if beside.is_file() else shutil.which("bloomery")
-    if program is None:
-        raise ConfigError("the command 'bloomery' is not on PATH; install the package where monitoring runs")
     place = ["submit", str(recipe)] if runner == "cluster" else ["run", str(recipe), "--workdir", str(workdir)]
-    return [program, *place, "--key", key, *(part for setting in settings for part in ("--set", setting))]
+    return [program(), *place, "--key", key, *(part for setting in settings for part in ("--set", setting))]
+
+
+def program() -> str:
+    """The `bloomery` command of this installation. Raises: ConfigError if it is not installed."""
+    beside = Path(sysconfig.get_path("scripts")) / "bloomery"
+    found = str(beside) if beside.is_file() else shutil.which("bloomery")
+    if found is None:
+        raise ConfigError("the command 'bloomery' is not on PATH; install the package where monitoring runs")
+    return found
 
 
 class Triggers:

@@ -92,22 +92,31 @@ def ladder(
     return _figure(title, told, len(rows) * ROW + 4 + AXIS, body)
 
 
-def lines(title: str, series: Sequence[Series], x_label: str, y_label: str) -> str:
-    """Curves over steps; the lowest point of a `validation` curve is ringed."""
+def lines(
+    title: str,
+    series: Sequence[Series],
+    x_label: str,
+    y_label: str,
+    events: Sequence[tuple[float, str]] = (),
+) -> str:
+    """Curves over steps; the lowest point of a `validation` curve is ringed, and a dashed line stands at each event."""
     height, left, right, top = 160, 40, WIDTH - 12, 30
     y_all = [y for line in series for _, y in line.points]
     x, axis_marks = _x_axis(
-        [p for line in series for p, _ in line.points], left, right, height, x_label, number
+        [p for line in series for p, _ in line.points] + [at for at, _ in events], left, right, height, x_label, number
     )
     y, grid = _y_axis(y_all, left, right, top, height - 6, number)
     body = [axis_marks, grid, _text(y_label, 0, 8, "axis-name")]
+    for at, told in events:
+        mark = f'<line class="guide" x1="{x(at)}" x2="{x(at)}" y1="{top}" y2="{height}"/>'
+        body.append(f"<g><title>{escape(told)}</title>{mark}{_text(told, x(at) - 4, top + 4, 'end tick')}</g>")
     for index, line in enumerate(series):
         path = " ".join(f"{x(a)},{y(b)}" for a, b in line.points)
         body.append(f'<polyline class="line {escape(line.kind)}" points="{path}"/>')
         if line.kind == "validation":
             best = min(line.points, key=lambda point: point[1])
             for a, b in line.points:
-                tip = f"step {number(a)}: {b:.4g}" + (" (lowest)" if (a, b) == best else "")
+                tip = f"{x_label} {number(a)}: {b:.4g}" + (" (lowest)" if (a, b) == best else "")
                 radius, kind = (4.5, "best") if (a, b) == best else (2.5, "dot")
                 circle = f'<circle class="{kind}" cx="{x(a)}" cy="{y(b)}" r="{radius}">'
                 body.append(f"{circle}<title>{tip}</title></circle>")
