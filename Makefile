@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check install install-test compile image clean bench-data bench-drift
+.PHONY: quickstart test check install install-test compile image clean bench-data bench-eval bench-drift
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -46,5 +46,15 @@ bench-data: .venv/installed-test  ## curation and dedup beside their peers; BLOO
 	$(BIN)/python tests/benchmarks/scale.py $(BLOOMERY_DATA)
 	$(BIN)/python tests/benchmarks/real_data.py $(BLOOMERY_DATA)
 
+RUN ?= $(lastword $(sort $(wildcard bloomery-runs/runs/*-quickstart)))
+OUTPUTS = $(RUN)/pipeline/*
+TRAFFIC = $(firstword $(shell ls -t $(or $(BLOOMERY_CACHE),$(HOME)/.cache/bloomery)/quickstart-*/traffic.jsonl))
+
+bench-eval: .venv/installed-test  ## the gate's errors, evaluation, quantisation and serving; RUN is a run of the quickstart
+	$(BIN)/python tests/benchmarks/gate.py
+	$(BIN)/python tests/benchmarks/evaluation_speed.py $(OUTPUTS)/dpo/model $(OUTPUTS)/preflight/tasks
+	$(BIN)/python tests/benchmarks/quantisation.py $(OUTPUTS)/dpo/model $(OUTPUTS)/preflight/tasks $(OUTPUTS)/synthetic-data/chats
+	$(BIN)/python tests/benchmarks/serving.py $(OUTPUTS)/dpo/model $(TRAFFIC)
+
 bench-drift: .venv/installed-test  ## delay and false alarms of drift detection, and what a check costs
-	$(BIN)/python tests/benchmarks/drift.py $(BLOOMERY_DATA) $(firstword $(wildcard $(or $(BLOOMERY_CACHE),$(HOME)/.cache/bloomery)/quickstart-*/traffic.jsonl))
+	$(BIN)/python tests/benchmarks/drift.py $(BLOOMERY_DATA) $(TRAFFIC)
