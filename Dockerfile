@@ -9,10 +9,12 @@ COPY . .
 RUN python3 -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM ${PYTHON_IMAGE}
+# The commit that is built, for the lineage of the models that it promotes: --build-arg COMMIT=$(git rev-parse HEAD).
+ARG COMMIT=""
 # Where torch comes from: the CPU build by default, which is a tenth of the size of the CUDA one.
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
-    LOG_FORMAT=json HOME=/home/bloomery NUMBA_CACHE_DIR=/tmp/numba
+    LOG_FORMAT=json HOME=/home/bloomery NUMBA_CACHE_DIR=/tmp/numba BLOOMERY_COMMIT=${COMMIT}
 # torch first, in a layer of its own: it is large and changes least.
 RUN python3 -m pip install --index-url "${TORCH_INDEX}" torch==2.13.0
 COPY --from=wheel /wheels /wheels

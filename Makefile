@@ -30,7 +30,7 @@ compile: .venv/installed  ## the quickstart as a Kubeflow pipeline
 	$(BIN)/bloomery compile quickstart --output build/quickstart.yaml
 
 image:  ## the CPU image
-	docker build --tag bloomery:cpu .
+	docker build --build-arg COMMIT=$$(git rev-parse HEAD) --tag bloomery:cpu .
 
 clean:
 	rm -rf .venv build dist *.egg-info

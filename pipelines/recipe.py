@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from bloomery.components.core.config import Config, parse
 from bloomery.components.core.errors import ConfigError
@@ -95,6 +95,16 @@ class Recipe(Config):
     def variants(self) -> list[QuantisationConfig]:
         """The variants of the model that are measured: as it is, and `quantisation`."""
         return [QuantisationConfig(scheme="none"), *self.quantisation]
+
+    @model_validator(mode="after")
+    def _floors_name_evaluation_sets(self) -> Recipe:
+        sets = [f"{name}.{key}" for name, task in self.tasks.items() for key in task.evaluation_sets()]
+        unknown = sorted(set(self.promotion.gate.min_score) - set(sets))
+        if unknown:
+            raise ValueError(
+                f"promotion.gate.min_score: no evaluation set {', '.join(unknown)}; the sets are {', '.join(sets)}"
+            )
+        return self
 
     def preflight(self) -> PreflightConfig:
         """What preflight checks: the top-level keys, and what data_curation and dedup read from outside."""

@@ -89,6 +89,11 @@ class TaskConfig(Config):
             )
         return self
 
+    def evaluation_sets(self) -> list[str]:
+        """Names of the evaluation sets, perturbed ones among them."""
+        plain = [name for name, source in self.splits.items() if is_evaluation(source.joins or name)]
+        return [name + suffix for name in plain for suffix in ("", *(f"+{kind}" for kind in self.perturbations))]
+
     def templates_of(self, split: str) -> list[Template]:
         """Every phrasing of the rows of a rendered split: with what joins it, and `<set>+<perturbation>` as `<set>`."""
         whole = split.partition("+")[0]

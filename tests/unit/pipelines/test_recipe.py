@@ -96,3 +96,9 @@ def test_a_task_needs_templates_and_sql_needs_databases(write):
         recipe.load(write(tasks={"t": task}))
     with pytest.raises(ConfigError, match="sql_execution needs `databases`"):
         recipe.load(write(tasks={"t": {**task, "templates": [{"answer": "{a}"}]}}))
+
+
+def test_a_floor_names_an_evaluation_set(write):
+    recipe.load(write(promotion={"gate": {"min_score": {"t.test": 0.5}}}))
+    with pytest.raises(ConfigError, match="no evaluation set t.exam; the sets are t.test"):
+        recipe.load(write(promotion={"gate": {"min_score": {"t.exam": 0.5}}}))
