@@ -3,6 +3,7 @@ runs."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 import os
@@ -43,8 +44,8 @@ def check(
 
     `settings` are `--set` values of this check, which the retraining inherits before those of `config.settings`.
     Writes to `workdir/monitoring/<window>/`: `decision.json`, `decision.md`, `drift.json`, `drift.html`,
-    `window.jsonl` and `drifted.jsonl`; a started retraining is recorded in `workdir/monitoring/triggers/`. With
-    `start=False` nothing is started, recorded or told.
+    `window.jsonl`, `drifted.jsonl` and `retraining.jsonl`, the slices of the drifted windows in a row; a started
+    retraining is recorded in `workdir/monitoring/triggers/`. With `start=False` nothing is started, recorded or told.
     Returns the content of `decision.json`; `window` is None while there is no full window.
     Raises: DataError if the log cannot be used, ServiceError if the retraining cannot be started.
     """
@@ -75,7 +76,10 @@ def _judge(
     report = compared.report(window)
     previous = [compared.report(before) for before in reversed(earlier)]
     folder = home / window.id
-    files = {"{window}": str(folder / "window.jsonl"), "{drifted}": str(folder / "drifted.jsonl")}
+    drifted = [window.id, *(r.window for r in itertools.takewhile(lambda report: report.drifted, previous))]
+    slices = [folder_of_window(workdir, name) / "drifted.jsonl" for name in reversed(drifted)]
+    write_atomically(folder / "retraining.jsonl", "".join(file.read_text(encoding="utf-8") for file in slices))
+    files = {"{window}": str(folder / "window.jsonl"), "{drifted}": str(folder / "retraining.jsonl")}
     settings = [_filled(setting, files) for setting in settings]
     command = trigger.retraining_command(recipe, workdir, settings, config.runner, window.id)
     known = _read_decision(folder)

@@ -109,7 +109,7 @@ class MonitoringConfig(Config):
     """`local`: `bloomery run` in the background on this machine; `cluster`: `bloomery submit`, waited for."""
     settings: list[str] = []
     """`--set` values of the retraining. `{window}` stands for the JSONL file of the window's rows (prediction/1), and
-    `{drifted}` for that of its drifted slice, so that
+    `{drifted}` for that of the drifted slices of all windows in a row that led to the decision, so that
     `tasks.sql.splits.unlabelled={path: "{drifted}", templates: [{prompt: "{prompt}", answer: "{label}"}]}` samples
     from what is new."""
     seed: int = 17

@@ -177,14 +177,18 @@ def test_a_retraining_that_a_person_holds_or_that_runs_is_not_started(tmp_path, 
     assert not result["started_now"] and "on hold" in result["reason"]
 
 
-def test_the_drifted_slice_is_what_is_new(tmp_path, recipe):
-    log = write_log(tmp_path / "log.jsonl", [0, 0.4])
+def test_the_drifted_slice_is_what_is_new_in_every_drifted_window_in_a_row(tmp_path, recipe):
+    log = write_log(tmp_path / "log.jsonl", [0, 0.4, 0.4])
     config = CONFIG.model_copy(update={"settings": ["tasks.sql.splits.unlabelled.path={drifted}"]})
     result = check(recipe, tmp_path, log, config, now=NOW, start=False)
-    file = tmp_path / "monitoring" / result["window"] / "drifted.jsonl"
-    prompts = [json.loads(line)["prompt"] for line in file.read_text().splitlines()]
-    assert len(prompts) == len(set(prompts)) >= 8
-    assert sum("gift" in prompt or "상품권" in prompt for prompt in prompts) >= 0.8 * len(prompts)
+    home = tmp_path / "monitoring"
+    slices = [file.read_text().splitlines() for file in sorted(home.glob("*/drifted.jsonl"))]
+    assert len(slices) == 2
+    for lines in slices:
+        prompts = [json.loads(line)["prompt"] for line in lines]
+        assert len(prompts) == len(set(prompts)) >= 8
+        assert sum("gift" in prompt or "상품권" in prompt for prompt in prompts) >= 0.6 * len(prompts)
+    assert (home / result["window"] / "retraining.jsonl").read_text().splitlines() == slices[0] + slices[1]
 
 
 def test_people_are_told_once(tmp_path, recipe):
