@@ -1,6 +1,6 @@
 """What each scheme saves and costs: `python tests/benchmarks/quantisation.py [MODEL TASKS CHATS]`.
 
-On a random Llama of 94 M parameters in bfloat16 (sizes, memory and latencies), and on the trained checkpoint MODEL with
+On a random Llama of 95 M parameters in bfloat16 (sizes, memory and latencies), and on the trained checkpoint MODEL with
 its tasks/1 and chat/1 artifacts, as a run's journal names them (quality, too). Writes quantisation.json beside itself;
 the exit code is 1 if int8 saves less than 1.9 times or int4 less than 3.3 times of 16 bits on the large model, with
 embeddings counted, or if the chosen variant of the trained model loses more than a point.
@@ -63,12 +63,12 @@ def main() -> int:
     found: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        found["random_94m"] = table(*random_model(work / "random"), RANDOM, work / "r")
+        found["random_95m"] = table(*random_model(work / "random"), RANDOM, work / "r")
         if len(sys.argv) > 1:
             found["trained"] = table(*map(Path, sys.argv[1:4]), TRAINED, work / "t")
     target = Path(__file__).with_suffix(".json")
     target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    ratios = {row["scheme"]: row["ratio_to_16_bits"] for row in found["random_94m"] if not row["skipped"]}
+    ratios = {row["scheme"]: row["ratio_to_16_bits"] for row in found["random_95m"] if not row["skipped"]}
     faults = [
         f"{scheme}: {ratio:.2f} times smaller than 16 bits, expected {wanted}"
         for scheme, ratio in ratios.items()
@@ -80,7 +80,7 @@ def main() -> int:
             half = Z95 * row["difference_stderr"]
             print(f"chosen {row['scheme']}: {100 * row['difference']:+.1f} ± {100 * half:.1f} points, n = {row['n']}")
             faults += [f"the chosen {row['scheme']} loses more than a point"] * (row["difference"] < -DROP)
-    for row in (*found["random_94m"], *found.get("trained", [])):
+    for row in (*found["random_95m"], *found.get("trained", [])):
         print({name: value for name, value in row.items() if value is not None})
     print("\n".join(faults), file=sys.stderr)
     return int(bool(faults))
@@ -126,7 +126,7 @@ def num_parameters(model: Path) -> int:
 
 
 def random_model(folder: Path) -> tuple[Path, Path, Path]:
-    """(model, tasks, chats): an untrained Llama of 94 M parameters with a byte-level tokenizer and four questions."""
+    """(model, tasks, chats): an untrained Llama of 95 M parameters with a byte-level tokenizer and four questions."""
     import torch
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers import models as tokenizer_models
