@@ -16,6 +16,8 @@ BIN := .venv/bin
 
 install: .venv/installed  ## install into .venv
 
+install-test: .venv/installed-test  ## and what the tests need
+
 quickstart: .venv/installed  ## raw text in, a promoted model out
 	$(BIN)/bloomery run quickstart
 
