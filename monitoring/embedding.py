@@ -39,7 +39,7 @@ def encoder_of(setting: str | None, champion: str) -> tuple[Encoder | None, str]
         models.check(folder)
     except BloomeryError as error:
         return None, str(error)
-    size = sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    size = models.num_bytes(folder)
     if size > MAX_CHECKPOINT_BYTES:
         return None, f"{folder} has {size / 2**30:.0f} GiB; set monitoring.encoder to a smaller checkpoint"
     return (lambda texts: mean_hidden_states(folder, texts)), ""

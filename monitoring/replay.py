@@ -60,7 +60,7 @@ def replay(
 
 def model_version_of(model: Path) -> str:
     """A version for a checkpoint that no registry knows: 12 hex digits over its weights."""
-    return content_id(*(file_digest(file) for file in sorted(model.glob("*.safetensors"))))[:12]
+    return content_id(*(file_digest(file) for file in models.weight_files(model)))[:12]
 
 
 def _questions(traffic: Path, template: Template) -> Iterator[tuple[int, datetime, str, str]]:

@@ -22,16 +22,22 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
     """(model in evaluation mode, tokenizer with left padding) of a checkpoint folder; `dtype` as in transformers.
 
     `on` is the device of the weights: `device()` for what answers, while trainers take them from the CPU to theirs.
-    Raises: ModelError if the folder is no checkpoint of safetensors, or its tokenizer has no chat template or EOS.
+    Weights of a GGUF are unpacked as they are loaded.
+    Raises: ModelError if the folder holds neither safetensors nor a GGUF, or its tokenizer has no chat template or EOS.
     """
     check(path)
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+    gguf = next(path.glob("*.gguf"), None)
+    weights = {"gguf_file": gguf.name} if gguf else {"use_safetensors": True}
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, use_safetensors=True, device_map=None if on == "cpu" else on
+            path, dtype=dtype, device_map=None if on == "cpu" else on, **weights
         )
+        if gguf:  # transformers 5.23 then reads no generation_config.json
+            model.generation_config = GenerationConfig.from_pretrained(path)
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path}: the checkpoint does not load: {str(error).splitlines()[0][:300]}") from None
     return model.eval(), tokenizer
@@ -52,9 +58,11 @@ def check(path: Path) -> None:
     faults = []
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: no config.json, so this is no checkpoint; give a folder written by save_pretrained")
-    if not list(path.glob("*.safetensors")):
+    if not weight_files(path):
         found = ", ".join(sorted(file.name for file in path.glob("*.bin"))) or "no weights"
-        faults.append(f"found {found}; expected *.safetensors: pickled weights can run code, convert them first")
+        faults.append(
+            f"found {found}; expected *.safetensors or *.gguf: pickled weights can run code, convert them first"
+        )
     if not (path / "tokenizer_config.json").is_file():
         faults.append("no tokenizer_config.json; save the tokenizer beside the weights")
     else:
@@ -98,9 +106,14 @@ def check_template(tokenizer: Any, where: Path) -> None:
         )
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The files of a checkpoint that hold its weights, in the order of their names: *.safetensors, or a *.gguf."""
+    return sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
+
+
 def num_bytes(path: Path) -> int:
     """Bytes of the weight files on disk."""
-    return sum(file.stat().st_size for file in path.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in weight_files(path))
 
 
 def fetch(uri: str, target: Path) -> None:

@@ -16,7 +16,10 @@ from bloomery.components.ptq.config import PtqConfig
 
 logger = logging.getLogger(__name__)
 
-COSTS = ("bytes", "memory_bytes", "weight_bytes", "prefill_tokens", "prefill_seconds", "decode_seconds_per_token")
+COSTS = (
+    *("bytes", "memory_bytes", "weight_bytes", "kv_cache_bytes_per_token"),
+    *("prefill_tokens", "prefill_seconds", "decode_seconds_per_token"),
+)
 """What a variant costs, passed on from its measurement."""
 
 
@@ -28,12 +31,14 @@ def run(
     model: Annotated[Path, Writes("model/1")],
     variants: Annotated[Path, Writes("variants/1")],
 ) -> dict[str, float]:
-    """Pass on the smallest of `models` whose score falls by at most `tolerance` against the scheme `none`.
+    """Pass on the smallest of `models` whose score falls by at most `tolerance` against the scheme `none`; of equally
+    small ones, that with the smallest cache of keys and values.
 
     `measurements` are in the order of `models`. `none` itself is among them, so there always is a good one.
     Writes:  model; variants (variants.json, one entry a scheme: bytes on disk, memory, latencies, score with its
-             error, the paired difference to `none`, perplexity, agreement (share of greedy answers equal to those of
-             `none`), chosen, skipped (the reason, or "", and then every number is null)).
+             error, bytes of the cache a token, the paired difference to `none`, perplexity, agreement (share of
+             greedy answers equal to those of `none`), chosen, skipped (the reason, or "", and then every number is
+             null)).
     Raises:  DataError unless exactly one of the variants has the scheme `none`.
     Returns: ptq/parent_bytes, ptq/bytes, ptq/ratio (parent over chosen), ptq/score_difference,
              ptq/score_difference_stderr, ptq/agreement (of the chosen one), ptq/skipped (schemes).
@@ -46,7 +51,7 @@ def run(
     good = [
         index for index, entry in enumerate(table) if not entry["skipped"] and entry["difference"] >= -config.tolerance
     ]
-    best = min(good, key=lambda index: table[index]["bytes"])
+    best = min(good, key=lambda index: (table[index]["bytes"], table[index]["kv_cache_bytes_per_token"]))
     chosen = table[best]
     chosen["chosen"] = True
     parent_bytes = parents[0]["bytes"]

@@ -19,6 +19,8 @@ Scheme = Literal[
     "awq_int4",
     "smoothquant_int8",
     "fp8_dynamic",
+    "gguf_q8_0",
+    "gguf_q4_0",
 ]
 
 GROUPED = ("int4_weight_only", "mixed_int4", "gptq_int4", "awq_int4")
@@ -34,13 +36,15 @@ class QuantisationConfig(Config):
     absmax, arXiv 2208.07339), `float8_weight_only` (e4m3). compressed-tensors: `int4_weight_only` (rounded, scales by
     least squared error), `mixed_int4` (the layers that hurt most stay in 16 bits). bitsandbytes: `bitsandbytes_nf4`
     (arXiv 2305.14314), `bitsandbytes_int8` (arXiv 2208.07339). llm-compressor: `gptq_int4` (arXiv 2210.17323),
-    `awq_int4` (arXiv 2306.00978), `smoothquant_int8` (arXiv 2211.10438), `fp8_dynamic`."""
+    `awq_int4` (arXiv 2306.00978), `smoothquant_int8` (arXiv 2211.10438), `fp8_dynamic`. GGUF for llama.cpp, of Llama
+    models: `gguf_q8_0`, `gguf_q4_0` (32 weights share a scale); the K-quants as Q4_K_M are in llama.cpp's own
+    `llama-quantize` alone."""
     group_size: int = Field(default=32, gt=0)
     """Weights that share a scale, in the int4 schemes: 32 (as in GGUF Q4_0) costs 4.5 bits a weight, 128 (as in GPTQ)
     4.125 and is coarser."""
     embeddings: bool = True
-    """Quantise the embeddings and the output head too, in the schemes of torchao and compressed-tensors; false where
-    the server takes no quantised embeddings, as vLLM."""
+    """Quantise the embeddings and the output head too, in the schemes of torchao, compressed-tensors and GGUF; false
+    where the server takes no quantised embeddings, as vLLM."""
     loss_tolerance: float = Field(default=0.1, ge=0)
     """`mixed_int4`: layers are kept in 16 bits, the most sensitive first, until the loss on the calibration chats
     rises by no more than this part of it. Relative, as a fine-tuned model's loss on its own training mix is near 0."""
@@ -48,7 +52,14 @@ class QuantisationConfig(Config):
     """Chats of the training mix that `mixed_int4` and the llm-compressor schemes calibrate on; 128 as GPTQ
     (arXiv 2210.17323, section 4)."""
 
+    kv_cache_bits: Literal[8] | None = None
+    """Bits of a number in the cache of keys and values: 8 (float8 e4m3, one scale a layer, set by the prompts), or null
+    for the model's own type. Stored in the checkpoint's generation_config.json, which evaluation and `bloomery serve`
+    follow; vLLM is told by `--kv-cache-dtype fp8`, llama.cpp by `--cache-type-k` and `--cache-type-v`."""
+
     @property
     def name(self) -> str:
-        """What the variant is called in stages and tables: the scheme, with its group size where it has one."""
-        return f"{self.scheme}_g{self.group_size}" if self.scheme in GROUPED else self.scheme
+        """What the variant is called in stages and tables: the scheme, with its group size where it has one and
+        `kv8` where the cache is quantised."""
+        scheme = f"{self.scheme}_g{self.group_size}" if self.scheme in GROUPED else self.scheme
+        return f"{scheme}_kv{self.kv_cache_bits}" if self.kv_cache_bits else scheme

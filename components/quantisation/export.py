@@ -50,8 +50,7 @@ def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) 
     details: dict[str, Any] = {}
     if config.scheme == "none":
         artifact.link_tree(source, target)
-        return details
-    if config.scheme in ("int4_weight_only", "mixed_int4"):
+    elif config.scheme in ("int4_weight_only", "mixed_int4"):
         from bloomery.components.quantisation import int4
 
         details = int4.export(config, source, chats, target)
@@ -66,13 +65,30 @@ def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) 
         apart.export(config, source, texts, target)
     elif config.scheme.startswith("bitsandbytes"):
         _bitsandbytes(config, source, target)
+    elif config.scheme.startswith("gguf"):
+        from bloomery.components.quantisation import gguf
+
+        gguf.export(config, source, chats, target)
     else:
         from bloomery.components.quantisation import torchao
 
         torchao.export(config, source, target)
-    for file in target.glob("*.safetensors"):
-        sort_header(file)
+    if config.scheme != "none":
+        for file in target.glob("*.safetensors"):
+            sort_header(file)
+    if config.kv_cache_bits:
+        _quantise_cache(target)
     return details
+
+
+def _quantise_cache(target: Path) -> None:
+    """Tell transformers to keep keys and values in float8, the one backend of its cache that needs no other library."""
+    file = target / "generation_config.json"
+    if not file.is_file():
+        raise CannotRun("the checkpoint has no generation_config.json to say in that its cache is quantised")
+    settings = json.loads(file.read_text(encoding="utf-8"))
+    settings |= {"use_cache": True, "cache_implementation": "quantized", "cache_config": {"backend": "fp8"}}
+    artifact.write_atomically(file, json.dumps(settings, indent=2, sort_keys=True) + "\n")
 
 
 def _bitsandbytes(config: QuantisationConfig, source: Path, target: Path) -> None:

@@ -38,7 +38,7 @@ def measure(model: Path, tasks: Path) -> dict[str, Any]:
     Returns: bytes (of the weight files), memory_bytes (rise of the resident memory from before loading to its peak
              while loading and answering one prompt), weight_bytes (of the loaded weights), answers and scores by
              prompt, perplexity per token (None without a perplexity task), prefill_tokens, prefill_seconds,
-             decode_seconds_per_token (medians, batch 1).
+             decode_seconds_per_token (medians, batch 1), kv_cache_bytes_per_token.
     Raises:  DataError if no task has a validation split; ModelError if the checkpoint does not load.
     """
     known = Tasks(tasks)
@@ -51,7 +51,7 @@ def measure(model: Path, tasks: Path) -> dict[str, Any]:
     _import_libraries(model)
     before = _restart_peak()
     loaded = Generator.load(model)
-    tokens, prefill, decode = latency(loaded, [row.prompt for row in prompts])
+    times = latency(loaded, [row.prompt for row in prompts])
     memory_bytes = _peak() - before
     answers: list[str] = []
     for name in verifiable:
@@ -62,19 +62,15 @@ def measure(model: Path, tasks: Path) -> dict[str, Any]:
         "answers": answers,
         "scores": [known.verify(row.task, text, row.reference)[0] for row, text in zip(prompts, answers, strict=True)],
         "perplexity": perplexity(loaded, known),
-        "prefill_tokens": tokens,
-        "prefill_seconds": prefill,
-        "decode_seconds_per_token": decode,
+        **times,
         "weight_bytes": weight_bytes(loaded.model),
         "memory_bytes": memory_bytes,
     }
 
 
-def latency(generator: Generator, prompts: list[str]) -> tuple[int, float, float]:
-    """(tokens of the prompt, median seconds of its prefill, median seconds of a decoded token) at batch size 1.
-
-    The prompt is the one of median length; one prefill and one answer go before, unmeasured.
-    """
+def latency(generator: Generator, prompts: list[str]) -> dict[str, float]:
+    """prefill_tokens of the prompt of median length, medians of prefill_seconds and decode_seconds_per_token at batch
+    size 1, and kv_cache_bytes_per_token after it; one prefill and one answer go before, unmeasured."""
     import torch
 
     texts = [
@@ -90,17 +86,42 @@ def latency(generator: Generator, prompts: list[str]) -> tuple[int, float, float
         for _ in range(PREFILLS + 1):
             finish()
             started = time.perf_counter()
-            out = generator.model(input_ids=ids_1L, use_cache=True, logits_to_keep=1)
+            cache = new_cache(generator.model)
+            out = generator.model(input_ids=ids_1L, past_key_values=cache, use_cache=True, logits_to_keep=1)
             token_11 = out.logits[:, -1:].argmax(-1)
             finish()
             prefills.append(time.perf_counter() - started)
             for _ in range(DECODED_TOKENS):
                 started = time.perf_counter()
-                out = generator.model(input_ids=token_11, past_key_values=out.past_key_values, use_cache=True)
+                out = generator.model(input_ids=token_11, past_key_values=cache, use_cache=True)
                 token_11 = out.logits[:, -1:].argmax(-1)
                 finish()
                 decodes.append(time.perf_counter() - started)
-    return ids_1L.shape[1], statistics.median(prefills[1:]), statistics.median(decodes[DECODED_TOKENS:])
+    return {
+        "prefill_tokens": ids_1L.shape[1],
+        "prefill_seconds": statistics.median(prefills[1:]),
+        "decode_seconds_per_token": statistics.median(decodes[DECODED_TOKENS:]),
+        "kv_cache_bytes_per_token": cache_bytes(cache) / cache.get_seq_length(),
+    }
+
+
+def new_cache(model: Any) -> Any:
+    """An empty cache of keys and values, of the kind that the checkpoint's generation settings name."""
+    from transformers import DynamicCache, QuantizedCache
+
+    settings, config = model.generation_config, model.config.get_text_config(decoder=True)
+    if settings.cache_implementation == "quantized":
+        return QuantizedCache(config=config, **settings.cache_config)
+    return DynamicCache(config=config)
+
+
+def cache_bytes(cache: Any) -> int:
+    """Bytes of the keys and values that a cache holds, with their scales."""
+    import torch
+
+    held = [part for layer in cache.layers for part in vars(layer).values()]
+    tensors = [tensor for part in held for tensor in (part if isinstance(part, tuple) else (part,))]
+    return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
 
 
 def perplexity(generator: Generator, tasks: Tasks) -> float | None:
@@ -144,6 +165,8 @@ def _import_libraries(model: Path) -> None:
     method = getattr(config, "quantization_config", {}).get("quant_method")
     if method in LIBRARIES:
         importlib.import_module(LIBRARIES[method])
+    if any(model.glob("*.gguf")):
+        importlib.import_module("gguf")
     with torch.device("meta"):
         AutoModelForCausalLM.from_config(config)
 

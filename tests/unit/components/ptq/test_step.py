@@ -14,7 +14,7 @@ from bloomery.components.ptq.step import run
 def variant(tmp_path):
     """Write a model and its measurement; right answers are '1'."""
 
-    def write(scheme, num_bytes, answers, skipped=""):
+    def write(scheme, num_bytes, answers, skipped="", kv_cache_bytes=8.0):
         model, measurement = tmp_path / f"{scheme}-model", tmp_path / f"{scheme}-measurement"
         model.mkdir()
         measurement.mkdir()
@@ -27,6 +27,7 @@ def variant(tmp_path):
                 "scores": [float(answer == "1") for answer in answers],
                 "perplexity": 2.0,
                 **dict.fromkeys(("memory_bytes", "weight_bytes", "prefill_tokens"), 1),
+                "kv_cache_bytes_per_token": kv_cache_bytes,
                 **dict.fromkeys(("prefill_seconds", "decode_seconds_per_token"), 0.5),
             }
         artifact.seal(model, "model/1")
@@ -64,6 +65,12 @@ def test_the_smallest_inside_the_tolerance_goes_on(tmp_path, variant):
     assert table["none"]["agreement"] == 1.0
     assert table["fp8"]["skipped"] == "no GPU" and table["fp8"]["score"] is table["fp8"]["bytes"] is None
     assert metrics["ptq/ratio"] == 4.0 and metrics["ptq/skipped"] == 1.0
+
+
+def test_of_equally_small_ones_the_smaller_cache_goes_on(tmp_path, variant):
+    pairs = [variant("none", 400, "1111"), variant("int8", 100, "1111"), variant("int8_kv8", 100, "1111", "", 2.0)]
+    _, table, name = choose(tmp_path, 0.0, *pairs)
+    assert name == "int8_kv8" and table["int8_kv8"]["kv_cache_bytes_per_token"] == 2.0
 
 
 def test_if_none_is_good_enough_the_model_itself_goes_on(tmp_path, variant):

@@ -1,0 +1,169 @@
+"""GGUF, the one file that llama.cpp and what is built on it serve: weights, tokenizer and chat template inside.
+
+Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package rounds to Q8_0 and Q4_0; the K-quants
+(Q4_K_M …) are only in llama.cpp's own `llama-quantize`, which the file that is written here in Q8_0 can be given to.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from bloomery.components.core import models
+from bloomery.components.quantisation.config import QuantisationConfig
+from bloomery.components.quantisation.export import CannotRun, calibration_chats
+
+BLOCK = 32
+"""Weights that share a scale in Q8_0 and Q4_0: a row must be a multiple of it."""
+
+
+def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) -> None:
+    """Write model.gguf to `target`, and beside it config and tokenizer as they are in `source`.
+
+    Norms stay in 32 bits, embeddings and head in 16 where `config.embeddings` is false.
+    Raises: CannotRun for another architecture than Llama's, another RoPE than the plain one, rows that are no multiple
+            of 32, or a tokenizer that the file cannot hold so that it cuts the calibration chats into the same tokens.
+    """
+    from gguf import GGUFWriter, LlamaFileType
+    from transformers import AutoTokenizer
+
+    network, tokenizer = models.load(source)
+    settings = network.config
+    rope = settings.rope_parameters if settings.model_type == "llama" else {}
+    if rope.get("rope_type") != "default":
+        found = f"{settings.model_type} with RoPE {rope.get('rope_type')}" if rope else settings.model_type
+        raise CannotRun(f"{config.name}: the model is {found}; a GGUF is written of llama with the default RoPE alone")
+    target.mkdir(parents=True, exist_ok=True)
+    file = target / "model.gguf"
+    writer = GGUFWriter(file, "llama")
+    writer.add_context_length(settings.max_position_embeddings)
+    writer.add_embedding_length(settings.hidden_size)
+    writer.add_block_count(settings.num_hidden_layers)
+    writer.add_feed_forward_length(settings.intermediate_size)
+    writer.add_head_count(settings.num_attention_heads)
+    writer.add_head_count_kv(settings.num_key_value_heads)
+    writer.add_key_length(settings.head_dim)
+    writer.add_value_length(settings.head_dim)
+    writer.add_layer_norm_rms_eps(settings.rms_norm_eps)
+    writer.add_rope_dimension_count(settings.head_dim)
+    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_vocab_size(settings.vocab_size)
+    writer.add_file_type(LlamaFileType[f"MOSTLY_{_kind(config).name}"])
+    writer.add_quantization_version(2)
+    _add_tokenizer(config, writer, tokenizer, settings.vocab_size)
+    for name, stored, kind in _tensors(config, network):
+        writer.add_tensor(name, stored, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    sample = calibration_chats(chats, config.calibration_chats)
+    texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in sample]
+    _check_tokenizer(config, AutoTokenizer.from_pretrained(target, gguf_file=file.name), tokenizer, texts)
+    settings.save_pretrained(target)
+    network.generation_config.save_pretrained(target)
+    tokenizer.save_pretrained(target)
+
+
+def plain_template(template: str) -> str:
+    """A chat template without the marks for the loss, which only training reads and few renderers know."""
+    opened = re.sub(r"(\{%[-+]?\s*)generation(\s*[-+]?%\})", r"\1if true\2", template)
+    return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", opened)
+
+
+def _kind(config: QuantisationConfig) -> Any:
+    from gguf import GGMLQuantizationType
+
+    return GGMLQuantizationType[config.scheme.removeprefix("gguf_").upper()]
+
+
+def _tensors(config: QuantisationConfig, network: Any) -> Iterator[tuple[str, Any, Any]]:
+    """(name, bytes or numbers, type) of each tensor."""
+    from gguf import MODEL_ARCH, GGMLQuantizationType, get_tensor_name_map
+    from gguf.quants import quantize
+
+    settings = network.config
+    names = get_tensor_name_map(MODEL_ARCH.LLAMA, settings.num_hidden_layers)
+    for key, tensor in network.state_dict().items():
+        if key == "lm_head.weight" and settings.tie_word_embeddings:
+            continue  # llama.cpp takes the embeddings where there is no output.weight
+        weight = tensor.float().numpy()
+        if ".q_proj." in key or ".k_proj." in key:
+            heads = settings.num_attention_heads if ".q_proj." in key else settings.num_key_value_heads
+            # llama.cpp turns neighbouring numbers by RoPE, transformers the halves of a head.
+            weight = weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
+        kind = GGMLQuantizationType.F32
+        if weight.ndim == 2:
+            outer = key in ("model.embed_tokens.weight", "lm_head.weight")
+            kind = _kind(config) if config.embeddings or not outer else GGMLQuantizationType.F16
+            if weight.shape[1] % BLOCK:
+                raise CannotRun(f"{config.name}: {key} has rows of {weight.shape[1]}, no multiple of {BLOCK}")
+        yield names.get_name(key, try_suffixes=(".weight", ".bias")), quantize(weight, kind), kind
+
+
+def _add_tokenizer(config: QuantisationConfig, writer: Any, tokenizer: Any, vocab_size: int) -> None:
+    from gguf import TokenType
+
+    content = json.loads(tokenizer.backend_tokenizer.to_str())
+    writer.add_tokenizer_model("gpt2")  # byte-level BPE, in the words of the format
+    writer.add_tokenizer_pre(_split(config, content))
+    ids = {index: token for token, index in tokenizer.get_vocab().items()}
+    added = {token["id"]: token["special"] for token in content["added_tokens"]}
+    types = {True: TokenType.CONTROL, False: TokenType.USER_DEFINED, None: TokenType.NORMAL}
+    writer.add_token_list([ids.get(index, f"[PAD{index}]") for index in range(vocab_size)])
+    writer.add_token_types(
+        [types[added.get(index)] if index in ids else TokenType.UNUSED for index in range(vocab_size)]
+    )
+    writer.add_token_merges([" ".join(pair) for pair in content["model"]["merges"]])
+    for name, index in (
+        ("bos", tokenizer.bos_token_id),
+        ("eos", tokenizer.eos_token_id),
+        ("pad", tokenizer.pad_token_id),
+    ):
+        if index is not None:
+            getattr(writer, f"add_{name}_token_id")(index)
+    around = tokenizer("a")["input_ids"]
+    writer.add_add_bos_token(around[0] == tokenizer.bos_token_id)
+    writer.add_add_eos_token(around[-1] == tokenizer.eos_token_id)
+    writer.add_chat_template(plain_template(tokenizer.chat_template))
+
+
+def _split(config: QuantisationConfig, content: dict[str, Any]) -> str:
+    """llama.cpp's name of the way in which a tokenizer.json cuts text before it merges bytes."""
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    pre = content["pre_tokenizer"] or {}
+    parts = pre.get("pretokenizers", [pre])
+    kinds = [part.get("type") for part in parts]
+    if content["model"]["type"] == "BPE" and kinds[-1] == "ByteLevel" and not parts[-1]["add_prefix_space"]:
+        if kinds == ["ByteLevel"] and parts[0]["use_regex"]:
+            return "gpt-2"
+        if kinds == ["Digits", "ByteLevel"] and parts[0]["individual_digits"] and parts[1]["use_regex"]:
+            return "smollm"
+        if kinds == ["Split", "ByteLevel"]:
+            for name in ("llama-bpe", "qwen2"):
+                if parts[0]["pattern"].get("Regex") == GGUF_PRE_TOKENIZER_SPLITS[name]:
+                    return name
+    raise CannotRun(
+        f"{config.name}: the tokenizer is {content['model']['type']} after {' and '.join(map(str, kinds))}; a GGUF is "
+        "written of byte-level BPE with the splits of GPT-2, SmolLM, Llama 3 or Qwen 2"
+    )
+
+
+def _check_tokenizer(config: QuantisationConfig, restored: Any, tokenizer: Any, texts: list[str]) -> None:
+    """Raise CannotRun unless the tokenizer in the file cuts `texts` as the checkpoint's does.
+
+    Texts are composed (NFC) first: a GGUF holds no normalisation of Unicode.
+    """
+    for text in texts:
+        text = unicodedata.normalize("NFC", text)
+        found, expected = (of(text, add_special_tokens=False)["input_ids"] for of in (restored, tokenizer))
+        if found != expected:
+            raise CannotRun(
+                f"{config.name}: the tokenizer in the GGUF cuts {text[:60]!r} into {len(found)} tokens that are not "
+                f"the {len(expected)} of the checkpoint's"
+            )

@@ -1,0 +1,170 @@
+"""GGUF: weights, tokenizer and template in one file that other software serves."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+from bloomery.components.core import artifact, models
+from bloomery.components.core.generation import Generator
+from bloomery.components.core.records import Chat, content_id
+from bloomery.components.core.tasks import chat
+from bloomery.components.quantisation.config import QuantisationConfig
+from bloomery.components.quantisation.export import CannotRun, export
+from bloomery.components.quantisation.gguf import plain_template
+
+PAIRS = [("What's 12345 in 2019?", "don't know"), ("가격은 35,000원 ①인가요?\n\n  두 줄", "네, 그렇습니다.")]
+QUESTION = chat("안녕? It's 2 o'clock")
+
+
+@pytest.fixture(scope="module")
+def chats(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("chats") / "chats"
+    rows = [
+        {"id": content_id(*pair), "messages": chat(*pair), "task": "echo", "origin": "seed", "parent": ""}
+        for pair in PAIRS
+    ]
+    artifact.write_rows(folder, "chat/1", Chat.table(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    """A Llama with fewer key heads than query heads, an output head of its own, more embeddings than tokens, and a
+    byte-level BPE tokenizer that was learned on `PAIRS` and cuts numbers into digits."""
+    from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
+    from tokenizers import models as tokenizer_models
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    from tests.conftest import TEMPLATE
+
+    tokenizer = Tokenizer(tokenizer_models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|pad|>", "<|eos|>", "<|user|>", "<|assistant|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
+    tokenizer.train_from_iterator([text for pair in PAIRS for text in pair] * 3, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|eos|>", chat_template=TEMPLATE
+    )
+    torch.manual_seed(0)
+    settings = LlamaConfig(
+        vocab_size=len(fast) + 3,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
+        initializer_range=0.3,
+        bos_token_id=None,
+        eos_token_id=fast.eos_token_id,
+        pad_token_id=fast.pad_token_id,
+    )
+    folder = tmp_path_factory.mktemp("llama") / "model"
+    models.save(folder, LlamaForCausalLM(settings), fast)
+    return folder
+
+
+@pytest.mark.parametrize(("scheme", "bits", "error"), [("gguf_q8_0", 8.5, 0.01), ("gguf_q4_0", 4.5, 0.12)])
+def test_the_file_holds_the_weights_where_transformers_had_them(base, chats, tmp_path, scheme, bits, error):
+    export(QuantisationConfig(scheme=scheme), base, chats, tmp_path / "m")
+    before, _ = models.load(base)
+    after, _ = models.load(tmp_path / "m")
+    for name, weight in before.state_dict().items():
+        assert float((after.state_dict()[name] - weight).norm() / weight.norm()) < error
+    assert after.config.rope_parameters["rope_theta"] == 5000.0 and not after.config.tie_word_embeddings
+    packed = sum(weight.numel() * bits / 8 for weight in before.state_dict().values() if weight.ndim == 2)
+    assert packed < models.num_bytes(tmp_path / "m") < packed * 1.3
+
+
+def test_what_is_loaded_answers_as_its_parent(base, chats, tmp_path):
+    export(QuantisationConfig(scheme="gguf_q8_0"), base, chats, tmp_path / "m")
+    (before, tokenizer), (after, _) = models.load(base), models.load(tmp_path / "m")
+    ids = tokenizer.apply_chat_template(QUESTION, return_tensors="pt", return_dict=True)["input_ids"]
+    with torch.inference_mode():
+        expected, found = (network(ids).logits.softmax(-1) for network in (before, after))
+    assert float((expected - found).abs().max()) < 0.1
+    assert len(Generator.load(tmp_path / "m").generate(["안녕"], max_new_tokens=3)) == 1
+
+
+def test_the_tokenizer_inside_is_the_one_outside(base, chats, tmp_path):
+    from transformers import AutoTokenizer
+
+    export(QuantisationConfig(scheme="gguf_q8_0"), base, chats, tmp_path / "m")
+    (tmp_path / "alone").mkdir()
+    shutil.copy(tmp_path / "m/model.gguf", tmp_path / "alone")
+    inside = AutoTokenizer.from_pretrained(tmp_path / "alone", gguf_file="model.gguf")
+    outside = AutoTokenizer.from_pretrained(base)
+    for text in (*PAIRS[0], *PAIRS[1], "unseen words, 처음 보는 말 1,234.5 🙂\t끝", "<|user|>a<|assistant|>b<|eos|>"):
+        ids = outside(text)["input_ids"]
+        assert inside(text)["input_ids"] == ids and inside.decode(ids) == outside.decode(ids)
+    assert inside.eos_token == "<|eos|>" and inside.pad_token == "<|pad|>" and inside.bos_token is None
+    for add in (True, False):
+        told = [of.apply_chat_template(QUESTION, add_generation_prompt=add) for of in (inside, outside)]
+        assert told[0] == told[1]
+
+
+def test_embeddings_stay_in_16_bits_where_told(base, chats, tmp_path):
+    export(QuantisationConfig(scheme="gguf_q8_0", embeddings=False), base, chats, tmp_path / "m")
+    before, after = (models.load(folder)[0].state_dict() for folder in (base, tmp_path / "m"))
+    name = "model.embed_tokens.weight"
+    assert torch.equal(after[name], before[name].half().float())
+    assert not torch.equal(after["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_equal_exports_have_equal_bytes(base, chats, tmp_path):
+    for again in ("1", "2"):
+        export(QuantisationConfig(scheme="gguf_q4_0"), base, chats, tmp_path / again)
+    assert artifact.file_digest(tmp_path / "1/model.gguf") == artifact.file_digest(tmp_path / "2/model.gguf")
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "reason"),
+    [
+        (
+            "config.json",
+            lambda c: c["rope_parameters"].update(rope_type="linear", factor=2.0),
+            "llama with RoPE linear",
+        ),
+        (
+            "tokenizer.json",
+            lambda c: c["pre_tokenizer"]["pretokenizers"].pop(),
+            "BPE after Digits",
+        ),
+        (
+            "tokenizer.json",
+            lambda c: c.update(normalizer={"type": "Lowercase"}),
+            "that are not the",
+        ),
+    ],
+)
+def test_what_the_file_cannot_hold_is_no_variant(base, chats, tmp_path, file, change, reason):
+    copy = shutil.copytree(base, tmp_path / "copy")
+    content = json.loads((copy / file).read_text())
+    change(content)
+    (copy / file).write_text(json.dumps(content))
+    with pytest.raises(CannotRun, match=reason):
+        export(QuantisationConfig(scheme="gguf_q8_0"), copy, chats, tmp_path / "m")
+
+
+def test_rows_that_are_no_multiple_of_a_block_are_no_variant(tmp_path, chats, base):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    _, tokenizer = models.load(base)
+    settings = LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=48, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
+    )
+    models.save(tmp_path / "odd", LlamaForCausalLM(settings), tokenizer)
+    with pytest.raises(CannotRun, match="rows of 48, no multiple of 32"):
+        export(QuantisationConfig(scheme="gguf_q8_0"), tmp_path / "odd", chats, tmp_path / "m")
+
+
+def test_the_template_loses_its_marks_and_nothing_else():
+    marked = "{% if generation %}a{% endif %}\n  {%- generation -%} b {%+ endgeneration +%}{% generation %}c"
+    assert plain_template(marked) == "{% if generation %}a{% endif %}\n  {%- if true -%} b {%+ endif +%}{% if true %}c"
