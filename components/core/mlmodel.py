@@ -9,11 +9,11 @@ from __future__ import annotations
 import json
 
 
-def files(question: str, metadata: dict[str, str]) -> dict[str, str]:
+def files(question: str, weights: str, metadata: dict[str, str]) -> dict[str, str]:
     """Text of `MLmodel` and `input_example.json` by file name.
 
     The signature is that of OpenAI-style chat completions (`mlflow.types.llm`), which is what the champion is served
-    as; `question` is a real one of the task.
+    as; `question` is a real one of the task, `weights` the format of the weights (`safetensors`, `gguf`).
     """
     import yaml
     from mlflow.models import Model, ModelSignature
@@ -23,7 +23,7 @@ def files(question: str, metadata: dict[str, str]) -> dict[str, str]:
     described = Model(
         signature=ModelSignature(inputs=CHAT_MODEL_INPUT_SCHEMA, outputs=CHAT_MODEL_OUTPUT_SCHEMA),
         saved_input_example_info={"artifact_path": "input_example.json", "type": "json_object"},
-        flavors={"bloomery": {"format": "safetensors", "task": "llm/v1/chat"}},
+        flavors={"bloomery": {"format": weights, "task": "llm/v1/chat"}},
         metadata={"task": "llm/v1/chat", **metadata},
     )
     return {

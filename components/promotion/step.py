@@ -107,7 +107,8 @@ def _register(
     """Publish the checkpoint with its card and MLflow's description beside it; the version it is registered as."""
     source = models.publish(model, models_uri)
     question = next((row["prompt"] for row in results if row["prompt"]), "")
-    _put_beside(source, {"README.md": text, **mlmodel.files(question, lineage)})
+    weights = models.weight_files(model)[0].suffix.removeprefix(".")
+    _put_beside(source, {"README.md": text, **mlmodel.files(question, weights, lineage)})
     return registry.register(name, source, lineage, text)
 
 

@@ -36,7 +36,10 @@ TRAINED = (
     "awq_int4",
     "smoothquant_int8",
     "fp8_dynamic",
+    "gguf_q8_0",
+    "gguf_q4_0",
 )
+EIGHT_BIT_CACHE = ("none", "int8_weight_only")
 RANDOM = ("int8_weight_only", "float8_weight_only", "int4_weight_only")
 INT8, INT4, DROP = 1.9, 3.3, 0.01
 KEPT = (
@@ -46,6 +49,7 @@ KEPT = (
     "memory_bytes",
     "prefill_seconds",
     "decode_seconds_per_token",
+    "kv_cache_bytes_per_token",
     "score",
     "stderr",
     "n",
@@ -63,9 +67,10 @@ def main() -> int:
     found: dict[str, Any] = {"machine": f"{platform.machine()}, {os.cpu_count()} cores"}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        found["random_95m"] = table(*random_model(work / "random"), RANDOM, work / "r")
+        found["random_95m"] = table(*random_model(work / "random"), plain(RANDOM), work / "r")
         if len(sys.argv) > 1:
-            found["trained"] = table(*map(Path, sys.argv[1:4]), TRAINED, work / "t")
+            cached = [QuantisationConfig(scheme=scheme, kv_cache_bits=8) for scheme in EIGHT_BIT_CACHE]
+            found["trained"] = table(*map(Path, sys.argv[1:4]), [*plain(TRAINED), *cached], work / "t")
     target = Path(__file__).with_suffix(".json")
     target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     ratios = {row["scheme"]: row["ratio_to_16_bits"] for row in found["random_95m"] if not row["skipped"]}
@@ -86,12 +91,18 @@ def main() -> int:
     return int(bool(faults))
 
 
-def table(model: Path, tasks: Path, chats: Path, schemes: tuple[str, ...], work: Path) -> list[dict[str, Any]]:
+def plain(schemes: tuple[str, ...]) -> list[QuantisationConfig]:
+    """Each scheme with its own settings, and the cache as it is."""
+    return [QuantisationConfig(scheme=scheme) for scheme in schemes]
+
+
+def table(
+    model: Path, tasks: Path, chats: Path, variants: list[QuantisationConfig], work: Path
+) -> list[dict[str, Any]]:
     """The entries of variants.json, each with its size and latencies as ratios to those of the model in 16 bits."""
     folders = []
-    for scheme in ("none", *schemes):
-        config = QuantisationConfig(scheme=scheme)
-        model_to, measured = work / scheme / "model", work / scheme / "measurement"
+    for config in (QuantisationConfig(scheme="none"), *variants):
+        model_to, measured = work / config.name / "model", work / config.name / "measurement"
         quantisation(config, base_model=model, tasks=tasks, chats=chats, model=model_to, measurement=measured)
         folders.append((model_to, measured))
     ptq(

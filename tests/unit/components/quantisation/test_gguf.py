@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import urllib.request
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from bloomery.components.quantisation.export import CannotRun, export
 from bloomery.components.quantisation.gguf import plain_template
 
 PAIRS = [("What's 12345 in 2019?", "don't know"), ("가격은 35,000원 ①인가요?\n\n  두 줄", "네, 그렇습니다.")]
+UNSEEN = "unseen words, 처음 보는 말 1,234.5 🙂\t끝"
 QUESTION = chat("안녕? It's 2 o'clock")
 
 
@@ -101,13 +103,41 @@ def test_the_tokenizer_inside_is_the_one_outside(base, chats, tmp_path):
     shutil.copy(tmp_path / "m/model.gguf", tmp_path / "alone")
     inside = AutoTokenizer.from_pretrained(tmp_path / "alone", gguf_file="model.gguf")
     outside = AutoTokenizer.from_pretrained(base)
-    for text in (*PAIRS[0], *PAIRS[1], "unseen words, 처음 보는 말 1,234.5 🙂\t끝", "<|user|>a<|assistant|>b<|eos|>"):
+    for text in (*PAIRS[0], *PAIRS[1], UNSEEN, "<|user|>a<|assistant|>b<|eos|>"):
         ids = outside(text)["input_ids"]
         assert inside(text)["input_ids"] == ids and inside.decode(ids) == outside.decode(ids)
     assert inside.eos_token == "<|eos|>" and inside.pad_token == "<|pad|>" and inside.bos_token is None
     for add in (True, False):
         told = [of.apply_chat_template(QUESTION, add_generation_prompt=add) for of in (inside, outside)]
         assert told[0] == told[1]
+
+
+def test_llama_cpp_reads_and_answers_as_the_checkpoint(base, chats, tmp_path):
+    xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp itself: pip install 'bloomery[test]'")
+    export(QuantisationConfig(scheme="gguf_q8_0"), base, chats, tmp_path / "m")
+    settings = xllamacpp.CommonParams()
+    settings.model.path = str(tmp_path / "m/model.gguf")
+    settings.n_gpu_layers, settings.n_ctx, settings.n_parallel, settings.port = 0, 256, 1, 0
+    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
+    server = xllamacpp.Server(settings)
+
+    def ask(path, **question):
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(server.listening_address + path, json.dumps(question).encode(), headers)
+        return json.load(urllib.request.urlopen(request, timeout=60))
+
+    network, tokenizer = models.load(base)
+    text = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
+    assert ask("/apply-template", messages=QUESTION)["prompt"] == text
+    for each in (*PAIRS[0], *PAIRS[1], UNSEEN, text):
+        assert ask("/tokenize", content=each, add_special=True)["tokens"] == tokenizer(each)["input_ids"]
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    with torch.inference_mode():
+        expected = network(ids).logits[0, -1].log_softmax(-1).tolist()
+    told = ask("/completion", prompt=ids[0].tolist(), n_predict=1, n_probs=5, temperature=0)
+    found = told["completion_probabilities"][0]["top_logprobs"]
+    assert [entry["logprob"] for entry in found] == pytest.approx([expected[e["id"]] for e in found], abs=0.3)
+    assert found[0]["id"] == expected.index(max(expected))
 
 
 def test_embeddings_stay_in_16_bits_where_told(base, chats, tmp_path):
