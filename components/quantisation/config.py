@@ -53,9 +53,10 @@ class QuantisationConfig(Config):
     (arXiv 2210.17323, section 4)."""
 
     kv_cache_bits: Literal[8] | None = None
-    """Bits of a number in the cache of keys and values: 8 (float8 e4m3, one scale a layer, set by the prompts), or null
-    for the model's own type. Stored in the checkpoint's generation_config.json, which evaluation and `bloomery serve`
-    follow; vLLM is told by `--kv-cache-dtype fp8`, llama.cpp by `--cache-type-k` and `--cache-type-v`."""
+    """Bits of a number in the cache of keys and values: 8 (float8 e4m3; a layer's keys have one scale and its values
+    one, set by the prompts of the batch, and what exceeds it later is clipped), or null for the model's own type.
+    Stored in the checkpoint's generation_config.json, which evaluation and `bloomery serve` follow; vLLM is told by
+    `--kv-cache-dtype fp8`, llama.cpp by `--cache-type-k` and `--cache-type-v`."""
 
     @property
     def name(self) -> str:
