@@ -14,6 +14,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bloomery.components.core.config import Config, parse
 from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.lm_eval_tasks import PREFIX, is_task_file
 from bloomery.components.core.tasks import TaskConfig
 from bloomery.components.cpt.config import CptConfig
 from bloomery.components.data_curation.config import DataCurationConfig
@@ -99,7 +100,9 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _floors_name_evaluation_sets(self) -> Recipe:
         sets = [f"{name}.{key}" for name, task in self.tasks.items() for key in task.evaluation_sets()]
-        unknown = sorted(set(self.promotion.gate.min_score) - set(sets))
+        # What sets a task of lm-eval has, it says when it is loaded.
+        own = {key for key in self.promotion.gate.min_score if not (self.evaluation.lm_eval and key.startswith(PREFIX))}
+        unknown = sorted(own - set(sets))
         if unknown:
             raise ValueError(
                 f"promotion.gate.min_score: no evaluation set {', '.join(unknown)}; the sets are {', '.join(sets)}"
@@ -118,6 +121,7 @@ class Recipe(Config):
             encoder=semantic.encoder if semantic else "",
             encoder_revision=semantic.revision if semantic else "main",
             registered_model=self.registered_model,
+            lm_eval_tasks=self.evaluation.lm_eval.tasks if self.evaluation.lm_eval else [],
         )
 
     def evaluation_of_rivals(self) -> EvaluationConfig:
@@ -238,4 +242,10 @@ def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
         verifier = task.get("verifier")
         if isinstance(verifier, dict) and isinstance(verifier.get("databases"), list):
             verifier["databases"] = [resolve(item) for item in verifier["databases"]]
+    evaluation = values.get("evaluation")
+    harness = evaluation.get("lm_eval") if isinstance(evaluation, dict) else None
+    if isinstance(harness, dict) and isinstance(harness.get("tasks"), list):
+        harness["tasks"] = [
+            resolve(name) if isinstance(name, str) and is_task_file(name) else name for name in harness["tasks"]
+        ]
     return values

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from bloomery.components.core.errors import DataError
+from bloomery.components.core.lm_eval_tasks import PREFIX
 from bloomery.components.core.statistics import holm, interval, mean_stderr, paired_difference
 from bloomery.components.core.verify import VerifierConfig
 from bloomery.components.evaluation import analysis
@@ -58,7 +59,7 @@ class Scores:
     """The evaluation results of a run.
 
     `models` holds the eval_result/2 rows of each model, `tasks` the task configs by name as JSON values; a
-    task that is not among them counts as a domain task.
+    task that is not among them counts as a general task if it is one of lm-eval, else as a domain task.
     """
 
     def __init__(self, models: dict[str, Rows], tasks: dict[str, Any]) -> None:
@@ -128,7 +129,7 @@ class Scores:
         return {"counts": counts, "total": sum(counts.values()), "cards": cards, "right_from": RIGHT}
 
     def _role(self, key: tuple[str, str]) -> str:
-        return self._tasks.get(key[0], {}).get("role", "domain")
+        return self._tasks.get(key[0], {}).get("role", "general" if key[0].startswith(PREFIX) else "domain")
 
     def _is_perplexity(self, key: tuple[str, str]) -> bool:
         return any(is_perplexity(rows) for rows in self.sets[key].values())

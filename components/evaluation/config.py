@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.lm_eval_tasks import LmEvalConfig
 
 
 class EvaluationConfig(Config):
@@ -18,3 +19,5 @@ class EvaluationConfig(Config):
     models that the gate compares."""
     repeat_limit: int = Field(default=100, gt=0)
     """Prompts of each set that the repeats answer again; perplexities are not repeated."""
+    lm_eval: LmEvalConfig | None = None
+    """Tasks of lm-eval that every model answers too, once; none: the recipe's own tasks alone."""

@@ -14,7 +14,7 @@ from bloomery.components.core.statistics import mean_stderr
 from bloomery.components.core.tasks import TaskConfig, Tasks
 from bloomery.components.core.text_metrics import CORPUS_METRICS, TextMetric, corpus_score
 from bloomery.components.core.verify import extract
-from bloomery.components.evaluation import analysis
+from bloomery.components.evaluation import analysis, harness
 from bloomery.components.evaluation.config import EvaluationConfig
 
 
@@ -27,7 +27,8 @@ def run(
 ) -> dict[str, float]:
     """Answer every evaluation set of `tasks` greedily with `model`, score the answers and write one row for each.
 
-    An empty `model` artifact, which stands for "there is no champion", gives no rows.
+    An empty `model` artifact, which stands for "there is no champion", gives no rows. With `lm_eval` its tasks are
+    answered too, as tasks `lm_eval/<name>`, and how stands in lm_eval.json beside the rows.
     Returns: for each task and set, evaluation/<task>.<set>.<metric> (accuracy, chrf, bleu, rouge_1, rouge_2, rouge_l;
              perplexity a token), .stderr and .n; of chrF and BLEU also .corpus_chrf and .corpus_bleu, which are no
              means; for label tasks what `analysis.classification` measures; with repeats, .flipped_fraction: the
@@ -39,6 +40,10 @@ def run(
         generator = Generator.load(model)
         for repeat in range(config.repeats):
             rows += answer(generator, known, config, repeat=repeat)
+        if config.lm_eval:
+            found, measured = harness.answer(generator, config.lm_eval, tasks)
+            rows += found
+            harness.write(measured, results)
     artifact.write_rows(results, "eval_result/2", EvalResult.table(rows), rows_in=0, rows_made=len(rows))
     return summarise(rows, known)
 
@@ -80,18 +85,18 @@ def summarise(rows: list[dict[str, Any]], tasks: Tasks) -> dict[str, float]:
         sets.setdefault((row["task"], row["split"]), []).append(row)
     metrics = {}
     for (task, split), members in sets.items():
-        key, config = f"evaluation/{task}.{split}", tasks.configs[task]
+        key, config = f"evaluation/{task}.{split}", tasks.configs.get(task)
         first = [row for row in members if row["repeat"] == 0]
         mean, stderr = mean_stderr([row["score"] for row in first], [row["weight"] for row in first])
-        metric = config.verifier.metric
+        metric = first[0]["metric"]
         if metric == "log_likelihood":
             # The error of exp(x) is exp(x) times the error of x, to first order.
             metrics |= {f"{key}.perplexity": math.exp(-mean), f"{key}.stderr": math.exp(-mean) * stderr}
         else:
             metrics |= {f"{key}.{metric}": mean, f"{key}.stderr": stderr}
-        if metric in CORPUS_METRICS:
+        if config and metric in CORPUS_METRICS:
             metrics[f"{key}.corpus_{metric}"] = _corpus(first, config)
-        if config.verifier.kind == "label":
+        if config and config.verifier.kind == "label":
             labels = analysis.classification(*analysis.label_pairs(first, config.verifier))
             metrics |= {f"{key}.{name}": value for name, value in labels.items()}
         metrics[f"{key}.n"] = float(len(first))

@@ -26,6 +26,8 @@ class PreflightConfig(Config):
     """Revision of the encoder on the hub."""
     registered_model: str
     """Name in the model registry, whose champion the candidate has to beat."""
+    lm_eval_tasks: list[str] = []
+    """The recipe's `evaluation.lm_eval.tasks`."""
     min_free_bytes: int = Field(default=500_000_000, ge=0)
     """Refuse to start with less free disk space than this and ten times the base model (a checkpoint a stage, and
     copies)."""

@@ -15,7 +15,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
-from bloomery.components.core import artifact, models, registry
+from bloomery.components.core import artifact, lm_eval_tasks, models, registry
 from bloomery.components.core.artifact import Writes
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, DataError, ServiceError
@@ -130,6 +130,8 @@ def _render_tasks(config: PreflightConfig, target: Path) -> dict[str, float]:
         if (prompt := perturb(row["prompt"], kind, row["id"])) != row["prompt"]
     ]
     artifact.write_atomically(target / "tasks.json", json.dumps(stored, ensure_ascii=False, indent=1, sort_keys=True))
+    if config.lm_eval_tasks:
+        lm_eval_tasks.take(config.lm_eval_tasks, target)
     # tasks/1 holds prompt/1 rows beside its other files, so it is sealed over the prompts' manifest.
     prompts = artifact.write_rows(
         target,

@@ -97,7 +97,7 @@ def _sets(facts: Facts) -> list[dict[str, Any]]:
             if row["repeat"] == 0:
                 by_set.setdefault((row["task"], row["split"]), []).append(row)
         for (task, split), members in by_set.items():
-            is_text = facts.tasks.is_scored_by_likelihood(task)
+            is_text = members[0]["metric"] == "log_likelihood"
             mean, error = mean_stderr([row["score"] for row in members], [row["weight"] for row in members])
             entry = found.setdefault(f"{task}.{split}", {"name": f"{task}.{split}", "n": len(members)})
             entry["metric"] = "perplexity" if is_text else members[0]["metric"]

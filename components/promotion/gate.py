@@ -58,7 +58,9 @@ def judge(gate: GateConfig, tasks: Tasks, candidate: Rows, base: Rows, champion:
             if f"{name}.{split}" in gate.min_score
         ]
     judged = {leg["name"] for leg in legs}
-    legs += [_floor_leg(key, [], floor) for key, floor in gate.min_score.items() if f"{key} floor" not in judged]
+    for key, floor in gate.min_score.items():
+        if f"{key} floor" not in judged:  # tasks of lm-eval, which are none of the recipe
+            legs.append(_floor_leg(key, [row for row in candidate if f"{row['task']}.{row['split']}" == key], floor))
     if not any(leg["kind"] == "task" for leg in legs):
         reason = "no domain task has an evaluation set, so nothing can show that the candidate is better"
         legs.append(_leg("a domain task", "task", False, reason))

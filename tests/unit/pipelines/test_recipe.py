@@ -98,7 +98,12 @@ def test_a_task_needs_templates_and_sql_needs_databases(write):
         recipe.load(write(tasks={"t": {**task, "templates": [{"answer": "{a}"}]}}))
 
 
-def test_a_floor_names_an_evaluation_set(write):
+def test_a_floor_names_an_evaluation_set(write, tmp_path):
     recipe.load(write(promotion={"gate": {"min_score": {"t.test": 0.5}}}))
     with pytest.raises(ConfigError, match="no evaluation set t.exam; the sets are t.test"):
         recipe.load(write(promotion={"gate": {"min_score": {"t.exam": 0.5}}}))
+    outside = {"gate": {"min_score": {"lm_eval/colours.test": 0.5}}}
+    with pytest.raises(ConfigError, match="no evaluation set lm_eval/colours.test"):
+        recipe.load(write(promotion=outside))
+    loaded = recipe.load(write(promotion=outside, evaluation={"lm_eval": {"tasks": ["kmmlu", "colours.yaml"]}}))
+    assert loaded.preflight().lm_eval_tasks == ["kmmlu", str(tmp_path / "colours.yaml")]

@@ -166,6 +166,17 @@ def test_a_floor_of_no_set_is_a_mistake_that_is_told(tasks):
     assert not passed(legs)["sql.test floor"]
 
 
+def test_a_task_of_lm_eval_is_judged_by_a_floor_alone(tasks):
+    outside = [
+        {"id": str(i), "task": "lm_eval/colours", "split": "test", "score": float(i < 3), "weight": 1.0, "repeat": 0}
+        for i in range(4)
+    ]
+    without = judge(GateConfig(), tasks, results(400) + outside, results(), [])
+    assert passed(without) == passed(judge(GateConfig(), tasks, results(400), results(), []))
+    gate = GateConfig(min_score={"lm_eval/colours.test": 0.75})
+    assert leg_of(judge(gate, tasks, results(400) + outside, results(), []), "lm_eval/colours.test floor")["passed"]
+
+
 def test_limits_are_legs_where_the_recipe_sets_them():
     variant = {"prefill_seconds": 0.2, "decode_seconds_per_token": 0.01}
     gate = GateConfig(max_bytes=10, max_prefill_seconds=0.1, max_decode_seconds_per_token=0.01)
