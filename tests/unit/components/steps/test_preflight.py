@@ -1,10 +1,11 @@
+import importlib.util
 import json
 import shutil
 
 import pytest
 
 from bloomery.components.core import artifact
-from bloomery.components.core.errors import BloomeryError, DataError
+from bloomery.components.core.errors import BloomeryError, DataError, MissingExtraError
 from bloomery.components.core.tasks import Tasks
 from bloomery.components.dedup.contamination import evaluation_items
 from bloomery.components.preflight.config import PreflightConfig
@@ -216,3 +217,9 @@ def test_perturbed_questions_are_looked_for_in_documents_too(call):
     tasks = Tasks(call(perturb)[1]["tasks"])
     assert evaluation_items(tasks) == ([], 2)  # both forms of the question are too short to be told from prose
     assert [template.prompt for template in tasks.configs["sql"].templates_of("test+spacing")] == ["{q}"]
+
+
+@pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed")
+def test_a_recipe_with_tasks_of_lm_eval_ends_here_without_the_extra(call):
+    with pytest.raises(MissingExtraError, match=r"pip install 'bloomery\[lm-eval\]'"):
+        call(lambda values: values.update(lm_eval_tasks=["kmmlu"]))
