@@ -68,9 +68,6 @@ class Champion:
 
 def load(name: str, found: Any) -> Served:
     """The registry's version `found`, loaded and proven by a first token. Raises: ModelError if it does not load."""
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()
     folder = Path(found.source.removeprefix("file://"))
     with tempfile.TemporaryDirectory(prefix="bloomery-champion-") as copy:
         if not folder.is_dir():

@@ -97,7 +97,8 @@ def drift(workdir: Path, settings: Sequence[str], tell: Tell) -> dict[str, Any]:
             event(f"week {week}: {_accuracy(story['asked'], week)}")
             if week in (1, LAST_WEEK):
                 continue
-            _wait(lambda: _health(url)["log"]["written"] >= len(story["asked"]), 60, "the prediction log")
+            num_logged = 2 * len(story["asked"])  # answers, and their labels
+            _wait(lambda: _health(url)["log"]["written"] >= num_logged, 60, "the prediction log")
             found = check(find(RECIPE), workdir, str(log), recipe.monitoring, settings=settings)
             story["checks"].append(found)
             event(f"check: {found['action']}, {found['reason']}")

@@ -4,6 +4,7 @@ silence."""
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,10 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
     """
     check(path)
     from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
+    warnings.filterwarnings("ignore", module="torchao")  # of its own deprecations, which no user can act on
     gguf = next(path.glob("*.gguf"), None)
     weights = {"gguf_file": gguf.name} if gguf else {"use_safetensors": True}
 
