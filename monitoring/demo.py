@@ -65,23 +65,25 @@ def drift(workdir: Path, settings: Sequence[str], tell: Tell) -> dict[str, Any]:
 
     Reads the quickstart's traffic; writes the prediction log, the check's pages, the retraining's run and
     `workdir/demo/drift.html`.
-    Returns: asked (the rows of `Asked`), events ((seconds, text)), checks (decisions in order), run (the retraining's
-             summary), versions (served before and after), page.
+    Returns: weeks ((week, accuracy in words)), recovery (accuracy of the last week minus that of the first two, and its
+             standard error), events ((seconds, text)), versions (served before and after), decision (page of the check
+             that started the retraining), report (of the retraining), page.
     Raises:  ConfigError if there is no champion; GateError if the candidate was refused; ServiceError if the server,
              the check or the retraining failed.
     """
-    recipe = launch.load(RECIPE, settings, prepare=True)
+    recipe = launch.load(RECIPE, settings, prepare=False)
     workdir = workdir.absolute()
     log = workdir / "predictions"
-    task = recipe.tasks[TASK]
-    weeks = _weeks(Path(task.verifier.databases[0]).parent / "traffic.jsonl")
     os.environ["MLFLOW_TRACKING_URI"] = launch.tracking_uri(workdir)
     champion = registry.alias(recipe.registered_model, registry.CHAMPION)
     if champion is None:
         name = recipe.registered_model
         raise ConfigError(f"{workdir}: no champion of {name} to serve; `bloomery run {RECIPE}` first")
+    task = launch.load(RECIPE, settings, prepare=True).tasks[TASK]
+    weeks = _weeks(Path(task.verifier.databases[0]).parent / "traffic.jsonl")
     began = time.monotonic()
-    story: dict[str, Any] = {"asked": [], "events": [], "checks": [], "versions": [str(champion.version)]}
+    asked: list[Asked] = []
+    story: dict[str, Any] = {"events": [], "versions": [str(champion.version)]}
 
     def event(text: str) -> None:
         story["events"].append((time.monotonic() - began, text))
@@ -89,26 +91,27 @@ def drift(workdir: Path, settings: Sequence[str], tell: Tell) -> dict[str, Any]:
 
     with _served(workdir, log, settings) as url:
         event(f"{recipe.registered_model} version {champion.version} answers at {url}")
-        started = None
         for week, rows in weeks.items():
-            if week == LAST_WEEK and started is None:
-                raise ServiceError(f"no retraining was started in {week - 1} weeks: {story['checks'][-1]['reason']}")
-            story["asked"] += _ask(url, task, rows, began)
-            event(f"week {week}: {_accuracy(story['asked'], week)}")
+            if week == LAST_WEEK and "report" not in story:
+                raise ServiceError(f"no retraining was started in {week - 1} weeks: {story['events'][-1][1]}")
+            asked += _ask(url, task, rows, began)
+            event(f"week {week}: {_accuracy(asked, week)}")
             if week in (1, LAST_WEEK):
                 continue
-            num_logged = 2 * len(story["asked"])  # answers, and their labels
-            _wait(lambda: _health(url)["log"]["written"] >= num_logged, 60, "the prediction log")
+            num_logged = 2 * len(asked)  # answers, and their labels
+            _wait(lambda count=num_logged: _health(url)["log"]["written"] >= count, 60, "the prediction log")
             found = check(find(RECIPE), workdir, str(log), recipe.monitoring, settings=settings)
-            story["checks"].append(found)
             event(f"check: {found['action']}, {found['reason']}")
-            if started is None and found["started_now"]:
-                started = found["started"]
-                story["run"] = _retrained(workdir, started, event)
-                story["versions"].append(story["run"]["model"]["version"])
-                _wait(lambda: _health(url)["version"] == story["versions"][1], 60, "the server's new version")
-                event(f"the server answers with version {story['versions'][1]}")
-    story["page"] = str(_write_page(workdir, story))
+            if found["started_now"]:
+                run = _retrained(workdir, found["started"], event)
+                story |= {"decision": found["decision_page"], "report": run["report"]}
+                version = run["model"]["version"]
+                story["versions"].append(version)
+                _wait(lambda wanted=version: _health(url)["version"] == wanted, 60, "the server's new version")
+                event(f"the server answers with version {version}")
+    story["weeks"] = [(week, _accuracy(asked, week)) for week in weeks]
+    story["recovery"] = _recovery(asked)
+    story["page"] = str(_write_page(workdir, asked, story))
     return story
 
 
@@ -226,36 +229,34 @@ def _accuracy(asked: Sequence[Asked], week: int) -> str:
     return told + (f", {100 * sum(new) / len(new):.0f} % of {len(new)} on the new table" if new else "")
 
 
-def recovery(asked: Sequence[Asked]) -> tuple[float, float]:
+def _recovery(asked: Sequence[Asked]) -> tuple[float, float]:
     """(accuracy of the last week minus that of the first two, its standard error), in [-1, 1]."""
     first, first_error = mean_stderr([row.score for row in asked if row.week <= 2])
     last, last_error = mean_stderr([row.score for row in asked if row.week == LAST_WEEK])
     return last - first, math.hypot(first_error, last_error)
 
 
-def _write_page(workdir: Path, story: dict[str, Any]) -> Path:
+def _write_page(workdir: Path, asked: Sequence[Asked], story: dict[str, Any]) -> Path:
     """The timeline as one HTML page: accuracy over the questions in their order, and what happened when."""
-    asked: list[Asked] = story["asked"]
     new = [row for row in asked if row.is_new]
     series = [
-        charts.Series("all questions", _means(asked, asked), "validation"),
-        charts.Series("on the new table", _means(asked, new), "train"),
+        charts.Series("all", _means(asked, asked), "validation"),
+        charts.Series("new table", _means(asked, new), "train"),
     ]
     moved = next(index for index, row in enumerate(asked) if row.version == story["versions"][1])
     drifted = next(index for index, row in enumerate(asked) if row.is_new)
     marks = [(drifted, "new questions"), (moved, f"version {story['versions'][1]}")]
     chart = charts.lines("Answered rightly", series, "question", "%", marks)
-    difference, stderr = recovery(asked)
-    weeks = [(week, _accuracy(asked, week)) for week in range(1, LAST_WEEK + 1)]
+    difference, stderr = story["recovery"]
     loader = jinja2.PackageLoader("bloomery.pipelines", "")
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     page = environment.get_template("demo_template.html").render(
         chart=Markup(chart),
-        weeks=weeks,
+        weeks=story["weeks"],
         events=[(charts.duration(seconds), text) for seconds, text in story["events"]],
         recovery=f"{100 * difference:+.1f} ± {100 * stderr:.1f} points",
-        decision=next(found["decision_page"] for found in story["checks"] if found["started_now"]),
-        report=story["run"]["report"],
+        decision=story["decision"],
+        report=story["report"],
     )
     target = workdir / "demo" / "drift.html"
     write_atomically(target, page)

@@ -36,10 +36,9 @@ def drift(
         bloomery demo drift --workdir runs --json
     """
     from bloomery.monitoring.demo import drift as play
-    from bloomery.monitoring.demo import recovery
 
     story = play(workdir, set, lambda line: typer.echo(line, err=True))
-    difference, stderr = recovery(story["asked"])
+    difference, stderr = story["recovery"]
     typer.echo(f"last week against the first two: {100 * difference:+.1f} ± {100 * stderr:.1f} points", err=True)
     typer.echo(f"page: {Path(story['page'])}", err=True)
     if as_json:
