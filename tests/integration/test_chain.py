@@ -70,6 +70,7 @@ def project(tmp_path_factory, tiny_model):
         "rejection_sampling": {"num_samples": 4, "temperature": 1.2},
         "sft_2": {"learning_rate": 1e-3, "epochs": 5, "num_validations": 2, **training},
         "dpo": {"learning_rate": 1e-4, "epochs": 3, "batch_size": 2, "max_length": 64},
+        "quantisation": [{"scheme": "int8_weight_only"}],
         "promotion": {"gate": {"max_perplexity_ratio": 1000}},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
@@ -185,9 +186,8 @@ def test_the_registry_commands_tell_and_turn_back(project, first):
 
 def test_a_step_runs_alone_on_artifacts(project, first, tmp_path):
     model, tasks = (_output(first, *port) for port in (("ptq", "model"), ("preflight", "tasks")))
-    result = bloomery(
-        project, "step", "evaluation", "--model", model, "--tasks", tasks, "--results", str(tmp_path / "r")
-    )
+    ports = ("--model", model, "--tasks", tasks, "--results", str(tmp_path / "r"))
+    result = bloomery(project, "step", "evaluation", *ports, "--set", "repeats=3")
     assert result.returncode == 0, result.stderr
     assert json.loads(result.stdout) == first["stages"]["evaluation_ptq"]
     wrong = bloomery(project, "step", "evaluation", "--model", model, "--task", tasks)
