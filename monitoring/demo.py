@@ -31,7 +31,7 @@ from bloomery.components.core.tasks import TaskConfig, render
 from bloomery.components.core.verify import verify
 from bloomery.monitoring.check import check
 from bloomery.monitoring.trigger import program
-from bloomery.pipelines import charts, history, launch
+from bloomery.pipelines import charts, history, keys, launch
 from bloomery.pipelines.recipe import find
 
 RECIPE, TASK = "quickstart", "shop_sql"
@@ -190,9 +190,9 @@ def _retrained(workdir: Path, started: dict[str, Any], event: Tell) -> dict[str,
     """The summary of the run that the check started, when it has ended; ServiceError or GateError if not promoted."""
     log = Path(started["log"])
     event(f"retraining started: {' '.join(started['command'][:3])} … --key {started['key']}")
-    key = workdir / "keys" / started["key"]
-    _wait(key.is_file, 120, f"the run of {key.name}; see {log}")
-    run = key.read_text(encoding="utf-8")
+    key = started["key"]
+    _wait(lambda: keys.run_of(workdir, key) is not None, 120, f"the run of {key}; see {log}")
+    run = str(keys.run_of(workdir, key))
     summary = workdir / "runs" / run / "summary.json"
     _wait(lambda: summary.is_file() or not _is_alive(started["pid"]), 3600, f"the run {run}; see {log}")
     found = history.summary_of(workdir, run)

@@ -81,7 +81,7 @@ class TaskConfig(Config):
             raise ValueError("shots are taken from the split `train`, and there is none; add it, or set shots to 0")
         if self.perturbations and self.verifier.kind == "perplexity":
             raise ValueError("perturbations change the question, and a perplexity task has none; leave them out")
-        learnt = [name for name, split in self.splits.items() if not is_evaluation(split.joins or name)]
+        learnt = [name for name in self.splits if not is_evaluation(self.counted_to(name))]
         if learnt and self.verifier.kind == "refusal":
             raise ValueError(
                 f"split {', '.join(learnt)}: the references of the verifier refusal are `refuse` and `answer`, which "
@@ -89,15 +89,19 @@ class TaskConfig(Config):
             )
         return self
 
+    def counted_to(self, split: str) -> str:
+        """The split that the rows of an entry of `splits` belong to: the one it joins, or itself."""
+        return self.splits[split].joins or split
+
     def evaluation_sets(self) -> list[str]:
         """Names of the evaluation sets, perturbed ones among them."""
-        plain = [name for name, source in self.splits.items() if is_evaluation(source.joins or name)]
+        plain = [name for name in self.splits if is_evaluation(self.counted_to(name))]
         return [name + suffix for name in plain for suffix in ("", *(f"+{kind}" for kind in self.perturbations))]
 
     def templates_of(self, split: str) -> list[Template]:
         """Every phrasing of the rows of a rendered split: with what joins it, and `<set>+<perturbation>` as `<set>`."""
         whole = split.partition("+")[0]
-        sources = [source for name, source in self.splits.items() if (source.joins or name) == whole]
+        sources = [source for name, source in self.splits.items() if self.counted_to(name) == whole]
         return [template for source in sources for template in source.templates or self.templates]
 
 

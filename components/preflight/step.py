@@ -107,7 +107,7 @@ def _render_tasks(config: PreflightConfig, target: Path) -> dict[str, float]:
         stored[name] = parameters(attached)
         for split in task.splits:
             for row, problem in _ask(name, task, split):
-                key = (name, task.splits[split].joins or split, row["id"])
+                key = (name, task.counted_to(split), row["id"])
                 if problem or key in seen:
                     dropped[problem or "repeated"] += 1
                     continue
@@ -160,7 +160,7 @@ def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], 
     Raises: DataError if the split is empty, or a template names a field that the rows lack.
     """
     source = task.splits[split]
-    whole = source.joins or split
+    whole = task.counted_to(split)
     group = task.group if source.group is None else source.group
     where = f"tasks.{name}.splits.{split}"
     found: list[tuple[dict[str, Any], str]] = []
