@@ -74,8 +74,7 @@ def run_step(
 
     `inputs` and `outputs` map the argument names of `run` to paths, or to kfp artifacts with a `.path`, an input also
     to a list of them; `metrics` is a kfp Metrics artifact or None. `reuse=False` is for steps that look at the world
-    outside. Returns the
-    metrics. A BloomeryError is logged without traceback and ends the process with its exit code.
+    outside. Returns the metrics. A BloomeryError is logged without traceback and ends the process with its exit code.
     """
     configure_logging()
     started = time.perf_counter()
