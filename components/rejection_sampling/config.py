@@ -14,8 +14,11 @@ class RejectionSamplingConfig(Config):
     """Softmax temperature; 0.7 to 1.0 are usual for rejection sampling (RFT, arXiv 2308.01825, uses 0.7)."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus of the sampling distribution."""
+    min_score: float = Field(default=1.0, gt=0, le=1)
+    """An answer with this score of its verifier or more is right. 1: exactly right, as RFT keeps; text metrics (chrf,
+    rouge_l, bleu) need less, which sets the quality of what is learnt: look at scores of good answers first."""
     accepted_per_prompt: int = Field(default=1, gt=0)
-    """Distinct right answers kept for each prompt, most frequent first."""
+    """Distinct right answers kept for each prompt, highest score first, of equal ones the most frequent."""
     pairs_per_prompt: int = Field(default=2, ge=0)
     """Preference pairs for each prompt that has right and wrong answers."""
     seed: int = 17

@@ -31,6 +31,7 @@ def run(
 ) -> dict[str, float]:
     """Sample answers to `prompts` from `base_model`, verify them, and write `chats` plus the accepted ones.
 
+    Right is a score of `min_score` or more: such answers are accepted and chosen, the others rejected.
     Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need), tasks.
     Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest
              failure).
@@ -50,8 +51,10 @@ def run(
     for row, texts in zip(rows, answers, strict=True):
         counts = Counter(texts)
         verdicts = {text: known.verify(row.task, text, row.reference) for text in counts}
-        right = [text for text, _ in counts.most_common() if verdicts[text][0] >= 1.0]
-        wrong = [text for text, _ in counts.most_common() if verdicts[text][0] < 1.0]
+        likeliest = [text for text, _ in counts.most_common()]
+        right = [text for text in likeliest if verdicts[text][0] >= config.min_score]
+        right.sort(key=lambda text: -verdicts[text][0])
+        wrong = [text for text in likeliest if verdicts[text][0] < config.min_score]
         shares.append(sum(counts[text] for text in right) / len(texts))
         if not right:
             detail = f"likeliest of {len(texts)} samples: {verdicts[wrong[0]][1]}"

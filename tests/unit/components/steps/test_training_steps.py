@@ -7,7 +7,7 @@ from bloomery.components.core import artifact, models
 from bloomery.components.core.errors import DataError, DivergedError
 from bloomery.components.core.generation import Generator
 from bloomery.components.core.records import Chat, Document, Preference, Prompt, content_id
-from bloomery.components.core.tasks import chat
+from bloomery.components.core.tasks import Tasks, chat
 from bloomery.components.cpt.config import CptConfig
 from bloomery.components.cpt.step import run as cpt
 from bloomery.components.dpo.config import DpoConfig
@@ -177,6 +177,32 @@ def test_rejection_sampling_keeps_right_answers_and_pairs_them_with_wrong_ones(t
         reference = dict(rows)[pair["prompt"]]
         assert pair["chosen"] == reference and pair["rejected"] != reference
     assert metrics["rejection_sampling/pass_at_k"] == pytest.approx(2 / 3)
+
+
+def test_an_answer_of_min_score_is_right_and_the_best_is_kept(base, make_tasks, tmp_path):
+    task = {"echo": {**TASK["echo"], "verifier": {"kind": "chrf"}, "max_new_tokens": 2}}
+    row = {"task": "echo", "split": "unlabelled", "prompt": "say ab", "reference": "ab"}
+    tasks = make_tasks(task, [row])
+    prompt = {"id": content_id("x"), "group": "", **row}
+    artifact.write_rows(tmp_path / "p", "prompt/1", Prompt.table([prompt]))
+    seeds = chats(tmp_path / "s", [])
+    known = Tasks(tasks)
+
+    def sampled(min_score):
+        out = {name: tmp_path / str(min_score) / name for name in ("sampled_chats", "preferences", "rejects")}
+        config = RejectionSamplingConfig(num_samples=600, temperature=1.5, min_score=min_score)
+        rejection_sampling(config, base_model=base, chats=seeds, prompts=tmp_path / "p", tasks=tasks, **out)
+        kept = artifact.read_table(out["sampled_chats"], "chat/1").to_pylist()
+        pairs = artifact.read_table(out["preferences"], "preference/1").to_pylist()
+        score = lambda text: known.verify("echo", text, "ab")[0]  # noqa: E731
+        return [score(row["messages"][1]["content"]) for row in kept], [
+            (score(pair["chosen"]), score(pair["rejected"])) for pair in pairs
+        ]
+
+    assert sampled(1.0) == ([], [])  # an untrained model of 260 tokens says no two letters in order
+    (best,), pairs = sampled(0.1)
+    assert 0.1 <= best < 1.0 and pairs
+    assert all(rejected < 0.1 <= chosen <= best for chosen, rejected in pairs)
 
 
 def test_dpo_widens_the_margin_on_pairs_it_has_not_seen(tuned, tmp_path):
