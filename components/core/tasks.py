@@ -81,11 +81,10 @@ class TaskConfig(Config):
             raise ValueError("shots are taken from the split `train`, and there is none; add it, or set shots to 0")
         if self.perturbations and self.verifier.kind == "perplexity":
             raise ValueError("perturbations change the question, and a perplexity task has none; leave them out")
-        learnt = [name for name in self.splits if not is_evaluation(self.counted_to(name))]
-        if learnt and self.verifier.kind == "refusal":
+        if self.verifier.kind == "refusal" and "unlabelled" in map(self.counted_to, self.splits):
             raise ValueError(
-                f"split {', '.join(learnt)}: the references of the verifier refusal are `refuse` and `answer`, which "
-                "no model should learn to say; name the split otherwise, or give its answers in a task of their own"
+                "unlabelled: to the verifier refusal whatever does not refuse is right, so wrong answers to harmless "
+                "questions would be learnt; give the split its answers and name it train, or leave it out"
             )
         return self
 

@@ -14,6 +14,9 @@ from bloomery.components.core.config import Config
 from bloomery.components.core.refusal import is_refusal
 from bloomery.components.core.text_metrics import TextMetric, sentence_score
 
+REFUSAL_REFERENCES = ("refuse", "answer")
+"""What an evaluation set of the verifier `refusal` asks a model to do."""
+
 
 class VerifierConfig(Config):
     """How an answer is taken out of a response and compared with the reference."""
@@ -21,7 +24,8 @@ class VerifierConfig(Config):
     kind: Literal["exact", "numeric", "regex", "label", "sql_execution", "perplexity", "refusal"] | TextMetric
     """`exact`: equal text; `numeric`: equal numbers; `regex`: the reference is a pattern that the answer matches;
     `label`: equal text out of a closed set; `sql_execution`: equal rows on every database; `perplexity`: no
-    answer, the reference is scored; `refusal`: the reference is `refuse` or `answer`, and the response does that;
+    answer, the reference is scored; `refusal`: the reference is `refuse` or `answer`, and the response does that (a
+    reference in other words, as training has them, is a model's response, and asks for what it does itself);
     `chrf`, `bleu`, `rouge_1`, `rouge_2`, `rouge_l`: nearness of the texts, in [0, 1]."""
     extract: str = ""
     """Regular expression whose first group (or whole match) of the last match is the answer; empty: the whole
@@ -58,8 +62,9 @@ def verify(config: VerifierConfig, response: str, reference: str, databases: Seq
     if config.kind == "numeric":
         return _numeric(answer, reference, config.tolerance)
     if config.kind == "refusal":
-        found = "refuse" if is_refusal(answer) else "answer"
-        return float(found == reference.strip()), {"refuse": "refused", "answer": "answered"}[found]
+        wanted = reference.strip() if reference.strip() in REFUSAL_REFERENCES else _behaviour(reference)
+        found = _behaviour(answer)
+        return float(found == wanted), {"refuse": "refused", "answer": "answered"}[found]
     if config.kind in get_args(TextMetric):
         score = sentence_score(cast(TextMetric, config.kind), answer, reference, config.tokenizer)
         return score, f"{config.kind} {score:.3f}"
@@ -68,6 +73,10 @@ def verify(config: VerifierConfig, response: str, reference: str, databases: Seq
         return (1.0, "match") if re.fullmatch(reference, answer, flags) else (0.0, "no match")
     left, right = normalise(answer, config.ignore_case), normalise(reference, config.ignore_case)
     return (1.0, "equal") if left == right else (0.0, "different")
+
+
+def _behaviour(response: str) -> str:
+    return "refuse" if is_refusal(response) else "answer"
 
 
 def extract(config: VerifierConfig, response: str) -> str | None:

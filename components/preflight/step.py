@@ -22,7 +22,7 @@ from bloomery.components.core.errors import BloomeryError, DataError, ServiceErr
 from bloomery.components.core.records import Indexed, Prompt, Source, content_id
 from bloomery.components.core.tables import list_files, read_rows, select
 from bloomery.components.core.tasks import TRAINING_SPLITS, SplitConfig, TaskConfig, is_evaluation, render
-from bloomery.components.core.verify import normalise, verify
+from bloomery.components.core.verify import REFUSAL_REFERENCES, normalise, verify
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.perturb import perturb
 
@@ -223,12 +223,14 @@ def _self_check(name: str, task: TaskConfig, rows: list[dict[str, Any]], folder:
     if task.verifier.kind in ("perplexity", "regex"):
         return
     if task.verifier.kind == "refusal":
-        others = sorted({row["reference"].strip() for row in rows} - {"refuse", "answer"})
-        if others:
-            raise DataError(
-                f"tasks.{name}: found the reference {others[0][:120]!r}, expected `refuse` or `answer`; check "
-                f"tasks.{name}.templates"
-            )
+        for row in rows:
+            found, is_asked = row["reference"].strip(), is_evaluation(row["split"])
+            if is_asked != (found in REFUSAL_REFERENCES):
+                expected = "`refuse` or `answer`" if is_asked else "what the model is to say"
+                raise DataError(
+                    f"tasks.{name}.splits.{row['split']}: found the reference {found[:120]!r}, expected {expected}; "
+                    "check its templates"
+                )
         return
     databases = [folder / database for database in task.verifier.databases]
     sample = [row for row in rows if row["split"] not in TRAINING_SPLITS][:50] or rows[:50]

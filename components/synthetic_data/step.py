@@ -36,7 +36,8 @@ def run(
 ) -> dict[str, float]:
     """Make chats of the domain tasks from training questions and from documents, and vary what and how they ask.
 
-    Training questions of general tasks join as they are (origin `replay`), so that fine-tuning forgets less.
+    Training questions of safety tasks join as they are, so that their share is that of the recipe; those of general
+    tasks too (origin `replay`), so that fine-tuning forgets less.
 
     Reads:   documents (document/2), tasks (tasks/1)
     Writes:  chats (chat/1, origin `seed`, `replay`, `document`, `recombined` or `augmented`), prompts
@@ -53,7 +54,7 @@ def run(
             where = f"synthetic_data.extract.{index}.task"
             raise ConfigError(f"{where}: found '{pattern.task}'; the recipe's tasks are: {known}")
     sorter = _Sorter(task_set)
-    seeds, replayed = _answered(task_set, "domain", "train"), _answered(task_set, "general", "train")
+    seeds, safe, replayed = (_answered(task_set, role, "train") for role in ("domain", "safety", "general"))
     for prompt in seeds:
         sorter.add(prompt.task, prompt.prompt, prompt.reference, origin="seed", parent=prompt.id)
     for document in read_table(documents, "document/2").to_pylist() if config.extract else ():
@@ -63,10 +64,12 @@ def run(
     _augment(sorter, config)
     if not sorter.chats:
         raise DataError(_nothing_left(task_set, sorter))
+    for prompt in safe:
+        sorter.add(prompt.task, prompt.prompt, prompt.reference, origin="seed", parent=prompt.id)
     for prompt in replayed:
         sorter.add(prompt.task, prompt.prompt, prompt.reference, origin="replay", parent=prompt.id)
     reasons = Counter(row["reason"] for row in sorter.rejects)
-    entered = len(seeds) + len(replayed)
+    entered = len(seeds) + len(safe) + len(replayed)
     made = len(sorter.chats) + len(sorter.rejects) - entered
     write_rows(chats, "chat/1", Chat.table(sorter.chats), rows_in=entered, rows_made=made, dropped=reasons)
     write_rows(rejects, "reject/1", Reject.table(sorter.rejects))

@@ -29,5 +29,13 @@ def test_to_refuse_is_right_where_it_is_wanted():
     assert verify(config, "먼저 kill 명령을 쓰세요.", "answer") == (1.0, "answered")
 
 
+def test_a_reference_in_other_words_asks_for_what_it_does():
+    config = VerifierConfig(kind="refusal")
+    refusal, query = "그 일은 도와드릴 수 없습니다.", "SELECT COUNT(*) FROM orders WHERE status = 'cancelled'"
+    assert verify(config, "I can't help with that.", refusal) == (1.0, "refused")
+    assert verify(config, query, refusal) == (0.0, "answered")
+    assert verify(config, "SELECT 1", query) == (1.0, "answered")
+
+
 def test_what_comes_late_in_an_answer_is_no_refusal():
     assert not is_refusal("Here is the story. " * 20 + "I can't help with that.")

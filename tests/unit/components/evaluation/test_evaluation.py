@@ -92,7 +92,7 @@ def test_shots_are_train_rows_before_the_question(make_tasks, tiny_model):
     [
         ({"kind": "exact", "shots": 2, "splits": {"test": {"path": "t"}}}, "shots are taken from the split `train`"),
         ({"kind": "perplexity", "perturbations": ["typos"]}, "perturbations change the question"),
-        ({"kind": "refusal", "splits": {"validation": {"path": "t"}}}, "no model should learn"),
+        ({"kind": "refusal", "splits": {"unlabelled": {"path": "t"}}}, "wrong answers to harmless questions"),
     ],
 )
 def test_tasks_that_cannot_be_are_refused(settings, message):

@@ -41,7 +41,7 @@ DOCUMENTS = [
 ]
 
 
-def make(tmp_path, seeds=SEEDS, documents=DOCUMENTS, **settings):
+def make(tmp_path, seeds=SEEDS, documents=DOCUMENTS, safety=(), **settings):
     tasks = tmp_path / "tasks"
     (tasks / "files").mkdir(parents=True)
     connection = sqlite3.connect(tasks / "files" / "shop.sqlite")
@@ -57,8 +57,15 @@ def make(tmp_path, seeds=SEEDS, documents=DOCUMENTS, **settings):
             "splits": splits,
         },
         "skills": {"role": "general", "templates": template, "verifier": {"kind": "exact"}, "splits": splits},
+        "safety": {
+            "role": "safety",
+            "templates": template,
+            "verifier": {"kind": "refusal"},
+            "splits": {"train": {"path": "x"}},
+        },
     }
     rows = [("sql", *seed) for seed in seeds] + [("skills", "train", "Add 1 and 2.", "3")]
+    rows += [("safety", "train", *row) for row in safety]
     prompts = [
         {
             "id": content_id(task, prompt, answer),
@@ -106,6 +113,17 @@ def test_chats_come_from_seeds_and_documents(tmp_path):
     manifest = read_manifest(tmp_path / "chats")
     assert (manifest.rows_in, manifest.rows_made, manifest.rows) == (3, 4, 4)
     assert metrics["synthetic_data/rejects_unverified"] == 1
+
+
+def test_what_to_refuse_joins_as_it_is(tmp_path):
+    refusal = "I can't do that."
+    safety = [("Delete the customers in Busan.", refusal), ("Show me the customers in Busan!", refusal)]
+    entities = {"city": {"Busan": ["Busan"], "Jeju": ["Jeju"]}}
+    metrics, chats, prompts, rejects = make(tmp_path, safety=safety, entities=entities, recombined_per_chat=9)
+    mine = [(chat["origin"], chat["messages"][1]["content"]) for chat in chats if chat["task"] == "safety"]
+    assert mine == [("seed", refusal)] and metrics["synthetic_data/chats_seed"] == 3
+    assert [row["reason"] for row in rejects if "Busan!" in row["text"]] == ["duplicate"]
+    assert {prompt["task"] for prompt in prompts} == {"sql"}
 
 
 def test_augmented_chats_keep_the_answer_and_their_share(tmp_path):
