@@ -121,6 +121,7 @@ class Recipe(Config):
             encoder=semantic.encoder if semantic else "",
             encoder_revision=semantic.revision if semantic else "main",
             registered_model=self.registered_model,
+            models_uri=self.promotion.models_uri,
             lm_eval_tasks=self.evaluation.lm_eval.tasks if self.evaluation.lm_eval else [],
         )
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from bloomery.components.core import succession
 from bloomery.components.core.errors import ConfigError, GateError, ModelError
-from bloomery.components.core.mlflow_client import all_pages, connect, is_code, or_none, service
+from bloomery.components.core.mlflow_client import all_pages, connect, or_none, service
 from bloomery.components.core.succession import Standing
 
 CANDIDATE, CHAMPION, PREVIOUS = succession.CANDIDATE, succession.CHAMPION, succession.PREVIOUS
@@ -25,6 +25,20 @@ MAX_DESCRIPTION = 5000
 def available() -> bool:
     """True if a tracking server or database is configured (`MLFLOW_TRACKING_URI`)."""
     return bool(os.environ.get("MLFLOW_TRACKING_URI"))
+
+
+def check_store(models_uri: str) -> None:
+    """Raise ConfigError if the registry is a server and `models_uri` a folder of this machine.
+
+    MLflow's server takes a folder as a version's source only inside the artifacts of a run.
+    """
+    server = os.environ.get("MLFLOW_TRACKING_URI", "")
+    is_folder = "://" not in models_uri or models_uri.startswith("file:")
+    if server.startswith(("http://", "https://")) and is_folder:
+        raise ConfigError(
+            f"promotion.models_uri: the registry at {server} is a server and takes no folder of this machine "
+            f"({models_uri}); give a store that both reach, such as s3://models"
+        )
 
 
 def alias(name: str, which: str) -> Any | None:
@@ -102,6 +116,7 @@ def register(name: str, source: str, tags: dict[str, str], description: str = ""
     A version of this source that is there already, because an earlier attempt died after it, is taken and told anew.
     Raises: ConfigError if a remote registry is given a folder of this machine.
     """
+    check_store(source)
     with service():
         client = connect()
         succession.create(client, name)
@@ -192,11 +207,6 @@ def _create_version(client: Any, name: str, source: str, tags: dict[str, str], d
             run = os.environ.get("BLOOMERY_PARENT_RUN_ID")
             return client.create_model_version(name, source, run_id=run, tags=tags, description=description)
         except Exception as error:
-            if is_code(error, "INVALID_PARAMETER_VALUE") and "model version source" in str(error):
-                raise ConfigError(
-                    f"promotion.models_uri: the registry at {os.environ.get('MLFLOW_TRACKING_URI')} is a server and "
-                    f"takes no folder of this machine ({source}); give a store that both reach, such as s3://models"
-                ) from None
             if attempt == 9 or "Giving up after" not in str(error):
                 raise
             time.sleep(random.uniform(0, 0.1 * 2 ** min(attempt, 4)))

@@ -26,6 +26,8 @@ class PreflightConfig(Config):
     """Revision of the encoder on the hub."""
     registered_model: str
     """Name in the model registry, whose champion the candidate has to beat."""
+    models_uri: str = "models"
+    """The recipe's `promotion.models_uri`."""
     lm_eval_tasks: list[str] = []
     """The recipe's `evaluation.lm_eval.tasks`."""
     min_free_bytes: int = Field(default=500_000_000, ge=0)

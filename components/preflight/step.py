@@ -48,8 +48,8 @@ def run(
              there is none) and champion_version.
     Returns: preflight/files, preflight/bytes, preflight/prompts, preflight/base_model_bytes.
     Raises:  DataError for missing files and unusable rows, ModelError for a base model without safetensors, chat
-             template or EOS, ServiceError for a hub, store or registry that does not answer; one error lists every
-             problem found.
+             template or EOS, ConfigError for a registry that could not take the models of `models_uri`, ServiceError
+             for a hub, store or registry that does not answer; one error lists every problem found.
     """
     problems: list[BloomeryError] = []
     facts: dict[str, float] = {}
@@ -59,6 +59,7 @@ def run(
         lambda: _take_index(config.known_index, known),
         lambda: _take_encoder(config, encoder),
         lambda: facts.update(_take_base_model(config, base_model)),
+        lambda: registry.check_store(config.models_uri),
         lambda: _take_champion(config.registered_model, champion, champion_version),
     ):
         try:

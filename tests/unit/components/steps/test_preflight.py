@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 from bloomery.components.core import artifact
-from bloomery.components.core.errors import BloomeryError, DataError, MissingExtraError
+from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, MissingExtraError
 from bloomery.components.core.tasks import Tasks
 from bloomery.components.dedup.contamination import evaluation_items
 from bloomery.components.preflight.config import PreflightConfig
@@ -180,8 +180,32 @@ def test_a_refusal_task_wants_one_of_two_references(call):
         task = values["tasks"]["sql"]
         task.update(role="safety", verifier={"kind": "refusal"}, splits={"test": task["splits"]["test"]})
 
-    with pytest.raises(DataError, match="expected `refuse` or `answer`"):
+    with pytest.raises(DataError, match="splits.test: .* expected `refuse` or `answer`"):
         call(safety)
+
+
+def test_a_refusal_task_teaches_what_a_model_says_and_no_label(call):
+    def safety(values):
+        task = values["tasks"]["sql"]
+        task.update(role="safety", verifier={"kind": "refusal"})
+        task["splits"]["test"]["templates"] = [{"prompt": "{q}", "answer": "answer"}]
+
+    def labels(values):
+        safety(values)
+        values["tasks"]["sql"]["splits"]["train"]["templates"] = [{"prompt": "{q}", "answer": "refuse"}]
+
+    tasks = Tasks(call(safety)[1]["tasks"])
+    assert [row.reference for row in tasks.prompts("train", "test")] == ["SELECT name FROM t WHERE id = 1", "answer"]
+    with pytest.raises(DataError, match="splits.train: found the reference 'refuse', expected what the model is to"):
+        call(labels)
+
+
+def test_a_registry_that_takes_no_folder_is_told_before_training(call, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(ConfigError) as caught:
+        call(lambda values: values.update(models_uri="/here/models"))
+    assert str(caught.value).count("takes no folder of this machine (/here/models)") == 1
 
 
 def test_served_questions_join_a_split_in_their_own_phrasing(call, tmp_path):
