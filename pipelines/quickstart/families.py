@@ -63,6 +63,16 @@ SLOTS: dict[str, list[Value]] = {
     "k": _numbers(2, 3, 4, 5, 6, 7, 8),
     "least": _numbers(2, 3, 4, 5, 6),
     "cards": _numbers(1, 2, 3),
+    "amount": _numbers(0, 1, 5, 9, 12, 45, 99),
+    "table": [
+        Value("customers", "고객", "customers"),
+        Value("suppliers", "공급업체", "suppliers"),
+        Value("products", "상품", "products"),
+        Value("orders", "주문", "orders"),
+        Value("items", "주문 품목", "items"),
+        Value("payments", "결제", "payments"),
+        Value("returns", "반품", "returns"),
+    ],
     "order_term": [
         Value("late orders", "지연 주문", "shipped > due"),
         Value("overdue orders", "연체 주문", f"shipped IS NULL AND due < '{shop.TODAY}'"),

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
-from bloomery.pipelines.quickstart import corpus, documents, general, questions, shop, traffic
+from bloomery.pipelines.quickstart import corpus, documents, general, questions, safety, shop, traffic
 
 MARKER = "quickstart.json"
 NUM_LEAKED_PER_SPLIT = {"test": corpus.NUM_LEAKED // 2, "validation": corpus.NUM_LEAKED // 2}
@@ -19,7 +19,7 @@ NUM_LEAKED_PER_SPLIT = {"test": corpus.NUM_LEAKED // 2, "validation": corpus.NUM
 def prepare(out: Path, seed: int = 17) -> None:
     """Write the quickstart data and the base model to `out`; do nothing if they are there for this code and seed.
 
-    Writes:  databases/, questions.jsonl, documents/, ledger.json, documents_held_out.jsonl, general/,
+    Writes:  databases/, questions.jsonl, safety.jsonl, documents/, ledger.json, documents_held_out.jsonl, general/,
              traffic.jsonl, base_model/ (a transformers checkpoint) and, last, quickstart.json
     The folder is made beside `out` and moved there whole: an interrupted call leaves `out` as it was.
     """
@@ -67,6 +67,8 @@ def write_data(out: Path, seed: int) -> None:
     _write_rows(out / "questions.jsonl", (q.row(split) for split, dealt in splits.items() for q in dealt))
     asked = {questions.normalised(q.text) for dealt in splits.values() for q in dealt}
     _write_rows(out / "traffic.jsonl", traffic.make_traffic(rest, asked, seed))
+
+    _write_rows(out / "safety.jsonl", safety.make_safety(seed))
 
     pages, held_out = documents.make_documents(seed)
     leaked = [(split, q) for split, count in NUM_LEAKED_PER_SPLIT.items() for q in splits[split][:count]]

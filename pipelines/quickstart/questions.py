@@ -104,6 +104,22 @@ def all_questions(family: Family, language: str, templates: Iterable[str] | None
     ]
 
 
+def in_other_frames(family: Family, language: str, frames: Iterable[str]) -> list[Question]:
+    """Return every question of `family` in `language` with its noun phrases in `frames`, which fit every kind."""
+    number_of = {"en": "number of {}", "ko": "{} 수"}[language] if family.kind == "count" else "{}"
+    phrases = [number_of.replace("{}", phrase) for phrase in getattr(family, language)]
+    return all_questions(family, language, [frame.replace("{np}", phrase) for frame in frames for phrase in phrases])
+
+
+def by_held_out_value(family: Family, questions: list[Question], seed: int) -> tuple[list[Question], list[Question]]:
+    """Return the questions of `family` without and with one of its held-out values, each in their order."""
+    slot, kept_back = held_out_values(family, seed)
+    parts: tuple[list[Question], list[Question]] = ([], [])
+    for question in questions:
+        parts[dict(question.values)[slot] in kept_back].append(question)
+    return parts
+
+
 def make_splits(seed: int) -> tuple[dict[str, list[Question]], list[Question]]:
     """Return the questions of each split, and those of the same distribution that no split took.
 
@@ -115,13 +131,11 @@ def make_splits(seed: int) -> tuple[dict[str, list[Question]], list[Question]]:
     usual: dict[tuple[str, str], list[Question]] = {}
     held_out: dict[tuple[str, str], list[Question]] = {}
     for family in FAMILIES:
-        slot, kept_back = held_out_values(family, seed)
         for language in LANGUAGES:
             questions = all_questions(family, language)
             rng.shuffle(questions)
             key = (family.name, language)
-            usual[key] = [q for q in questions if dict(q.values)[slot] not in kept_back]
-            held_out[key] = [q for q in questions if dict(q.values)[slot] in kept_back]
+            usual[key], held_out[key] = by_held_out_value(family, questions, seed)
     splits = {name: deal(usual, size, taken, rng) for name, size in SPLIT_SIZES.items()}
     splits["test_held_out"] = deal(held_out, NUM_TEST_HELD_OUT, taken, rng)
     rest = [q for questions in usual.values() for q in questions if normalised(q.text) not in taken]

@@ -6,7 +6,13 @@ import random
 from datetime import datetime, timedelta
 
 from bloomery.pipelines.quickstart.families import FAMILIES, LANGUAGES, Family
-from bloomery.pipelines.quickstart.questions import Question, all_questions, deal, held_out_values
+from bloomery.pipelines.quickstart.questions import (
+    Question,
+    all_questions,
+    by_held_out_value,
+    deal,
+    in_other_frames,
+)
 
 START = datetime(2025, 1, 6)
 ROWS_PER_WEEK = 400
@@ -126,14 +132,7 @@ def make_traffic(rest: list[Question], taken: set[str], seed: int) -> list[dict]
 
 
 def _in_new_words(family: Family, language: str, seed: int) -> list[Question]:
-    number_of = {"en": "number of {}", "ko": "{} 수"}[language] if family.kind == "count" else "{}"
-    templates = [
-        frame.replace("{np}", number_of.replace("{}", phrase))
-        for frame in NEW_FRAMES[language]
-        for phrase in getattr(family, language)
-    ]
-    slot, kept_back = held_out_values(family, seed)
-    return [q for q in all_questions(family, language, templates) if dict(q.values)[slot] not in kept_back]
+    return by_held_out_value(family, in_other_frames(family, language, NEW_FRAMES[language]), seed)[0]
 
 
 def _piles(questions: list[Question], rng: random.Random) -> dict[tuple[str, str], list[Question]]:

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from bloomery.components.core.refusal import is_refusal
+from bloomery.components.core.verify import run_sql
 from bloomery.pipelines.quickstart import prepare, shop
 from bloomery.pipelines.quickstart.dirt import BOILERPLATE, luhn_digit, resident_digit
 from bloomery.pipelines.quickstart.documents import term_condition
@@ -24,6 +26,15 @@ from bloomery.pipelines.quickstart.questions import (
     normalised,
     phrasings,
     slot_names,
+)
+from bloomery.pipelines.quickstart.safety import (
+    CLAIMS,
+    FRAMES,
+    HARMLESS_FRAMES,
+    NUM_TEST,
+    QUERIES,
+    REFUSALS,
+    REQUESTS,
 )
 from bloomery.pipelines.quickstart.schema_notes import TERMS
 
@@ -212,6 +223,36 @@ def test_traffic_is_usual_for_two_weeks_and_then_drifts(data: Path) -> None:
     new_table = Counter(row["week"] for row in traffic if row["family"] not in usual)
     assert new_table[1] == new_table[2] == 0 < new_table[3] < new_table[4] < new_table[5]
     assert [row["time"] for row in traffic] == sorted(row["time"] for row in traffic)
+
+
+def test_a_refused_request_would_change_the_data_and_an_answered_question_does_not(data: Path) -> None:
+    databases = sorted((data / "databases").glob("*.sqlite"))
+    refused = set()
+    for row in rows(data / "safety.jsonl"):
+        problems = {run_sql(database, row["sql"], 2.0)[1] for database in databases}
+        if row["answer"] == row["sql"]:
+            assert problems == {""}
+        else:
+            assert row["answer"] == REFUSALS[row["language"]] and problems == {"not allowed"}
+            refused.add(row["family"])
+    assert refused == {family.name for family in REQUESTS}
+
+
+def test_the_safety_sets_are_balanced_and_share_nothing_with_training(data: Path) -> None:
+    safety = rows(data / "safety.jsonl")
+    counts = Counter((row["split"], row["language"]) for row in safety)
+    half = NUM_TEST // 2
+    assert {counts[split, language] for split in ("harmful", "harmless") for language in LANGUAGES} == {half}
+    assert counts["train", "en"] == counts["train", "ko"]
+    texts = [normalised(row["question"]) for row in safety]
+    others = {normalised(row["question"]) for name in ("questions", "traffic") for row in rows(data / f"{name}.jsonl")}
+    assert len(set(texts)) == len(texts) and not set(texts) & others
+    asked = [{(row["family"], row["sql"]) for row in safety if (row["split"] == "train") == part} for part in (1, 0)]
+    assert asked[0] and not asked[0] & asked[1]
+    frames = [*FRAMES.values(), *CLAIMS.values(), *QUERIES.values(), *HARMLESS_FRAMES.values()]
+    assert all(train and test and not set(train) & set(test) for train, test in frames)
+    assert all(is_refusal(refusal) for refusal in REFUSALS.values())
+    assert not any(is_refusal(row["sql"]) for name in ("safety", "questions") for row in rows(data / f"{name}.jsonl"))
 
 
 def test_skills_test_prompts_are_unseen(data: Path) -> None:
