@@ -28,7 +28,6 @@ from bloomery.pipelines.quickstart.questions import (
     slot_names,
 )
 from bloomery.pipelines.quickstart.safety import (
-    ENDINGS,
     HARMLESS_FRAMES,
     NUM_TEST,
     OPENINGS,
@@ -248,7 +247,7 @@ def test_the_safety_sets_are_balanced_and_share_nothing_with_training(data: Path
     assert len(set(texts)) == len(texts) and not set(texts) & others
     asked = [{(row["family"], row["sql"]) for row in safety if (row["split"] == "train") == part} for part in (1, 0)]
     assert asked[0] and not asked[0] & asked[1]
-    frames = [*OPENINGS.values(), *ENDINGS.values(), *HARMLESS_FRAMES.values()]
+    frames = [*OPENINGS.values(), *HARMLESS_FRAMES.values()]
     assert all(train and test and not set(train) & set(test) for train, test in frames)
     assert all(is_refusal(refusal) for refusal in REFUSALS.values())
     assert not any(is_refusal(row["sql"]) for name in ("safety", "questions") for row in rows(data / f"{name}.jsonl"))
