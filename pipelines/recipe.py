@@ -206,6 +206,10 @@ def _spread_seed(values: dict[str, Any]) -> None:
         fields = getattr(field.annotation, "model_fields", {})
         if "seed" in fields and isinstance(values.setdefault(name, {}), dict):
             values[name].setdefault("seed", seed)
+    variants = values.get("quantisation")
+    for variant in variants if isinstance(variants, list) else []:
+        if isinstance(variant, dict) and isinstance(variant.get("qat"), dict):
+            variant["qat"].setdefault("seed", seed)
 
 
 def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:

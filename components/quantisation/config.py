@@ -2,9 +2,11 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, ValidationInfo, field_validator
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.fine_tuning import FineTuningConfig
+from bloomery.components.core.training import AdapterConfig
 
 Scheme = Literal[
     "none",
@@ -25,6 +27,24 @@ Scheme = Literal[
 
 GROUPED = ("int4_weight_only", "mixed_int4", "gptq_int4", "awq_int4")
 """Schemes with one scale for `group_size` weights."""
+
+
+class QatConfig(FineTuningConfig):
+    """Quantisation-aware training: fine-tuning on the training mix while the weights are rounded as the export will
+    round them, and the gradient passes straight through the rounding."""
+
+    learning_rate: float = Field(default=2e-5, gt=0)
+    """Peak learning rate; 2e-5 is that of LLM-QAT (arXiv 2305.17888, run_train.sh) and of torchtune's QAT recipe, both
+    for models of 7 to 8 billion parameters; smaller models take more."""
+    epochs: float = Field(default=1.0, gt=0)
+    """Passes over the training mix; one as in LLM-QAT."""
+
+    @field_validator("adapter")
+    @classmethod
+    def _weights_themselves_are_trained(cls, adapter: AdapterConfig | None) -> AdapterConfig | None:
+        if adapter:
+            raise ValueError("what is rounded is the merged weight, which an adapter is not; remove adapter")
+        return adapter
 
 
 class QuantisationConfig(Config):
@@ -48,6 +68,9 @@ class QuantisationConfig(Config):
     loss_tolerance: float = Field(default=0.1, ge=0)
     """`mixed_int4`: layers are kept in 16 bits, the most sensitive first, until the loss on the calibration chats
     rises by no more than this part of it. Relative, as a fine-tuned model's loss on its own training mix is near 0."""
+    qat: QatConfig | None = None
+    """`int4_weight_only`: fine-tune first, with the rounding in the forward pass, for when rounding alone loses too
+    much; none: round the model as it is."""
     calibration_chats: int = Field(default=128, gt=0)
     """Chats of the training mix that `mixed_int4` and the llm-compressor schemes calibrate on; 128 as GPTQ
     (arXiv 2210.17323, section 4)."""
@@ -58,9 +81,18 @@ class QuantisationConfig(Config):
     Stored in the checkpoint's generation_config.json, which evaluation and `bloomery serve` follow; vLLM is told by
     `--kv-cache-dtype fp8`, llama.cpp by `--cache-type-k` and `--cache-type-v`."""
 
+    @field_validator("qat")
+    @classmethod
+    def _scheme_is_trained(cls, qat: QatConfig | None, info: ValidationInfo) -> QatConfig | None:
+        scheme = info.data.get("scheme", "int4_weight_only")
+        if qat and scheme != "int4_weight_only":
+            raise ValueError(f"quantisation-aware training is for int4_weight_only; remove qat from {scheme}")
+        return qat
+
     @property
     def name(self) -> str:
-        """What the variant is called in stages and tables: the scheme, with its group size where it has one and
-        `kv8` where the cache is quantised."""
+        """What the variant is called in stages and tables: the scheme, with its group size where it has one, `qat`
+        where it is trained for it and `kv8` where the cache is quantised."""
         scheme = f"{self.scheme}_g{self.group_size}" if self.scheme in GROUPED else self.scheme
+        scheme = f"{scheme}_qat" if self.qat else scheme
         return f"{scheme}_kv{self.kv_cache_bits}" if self.kv_cache_bits else scheme

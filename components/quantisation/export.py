@@ -40,8 +40,11 @@ def missing(config: QuantisationConfig) -> str:
     return ""
 
 
-def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) -> dict[str, Any]:
-    """Write `source` to `target` in the scheme of `config`; returns what the scheme tells about itself.
+def export(
+    config: QuantisationConfig, source: Path, chats: Path, target: Path, *, tasks: Path | None = None
+) -> dict[str, Any]:
+    """Write `source` to `target` in the scheme of `config`; returns what the scheme tells about itself. `tasks` is what
+    a variant with `qat` watches its loss on.
 
     Raises: CannotRun, also for what is `missing`.
     """
@@ -53,7 +56,7 @@ def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) 
     elif config.scheme in ("int4_weight_only", "mixed_int4"):
         from bloomery.components.quantisation import int4
 
-        details = int4.export(config, source, chats, target)
+        details = int4.export(config, source, chats, target, tasks=tasks)
     elif config.scheme in APART:
         from transformers import AutoTokenizer
 

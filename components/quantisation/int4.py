@@ -27,12 +27,15 @@ CALIBRATION_TOKENS, CALIBRATION_BATCH = 512, 32
 """Tokens of a calibration chat that are read, and chats read at once."""
 
 
-def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) -> dict[str, Any]:
-    """Write `source` to `target` with its linear layers, and where told its embeddings, in four bits.
+def export(
+    config: QuantisationConfig, source: Path, chats: Path, target: Path, *, tasks: Path | None = None
+) -> dict[str, Any]:
+    """Write `source` to `target` with its linear layers, and where told its embeddings, in four bits; with `qat` it is
+    fine-tuned first, on `chats`, with the loss watched on `tasks`.
 
-    Returns: for `mixed_int4`: loss (of the parent on the calibration chats, nats a token of the assistant),
-             loss_quantised (of what is written), kept (layers left in 16 bits, the most sensitive first), sensitivity
-             (rise of the loss by layer, each quantised alone); else nothing.
+    Returns: with `qat`, what `fine_tune` measures; for `mixed_int4`: loss (of the parent on the calibration chats,
+             nats a token of the assistant), loss_quantised (of what is written), kept (layers left in 16 bits, the
+             most sensitive first), sensitivity (rise of the loss by layer, each quantised alone); else nothing.
     Raises:  CannotRun if the group size does not divide the columns of a layer.
     """
     generator = Generator.load(source)
@@ -44,6 +47,12 @@ def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) 
                 f"{config.group_size}; give a group size that divides them"
             )
     details: dict[str, Any] = {}
+    if config.qat:
+        from bloomery.components.quantisation import qat
+
+        if tasks is None:
+            raise TypeError("a variant with qat is exported with the tasks that its loss is watched on")
+        details = qat.train(config.qat, generator, layers, config.group_size, chats=chats, tasks=tasks)
     if config.scheme == "mixed_int4":
         details = choose_kept(generator, layers, calibration_chats(chats, config.calibration_chats), config)
     write(generator, layers, set(details.get("kept", ())), config, target)
@@ -163,10 +172,17 @@ def scales(weight_NK: Any, group_size: int) -> Any:
 
 
 def rounded(weight_NK: Any, group_size: int) -> Any:
-    """The weights that a loader of the packed ones gets back."""
-    scale_NG1 = scales(weight_NK, group_size)[..., None].float()
-    weight_NGC = weight_NK.float().unflatten(-1, (-1, group_size))
-    return ((weight_NGC / scale_NG1).round().clamp(-8, 7) * scale_NG1).flatten(-2).to(weight_NK.dtype)
+    """The weights that a loader of the packed ones gets back: it multiplies in the 16 bits of the scales."""
+    scale_NG1 = scales(weight_NK, group_size)[..., None]
+    step_NGC = (weight_NK.float().unflatten(-1, (-1, group_size)) / scale_NG1.float()).round().clamp(-8, 7)
+    return (step_NGC.to(scale_NG1.dtype) * scale_NG1).flatten(-2).to(weight_NK.dtype)
+
+
+def in_16_bits(weight: Any) -> Any:
+    """A weight that is not packed, as it is written."""
+    import torch
+
+    return weight.to(torch.bfloat16) if weight.dtype == torch.float32 else weight
 
 
 def write(
@@ -193,9 +209,6 @@ def write(
         )
         state |= {f"{name}.{part}": tensor for part, tensor in packed.items()}
         state[f"{name}.weight_scale"] = scale_NG
-    halves = {
-        name: tensor.to(torch.bfloat16) if tensor.dtype == torch.float32 else tensor for name, tensor in state.items()
-    }
     linear = {name for name, module in generator.model.named_modules() if isinstance(module, torch.nn.Linear)}
     settings = QuantizationConfig(
         config_groups={"group_0": scheme},
@@ -206,7 +219,7 @@ def write(
     generator.model.config.save_pretrained(target)
     generator.model.generation_config.save_pretrained(target)
     generator.tokenizer.save_pretrained(target)
-    stored = {name: tensor.contiguous() for name, tensor in halves.items()}
+    stored = {name: in_16_bits(tensor).contiguous() for name, tensor in state.items()}
     save_file(stored, target / "model.safetensors", {"format": "pt"})
     file = target / "config.json"
     # transformers 5.23 keeps the layers packed unless told, and then fails to initialise packed embeddings.

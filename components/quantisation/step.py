@@ -31,7 +31,8 @@ def run(
 ) -> dict[str, float]:
     """Write `base_model` in the scheme of `config` to `model`, and what a fresh process measured on it.
 
-    `chats`, the training mix, is what schemes that need calibration read; it holds no evaluation question.
+    `chats`, the training mix, is what schemes that need calibration read, and what `qat` trains on; it holds no
+    evaluation question.
     Writes:  model, empty where this machine cannot run the scheme; measurement (measurement.json: scheme, skipped (the
              reason, or ""), details, and what `measure` found: answers and scores by prompt, perplexity, bytes,
              memory, latencies).
@@ -41,7 +42,7 @@ def run(
     """
     found: dict[str, Any] = {"scheme": config.name, "skipped": "", "details": {}}
     try:
-        found["details"] = export(config, base_model, chats, model)
+        found["details"] = export(config, base_model, chats, model, tasks=tasks)
     except CannotRun as reason:
         logger.warning("%s is skipped: %s", config.name, reason)
         found["skipped"] = str(reason)

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import math
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
-from bloomery.components.core import artifact, models, training
+from bloomery.components.core import models
 from bloomery.components.core.artifact import Reads, Writes
-from bloomery.components.core.errors import DataError
-from bloomery.components.core.tasks import Tasks, chat
+from bloomery.components.core.fine_tuning import fine_tune
 from bloomery.components.sft.config import SftConfig
-
-logger = logging.getLogger(__name__)
-
-IGNORED = -100
-"""Label of a token without loss, in torch and in TRL."""
 
 
 def run(
@@ -29,9 +21,6 @@ def run(
 ) -> dict[str, float]:
     """Fine-tune `base_model` on `chats`, watch the loss on the `validation` split of `tasks`, write `model`.
 
-    The `train` rows of perplexity tasks, which have no question, are read whole beside the chats, so that a model that
-    learns to answer does not forget how texts go on.
-
     Returns: sft/loss and sft/validation_loss (nats per trained token), sft/chats, sft/texts, sft/trained_tokens
              (assistant and text tokens of one epoch), sft/too_long (chats left out), sft/best_step (optimiser steps of
              the kept weights).
@@ -39,121 +28,8 @@ def run(
              end a turn;
              DivergedError before a non-finite step is taken.
     """
-    from datasets import Dataset
-    from transformers import set_seed
-    from trl import SFTConfig as Arguments
-    from trl import SFTTrainer
-
-    set_seed(config.seed)
     network, tokenizer = models.load(base_model)
     models.check_template(tokenizer, base_model)
-    rows = [row["messages"] for row in artifact.read_table(chats, "chat/1").to_pylist()]
-    fitting = _fitting(tokenizer, rows, config.max_length)
-    if not fitting:
-        raise DataError(
-            f"sft: none of the {len(rows)} chats fits in sft.max_length = {config.max_length} tokens; raise it"
-        )
-    if len(fitting) < len(rows):
-        logger.warning(
-            "%d of %d chats are longer than %d tokens and left out",
-            len(rows) - len(fitting),
-            len(rows),
-            config.max_length,
-        )
-    known = Tasks(tasks)
-    texts = [row.reference for row in known.prompts("train") if known.is_scored_by_likelihood(row.task)]
-    read = _read_whole(tokenizer, texts, config.max_length)
-    asked = [row for row in known.prompts("validation") if not known.is_scored_by_likelihood(row.task)]
-    watched = _fitting(tokenizer, [chat(row.prompt, row.reference) for row in asked], config.max_length)
-    evaluations = config.num_validations if watched else 0
-
-    best = _Best() if evaluations and config.keep == "best" else None
-    trainer = SFTTrainer(
-        model=network,
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list(fitting + read),
-        eval_dataset=Dataset.from_list(watched) if evaluations else None,
-        peft_config=training.peft_config(config),
-        callbacks=[*training.callbacks(), *([best.callback()] if best else [])],
-        args=Arguments(
-            dataset_kwargs={"skip_prepare_dataset": True},
-            train_sampling_strategy="group_by_length",  # chats are short and uneven: padding was 40 % of a batch
-            **training.arguments(config, num_rows=len(fitting) + len(read), evaluations=evaluations),
-        ),
-    )
-    trainer.optimizer = training.optimizer(config, trainer.model)
-    trainer.train()
-    best_step = best.restore(trainer.model) if best else trainer.state.global_step
-    models.save(model, training.merged(trainer.model), tokenizer)
-    losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    metrics = {
-        "sft/loss": training.final_loss(trainer.state.log_history),
-        "sft/chats": float(len(fitting)),
-        "sft/texts": float(len(read)),
-        "sft/too_long": float(len(rows) - len(fitting)),
-        "sft/trained_tokens": float(sum(label != IGNORED for row in fitting + read for label in row["labels"])),
-        "sft/best_step": float(best_step),
-    }
-    return {**metrics, "sft/validation_loss": min(losses) if best else losses[-1]} if losses else metrics
-
-
-def _fitting(tokenizer: Any, chats: list[list[dict[str, str]]], max_length: int) -> list[dict[str, list[int]]]:
-    """Tokens and labels of the chats of at most `max_length` tokens; the loss is on the assistant's alone."""
-    if not chats:
-        return []
-    encoded = tokenizer.apply_chat_template(chats, return_dict=True, return_assistant_tokens_mask=True)
-    return [
-        {"input_ids": ids, "labels": [token if own else IGNORED for token, own in zip(ids, mask, strict=True)]}
-        for ids, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
-        if len(ids) <= max_length
-    ]
-
-
-def _read_whole(tokenizer: Any, texts: list[str], max_length: int) -> list[dict[str, list[int]]]:
-    """Tokens and labels of the texts as continued pre-training reads them, each to its first `max_length` tokens."""
-    if not texts:
-        return []
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    cut = [[*ids, tokenizer.eos_token_id][:max_length] for ids in encoded]
-    return [{"input_ids": ids, "labels": ids} for ids in cut]
-
-
-class _Best:
-    """Keeps a copy, in memory, of the trainable weights with the lowest validation loss."""
-
-    def __init__(self) -> None:
-        self.loss = math.inf
-        self.step = 0
-        self.weights: dict[str, Any] = {}
-
-    def callback(self) -> Any:
-        from transformers import TrainerCallback
-
-        keeper = self
-
-        class Keep(TrainerCallback):
-            def on_evaluate(
-                self,
-                args: Any,
-                state: Any,
-                control: Any,
-                metrics: dict[str, float] | None = None,
-                model: Any = None,
-                **_: Any,
-            ) -> None:
-                loss = (metrics or {}).get("eval_loss", math.inf)
-                if loss < keeper.loss:
-                    keeper.loss, keeper.step = loss, state.global_step
-                    keeper.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-
-        return Keep()
-
-    def restore(self, model: Any) -> int:
-        """Put the kept weights back; returns the optimiser step that they come from."""
-        import torch
-
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in self.weights:
-                    parameter.copy_(self.weights[name])
-        return self.step
+    network, metrics = fine_tune(config, network, tokenizer, chats=chats, tasks=tasks, where="sft")
+    models.save(model, network, tokenizer)
+    return {f"sft/{name}": value for name, value in metrics.items()}

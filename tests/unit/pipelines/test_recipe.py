@@ -45,6 +45,8 @@ def test_settings_override_and_the_seed_spreads_to_steps_that_set_none(write):
     loaded = recipe.load(write(seed=3), ["dpo.beta=0.5", "sft.seed=9", "promotion.gate.max_forgetting=0.1"])
     assert loaded.dpo.beta == 0.5 and loaded.promotion.gate.max_forgetting == 0.1
     assert (loaded.cpt.seed, loaded.sft.seed, loaded.dedup.seed, loaded.rejection_sampling.seed) == (3, 9, 3, 3)
+    trained = recipe.load(write(seed=3, quantisation=[{"scheme": "int4_weight_only", "qat": {"max_length": 64}}]))
+    assert trained.quantisation[0].qat.seed == 3
 
 
 def test_every_problem_of_a_recipe_is_told_at_once(write):

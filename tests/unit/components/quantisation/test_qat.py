@@ -1,0 +1,105 @@
+"""Quantisation-aware training: what is trained is what is exported, and the gradient passes through the rounding."""
+
+import pytest
+import torch
+
+from bloomery.components.core import artifact, models
+from bloomery.components.core.config import parse
+from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.generation import Generator
+from bloomery.components.core.records import Chat, content_id
+from bloomery.components.core.tasks import chat
+from bloomery.components.quantisation import int4, qat
+from bloomery.components.quantisation.config import QatConfig, QuantisationConfig
+
+PAIRS = [(f"say {word}", word) for word in ("ab", "cd", "ef", "gh")]
+IDS = torch.arange(20)[None]
+LESSONS = {"learning_rate": 1e-2, "epochs": 60, "batch_size": 4, "max_length": 64, "num_validations": 3}
+
+
+@pytest.fixture(autouse=True)
+def no_tracking(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def chats(tmp_path):
+    rows = [
+        {"id": content_id(*pair), "messages": chat(*pair), "task": "echo", "origin": "seed", "parent": ""}
+        for pair in PAIRS
+    ]
+    artifact.write_rows(tmp_path / "chats", "chat/1", Chat.table(rows))
+    return tmp_path / "chats"
+
+
+@pytest.fixture
+def tasks(make_tasks):
+    echo = {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 4}
+    rows = [{"task": "echo", "split": "validation", "prompt": p, "reference": a} for p, a in PAIRS]
+    return make_tasks({"echo": echo}, rows)
+
+
+def variant(**settings):
+    return QuantisationConfig(scheme="int4_weight_only", **settings)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("embeddings", [True, False])
+def test_the_fake_quantised_model_is_the_exported_one(tiny_model, chats, tmp_path, dtype, embeddings):
+    network, tokenizer = models.load(tiny_model, dtype=dtype)
+    models.save(tmp_path / "m", network, tokenizer)
+    int4.export(variant(embeddings=embeddings), tmp_path / "m", chats, tmp_path / "q")
+    exported, _ = models.load(tmp_path / "q")
+    assert exported.dtype == getattr(torch, dtype)
+    layers = int4.quantisable(network.float(), embeddings=embeddings)
+    before = network(IDS).logits
+    with qat.fake_quantised(network, layers, 32):
+        assert torch.equal(network(IDS).logits, exported.float()(IDS).logits)
+        assert torch.equal(network.lm_head.weight, exported.lm_head.weight)  # the head is tied
+    assert torch.equal(network(IDS).logits, before)
+    assert network.lm_head.weight is network.model.embed_tokens.weight
+
+
+def test_the_gradient_passes_straight_through_the_rounding():
+    layer = torch.nn.Linear(8, 1, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[-7.5, 1.2, 2.0, 3.0, 4.0, -5.0, 6.0, 7.4]]))
+    weight, inputs = layer.weight, torch.arange(8.0)[None]
+    with qat.fake_quantised(layer, {"": layer}, 8):
+        out = layer(inputs)
+        out.sum().backward()
+        # The step is 1: -8, 1, 2, 3, 4, -5, 6, 7 are multiplied with 0 to 7, and their gradients are the inputs.
+        assert out.item() == 1 + 4 + 9 + 16 - 25 + 36 + 49
+    assert layer.weight is weight and torch.equal(weight.grad, inputs)
+
+
+def test_a_trained_variant_answers_in_four_bits_and_has_the_loss_that_training_saw(tiny_model, chats, tasks, tmp_path):
+    details = int4.export(variant(qat=LESSONS), tiny_model, chats, tmp_path / "q", tasks=tasks)
+    assert details["trained_tokens"] == 12 and details["validation_loss"] < 0.2
+    generator = Generator.load(tmp_path / "q")
+    answers = generator.generate([prompt for prompt, _ in PAIRS], max_new_tokens=8)
+    assert [answer for (answer,) in answers] == [answer for _, answer in PAIRS]
+    loss = int4._answer_loss(generator.model, int4._batches(generator.tokenizer, [chat(*pair) for pair in PAIRS]))
+    assert loss == pytest.approx(details["validation_loss"], rel=1e-4)
+
+
+def test_equal_training_gives_equal_bytes_and_narrow_models_stay_narrow(tiny_model, chats, tasks, tmp_path):
+    network, tokenizer = models.load(tiny_model, dtype="bfloat16")
+    models.save(tmp_path / "m", network, tokenizer)
+    lessons = {**LESSONS, "epochs": 2, "optimizer": "muon", "keep": "last"}
+    for name in ("a", "b"):
+        int4.export(variant(qat=lessons), tmp_path / "m", chats, tmp_path / name, tasks=tasks)
+        artifact.seal(tmp_path / name, "model/1")
+    assert artifact.read_manifest(tmp_path / "a").digest == artifact.read_manifest(tmp_path / "b").digest
+    trained, _ = models.load(tmp_path / "a")
+    assert trained.dtype == torch.bfloat16
+
+
+def test_a_trained_variant_is_named_and_what_cannot_be_trained_is_told():
+    lessons = {"max_length": 64}
+    assert variant(qat=lessons, group_size=64, kv_cache_bits=8).name == "int4_weight_only_g64_qat_kv8"
+    assert variant(qat=lessons).qat == QatConfig(max_length=64, learning_rate=2e-5, epochs=1)
+    with pytest.raises(ConfigError, match=r"^qat: .*is for int4_weight_only; remove qat from int8_weight_only$"):
+        parse(QuantisationConfig, {"scheme": "int8_weight_only", "qat": lessons})
+    with pytest.raises(ConfigError, match=r"^qat.adapter: .*remove adapter$"):
+        parse(QuantisationConfig, {"scheme": "int4_weight_only", "qat": {**lessons, "adapter": {"rank": 4}}})
