@@ -14,7 +14,7 @@ from bloomery.components.quantisation.config import QatConfig, QuantisationConfi
 
 PAIRS = [(f"say {word}", word) for word in ("ab", "cd", "ef", "gh")]
 IDS = torch.arange(20)[None]
-LESSONS = {"learning_rate": 1e-2, "epochs": 60, "batch_size": 4, "max_length": 64, "num_validations": 3}
+LESSONS = {"learning_rate": 1e-2, "epochs": 60, "batch_size": 4, "max_length": 64, "num_validations": 1}
 
 
 @pytest.fixture(autouse=True)
