@@ -34,9 +34,7 @@ def train(
     network = generator.model.float()
     models.check_template(generator.tokenizer, Path(network.name_or_path))
     with fake_quantised(network, layers, group_size):
-        _, metrics = fine_tune(
-            config, network, generator.tokenizer, chats=chats, tasks=tasks, where="quantisation.qat"
-        )
+        _, metrics = fine_tune(config, network, generator.tokenizer, chats=chats, tasks=tasks, where="quantisation.qat")
     network.eval()
     return metrics
 
