@@ -34,7 +34,8 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
     warnings.filterwarnings("ignore", module="torchao")  # of its own deprecations, which no user can act on
     gguf = next(path.glob("*.gguf"), None)
     weights = {"gguf_file": gguf.name} if gguf else {"use_safetensors": True}
-
+    if gguf:
+        _unpack_q5_0()
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(
@@ -45,6 +46,20 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise ModelError(f"{path}: the checkpoint does not load: {str(error).splitlines()[0][:300]}") from None
     return model.eval(), tokenizer
+
+
+def _unpack_q5_0() -> None:
+    """Let transformers read Q5_0, which llama.cpp writes for Q4_K where a row is no multiple of 256: the reader of 5.23
+    knows the types of either neighbour and not this one."""
+    import torch
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+    from gguf.quants import dequantize
+    from transformers.integrations.gguf import dequant
+
+    kind = GGMLQuantizationType.Q5_0
+    if kind not in dequant.GGML_BLOCK:
+        dequant.GGML_BLOCK[kind] = GGML_QUANT_SIZES[kind]
+        dequant._DEQUANT[kind] = lambda blocks, dtype: torch.from_numpy(dequantize(blocks.numpy(), kind)).to(dtype)
 
 
 def save(path: Path, model: Any, tokenizer: Any) -> artifact.Manifest:

@@ -1,7 +1,7 @@
 """GGUF, the one file that llama.cpp and what is built on it serve: weights, tokenizer and chat template inside.
 
-Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package rounds to Q8_0 and Q4_0; the K-quants
-(Q4_K_M …) are only in llama.cpp's own `llama-quantize`, which the file that is written here in Q8_0 can be given to.
+Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md. The `gguf` package rounds to types with one scale for 32
+weights, k_quants.py to those with scales of scales.
 """
 
 from __future__ import annotations
@@ -14,11 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.components.core import models
+from bloomery.components.quantisation import k_quants
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import CannotRun, calibration_chats
 
 BLOCK = 32
-"""Weights that share a scale in Q8_0 and Q4_0: a row must be a multiple of it."""
+"""Weights that share a scale in Q8_0, Q5_0 and Q4_0: a row must be a multiple of it."""
+FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
+"""What a matrix is written in whose rows are no multiple of 256, as llama-quantize has it."""
 
 
 def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) -> None:
@@ -52,7 +55,7 @@ def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) 
     writer.add_rope_dimension_count(settings.head_dim)
     writer.add_rope_freq_base(rope["rope_theta"])
     writer.add_vocab_size(settings.vocab_size)
-    writer.add_file_type(LlamaFileType[f"MOSTLY_{_kind(config).name}"])
+    writer.add_file_type(LlamaFileType[f"MOSTLY_{config.scheme.removeprefix('gguf_').upper()}"])
     writer.add_quantization_version(2)
     _add_tokenizer(config, writer, tokenizer, settings.vocab_size)
     for name, stored, kind in _tensors(config, network):
@@ -75,10 +78,26 @@ def plain_template(template: str) -> str:
     return re.sub(r"(\{%[-+]?\s*)endgeneration(\s*[-+]?%\})", r"\1endif\2", opened)
 
 
-def _kind(config: QuantisationConfig) -> Any:
-    from gguf import GGMLQuantizationType
+def _kind(config: QuantisationConfig, name: str, columns: int, settings: Any) -> str:
+    """The type of a matrix, by the name that it has in the file.
 
-    return GGMLQuantizationType[config.scheme.removeprefix("gguf_").upper()]
+    Q4_K_M is llama-quantize's mix (github.com/ggml-org/llama.cpp/blob/master/src/llama-quant.cpp,
+    llama_tensor_get_type_impl): Q6_K for the output head, and for attn_v and ffn_down in the first and last eighth of
+    the layers and in every third between them. Its one exception for Llama is not followed: attn_v of the 70B models,
+    in Q5_K there.
+    """
+    kind = config.scheme.removeprefix("gguf_").upper()
+    if kind == "Q4_K_M":
+        head = "token_embd.weight" if settings.tie_word_embeddings else "output.weight"
+        inner = re.fullmatch(r"blk\.(\d+)\.(attn_v|ffn_down)\.weight", name)
+        more_bits = name == head or (inner and _has_more_bits(int(inner[1]), settings.num_hidden_layers))
+        kind = "Q6_K" if more_bits else "Q4_K"
+    return FALLBACK.get(kind, kind) if columns % k_quants.SUPER_BLOCK else kind
+
+
+def _has_more_bits(layer: int, num_layers: int) -> bool:
+    eighth = num_layers // 8
+    return layer < eighth or layer >= 7 * num_layers // 8 or (layer - eighth) % 3 == 2
 
 
 def _tensors(config: QuantisationConfig, network: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -88,21 +107,24 @@ def _tensors(config: QuantisationConfig, network: Any) -> Iterator[tuple[str, An
 
     settings = network.config
     names = get_tensor_name_map(MODEL_ARCH.LLAMA, settings.num_hidden_layers)
+    rounded = {"Q4_K": k_quants.q4_k, "Q6_K": k_quants.q6_k}
     for key, tensor in network.state_dict().items():
         if key == "lm_head.weight" and settings.tie_word_embeddings:
             continue  # llama.cpp takes the embeddings where there is no output.weight
+        name = names.get_name(key, try_suffixes=(".weight", ".bias"))
         weight = tensor.float().numpy()
         if ".q_proj." in key or ".k_proj." in key:
             heads = settings.num_attention_heads if ".q_proj." in key else settings.num_key_value_heads
             # llama.cpp turns neighbouring numbers by RoPE, transformers the halves of a head.
             weight = weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
-        kind = GGMLQuantizationType.F32
+        kind = "F32"
         if weight.ndim == 2:
             outer = key in ("model.embed_tokens.weight", "lm_head.weight")
-            kind = _kind(config) if config.embeddings or not outer else GGMLQuantizationType.F16
+            kind = _kind(config, name, weight.shape[1], settings) if config.embeddings or not outer else "F16"
             if weight.shape[1] % BLOCK:
                 raise CannotRun(f"{config.name}: {key} has rows of {weight.shape[1]}, no multiple of {BLOCK}")
-        yield names.get_name(key, try_suffixes=(".weight", ".bias")), quantize(weight, kind), kind
+        numbered = GGMLQuantizationType[kind]
+        yield name, rounded[kind](weight) if kind in rounded else quantize(weight, numbered), numbered
 
 
 def _add_tokenizer(config: QuantisationConfig, writer: Any, tokenizer: Any, vocab_size: int) -> None:

@@ -33,6 +33,17 @@ def chats(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory):
+    return llama(tmp_path_factory.mktemp("llama") / "model")
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """The same with rows of super-blocks, but for those of ffn_down, and layers enough for a mix."""
+    sizes = {"hidden_size": 256, "intermediate_size": 320, "num_hidden_layers": 8, "initializer_range": 0.05}
+    return llama(tmp_path_factory.mktemp("wide") / "model", **sizes)
+
+
+def llama(folder, **sizes):
     """A Llama with fewer key heads than query heads, an output head of its own, more embeddings than tokens, and a
     byte-level BPE tokenizer that was learned on `PAIRS` and cuts numbers into digits."""
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
@@ -55,26 +66,39 @@ def base(tmp_path_factory):
         tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|eos|>", chat_template=TEMPLATE
     )
     torch.manual_seed(0)
+    settings = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "initializer_range": 0.3,
+        **sizes,
+    }
     settings = LlamaConfig(
         vocab_size=len(fast) + 3,
-        hidden_size=64,
-        intermediate_size=96,
-        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         rope_parameters={"rope_type": "default", "rope_theta": 5000.0},
-        initializer_range=0.3,
         bos_token_id=None,
         eos_token_id=fast.eos_token_id,
         pad_token_id=fast.pad_token_id,
+        **settings,
     )
-    folder = tmp_path_factory.mktemp("llama") / "model"
     models.save(folder, LlamaForCausalLM(settings), fast)
     return folder
 
 
-@pytest.mark.parametrize(("scheme", "bits", "error"), [("gguf_q8_0", 8.5, 0.01), ("gguf_q4_0", 4.5, 0.12)])
-def test_the_file_holds_the_weights_where_transformers_had_them(base, chats, tmp_path, scheme, bits, error):
+@pytest.mark.parametrize(
+    ("model", "scheme", "bits", "error"),
+    [
+        ("base", "gguf_q8_0", 8.5, 0.01),
+        ("base", "gguf_q4_0", 4.5, 0.12),
+        ("base", "gguf_q4_k_m", 5.5, 0.06),
+        ("wide", "gguf_q6_k", 6.5, 0.02),
+        ("wide", "gguf_q4_k_m", 4.5, 0.08),
+    ],
+)
+def test_the_file_holds_the_weights_where_transformers_had_them(request, model, chats, tmp_path, scheme, bits, error):
+    base = request.getfixturevalue(model)
     export(QuantisationConfig(scheme=scheme), base, chats, tmp_path / "m")
     before, _ = models.load(base)
     after, _ = models.load(tmp_path / "m")
@@ -83,6 +107,35 @@ def test_the_file_holds_the_weights_where_transformers_had_them(base, chats, tmp
     assert after.config.rope_parameters["rope_theta"] == 5000.0 and not after.config.tie_word_embeddings
     packed = sum(weight.numel() * bits / 8 for weight in before.state_dict().values() if weight.ndim == 2)
     assert packed < models.num_bytes(tmp_path / "m") < packed * 1.3
+
+
+def types(file):
+    """Type of each matrix in a GGUF by name."""
+    from gguf import GGUFReader
+
+    reader = GGUFReader(file)
+    return {t.name: t.tensor_type.name for t in reader.tensors if len(t.shape) == 2}, reader
+
+
+def test_q4_k_m_is_the_mix_of_llama_quantize(wide, chats, tmp_path):
+    from gguf import LlamaFileType
+
+    export(QuantisationConfig(scheme="gguf_q4_k_m"), wide, chats, tmp_path / "m")
+    found, reader = types(tmp_path / "m/model.gguf")
+    assert reader.fields["general.file_type"].contents() == LlamaFileType.MOSTLY_Q4_K_M
+    assert found.pop("output.weight") == "Q6_K" and found.pop("token_embd.weight") == "Q4_K"
+    for name, kind in found.items():
+        more_bits = name.split(".")[1] in "0367"  # of 8 layers the first, the last, and every third from 3
+        down = {False: "Q5_0", True: "Q8_0"} if "ffn_down" in name else {False: "Q4_K", True: "Q6_K"}
+        assert kind == down[more_bits and ("ffn_down" in name or "attn_v" in name)], name
+
+
+def test_q4_k_m_takes_tied_embeddings_for_the_head(chats, tmp_path):
+    tied = llama(tmp_path / "tied", tie_word_embeddings=True)
+    export(QuantisationConfig(scheme="gguf_q4_k_m"), tied, chats, tmp_path / "m")
+    found, _ = types(tmp_path / "m/model.gguf")
+    assert found["token_embd.weight"] == "Q8_0" and "output.weight" not in found
+    assert [found[f"blk.{layer}.attn_v.weight"] for layer in (0, 1)] == ["Q5_0", "Q8_0"]
 
 
 def test_what_is_loaded_answers_as_its_parent(base, chats, tmp_path):
@@ -112,9 +165,13 @@ def test_the_tokenizer_inside_is_the_one_outside(base, chats, tmp_path):
         assert told[0] == told[1]
 
 
-def test_llama_cpp_reads_and_answers_as_the_checkpoint(base, chats, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "scheme"),
+    [("base", "gguf_q8_0"), ("base", "gguf_q4_k_m"), ("wide", "gguf_q4_k_m"), ("wide", "gguf_q6_k")],
+)
+def test_llama_cpp_reads_and_answers_as_the_checkpoint(request, model, scheme, chats, tmp_path):
     xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp itself: pip install 'bloomery[test]'")
-    export(QuantisationConfig(scheme="gguf_q8_0"), base, chats, tmp_path / "m")
+    export(QuantisationConfig(scheme=scheme), request.getfixturevalue(model), chats, tmp_path / "m")
     settings = xllamacpp.CommonParams()
     settings.model.path = str(tmp_path / "m/model.gguf")
     settings.n_gpu_layers, settings.n_ctx, settings.n_parallel, settings.port = 0, 256, 1, 0
@@ -126,7 +183,7 @@ def test_llama_cpp_reads_and_answers_as_the_checkpoint(base, chats, tmp_path):
         request = urllib.request.Request(server.listening_address + path, json.dumps(question).encode(), headers)
         return json.load(urllib.request.urlopen(request, timeout=60))
 
-    network, tokenizer = models.load(base)
+    network, tokenizer = models.load(tmp_path / "m")
     text = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
     assert ask("/apply-template", messages=QUESTION)["prompt"] == text
     for each in (*PAIRS[0], *PAIRS[1], UNSEEN, text):
@@ -148,9 +205,10 @@ def test_embeddings_stay_in_16_bits_where_told(base, chats, tmp_path):
     assert not torch.equal(after["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
 
 
-def test_equal_exports_have_equal_bytes(base, chats, tmp_path):
+@pytest.mark.parametrize("scheme", ["gguf_q4_0", "gguf_q4_k_m"])
+def test_equal_exports_have_equal_bytes(wide, chats, tmp_path, scheme):
     for again in ("1", "2"):
-        export(QuantisationConfig(scheme="gguf_q4_0"), base, chats, tmp_path / again)
+        export(QuantisationConfig(scheme=scheme), wide, chats, tmp_path / again)
     assert artifact.file_digest(tmp_path / "1/model.gguf") == artifact.file_digest(tmp_path / "2/model.gguf")
 
 
