@@ -50,16 +50,21 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
 
 def _unpack_q5_0() -> None:
     """Let transformers read Q5_0, which llama.cpp writes for Q4_K where a row is no multiple of 256: the reader of 5.23
-    knows the types of either neighbour and not this one."""
+    knows most types, and not this one."""
     import torch
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
     from gguf.quants import dequantize
     from transformers.integrations.gguf import dequant
 
     kind = GGMLQuantizationType.Q5_0
-    if kind not in dequant.GGML_BLOCK:
-        dequant.GGML_BLOCK[kind] = GGML_QUANT_SIZES[kind]
-        dequant._DEQUANT[kind] = lambda blocks, dtype: torch.from_numpy(dequantize(blocks.numpy(), kind)).to(dtype)
+    if kind in dequant.GGML_BLOCK:
+        return
+
+    def unpack(blocks: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        return torch.from_numpy(dequantize(blocks.cpu().numpy(), kind)).to(blocks.device, dtype)
+
+    dequant.GGML_BLOCK[kind] = GGML_QUANT_SIZES[kind]
+    dequant._DEQUANT[kind] = unpack
 
 
 def save(path: Path, model: Any, tokenizer: Any) -> artifact.Manifest:

@@ -38,6 +38,8 @@ TRAINED = (
     "fp8_dynamic",
     "gguf_q8_0",
     "gguf_q4_0",
+    "gguf_q6_k",
+    "gguf_q4_k_m",
 )
 EIGHT_BIT_CACHE = ("none", "int8_weight_only")
 RANDOM = ("int8_weight_only", "float8_weight_only", "int4_weight_only")
