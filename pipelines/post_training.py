@@ -105,7 +105,7 @@ def build(recipe: Recipe) -> Any:
         made = task(synthetic_data_step, "synthetic_data", synthetic_data, documents=unique["kept"], tasks=tasks)
 
         base_results = evaluate("base", base, evaluation_of_rivals)
-        read = task(cpt_step, "cpt", cpt, documents=unique["kept"], base_model=base)["model"]
+        read = task(cpt_step, "cpt", cpt, documents=unique["kept"], base_model=checked["start"])["model"]
         evaluate("cpt", read)
         tuned = task(sft_step, "sft", sft, chats=made["chats"], tasks=tasks, base_model=read)["model"]
         evaluate("sft", tuned)
@@ -146,6 +146,7 @@ def build(recipe: Recipe) -> Any:
             "promotion",
             promotion,
             model=quantised["model"],
+            parent=preferring,
             tasks=tasks,
             curated=curated["documents"],
             unique=unique["kept"],

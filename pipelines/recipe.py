@@ -21,7 +21,7 @@ from bloomery.components.data_curation.config import DataCurationConfig
 from bloomery.components.dedup.config import DedupConfig
 from bloomery.components.dpo.config import DpoConfig
 from bloomery.components.evaluation.config import EvaluationConfig
-from bloomery.components.preflight.config import PreflightConfig
+from bloomery.components.preflight.config import PreflightConfig, StartFrom
 from bloomery.components.promotion.config import PromotionConfig
 from bloomery.components.ptq.config import PtqConfig
 from bloomery.components.quantisation.config import QuantisationConfig
@@ -46,6 +46,10 @@ class Recipe(Config):
     """Checkpoint folder (safetensors, chat template, EOS) or the name of a model on the Hugging Face hub."""
     revision: str = "main"
     """Revision of a hub model; a commit hash makes the run repeatable."""
+    start_from: StartFrom = "base"
+    """Where training starts: the base model, or the champion as it was before quantisation (the base model while there
+    is no champion). The gate compares with the base model either way, so that what is forgotten in many retrainings is
+    counted from the beginning."""
     seed: int = 17
     """Seed of every step that does not set its own."""
     tasks: dict[str, TaskConfig] = Field(min_length=1)
@@ -122,6 +126,8 @@ class Recipe(Config):
             encoder_revision=semantic.revision if semantic else "main",
             registered_model=self.registered_model,
             models_uri=self.promotion.models_uri,
+
+            start_from=self.start_from,
             lm_eval_tasks=self.evaluation.lm_eval.tasks if self.evaluation.lm_eval else [],
         )
 

@@ -18,6 +18,8 @@ from bloomery.components.core.mlflow_client import all_pages, connect, or_none, 
 from bloomery.components.core.succession import Standing
 
 CANDIDATE, CHAMPION, PREVIOUS = succession.CANDIDATE, succession.CHAMPION, succession.PREVIOUS
+PARENT = "parent"
+"""Tag of a version: URI of the checkpoint as it was before quantisation, which training can go on from."""
 MAX_DESCRIPTION = 5000
 """Characters of a description that MLflow's database holds."""
 

@@ -15,6 +15,7 @@ def preflight(
     known: Output[Dataset],
     encoder: Output[Model],
     base_model: Output[Model],
+    start: Output[Model],
     champion: Output[Model],
     champion_version: Output[Artifact],
     metrics: Output[Metrics],
@@ -30,6 +31,7 @@ def preflight(
         "known": known,
         "encoder": encoder,
         "base_model": base_model,
+        "start": start,
         "champion": champion,
         "champion_version": champion_version,
     }

@@ -1,10 +1,14 @@
 """Settings of preflight: everything that a run takes from outside."""
 
+from typing import Literal
+
 from pydantic import Field
 
 from bloomery.components.core.config import Config
 from bloomery.components.core.tables import SourceConfig
 from bloomery.components.core.tasks import TaskConfig
+
+StartFrom = Literal["base", "champion"]
 
 
 class PreflightConfig(Config):
@@ -28,6 +32,9 @@ class PreflightConfig(Config):
     """Name in the model registry, whose champion the candidate has to beat."""
     models_uri: str = "models"
     """The recipe's `promotion.models_uri`."""
+
+    start_from: StartFrom = "base"
+    """The recipe's `start_from`."""
     lm_eval_tasks: list[str] = []
     """The recipe's `evaluation.lm_eval.tasks`."""
     min_free_bytes: int = Field(default=500_000_000, ge=0)

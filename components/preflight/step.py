@@ -18,7 +18,7 @@ from typing import Annotated, Any
 from bloomery.components.core import artifact, lm_eval_tasks, models, registry
 from bloomery.components.core.artifact import Writes
 from bloomery.components.core.config import digest, parameters
-from bloomery.components.core.errors import BloomeryError, DataError, ServiceError
+from bloomery.components.core.errors import BloomeryError, DataError, ModelError, ServiceError
 from bloomery.components.core.records import Indexed, Prompt, Source, content_id
 from bloomery.components.core.tables import list_files, read_rows, select
 from bloomery.components.core.tasks import TRAINING_SPLITS, SplitConfig, TaskConfig, is_evaluation, render
@@ -37,6 +37,7 @@ def run(
     known: Annotated[Path, Writes("index/1")],
     encoder: Annotated[Path, Writes("model/1")],
     base_model: Annotated[Path, Writes("model/1")],
+    start: Annotated[Path, Writes("model/1")],
     champion: Annotated[Path, Writes("model/1")],
     champion_version: Annotated[Path, Writes("registry/1")],
 ) -> dict[str, float]:
@@ -44,8 +45,8 @@ def run(
 
     Writes:  sources (the files to read, with digests), tasks (every question of every task, with the verifiers'
              databases), known (the index of documents that an earlier run kept; empty if there is none), encoder
-             (dedup's; empty if there is none), base_model, champion (the registered champion's checkpoint; empty if
-             there is none) and champion_version.
+             (dedup's; empty if there is none), base_model, start (the checkpoint that training starts from), champion
+             (the registered champion's; empty if there is none) and champion_version.
     Returns: preflight/files, preflight/bytes, preflight/prompts, preflight/base_model_bytes.
     Raises:  DataError for missing files and unusable rows, ModelError for a base model without safetensors, chat
              template or EOS, ConfigError for a registry that could not take the models of `models_uri`, ServiceError
@@ -61,6 +62,8 @@ def run(
         lambda: facts.update(_take_base_model(config, base_model)),
         lambda: registry.check_store(config.models_uri),
         lambda: _take_champion(config.registered_model, champion, champion_version),
+
+        lambda: _take_champion(config, base_model, start, champion, champion_version),
     ):
         try:
             part()
@@ -308,19 +311,44 @@ def _checkpoint(key: str, name: str, revision: str) -> Path:
         raise ServiceError(f"{key}: no folder {name} here, and the hub did not give it: {reason}") from None
 
 
-def _take_champion(name: str, target: Path, version_target: Path) -> None:
-    """The champion's checkpoint, or an empty artifact; and its version, against which a promotion is later compared."""
+def _take_champion(
+    config: PreflightConfig, base_model: Path, start: Path, champion: Path, champion_version: Path
+) -> None:
+    """The champion's checkpoint, or an empty artifact; its version, against which a promotion is later compared; and
+    what training starts from: the champion's parent, or the base model."""
+    name = config.registered_model
     version = registry.alias(name, registry.CHAMPION) if registry.available() else None
-    version_target.mkdir(parents=True, exist_ok=True)
-    facts = {"registered_model": name, "champion_version": str(version.version) if version else None}
-    artifact.write_atomically(version_target / "champion.json", json.dumps(facts))
-    artifact.seal(version_target, "registry/1")
-    target.mkdir(parents=True, exist_ok=True)
+    champion.mkdir(parents=True, exist_ok=True)
     if version is not None:
-        models.fetch(version.source, target)
-        # The model card and MLflow's files beside the weights are not of the checkpoint, whose digest has to stay.
-        listed = {*artifact.read_manifest(target, "model/1").files, artifact.MANIFEST}
-        for file in target.iterdir():
-            if file.is_file() and file.name not in listed:
-                file.unlink()
-    artifact.seal(target, "model/1")
+        _fetch(version.source, champion)
+    artifact.seal(champion, "model/1")
+    started_from = ""
+    if config.start_from == "champion" and version is not None:
+        parent = version.tags.get(registry.PARENT)
+        if parent is None:
+            raise ModelError(
+                f"start_from: version {version.version} of {name}, the champion, was registered without its parent "
+                "before quantisation; train from the base model once (`--set start_from=base`)"
+            )
+        _fetch(parent, start)
+        started_from = str(version.version)
+    elif base_model.is_dir():  # else it is one of the problems that are told
+        artifact.link_tree(base_model, start)
+    facts = {
+        "registered_model": name,
+        "champion_version": str(version.version) if version else None,
+        "started_from": started_from,
+    }
+    champion_version.mkdir(parents=True, exist_ok=True)
+    artifact.write_atomically(champion_version / "champion.json", json.dumps(facts))
+    artifact.seal(champion_version, "registry/1")
+
+
+def _fetch(uri: str, target: Path) -> None:
+    """The registered checkpoint at `uri`, without the model card and MLflow's files beside the weights, which are not
+    of the checkpoint, whose digest has to stay."""
+    models.fetch(uri, target)
+    listed = {*artifact.read_manifest(target, "model/1").files, artifact.MANIFEST}
+    for file in target.iterdir():
+        if file.is_file() and file.name not in listed:
+            file.unlink()

@@ -48,9 +48,11 @@ def write(config: ModelCardConfig, facts: Facts) -> str:
     front = yaml.safe_dump(_front_matter(config, facts, sets), allow_unicode=True, sort_keys=False)
     licence = f"`{config.license}`" if config.license else NOT_STATED.format(key="license")
     base = facts.lineage.get("base_model", "unknown")
+    start = facts.lineage.get("started_from")
+    trained = f"trained further from {start} of this model" if start else "trained further"
     parts = [
         f"---\n{front}---\n\n# {facts.name}\n",
-        f"`{base}`, trained further, quantised as `{facts.variant.get('scheme', 'none')}` and promoted by Bloomery "
+        f"`{base}`, {trained}, quantised as `{facts.variant.get('scheme', 'none')}` and promoted by Bloomery "
         f"{facts.lineage['bloomery']}.\n",
         f"## Intended use\n\n{config.intended_use or NOT_STATED.format(key='intended_use')}\n",
         f"## Limits\n\n{config.limits or NOT_STATED.format(key='limits')}\n",

@@ -11,6 +11,7 @@ def promotion(
     stage: str,
     config: dict,
     model: Input[Model],
+    parent: Input[Model],
     tasks: Input[Dataset],
     curated: Input[Dataset],
     unique: Input[Dataset],
@@ -29,6 +30,7 @@ def promotion(
 
     inputs = {
         "model": model,
+        "parent": parent,
         "tasks": tasks,
         "curated": curated,
         "unique": unique,

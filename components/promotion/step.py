@@ -23,6 +23,7 @@ def run(
     config: PromotionConfig,
     *,
     model: Annotated[Path, Reads("model/1")],
+    parent: Annotated[Path, Reads("model/1")],
     tasks: Annotated[Path, Reads("tasks/1")],
     curated: Annotated[Path, Reads("document/2")],
     unique: Annotated[Path, Reads("document/2")],
@@ -38,7 +39,8 @@ def run(
     passes.
 
     A candidate whose content is that of the champion is the champion: nothing is registered twice. One that another
-    promotion overtook since the champion was read stays registered without alias, and is rejected.
+    promotion overtook since the champion was read stays registered without alias, and is rejected. `parent`, the
+    candidate before quantisation, is published beside it: a later training can start from it.
     Writes:  verdict (verdict.json: status, reason, model name, version and aliases, digest of the judgement, every leg
              as in `gate`).
     Returns: promotion/promoted (1 or 0), promotion/legs, promotion/legs_passed.
@@ -73,6 +75,9 @@ def run(
         reason = f"all {len(legs)} legs passed"
         if registry.available():
             lineage = _lineage(model, manifests, base_results, tasks) | {"verdict_digest": judgement["digest"]}
+            lineage[registry.PARENT] = models.publish(parent, config.models_uri)
+            if named["started_from"]:
+                lineage["started_from"] = f"version {named['started_from']}"
             text = card.write(
                 config.model_card,
                 card.Facts(name, lineage, known, results, legs, **manifests, variant=variant, num_bytes=num_bytes),

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -47,7 +48,9 @@ def promote(tmp_path, tiny_model, make_tasks, monkeypatch):
     def go(model, champion, version, candidate_rows, champion_rows, **gate):
         named = tmp_path / f"version-{next(calls)}"
         named.mkdir()
-        (named / "champion.json").write_text(json.dumps({"registered_model": "shop", "champion_version": version}))
+        (named / "champion.json").write_text(
+            json.dumps({"registered_model": "shop", "champion_version": version, "started_from": version or ""})
+        )
         artifact.seal(named, "registry/1")
         verdict = tmp_path / f"verdict-{next(calls)}"
         metrics = run(
@@ -57,6 +60,7 @@ def promote(tmp_path, tiny_model, make_tasks, monkeypatch):
                 model_card=ModelCardConfig(license="apache-2.0", intended_use="Questions about the shop."),
             ),
             model=model,
+            parent=tmp_path / "other",
             tasks=tasks,
             curated=tmp_path / "curated",
             unique=tmp_path / "unique",
@@ -106,6 +110,9 @@ def test_a_candidate_is_promoted_once_and_a_weaker_one_refused(promote, models):
     assert str(registry.alias("shop", registry.PREVIOUS).version) == "1"
     change = registry.audit("shop")[0]
     assert (change["from"], change["to"], change["kind"]) == ("1", "2", "promote")
+    tags = registry.versions("shop")[0]["tags"]
+    assert artifact.read_manifest(Path(tags[registry.PARENT])).digest == artifact.read_manifest(other).digest
+    assert tags["started_from"] == "version 1"
     assert change["verdict"] == second["digest"] and "legs passed" in change["why"] and "@" in change["who"]
 
 

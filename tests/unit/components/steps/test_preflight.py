@@ -6,12 +6,15 @@ import pytest
 
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, MissingExtraError
+
+from bloomery.components.core import artifact, models, registry
+from bloomery.components.core.errors import BloomeryError, DataError, MissingExtraError, ModelError
 from bloomery.components.core.tasks import Tasks
 from bloomery.components.dedup.contamination import evaluation_items
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.step import run
 
-OUTPUTS = ("sources", "tasks", "known", "encoder", "base_model", "champion", "champion_version")
+OUTPUTS = ("sources", "tasks", "known", "encoder", "base_model", "start", "champion", "champion_version")
 
 
 @pytest.fixture
@@ -247,3 +250,35 @@ def test_perturbed_questions_are_looked_for_in_documents_too(call):
 def test_a_recipe_with_tasks_of_lm_eval_ends_here_without_the_extra(call):
     with pytest.raises(MissingExtraError, match=r"pip install 'bloomery\[lm-eval\]'"):
         call(lambda values: values.update(lm_eval_tasks=["kmmlu"]))
+
+
+def test_training_starts_from_the_champion_as_it_was_before_quantisation(call, tiny_model, tmp_path, monkeypatch):
+    def digest_of(path):
+        return artifact.read_manifest(path, "model/1").digest
+
+    _, out = call(lambda values: values.update(start_from="champion"))
+    assert digest_of(out["start"]) == digest_of(out["base_model"])  # no champion yet
+
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    parent, quantised = (shutil.copytree(tiny_model, tmp_path / name) for name in ("parent", "quantised"))
+    for path in (parent, quantised):
+        (path / "note.txt").write_text(path.name)
+        artifact.seal(path, "model/1")
+    published = models.publish(parent, str(tmp_path / "models"))
+    version = registry.register("m", str(quantised), {registry.PARENT: published})
+    registry.promote("m", version, expected_champion=None, why="a test")
+    for start_from, version_started_from in (("base", ""), ("champion", "1")):
+        shutil.rmtree(tmp_path / "out")
+        _, out = call(lambda values, name=start_from: values.update(start_from=name))
+        assert digest_of(out["champion"]) == digest_of(quantised)
+        assert digest_of(out["start"]) == digest_of(parent if start_from == "champion" else out["base_model"])
+        told = json.loads((out["champion_version"] / "champion.json").read_text())
+        assert (told["champion_version"], told["started_from"]) == ("1", version_started_from)
+
+
+def test_a_champion_without_a_parent_cannot_be_started_from(call, tiny_model, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
+    artifact.seal(tiny_model, "model/1")
+    registry.promote("m", registry.register("m", str(tiny_model), {}), expected_champion=None, why="a test")
+    with pytest.raises(ModelError, match="version 1 of m, the champion, was registered without its parent"):
+        call(lambda values: values.update(start_from="champion"))
