@@ -19,7 +19,7 @@ import yaml
 from bloomery.components.core import errors
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ServiceError
-from bloomery.pipelines import keys
+from bloomery.pipelines import fork_server, keys
 from bloomery.pipelines import recipe as recipes
 from bloomery.pipelines.progress import Journal
 from bloomery.pipelines.recipe import Recipe
@@ -171,7 +171,7 @@ def _execute(recipe: Recipe, run_dir: Path) -> None:
     local.init(
         runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(run_dir / "pipeline"), raise_on_error=True
     )
-    with _quiet(run_dir / "pipeline.log"):
+    with _quiet(run_dir / "pipeline.log"), fork_server.running():
         build(recipe)()
 
 
