@@ -1,4 +1,4 @@
-"""The whole chain through the command line, on a tiny real model: promoted, reused, resumed, refused."""
+"""The whole chain through the command line, on a tiny real model: promoted, reused, resumed, refused, retrained."""
 
 import json
 import os
@@ -7,10 +7,13 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+import requests
 import yaml
+from service import Service
 
 BLOOMERY = str(Path(sys.executable).parent / "bloomery")
 REUSED_ALWAYS = {"preflight", "promotion"}
@@ -173,6 +176,82 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_model(project, first, tmp_p
     assert {"data_curation", "dedup", "synthetic_data", "cpt"} <= set(resumed["cached_steps"])
     assert "sft" not in resumed["cached_steps"]
     assert digest_of(project, resumed, "ptq", "model") == digest_of(project, first, "ptq", "model")
+
+
+@pytest.fixture
+def served(project, first, tmp_path):
+    """A server of the champion, whose recipe watches what it is asked; (server, its workdir)."""
+    recipe = yaml.safe_load((project / "recipe.yaml").read_text())
+    question = '{path: "{drifted}", share: SHARE, MORE templates: [{prompt: "{prompt}", answer: "{label}"}]}'
+    joined = question.replace("SHARE", "[0.0, 0.6]").replace("MORE", "joins: train,")
+    recipe["monitoring"] = {
+        "reference_rows": 80,
+        "window_rows": 60,
+        "policy": {"min_rows": 40, "consecutive_windows": 1},
+        "settings": [
+            "start_from=champion",
+            f"tasks.colour.splits.served={joined}",
+            "tasks.colour.splits.test_served=" + question.replace("SHARE", "[0.6, 1.0]").replace("MORE", 'group: "",'),
+        ],
+    }
+    recipe["serving"] = {"flush_seconds": 0.2}
+    (project / "watched.yaml").write_text(yaml.safe_dump(recipe))
+    shutil.copytree(project / "w", tmp_path / "w")
+    server = Service(project, "watched.yaml", str(tmp_path / "w"))
+    yield server, tmp_path / "w"
+    server.stop()
+
+
+def test_drift_starts_one_retraining_and_the_server_answers_with_its_model(project, first, served):
+    server, workdir = served
+    things = [f"{a} {b}" for a in ("cup", "hat", "sock", "door", "lamp", "chair", "bag") for b in range(20, 40)]
+    usual = [(f"colour of {thing}?", "red") for thing in things]
+    new = [(f"tell me please how heavy the {thing} is", "much") for thing in things]
+
+    def share_right(questions):
+        with ThreadPoolExecutor(8) as pool:
+            answered = list(pool.map(lambda question: server.ask(question[0]).json(), questions))
+        for answer, (_, label) in zip(answered, questions, strict=True):
+            told = requests.post(f"{server.url}/v1/feedback", json={"id": answer["id"], "label": label}, timeout=10)
+            assert told.ok, told.text
+        texts = [answer["choices"][0]["message"]["content"].strip() for answer in answered]
+        return sum(text == label for text, (_, label) in zip(texts, questions, strict=True)) / len(questions)
+
+    def wait(done, seconds):
+        end = time.monotonic() + seconds
+        while not done():
+            assert time.monotonic() < end
+            time.sleep(0.1)
+
+    assert share_right(usual[:80]) == 1.0
+    assert share_right(usual[80:100] + new[:40]) == pytest.approx(1 / 3)
+    wait(lambda: server.health()["log"]["written"] >= 2 * 140, 30)
+
+    def check(_):
+        arguments = ("watched.yaml", "--workdir", str(workdir), "--log", server.log, "--json")
+        result = bloomery(project, "monitor", "check", *arguments)
+        assert result.returncode == 0, result.stderr
+        return json.loads(result.stdout.rstrip("\n").split("\n")[-1])
+
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(check, range(3)))
+    assert [one["started_now"] for one in found].count(True) == 1, found
+    assert all(one["action"] == "retrain" for one in found)
+    before = len(list((project / "w" / "runs").iterdir()))
+
+    def ended():
+        return len([*workdir.glob("runs/*/summary.json")]) > before
+
+    wait(ended, 600)
+    run = json.loads(max(workdir.glob("runs/*/summary.json")).read_text())
+    assert run["status"] == "promoted", run["reason"]
+    assert len(list((workdir / "runs").iterdir())) == before + 1
+    wait(lambda: server.health()["version"] == "2", 60)
+    assert share_right(new[40:80]) > 0.9
+    assert share_right(usual[100:140]) > 0.9
+    assert not check(None)["started_now"]
+    told = json.loads(bloomery(project, "models", "list", "--workdir", str(workdir), "--json").stdout)
+    assert told[0]["version"] == "2" and told[0]["tags"]["started_from"] == "version 1"
 
 
 def test_the_registry_commands_tell_and_turn_back(project, first):

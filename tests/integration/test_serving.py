@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
-import socket
-import subprocess
-import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,6 +12,7 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
+from service import Service
 
 from bloomery.components.core import models
 from bloomery.components.core.errors import ConfigError
@@ -25,55 +21,7 @@ from bloomery.monitoring.prediction_log import Reading
 from bloomery.monitoring.serving import serve
 from bloomery.monitoring.serving_config import ServingConfig
 
-BLOOMERY = str(Path(sys.executable).parent / "bloomery")
 PROMPTS = ["How many orders?", "주문은 몇 건이야?", "x", "List the customers of Busan by name, please."]
-
-
-class Service:
-    """A running server and its registry."""
-
-    def __init__(self, folder: Path) -> None:
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        self.log = str(folder / "w" / "predictions")
-        self.output = folder / f"serve-{port}.log"
-        settings = ("poll_seconds=0.3", "max_batch=8", "max_waiting=32")
-        values = [part for setting in settings for part in ("--set", f"serving.{setting}")]
-        env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}
-        with self.output.open("wb") as output:
-            self.process = subprocess.Popen(
-                [BLOOMERY, "serve", "recipe.yaml", "--workdir", "w", "--port", str(port), *values],
-                cwd=folder,
-                stdout=output,
-                stderr=output,
-                env=env,
-            )
-        while self.process.poll() is None:
-            try:
-                requests.get(f"{self.url}/health", timeout=1)
-                return
-            except requests.RequestException:
-                time.sleep(0.1)
-        raise AssertionError(self.output.read_text())
-
-    def ask(self, prompt: str, **fields) -> requests.Response:
-        body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": 16, **fields}
-        return requests.post(f"{self.url}/v1/chat/completions", json=body, timeout=60, stream=fields.get("stream"))
-
-    def answer(self, prompt: str, **fields) -> str:
-        response = self.ask(prompt, **fields)
-        assert response.status_code == 200, response.text
-        return response.json()["choices"][0]["message"]["content"]
-
-    def health(self) -> dict:
-        return requests.get(f"{self.url}/health", timeout=10).json()
-
-    def stop(self) -> None:
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(60) == 0, self.output.read_text()
-        assert "Traceback" not in self.output.read_text()
 
 
 @pytest.fixture(scope="module")
