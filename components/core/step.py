@@ -34,7 +34,8 @@ tracebacks of errors that are raised as well."""
 
 
 def configure_logging(level: str | None = None) -> None:
-    """Plain lines on stderr, or JSON lines where `LOG_FORMAT=json`; called by entry points only."""
+    """Plain lines on stderr, or JSON lines where `LOG_FORMAT=json`, and MLflow's telemetry off; called by entry points
+    only."""
     chosen = level or os.environ.get("LOG_LEVEL", "INFO")
     handler = logging.StreamHandler(sys.stderr)
     if os.environ.get("LOG_FORMAT") == "json":
@@ -43,6 +44,9 @@ def configure_logging(level: str | None = None) -> None:
         handler.setFormatter(logging.Formatter("%(levelname).1s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("bloomery").setLevel(chosen)
+    # A run tells nobody what it does; and the thread that would tell reads the environment for its address while a run
+    # writes to it, which ends the process now and then (glibc, getenv beside setenv).
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
     if chosen != "DEBUG":
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # it sets up its own logger when it is imported
         for chatty in CHATTY:
