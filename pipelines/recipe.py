@@ -126,7 +126,6 @@ class Recipe(Config):
             encoder_revision=semantic.revision if semantic else "main",
             registered_model=self.registered_model,
             models_uri=self.promotion.models_uri,
-
             start_from=self.start_from,
             lm_eval_tasks=self.evaluation.lm_eval.tasks if self.evaluation.lm_eval else [],
         )

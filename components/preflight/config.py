@@ -32,7 +32,6 @@ class PreflightConfig(Config):
     """Name in the model registry, whose champion the candidate has to beat."""
     models_uri: str = "models"
     """The recipe's `promotion.models_uri`."""
-
     start_from: StartFrom = "base"
     """The recipe's `start_from`."""
     lm_eval_tasks: list[str] = []

@@ -61,8 +61,6 @@ def run(
         lambda: _take_encoder(config, encoder),
         lambda: facts.update(_take_base_model(config, base_model)),
         lambda: registry.check_store(config.models_uri),
-        lambda: _take_champion(config.registered_model, champion, champion_version),
-
         lambda: _take_champion(config, base_model, start, champion, champion_version),
     ):
         try:

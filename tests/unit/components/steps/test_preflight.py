@@ -4,11 +4,8 @@ import shutil
 
 import pytest
 
-from bloomery.components.core import artifact
-from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, MissingExtraError
-
 from bloomery.components.core import artifact, models, registry
-from bloomery.components.core.errors import BloomeryError, DataError, MissingExtraError, ModelError
+from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, MissingExtraError, ModelError
 from bloomery.components.core.tasks import Tasks
 from bloomery.components.dedup.contamination import evaluation_items
 from bloomery.components.preflight.config import PreflightConfig
