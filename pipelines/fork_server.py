@@ -2,13 +2,15 @@
 
 Importing torch, transformers and MLflow takes 7 CPU seconds, and a run has some twenty tasks. kfp.local starts a task
 by the `python3` of its command, for which it takes `sys.executable`; within `running` that is a script that asks the
-server to fork and to go on as the task: with its arguments, environment, working directory and streams, in a process
-of its own, which ends as it would have ended. Nothing of a task comes back into the server.
+server to fork and to go on as the task: with its arguments, environment, working directory and output, in a process of
+its own, which ends as it would have ended. Nothing of a task comes back into the server.
 """
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import importlib
 import json
 import os
@@ -20,8 +22,9 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from multiprocessing import get_context
+from multiprocessing.context import ForkProcess
 from pathlib import Path
-from typing import NamedTuple
 
 PRELOADED = (
     "kfp.dsl.executor_main",
@@ -42,30 +45,11 @@ import json, os, socket, sys
 asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
 with socket.socket(socket.AF_UNIX) as server:
     server.connect({address!r})
-    socket.send_fds(server, [len(asked).to_bytes(8, "little")], [0, 1, 2])
+    socket.send_fds(server, [len(asked).to_bytes(8, "little")], [1, 2])
     server.sendall(asked)
     ended = server.recv(1)
 sys.exit(ended[0] if ended else 1)
 """
-
-
-class Task(NamedTuple):
-    """What a forked process is to go on as."""
-
-    arguments: list[str]
-    """As after `python3`: `-m module …`."""
-    folder: str
-    environment: dict[str, str]
-
-    def run(self) -> None:
-        """Be the task."""
-        os.environ.clear()
-        os.environ.update(self.environment)
-        os.chdir(self.folder)
-        flag, module, *sys.argv[1:] = self.arguments
-        if flag != "-m":
-            raise ValueError(f"expected `-m module`, found {self.arguments[:2]}")
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
 
 
 @contextlib.contextmanager
@@ -94,48 +78,61 @@ def running() -> Iterator[None]:
             server.communicate()  # its stdin is closed, by which it ends
 
 
-def serve(listener: socket.socket) -> Task | None:
-    """Fork for everyone who asks, until stdin is closed; returns the task in a forked process, None in the server."""
+def serve(listener: socket.socket) -> None:
+    """Fork for everyone who asks, and tell him how it ended, until stdin is closed."""
     waiting = list(PRELOADED)
+    asking: dict[int, tuple[ForkProcess, socket.socket]] = {}
     while True:
-        ready, _, _ = select.select([listener, sys.stdin], [], [], 0 if waiting else None)
+        ready, _, _ = select.select([listener, sys.stdin, *asking], [], [], 0 if waiting else None)
         if sys.stdin in ready:
-            return None
-        if listener in ready:
-            connection, _ = listener.accept()
-            with connection:
-                if (task := _forked(connection)) is not None:
-                    return task
-        elif waiting:
+            return
+        if not ready:
             importlib.import_module(waiting.pop(0))
             if "torch" in sys.modules and sys.modules["torch"].version.cuda:
                 waiting.clear()  # a driver that an import has woken cannot be used by a fork
+        for sentinel in asking.keys() & {*ready}:
+            process, connection = asking.pop(sentinel)
+            process.join()
+            code = process.exitcode or 0
+            with connection, contextlib.suppress(BrokenPipeError):  # who asked may have been killed
+                connection.sendall(bytes([code if code >= 0 else 128 - code]))  # as a shell tells of a signal
+        if listener in ready:
+            connection, _ = listener.accept()
+            process = _forked(connection)
+            asking[process.sentinel] = process, connection
 
 
-def _forked(connection: socket.socket) -> Task | None:
-    """The task that was asked for, in its own process; None in the server."""
-    size, streams, _, _ = socket.recv_fds(connection, 8, 3)
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass  # those who told how earlier tasks ended
+def _forked(connection: socket.socket) -> ForkProcess:
+    """The process of the task that is asked for."""
     # A lock that another thread of Python held would never be opened in the fork.
     assert threading.active_count() == 1, threading.enumerate()
-    if os.fork():
-        for stream in streams:
-            os.close(stream)
-        return None
+    size, streams, _, _ = socket.recv_fds(connection, 8, 2)
     asked = connection.recv(int.from_bytes(size, "little"), socket.MSG_WAITALL)
-    if task := os.fork():
-        ended = os.waitstatus_to_exitcode(os.waitpid(task, 0)[1])
-        connection.sendall(bytes([ended if ended >= 0 else 128 - ended]))  # as a shell tells of a signal
-        os._exit(0)
-    for place, stream in enumerate(streams):
+    gc.freeze()  # a collection in the fork would write to, and so copy, every page of what is shared
+    process = get_context("fork").Process(target=_run, args=(streams, *json.loads(asked)))
+    process.start()
+    for stream in streams:
+        os.close(stream)
+    return process
+
+
+def _run(streams: list[int], arguments: list[str], folder: str, environment: dict[str, str]) -> None:
+    """Be `python3` with `arguments`. The process then ends without taking its modules apart, which, with each page
+    copied, takes longer than importing them."""
+    for place, stream in enumerate(streams, start=1):
         os.dup2(stream, place)
         os.close(stream)
-    return Task(*json.loads(asked))
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(folder)
+    flag, module, *sys.argv[1:] = arguments
+    if flag != "-m":
+        raise ValueError(f"expected `-m module`, found {arguments[:2]}")
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()  # multiprocessing leaves them out
 
 
 if __name__ == "__main__":
-    found = serve(socket.socket(fileno=int(sys.argv[1])))
-    if found is not None:
-        found.run()
+    serve(socket.socket(fileno=int(sys.argv[1])))

@@ -13,8 +13,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tasks are forke
 
 PYTHON = sys.executable
 PROGRAM = """
-import os, sys, threading
-print(sys.argv[1:], os.environ["TOLD"], os.getcwd(), sys.stdin.read(), len(os.listdir("/proc/self/task")))
+import atexit, os, sys
+print(sys.argv[1:], os.environ["TOLD"], os.getcwd(), len(os.listdir("/proc/self/task")))
+atexit.register(print, "at last")
 print("to stderr", file=sys.stderr)
 if sys.argv[1] == "killed":
     os.kill(os.getpid(), 9)
@@ -27,12 +28,10 @@ def ask(tmp_path, monkeypatch):
     (tmp_path / "told_what.py").write_text(PROGRAM)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
-    def go(argument, **options):
+    def go(argument):
         command = [sys.executable, "-m", "told_what", argument]
         environment = {**os.environ, "TOLD": "here"}
-        return subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, input="in", env=environment, **options
-        )
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
 
     return go
 
@@ -43,7 +42,7 @@ def test_a_forked_task_is_a_process_like_another(ask, tmp_path):
         assert sys.executable != PYTHON
         forked = ask("3")
     assert plain.returncode == forked.returncode == 3
-    assert forked.stdout == plain.stdout == f"['3'] here {tmp_path} in 1\n"
+    assert forked.stdout == plain.stdout == f"['3'] here {tmp_path} 1\nat last\n"
     assert forked.stderr == plain.stderr == "to stderr\n"
 
 
