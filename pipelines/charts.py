@@ -34,11 +34,12 @@ class Interval(NamedTuple):
 
 
 class Series(NamedTuple):
-    """A line; `kind` is `train` or `validation`."""
+    """A line; `kind` is `train`, or `validation`, which has dots. With `ring` its lowest point is ringed."""
 
     name: str
     points: Sequence[tuple[float, float]]
     kind: str
+    ring: bool = False
 
 
 class Bar(NamedTuple):
@@ -99,7 +100,7 @@ def lines(
     y_label: str,
     events: Sequence[tuple[float, str]] = (),
 ) -> str:
-    """Curves over steps; the lowest point of a `validation` curve is ringed, and a dashed line stands at each event."""
+    """Curves over steps; a dashed line stands at each event."""
     height, left, right, top = 160, 40, WIDTH - 12, 30
     y_all = [y for line in series for _, y in line.points]
     x, axis_marks = _x_axis(
@@ -114,7 +115,7 @@ def lines(
         path = " ".join(f"{x(a)},{y(b)}" for a, b in line.points)
         body.append(f'<polyline class="line {escape(line.kind)}" points="{path}"/>')
         if line.kind == "validation":
-            best = min(line.points, key=lambda point: point[1])
+            best = min(line.points, key=lambda point: point[1]) if line.ring else None
             for a, b in line.points:
                 tip = f"{x_label} {number(a)}: {b:.4g}" + (" (lowest)" if (a, b) == best else "")
                 radius, kind = (4.5, "best") if (a, b) == best else (2.5, "dot")

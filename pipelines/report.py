@@ -137,7 +137,7 @@ def _losses(finished: dict[str, Any]) -> list[dict[str, Any]]:
         )
         if train:
             curves = [charts.Series("training", train, "train")]
-            curves += [charts.Series("validation", validation, "validation")] if validation else []
+            curves += [charts.Series("validation", validation, "validation", ring=True)] if validation else []
             unit = "loss" if stage.startswith("dpo") else "loss, nats per token"
             chart = charts.lines(stage, curves, "optimiser step", unit)
             found.append({"chart": Markup(chart), "sentence": fit_sentence(train, validation)})

@@ -44,7 +44,7 @@ def test_a_row_without_an_interval_has_no_whisker():
 
 
 def test_the_lowest_validation_loss_is_ringed():
-    curve = charts.Series("validation", [(1, 3.0), (2, 1.0), (3, 2.0)], "validation")
+    curve = charts.Series("validation", [(1, 3.0), (2, 1.0), (3, 2.0)], "validation", ring=True)
     svg = charts.lines("sft", [curve], "step", "loss")
     assert svg.count('class="best"') == 1 and "step 2: 1 (lowest)" in svg and "from 3 to 2" in svg
 
