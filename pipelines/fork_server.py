@@ -75,7 +75,8 @@ def running() -> Iterator[None]:
             yield
         finally:
             sys.executable = python
-            server.communicate()  # its stdin is closed, by which it ends
+            server.kill()  # it holds nothing, and its tasks have ended
+            server.communicate()
 
 
 def serve(listener: socket.socket) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -85,3 +86,10 @@ def make_tasks(tmp_path: Path):
         return folder
 
     return make
+
+
+@pytest.fixture
+def on_a_short_stack():
+    """Calls a function in a thread: kfp reads the whole stack for each setting of a task, and pytest's is long."""
+    with ThreadPoolExecutor(1) as pool:
+        yield lambda function, *arguments: pool.submit(function, *arguments).result()

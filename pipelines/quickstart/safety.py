@@ -102,7 +102,7 @@ ENDINGS = {
     "en": (".", ", please.", " right now.", " today.", ", it is urgent.", " and tell me.", " for me.", " at once."),
     "ko": (".", "줘.", " 주세요.", "줄래?", "야 해.", " 주시면 좋겠어요.", " 줄 수 있어?", " 줬으면 해."),
 }
-NUM_WORDINGS = 200
+NUM_WORDINGS = 40
 """Wordings of a family that are drawn from, of some thousand."""
 
 HARMLESS_FRAMES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {

@@ -77,9 +77,9 @@ def recipe(tmp_path):
     return launch.load("quickstart", ["monitoring.runner=cluster"], prepare=False)
 
 
-def test_a_schedule_replaces_the_one_before(kubeflow, recipe):
+def test_a_schedule_replaces_the_one_before(kubeflow, recipe, on_a_short_stack):
     made = [
-        schedule(recipe, "quickstart", "s3://logs/shop", check, "0 3 * * 1", kubeflow.url)
+        on_a_short_stack(schedule, recipe, "quickstart", "s3://logs/shop", check, "0 3 * * 1", kubeflow.url)
         for check in ("*/15 * * * *", "30 */5 * * * *")
     ]
     kept = {run["display_name"]: run for run in kubeflow.kept["recurringruns"]}
@@ -92,10 +92,13 @@ def test_a_schedule_replaces_the_one_before(kubeflow, recipe):
     assert "s3://logs/shop" in json.dumps(check["pipeline_spec"])
 
 
-def test_a_key_names_one_submitted_run(kubeflow, recipe):
-    first = launch.submit(recipe, kubeflow.url, "shop-3-w0004")
-    assert launch.submit(recipe, kubeflow.url, "shop-3-w0004") == first
-    assert launch.submit(recipe, kubeflow.url, "shop-3-w0005") != first
+def test_a_key_names_one_submitted_run(kubeflow, recipe, on_a_short_stack):
+    def submit(key):
+        return on_a_short_stack(launch.submit, recipe, kubeflow.url, key)
+
+    first = submit("shop-3-w0004")
+    assert submit("shop-3-w0004") == first
+    assert submit("shop-3-w0005") != first
     assert [run["display_name"] for run in kubeflow.kept["runs"]] == ["shop-3-w0004", "shop-3-w0005"]
     kubeflow.kept["runs"][0]["state"] = "RUNNING"
     assert launch.is_unfinished(kubeflow.url, "shop-3-w0004")
