@@ -1,9 +1,9 @@
 """The tasks of a run on this machine as forks of one process that has imported what they need.
 
-Importing torch, transformers and MLflow takes 7 CPU seconds, and a run has some twenty tasks. kfp.local starts a task
-by the `python3` of its command, for which it takes `sys.executable`; within `running` that is a script that asks the
-server to fork and to go on as the task: with its arguments, environment, working directory and output, in a process of
-its own, which ends as it would have ended. Nothing of a task comes back into the server.
+Importing torch, transformers, TRL and MLflow takes 10 CPU seconds, and a run has some twenty tasks. kfp.local starts a
+task by the `python3` of its command, for which it takes `sys.executable`; within `running` that is a script that asks
+the server to fork and to go on as the task: with its arguments, environment, working directory and output, in a process
+of its own, which ends as it would have ended. Nothing of a task comes back into the server.
 """
 
 from __future__ import annotations
@@ -28,13 +28,15 @@ from pathlib import Path
 
 PRELOADED = (
     "kfp.dsl.executor_main",
-    "mlflow",
     "bloomery.components.core.records",
+    "mlflow.store.tracking.sqlalchemy_store",
     "torch",
+    "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
-    "transformers.models.auto.tokenization_auto",
-    "transformers.generation",
-    "trl",
+    "transformers.models.llama.modeling_llama",
+    "trl.trainer.sft_trainer",
+    "trl.trainer.dpo_trainer",
+    "sklearn.metrics",
 )
 """In the order in which the tasks of a run come to need them. Imported one by one between two tasks, so that nobody
 waits for what he does not need."""
