@@ -104,6 +104,8 @@ def _head(
     facts = [("Run", run_dir.name), ("Bloomery", version), ("Hardware", _hardware())]
     if events:
         facts.insert(1, ("Started", f"{datetime.fromtimestamp(events[0]['time'], UTC):%Y-%m-%d %H:%M} UTC"))
+    if start := gate.get("started_from"):
+        facts.append(("Training", f"went on from version {start}, the champion, as it was before quantisation"))
     recipe, status = summary.get("recipe") or {}, summary["status"]
     told = {"promoted": "The gate let it pass", "rejected": "The gate refused it"}.get(status, status)
     reason = gate["missing"] or f"{told}: {gate['reason']}."

@@ -42,7 +42,7 @@ def run(
     promotion overtook since the champion was read stays registered without alias, and is rejected. `parent`, the
     candidate before quantisation, is published beside it: a later training can start from it.
     Writes:  verdict (verdict.json: status, reason, model name, version and aliases, digest of the judgement, every leg
-             as in `gate`).
+             as in `gate`, and the version that training went on from, or "").
     Returns: promotion/promoted (1 or 0), promotion/legs, promotion/legs_passed.
     Raises:  ServiceError if the registry or the store does not answer, ConfigError if they cannot be used together.
     """
@@ -89,7 +89,7 @@ def run(
                 status, reason, aliases = "rejected", str(overtaken), []
     logger.info("%s: %s", status, reason)
     registered = {"name": name, "version": version, "aliases": aliases} if version else None
-    told = {"status": status, "reason": reason, **judgement, "model": registered}
+    told = {"status": status, "reason": reason, **judgement, "model": registered, "started_from": named["started_from"]}
     verdict.mkdir(parents=True, exist_ok=True)
     artifact.write_atomically(verdict / "verdict.json", json.dumps(told, indent=1, ensure_ascii=False))
     artifact.seal(verdict, "verdict/1")

@@ -275,6 +275,7 @@ class Made:
             "reason": reason,
             "candidate_digest": "ab" * 32,
             "champion_version": "3",
+            "started_from": "3",
             "legs": legs,
         }
         self.finish(

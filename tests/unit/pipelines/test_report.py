@@ -87,6 +87,7 @@ def test_the_head_says_what_came_out(promoted):
     head = _told(promoted.split("</header>")[0].split("<header>")[1])
     assert "✓ promoted" in head and "shop-assistant v4" in head and "all 2 legs passed" in head
     assert "4 min 47 s" in head and f"Bloomery {artifact.version()}" in head and "CPUs" in head
+    assert "went on from version 3" in head
 
 
 def test_scores_stand_in_the_order_of_training(promoted):
