@@ -33,9 +33,9 @@ REFINED, RETRAINED = 0.04, 0.2
 Another pass of preference optimisation over a model changes 2.4 to 4.0 % (three pairs of stages), a whole training
 from the base with other settings or data 16 to 28 % (21 pairs of runs of seven kinds, without one that failed)."""
 CONTINUED = 0.091
-"""Two trainings that went on from the champion (`start_from`; the quickstart's, on drifted questions, judged by 762 and
-769 prompts with the new ones) took 43 of 1,400 right answers away and gave 279. One that takes as many away and is three
-points better differs on this share."""
+"""Two trainings that went on from the champion (`start_from`; the quickstart's, on drifted questions, judged by 762
+and 769 prompts with the new ones) took 43 of 1,400 right answers away and gave 279. One that takes as many away and is
+three points better differs on this share."""
 FLIPS = 0.01
 """Share of the prompts whose answer changes when they are answered again in other batches."""
 TRUE_POINTS = 0.03
