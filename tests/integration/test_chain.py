@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,9 +12,8 @@ from pathlib import Path
 import pytest
 import requests
 import yaml
-from service import Service
+from service import BLOOMERY, Service
 
-BLOOMERY = str(Path(sys.executable).parent / "bloomery")
 REUSED_ALWAYS = {"preflight", "promotion"}
 
 

@@ -6,10 +6,10 @@ import urllib.request
 
 import pytest
 import torch
+from chats import write_chats
 
 from bloomery.components.core import artifact, models
 from bloomery.components.core.generation import Generator
-from bloomery.components.core.records import Chat, content_id
 from bloomery.components.core.tasks import chat
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import CannotRun, export
@@ -22,13 +22,7 @@ QUESTION = chat("안녕? It's 2 o'clock")
 
 @pytest.fixture(scope="module")
 def chats(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("chats") / "chats"
-    rows = [
-        {"id": content_id(*pair), "messages": chat(*pair), "task": "echo", "origin": "seed", "parent": ""}
-        for pair in PAIRS
-    ]
-    artifact.write_rows(folder, "chat/1", Chat.table(rows))
-    return folder
+    return write_chats(tmp_path_factory.mktemp("chats") / "chats", PAIRS)
 
 
 @pytest.fixture(scope="module")

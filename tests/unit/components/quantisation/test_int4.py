@@ -4,11 +4,10 @@ import json
 
 import pytest
 import torch
+from chats import write_chats
 
-from bloomery.components.core import artifact, models
+from bloomery.components.core import models
 from bloomery.components.core.generation import Generator
-from bloomery.components.core.records import Chat, content_id
-from bloomery.components.core.tasks import chat
 from bloomery.components.quantisation import int4
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import CannotRun, calibration_chats
@@ -16,13 +15,7 @@ from bloomery.components.quantisation.export import CannotRun, calibration_chats
 
 @pytest.fixture
 def chats(tmp_path):
-    pairs = [(f"say {word}", word) for word in ("ab", "cd", "ef")]
-    rows = [
-        {"id": content_id(*pair), "messages": chat(*pair), "task": "echo", "origin": "seed", "parent": ""}
-        for pair in pairs
-    ]
-    artifact.write_rows(tmp_path / "chats", "chat/1", Chat.table(rows))
-    return tmp_path / "chats"
+    return write_chats(tmp_path / "chats", [(f"say {word}", word) for word in ("ab", "cd", "ef")])
 
 
 def test_a_group_on_the_grid_comes_back_exactly():

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
+from chats import write_chats
 
 from bloomery.components.core import artifact, models
 from bloomery.components.core.config import parse
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.generation import Generator
-from bloomery.components.core.records import Chat, content_id
 from bloomery.components.core.tasks import chat
 from bloomery.components.quantisation import int4, qat
 from bloomery.components.quantisation.config import QatConfig, QuantisationConfig
@@ -24,12 +24,7 @@ def no_tracking(monkeypatch):
 
 @pytest.fixture
 def chats(tmp_path):
-    rows = [
-        {"id": content_id(*pair), "messages": chat(*pair), "task": "echo", "origin": "seed", "parent": ""}
-        for pair in PAIRS
-    ]
-    artifact.write_rows(tmp_path / "chats", "chat/1", Chat.table(rows))
-    return tmp_path / "chats"
+    return write_chats(tmp_path / "chats", PAIRS)
 
 
 @pytest.fixture

@@ -4,11 +4,10 @@ import json
 import sys
 
 import pytest
+from chats import write_chats
 
 from bloomery.components.core import artifact, models
 from bloomery.components.core.errors import DataError, ModelError
-from bloomery.components.core.records import Chat, content_id
-from bloomery.components.core.tasks import chat
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import CannotRun, export, installed
 from bloomery.components.quantisation.step import measured_apart, run
@@ -34,12 +33,7 @@ def tasks(make_tasks):
 
 @pytest.fixture
 def chats(tmp_path):
-    rows = [
-        {"id": content_id(*pair), "messages": chat(*pair), "task": "echo", "origin": "seed", "parent": ""}
-        for pair in PAIRS
-    ]
-    artifact.write_rows(tmp_path / "chats", "chat/1", Chat.table(rows))
-    return tmp_path / "chats"
+    return write_chats(tmp_path / "chats", PAIRS)
 
 
 def measured(folder):

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from chats import write_chats
 
 from bloomery.components.core import artifact, models
 from bloomery.components.core.errors import DataError, DivergedError
 from bloomery.components.core.generation import Generator
-from bloomery.components.core.records import Chat, Document, Preference, Prompt, content_id
+from bloomery.components.core.records import Document, Preference, Prompt, content_id
 from bloomery.components.core.tasks import Tasks, chat
 from bloomery.components.cpt.config import CptConfig
 from bloomery.components.cpt.step import run as cpt
@@ -33,15 +34,6 @@ def base(tiny_model):
     return tiny_model
 
 
-def chats(path, pairs):
-    rows = [
-        {"id": content_id(*pair), "messages": chat(*pair), "task": "echo", "origin": "seed", "parent": ""}
-        for pair in pairs
-    ]
-    artifact.write_rows(path, "chat/1", Chat.table(rows))
-    return path
-
-
 PAIRS = [(f"say {word}", word) for word in ("ab", "cd", "ef", "gh")]
 
 
@@ -54,7 +46,8 @@ def tasks(make_tasks):
 @pytest.fixture
 def tuned(base, tasks, tmp_path):
     config = SftConfig(learning_rate=1e-2, epochs=60, batch_size=4, max_length=64, num_validations=3)
-    metrics = sft(config, chats=chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=base, model=tmp_path / "tuned")
+    learnt = write_chats(tmp_path / "c", PAIRS)
+    metrics = sft(config, chats=learnt, tasks=tasks, base_model=base, model=tmp_path / "tuned")
     return tmp_path / "tuned", metrics
 
 
@@ -76,14 +69,14 @@ def test_sft_with_an_adapter_writes_a_plain_merged_checkpoint(base, tasks, tmp_p
         adapter={"kind": "dora", "rank": 2},
         num_validations=1,
     )
-    sft(config, chats=chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=base, model=tmp_path / "m")
+    sft(config, chats=write_chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=base, model=tmp_path / "m")
     models.check(tmp_path / "m")
     network, _ = models.load(tmp_path / "m")
     assert not any("lora" in name for name, _ in network.named_parameters())
 
 
 def test_sft_counts_what_is_too_long_and_refuses_when_nothing_fits(base, tasks, tmp_path):
-    long = chats(tmp_path / "c", [*PAIRS, ("x" * 100, "y")])
+    long = write_chats(tmp_path / "c", [*PAIRS, ("x" * 100, "y")])
     config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
     assert sft(config, chats=long, tasks=tasks, base_model=base, model=tmp_path / "m")["sft/too_long"] == 1
     with pytest.raises(DataError, match="none of the 5 chats fits in sft.max_length = 4"):
@@ -95,7 +88,7 @@ def test_sft_reads_the_texts_of_perplexity_tasks_whole(base, make_tasks, tmp_pat
     text = "the town lies by a river"
     tasks = make_tasks(texts, [{"task": "plain", "split": "train", "prompt": "", "reference": text}])
     config = SftConfig(learning_rate=1e-2, epochs=60, batch_size=8, max_length=64, num_validations=0)
-    metrics = sft(config, chats=chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=base, model=tmp_path / "m")
+    metrics = sft(config, chats=write_chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=base, model=tmp_path / "m")
     _, tokenizer = models.load(base)
     # Every token of the text and its end, beside two letters and EOS in each of four answers.
     assert metrics["sft/texts"] == 1
@@ -106,7 +99,7 @@ def test_sft_reads_the_texts_of_perplexity_tasks_whole(base, make_tasks, tmp_pat
 
 def test_the_same_seed_gives_the_same_weights(base, tasks, tmp_path):
     config = SftConfig(learning_rate=1e-3, epochs=3, batch_size=2, max_length=64, num_validations=0)
-    source = chats(tmp_path / "c", PAIRS)
+    source = write_chats(tmp_path / "c", PAIRS)
     for name in ("a", "b"):
         sft(config, chats=source, tasks=tasks, base_model=base, model=tmp_path / name)
     assert artifact.read_manifest(tmp_path / "a").digest == artifact.read_manifest(tmp_path / "b").digest
@@ -122,7 +115,7 @@ def test_a_diverging_run_stops_before_the_weights_are_spoilt(base, tasks, tmp_pa
     models.save(broken, network, tokenizer)
     config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
     with pytest.raises(DivergedError, match="not finite at optimiser step 1"):
-        sft(config, chats=chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=broken, model=tmp_path / "m")
+        sft(config, chats=write_chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=broken, model=tmp_path / "m")
     assert not (tmp_path / "m").exists()
 
 
@@ -156,7 +149,7 @@ def test_rejection_sampling_keeps_right_answers_and_pairs_them_with_wrong_ones(t
         for row in rows
     ]
     artifact.write_rows(tmp_path / "p", "prompt/1", Prompt.table(prompts))
-    seeds = chats(tmp_path / "s", [("say ab", "ab")])
+    seeds = write_chats(tmp_path / "s", [("say ab", "ab")])
     out = {name: tmp_path / "rs" / name for name in ("sampled_chats", "preferences", "rejects")}
     metrics = rejection_sampling(
         RejectionSamplingConfig(num_samples=16, temperature=1.5),
@@ -185,7 +178,7 @@ def test_an_answer_of_min_score_is_right_and_the_best_is_kept(base, make_tasks, 
     tasks = make_tasks(task, [row])
     prompt = {"id": content_id("x"), "group": "", **row}
     artifact.write_rows(tmp_path / "p", "prompt/1", Prompt.table([prompt]))
-    seeds = chats(tmp_path / "s", [])
+    seeds = write_chats(tmp_path / "s", [])
     known = Tasks(tasks)
 
     def sampled(min_score):
