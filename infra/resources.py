@@ -6,13 +6,14 @@ cluster. Retries are not ignored there: a local run sets `retries: 0`, for a fai
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import ConfigError
-from bloomery.infra import images, secrets
+from bloomery.infra import images, secrets, surroundings
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -115,6 +116,7 @@ def place(task: PipelineTask, step_name: str, resources: ResourcesConfig) -> Pip
     Returns the task. Raises: ConfigError for an unknown step, which would run silently on the wrong nodes.
     """
     from kfp import kubernetes
+    from kubernetes.utils import parse_quantity
 
     if step_name not in STEPS:
         raise ConfigError(f"place: unknown step '{step_name}'; known: {', '.join(STEPS)}")
@@ -122,6 +124,8 @@ def place(task: PipelineTask, step_name: str, resources: ResourcesConfig) -> Pip
     accelerators = resources.accelerators_of(step_name)
     cpu, memory = own.cpu or resources.cpu, own.memory or resources.memory
     task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
+    for name, value in surroundings.of(math.ceil(parse_quantity(cpu))).items():
+        task.set_env_variable(name, value)
     task.set_container_image(resources.image or (images.GPU_IMAGE if accelerators else images.CPU_IMAGE))
     for label, value in (resources.node_pool if accelerators else resources.cpu_pool).items():
         kubernetes.add_node_selector(task, label, value)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated
 
 import typer
 
+from bloomery.infra import surroundings
 from bloomery.pipelines.cli_models import with_registry
 from bloomery.pipelines.cli_options import WORKDIR, RecipeArgument, SetOption, WorkdirOption
 
@@ -36,9 +35,7 @@ def serve(
     from bloomery.pipelines import launch
 
     loaded = launch.load(recipe, set, prepare=False)
-    missing = {name: value for name, value in launch.SURROUNDINGS.items() if name not in os.environ}
-    if missing:  # read by the C library when a program starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **missing})
+    surroundings.enter()
     from bloomery.monitoring.serving import serve as run
 
     target = log or str(workdir / "predictions")

@@ -19,26 +19,13 @@ import yaml
 from bloomery.components.core import errors
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ServiceError
+from bloomery.infra import surroundings
 from bloomery.pipelines import fork_server, keys
 from bloomery.pipelines import recipe as recipes
 from bloomery.pipelines.progress import Journal
 from bloomery.pipelines.recipe import Recipe
 
 logger = logging.getLogger(__name__)
-
-SURROUNDINGS = {
-    "GOMP_SPINCOUNT": "20000",
-    "MALLOC_ARENA_MAX": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**30),
-    "MALLOC_TRIM_THRESHOLD_": str(2**34),
-    "MALLOC_TOP_PAD_": str(2**28),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
-"""glibc keeps and reuses memory instead of giving it back after every tensor: on a virtual machine, where a page fault
-is dear, greedy decoding of 160 prompts by a 1 M parameter model took 15 instead of 230 ms a token (2 cores). Threads
-that wait spin briefly and then sleep: alone on the machine that trains as fast as endless spinning (10,800 against
-11,400 tokens/s; sleeping at once 8,700), and beside another program, spinning fell to 1,400."""
-
 
 def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool) -> Recipe:
     """Load a recipe; one that uses `${quickstart}` gets the folder of the demo domain, which `prepare` makes on
@@ -212,7 +199,7 @@ def tracking_uri(workdir: Path) -> str:
 def _environment(workdir: Path, run_dir: Path) -> Iterator[None]:
     """The variables that steps find their surroundings by; restored afterwards."""
     values = {
-        **{name: value for name, value in SURROUNDINGS.items() if name not in os.environ},
+        **surroundings.missing(),
         "BLOOMERY_STORE": str(workdir / "store"),
         "BLOOMERY_JOURNAL": str(run_dir / "journal.jsonl"),
         "MLFLOW_TRACKING_URI": tracking_uri(workdir),

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from bloomery.components.core import artifact, provenance
 from bloomery.components.core.errors import DataError
+from bloomery.components.core.parallel import num_cores
 from bloomery.pipelines import charts, data_section, run_outputs, variants_section
 from bloomery.pipelines.charts import duration, number, percent, size
 from bloomery.pipelines.run_outputs import Output
@@ -120,7 +121,7 @@ def _head(
 
 
 def _hardware() -> str:
-    cpus = os.cpu_count()
+    cpus = num_cores()
     threads = os.environ.get("OMP_NUM_THREADS") or cpus
     return f"{cpus} CPUs, {threads} torch threads, {platform.platform()}, Python {platform.python_version()}"
 

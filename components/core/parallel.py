@@ -67,8 +67,10 @@ def _call(item: Any) -> Any:
 
 
 def num_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: those it is bound to, or the share of them that its container is given."""
+    import joblib
+
+    return joblib.cpu_count()
 
 
 def _in_turn(

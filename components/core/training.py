@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import tempfile
 import time
 from typing import Any, Literal
@@ -67,7 +66,6 @@ def arguments(config: TrainingConfig, *, num_rows: int, evaluations: int, **extr
     """
     import torch
 
-    torch.set_num_threads(os.cpu_count() or 1)
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Nobody reads memory before writing it; filling it took 45 % of a training step on two cores.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]

@@ -20,6 +20,7 @@ from bloomery.components.core.generation import Generator
 from bloomery.components.core.tasks import Tasks
 from bloomery.components.evaluation.config import EvaluationConfig
 from bloomery.components.evaluation.step import answer
+from bloomery.infra import surroundings
 
 
 def one_at_a_time(generator: Generator, tasks: Tasks, rows: list[dict], config: EvaluationConfig) -> list[str]:
@@ -82,4 +83,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    surroundings.enter()
     main()

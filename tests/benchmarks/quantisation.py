@@ -21,8 +21,9 @@ from bloomery.components.core.records import Prompt, content_id
 from bloomery.components.core.statistics import Z95
 from bloomery.components.ptq.config import PtqConfig
 from bloomery.components.ptq.step import run as ptq
-from bloomery.components.quantisation.config import QuantisationConfig
+from bloomery.components.quantisation.config import QatConfig, QuantisationConfig
 from bloomery.components.quantisation.step import run as quantisation
+from bloomery.infra import surroundings
 
 TRAINED = (
     "int8_weight_only",
@@ -42,6 +43,7 @@ TRAINED = (
     "gguf_q4_k_m",
 )
 EIGHT_BIT_CACHE = ("none", "int8_weight_only")
+QAT = {"optimizer": "muon", "learning_rate": 2e-4, "batch_size": 16, "max_length": 192}
 RANDOM = ("int8_weight_only", "float8_weight_only", "int4_weight_only")
 INT8, INT4, DROP = 1.9, 3.3, 0.01
 KEPT = (
@@ -72,7 +74,8 @@ def main() -> int:
         found["random_95m"] = table(*random_model(work / "random"), plain(RANDOM), work / "r")
         if len(sys.argv) > 1:
             cached = [QuantisationConfig(scheme=scheme, kv_cache_bits=8) for scheme in EIGHT_BIT_CACHE]
-            found["trained"] = table(*map(Path, sys.argv[1:4]), [*plain(TRAINED), *cached], work / "t")
+            trained = QuantisationConfig(scheme="int4_weight_only", qat=QatConfig.model_validate(QAT))
+            found["trained"] = table(*map(Path, sys.argv[1:4]), [*plain(TRAINED), *cached, trained], work / "t")
     target = Path(__file__).with_suffix(".json")
     target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     ratios = {row["scheme"]: row["ratio_to_16_bits"] for row in found["random_95m"] if not row["skipped"]}
@@ -190,4 +193,5 @@ def random_model(folder: Path) -> tuple[Path, Path, Path]:
 
 
 if __name__ == "__main__":
+    surroundings.enter()
     sys.exit(main())

@@ -27,7 +27,7 @@ from pathlib import Path
 
 import requests
 
-from bloomery.pipelines.launch import SURROUNDINGS
+from bloomery.infra import surroundings
 
 CLIENTS = 32
 MAX_TOKENS = 64
@@ -91,7 +91,7 @@ def running(checkpoint: Path, folder: Path) -> Iterator[tuple[str, int]]:
     url = f"http://127.0.0.1:{port}"
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(folder / "log"), str(port)],
-        env={**os.environ, **SURROUNDINGS, "MLFLOW_TRACKING_URI": registry},
+        env={**os.environ, **surroundings.missing(), "MLFLOW_TRACKING_URI": registry},
     )
     try:
         while process.poll() is None:

@@ -5,6 +5,7 @@ from kfp import compiler, dsl, local
 
 from bloomery.components.core.config import parse
 from bloomery.components.core.errors import ConfigError
+from bloomery.infra import surroundings
 from bloomery.infra.images import CPU_IMAGE, GPU_IMAGE
 from bloomery.infra.resources import ResourcesConfig, place
 
@@ -69,6 +70,14 @@ def test_a_cpu_step_stays_on_the_cpu_pool(tmp_path):
     assert containers["dedup"]["resources"]["resourceMemoryLimit"] == "64Gi"
     assert containers["dedup"]["resources"]["resourceCpuRequest"] == "16"
     assert containers["ptq"]["resources"]["resourceMemoryLimit"] == "8Gi"
+
+
+@pytest.mark.parametrize(("cpu", "threads"), [("16", "16"), ("1500m", "2"), ("0.5", "1")])
+def test_as_many_threads_as_the_task_has_cores_and_not_the_node(tmp_path, cpu, threads):
+    containers, _, _ = compiled(ResourcesConfig(cpu=cpu), tmp_path, "sft")
+    environment = {pair["name"]: pair["value"] for pair in containers["sft"]["env"]}
+    assert environment == surroundings.of(int(threads))
+    assert environment["OMP_NUM_THREADS"] == threads
 
 
 def test_without_an_accelerator_nothing_asks_for_one(tmp_path):
