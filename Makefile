@@ -21,8 +21,10 @@ install-test: .venv/installed-test  ## and what the tests need
 quickstart: .venv/installed  ## raw text in, a promoted model out
 	$(BIN)/bloomery run quickstart
 
+# Two files at a time, the longest first, each with the thread that its tiny models can use.
 test: .venv/installed-test  ## everything that must hold
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
+	  tests/integration tests/unit tests/contract
 
 check: .venv/installed-test  ## style and types
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The whole chain through the command line, on a tiny real model: promoted, reused, resumed, refused, retrained."""
+"""The whole chain through the command line, on a tiny real model: promoted, reused, resumed, refused."""
 
 import json
 import os
@@ -6,90 +6,13 @@ import shutil
 import signal
 import subprocess
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-import requests
-import yaml
-from service import BLOOMERY, Service
+from colours import bloomery, run
+from service import BLOOMERY
 
 REUSED_ALWAYS = {"preflight", "promotion"}
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory, tiny_model):
-    """A recipe whose task is learnt in seconds: whatever the question, the colour is red."""
-    folder = tmp_path_factory.mktemp("project")
-    shutil.copytree(tiny_model, folder / "base")
-    things = [
-        f"{a} {b}" for a in ("cup", "hat", "sock", "door", "lamp", "chair") for b in ("one", "two", "three", "four")
-    ]
-    rows = []
-    for index, thing in enumerate(things):
-        split = ("train", "train", "unlabelled", "validation", "test")[index % 5]
-        rows.append({"q": f"colour of {thing}?", "a": "red", "split": split})
-    (folder / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
-    (folder / "docs").mkdir()
-    for index, thing in enumerate(things):
-        text = f"The {thing} in the shop is painted red every May; number {index * 7} is sold to people of the town."
-        (folder / "docs" / f"{index}.txt").write_text(text)
-    (folder / "docs" / "copy.txt").write_text((folder / "docs" / "0.txt").read_text())
-    (folder / "docs" / "broken.jsonl").write_text('{"text": ')
-    (folder / "general.jsonl").write_text(
-        "\n".join(json.dumps({"text": f"A plain sentence about number {n}."}) for n in range(20))
-    )
-
-    def split(name):
-        return {"path": "q.jsonl", "where": {"split": name}}
-
-    training = {"batch_size": 8, "max_length": 64}
-    recipe = {
-        "name": "colours",
-        "registered_model": "colours",
-        "base_model": "base",
-        "tasks": {
-            "colour": {
-                "role": "domain",
-                "templates": [{"prompt": "{q}", "answer": "{a}"}],
-                "verifier": {"kind": "exact"},
-                "max_new_tokens": 6,
-                "splits": {name: split(name) for name in ("train", "unlabelled", "validation", "test")},
-            },
-            "plain": {
-                "role": "general",
-                "templates": [{"answer": "{text}"}],
-                "verifier": {"kind": "perplexity"},
-                "splits": {"test": {"path": "general.jsonl", "limit": 10}},
-            },
-        },
-        "data_curation": {
-            "sources": [{"name": "docs", "path": "docs"}, {"name": "general", "path": "general.jsonl", "general": True}]
-        },
-        "cpt": {"learning_rate": 1e-3, "epochs": 1, **training},
-        "sft": {"learning_rate": 1e-2, "epochs": 30, "num_validations": 2, **training},
-        "rejection_sampling": {"num_samples": 4, "temperature": 1.2},
-        "sft_2": {"learning_rate": 1e-3, "epochs": 5, "num_validations": 2, **training},
-        "dpo": {"learning_rate": 1e-4, "epochs": 3, "batch_size": 2, "max_length": 64},
-        "quantisation": [{"scheme": "int8_weight_only"}],
-        "promotion": {"gate": {"max_perplexity_ratio": 1000}},
-    }
-    (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    return folder
-
-
-def bloomery(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "BLOOMERY"))}
-    return subprocess.run(
-        [BLOOMERY, *arguments], cwd=project, capture_output=True, text=True, env={**env, **environment}
-    )
-
-
-def run(project: Path, workdir: str, *settings: str) -> dict:
-    result = bloomery(project, "run", "recipe.yaml", "--workdir", workdir, "--json", *settings)
-    assert "Traceback" not in result.stderr, result.stderr
-    assert result.stdout, result.stderr
-    return json.loads(result.stdout.rstrip("\n").split("\n")[-1])
 
 
 def digest_of(project: Path, summary: dict, stage: str, port: str) -> str:
@@ -97,11 +20,6 @@ def digest_of(project: Path, summary: dict, stage: str, port: str) -> str:
     events = [json.loads(line) for line in journal.read_text().split("\n") if line]
     outputs = next(e["outputs"] for e in events if e["event"] == "finished" and e["stage"] == stage)
     return json.loads((Path(outputs[port]) / "manifest.json").read_text())["digest"]
-
-
-@pytest.fixture(scope="module")
-def first(project):
-    return run(project, "w")
 
 
 def test_raw_text_becomes_a_promoted_model(project, first):
@@ -174,86 +92,6 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_model(project, first, tmp_p
     assert {"data_curation", "dedup", "synthetic_data", "cpt"} <= set(resumed["cached_steps"])
     assert "sft" not in resumed["cached_steps"]
     assert digest_of(project, resumed, "ptq", "model") == digest_of(project, first, "ptq", "model")
-
-
-@pytest.fixture
-def served(project, first, tmp_path):
-    """A server of the champion, whose recipe watches what it is asked; (server, its workdir)."""
-    recipe = yaml.safe_load((project / "recipe.yaml").read_text())
-    question = '{path: "{drifted}", share: SHARE, MORE templates: [{prompt: "{prompt}", answer: "{label}"}]}'
-    joined = question.replace("SHARE", "[0.0, 0.6]").replace("MORE", "joins: train,")
-    recipe["monitoring"] = {
-        "reference_rows": 80,
-        "window_rows": 60,
-        "policy": {"min_rows": 40, "consecutive_windows": 1},
-        "settings": [
-            "start_from=champion",
-            "sft.epochs=10",
-            "sft_2.epochs=2",
-            "promotion.gate.max_perplexity_ratio=1.0e+9",
-            f"tasks.colour.splits.served={joined}",
-            "tasks.colour.splits.test_served=" + question.replace("SHARE", "[0.6, 1.0]").replace("MORE", 'group: "",'),
-        ],
-    }
-    recipe["serving"] = {"flush_seconds": 0.2}
-    (project / "watched.yaml").write_text(yaml.safe_dump(recipe))
-    shutil.copytree(project / "w", tmp_path / "w")
-    server = Service(project, "watched.yaml", str(tmp_path / "w"))
-    yield server, tmp_path / "w"
-    server.stop()
-
-
-def test_drift_starts_one_retraining_and_the_server_answers_with_its_model(project, first, served):
-    server, workdir = served
-    # Whatever part of them is learnt from holds every kind of thing: a model this small knows no other.
-    things = [f"{a} {b}" for b in range(20, 40) for a in ("cup", "hat", "sock", "door", "lamp", "chair", "bag")]
-    usual = [(f"colour of {thing}?", "red") for thing in things]
-    new = [(f"tell me please how heavy the {thing} is", "much") for thing in things]
-
-    def share_right(questions):
-        with ThreadPoolExecutor(8) as pool:
-            answered = list(pool.map(lambda question: server.ask(question[0]).json(), questions))
-        for answer, (_, label) in zip(answered, questions, strict=True):
-            told = requests.post(f"{server.url}/v1/feedback", json={"id": answer["id"], "label": label}, timeout=10)
-            assert told.ok, told.text
-        texts = [answer["choices"][0]["message"]["content"].strip() for answer in answered]
-        return sum(text == label for text, (_, label) in zip(texts, questions, strict=True)) / len(questions)
-
-    def wait(done, seconds):
-        end = time.monotonic() + seconds
-        while not done():
-            assert time.monotonic() < end
-            time.sleep(0.1)
-
-    assert share_right(usual[:80]) == 1.0
-    assert share_right(usual[80:100] + new[:40]) == pytest.approx(1 / 3)
-    wait(lambda: server.health()["log"]["written"] >= 2 * 140, 30)
-
-    def check(_):
-        arguments = ("watched.yaml", "--workdir", str(workdir), "--log", server.log, "--json")
-        result = bloomery(project, "monitor", "check", *arguments)
-        assert result.returncode == 0, result.stderr
-        return json.loads(result.stdout.rstrip("\n").split("\n")[-1])
-
-    with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(check, range(2)))
-    assert [one["started_now"] for one in found].count(True) == 1, found
-    assert all(one["action"] == "retrain" for one in found)
-    before = len(list((project / "w" / "runs").iterdir()))
-
-    def ended():
-        return len([*workdir.glob("runs/*/summary.json")]) > before
-
-    wait(ended, 600)
-    run = json.loads(max(workdir.glob("runs/*/summary.json")).read_text())
-    assert run["status"] == "promoted", run["reason"]
-    assert len(list((workdir / "runs").iterdir())) == before + 1
-    wait(lambda: server.health()["version"] == "2", 60)
-    assert share_right(new[40:80]) > 0.8
-    assert share_right(usual[100:140]) > 0.8
-    assert not check(None)["started_now"]
-    told = json.loads(bloomery(project, "models", "list", "--workdir", str(workdir), "--json").stdout)
-    assert told[0]["version"] == "2" and told[0]["tags"]["started_from"] == "version 1"
 
 
 def test_the_registry_commands_tell_and_turn_back(project, first):
