@@ -13,7 +13,7 @@ from typing import NamedTuple
 from bloomery.pipelines.quickstart.families import FAMILIES, FRAMES, LANGUAGES, SLOTS, Family, Value
 from bloomery.pipelines.quickstart.grammar import settle_particles
 
-SPLIT_SIZES = {"validation": 200, "test": 500, "train": 400, "unlabelled": 1600}
+SPLIT_SIZES = {"validation": 200, "test": 700, "train": 400, "unlabelled": 1600}
 NUM_TEST_HELD_OUT = 200
 # One value in six of a family's widest slot is kept for test_held_out: enough to measure, little lost to training.
 HELD_OUT_FRACTION = 1 / 6
