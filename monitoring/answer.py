@@ -97,8 +97,12 @@ class Answer:
             latency_seconds=round(seconds, 6),
             prompt_tokens=len(row.prompt),
             response_tokens=count,
-            mean_log_probability=sum(row.log_probabilities[:count]) / count if count else None,
-            mean_entropy=sum(row.entropies[:count]) / count if count else None,
+            mean_log_probability=_mean(row.log_probabilities[:count]),
+            mean_entropy=_mean(row.entropies[:count]),
             feedback=None,
             label=None,
         )
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

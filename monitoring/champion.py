@@ -12,6 +12,8 @@ from bloomery.components.core import models, registry
 from bloomery.components.core.errors import BloomeryError, ConfigError
 from bloomery.components.core.tasks import chat
 from bloomery.monitoring.engine import Row, Served, decode
+from bloomery.monitoring.serving_config import ServingConfig
+from bloomery.monitoring.vllm_engine import VllmModel
 
 logger = logging.getLogger(__name__)
 
@@ -19,10 +21,11 @@ logger = logging.getLogger(__name__)
 class Champion:
     """The champion of a registered model; `served` is replaced as a whole, so whoever took it can finish with it."""
 
-    def __init__(self, name: str, poll_seconds: float) -> None:
+    def __init__(self, name: str, config: ServingConfig) -> None:
         """Load the champion of `name`.
 
-        Raises: ConfigError if there is none, ModelError if it does not load, ServiceError if the registry is away.
+        Raises: ConfigError if there is none, ModelError if it does not load, ServiceError if the registry is away;
+        MissingExtraError if vLLM is asked for and not installed.
         """
         found = registry.alias(name, registry.CHAMPION)
         if found is None:
@@ -30,11 +33,11 @@ class Champion:
                 f"{name}: no champion to serve; run the recipe first, promote a version with `bloomery models "
                 "promote`, or give the --workdir of its runs"
             )
-        self.served = load(name, found)
+        self.served = load(name, found, config)
         self.problem = ""
         """Why the champion of the registry is not the one served, or ''."""
         self._name = name
-        self._poll_seconds = poll_seconds
+        self._config = config
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
         self._thread.start()
@@ -44,7 +47,7 @@ class Champion:
         self._stopping.set()
 
     def _follow(self) -> None:
-        while not self._stopping.wait(self._poll_seconds):
+        while not self._stopping.wait(self._config.poll_seconds):
             problem = ""
             try:
                 self._look()
@@ -61,19 +64,33 @@ class Champion:
         if found is None:
             raise ConfigError(f"{self._name}: the registry names no champion any more")
         if str(found.version) != self.served.version:
-            served = load(self._name, found)
+            served = load(self._name, found, self._config)
             logger.info("%s: version %s follows version %s", self._name, served.version, self.served.version)
             self.served = served
 
 
-def load(name: str, found: Any) -> Served:
-    """The registry's version `found`, loaded and proven by a first token. Raises: ModelError if it does not load."""
+def load(name: str, found: Any, config: ServingConfig) -> Served:
+    """The registry's version `found`, loaded and proven by a first token.
+
+    Raises: ModelError if it does not load; MissingExtraError if vLLM is asked for and not installed.
+    """
+    from transformers import AutoTokenizer
+
     folder = Path(found.source.removeprefix("file://"))
     with tempfile.TemporaryDirectory(prefix="bloomery-champion-") as copy:
         if not folder.is_dir():
             folder = Path(copy) / "model"
             models.fetch(found.source, folder)
-        model, tokenizer = models.load(folder, on=models.device())
-    served = Served(model, tokenizer, name, str(found.version))
-    decode([Row(served, served.prompt_tokens(chat("?")), max_new_tokens=1)])
+        if config.engine == "vllm":
+            models.check(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder)
+            model: Any = VllmModel(folder, tokenizer.eos_token_id, config.vllm_arguments)
+        else:
+            model, tokenizer = models.load(folder, on=models.device())
+        served = Served(model, tokenizer, name, str(found.version))
+        first = Row(served, served.prompt_tokens(chat("?")), max_new_tokens=1)
+        if config.engine == "vllm":
+            model.answer(first)
+        else:
+            decode([first])
     return served

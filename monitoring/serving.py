@@ -33,6 +33,7 @@ from bloomery.monitoring.chat_api import ApiError, ChatRequest, Completion, Feed
 from bloomery.monitoring.engine import Engine, QueueFullError, Row, Served
 from bloomery.monitoring.prediction_log import PredictionLog
 from bloomery.monitoring.serving_config import ServingConfig
+from bloomery.monitoring.vllm_engine import VllmEngine
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ def serve(name: str, log_uri: str, config: ServingConfig, *, host: str, port: in
         listening = socket.create_server((host, port))
     except OSError as error:
         raise ConfigError(f"{host}:{port}: cannot listen there: {error.strerror}; give another --port") from None
-    champion = Champion(name, config.poll_seconds)
+    champion = Champion(name, config)
     log = PredictionLog(log_uri, flush_rows=config.flush_rows, flush_seconds=config.flush_seconds)
     app = Server(champion, log, config).app()
     # uvicorn raises a signal again when it has shut down; by then it has been obeyed.
@@ -90,7 +91,8 @@ class Server:
     @contextlib.asynccontextmanager
     async def _lifespan(self, app: Starlette) -> AsyncIterator[None]:
         loop = asyncio.get_running_loop()
-        self._engine = Engine(self._config, lambda rows: loop.call_soon_threadsafe(self._wake, rows))
+        engine = VllmEngine if self._config.engine == "vllm" else Engine
+        self._engine = engine(self._config, lambda rows: loop.call_soon_threadsafe(self._wake, rows))
         yield
         await asyncio.to_thread(self._engine.close)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field
 
 from bloomery.components.core.config import Config
@@ -10,6 +12,11 @@ from bloomery.components.core.config import Config
 class ServingConfig(Config):
     """How `bloomery serve` answers."""
 
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """What decodes. `vllm`: vLLM in a process of its own, by the interpreter that BLOOMERY_VLLM names."""
+    vllm_arguments: list[str] = []
+    """Further arguments of vLLM's server, such as `--gpu-memory-utilization=0.45`: while a new champion is loaded, two
+    share the accelerator."""
     max_batch: int = Field(default=32, ge=1)
     """Answers decoded together. Long ones are fewer: prompts and answers of a batch stay within 16,384 tokens."""
     max_waiting: int = Field(default=256, ge=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -15,20 +16,33 @@ import yaml
 from service import Service
 
 from bloomery.components.core import models
-from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.errors import ConfigError, MissingExtraError
 from bloomery.components.core.generation import Generator
 from bloomery.monitoring.prediction_log import Reading
 from bloomery.monitoring.serving import serve
 from bloomery.monitoring.serving_config import ServingConfig
+from bloomery.monitoring.vllm_engine import INTERPRETER
 
 PROMPTS = ["How many orders?", "주문은 몇 건이야?", "x", "List the customers of Busan by name, please."]
 
 
+ENGINES = [
+    "transformers",
+    pytest.param("vllm", marks=pytest.mark.skipif(INTERPRETER not in os.environ, reason=f"no {INTERPRETER}")),
+]
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def engine(request):
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, tiny_model):
+def project(tmp_path_factory, tiny_model, engine):
     """A recipe, and a registry with two versions that answer differently, the first of them champion."""
     import torch
     from mlflow import MlflowClient
+    from transformers import LlamaConfig, LlamaForCausalLM
 
     folder = tmp_path_factory.mktemp("serving")
     split = {name: {"path": "q.jsonl"} for name in ("train", "validation", "test")}
@@ -39,11 +53,13 @@ def project(tmp_path_factory, tiny_model):
         "base_model": "base",
         "tasks": {"c": {"role": "domain", "templates": template, "verifier": {"kind": "exact"}, "splits": split}},
         "data_curation": {"sources": [{"name": "docs", "path": "docs"}]},
+        "serving": {"engine": engine, "vllm_arguments": ["--enforce-eager"]},
         **{step: {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "max_length": 64} for step in ("cpt", "dpo")},
         **{step: {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "max_length": 64} for step in ("sft", "sft_2")},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    model, tokenizer = models.load(tiny_model)
+    tiny, tokenizer = models.load(tiny_model)
+    model = LlamaForCausalLM(LlamaConfig.from_dict({**tiny.config.to_dict(), "hidden_size": 64, "head_dim": 32}))
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
         for weight in model.parameters():
@@ -60,7 +76,9 @@ def project(tmp_path_factory, tiny_model):
 
 @pytest.fixture(scope="module")
 def service(project):
-    running = Service(project[0])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB; else most of the memory, and two models share it for a while
+        running = Service(project[0])
     yield running
     if running.process.poll() is None:
         running.process.kill()
@@ -166,7 +184,7 @@ def test_a_new_champion_answers_and_no_request_fails(service, project):
     with ThreadPoolExecutor(8) as pool:
         asking = [pool.submit(keep_asking, index) for index in range(8)]
         client.set_registered_model_alias("colours", "champion", "2")
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300  # vLLM takes one to two minutes to load a model on two cores
         while service.health()["version"] != "2" and time.monotonic() < deadline:
             time.sleep(0.05)
         enough = len(seen) + 16
@@ -208,7 +226,7 @@ def test_more_than_may_wait_is_refused(service):
     assert refused.json()["error"]["type"] == "server_error" and refused.headers["Retry-After"] == "1"
 
 
-def test_the_log_holds_what_was_asked_masked_with_what_became_known(service):
+def test_the_log_holds_what_was_asked_masked_with_what_became_known(service, engine):
     prompt = "mail kim@shop.kr, 주민번호 900101-1234568로"
     body = service.ask(prompt).json()
     told = {"id": body["id"], "feedback": 1.0, "label": "call kim@shop.kr"}
@@ -228,7 +246,8 @@ def test_the_log_holds_what_was_asked_masked_with_what_became_known(service):
     assert row.prompt == "mail [EMAIL], 주민번호 [RRN]로" and (row.label, row.feedback) == ("call [EMAIL]", 1.0)
     assert (row.model_name, row.model_version, row.response_tokens) == ("colours", "1", 16)
     assert row.prompt_tokens == body["usage"]["prompt_tokens"] and row.latency_seconds > 0
-    assert row.mean_log_probability < 0 and 0 < row.mean_entropy < math.log(260)
+    assert row.mean_log_probability < 0
+    assert row.mean_entropy is None if engine == "vllm" else 0 < row.mean_entropy < math.log(260)
     assert rows[second["id"]].prompt == "system: be brief\nuser: hi" and f"{second['id']}-1" in rows
     assert {row.model_version for row in rows.values()} == {"1", "2"}
     assert not any(b"kim@shop.kr" in file.read_bytes() for file in Path(service.log).rglob("*.parquet"))
@@ -240,3 +259,12 @@ def test_without_a_champion_there_is_nothing_to_serve(project, monkeypatch, tmp_
     client.delete_registered_model_alias("colours", "champion")
     with pytest.raises(ConfigError, match="colours: no champion to serve"):
         serve("colours", str(tmp_path), ServingConfig(), host="127.0.0.1", port=0)
+
+
+def test_an_engine_that_is_not_installed_says_how_to_get_it(project, monkeypatch, tmp_path):
+    folder, client = project
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{folder / 'w' / 'mlflow.db'}")
+    monkeypatch.setenv(INTERPRETER, str(tmp_path / "python"))
+    client.set_registered_model_alias("colours", "champion", "1")
+    with pytest.raises(MissingExtraError, match="pip install vllm, then set BLOOMERY_VLLM"):
+        serve("colours", str(tmp_path), ServingConfig(engine="vllm"), host="127.0.0.1", port=0)
