@@ -47,7 +47,7 @@ class VllmModel:
     def __init__(self, folder: Path, eos: int, arguments: Sequence[str] = ()) -> None:
         """Start the server and wait until it answers.
 
-        Raises: MissingExtraError without vLLM, ModelError with the last line of its log if it ends.
+        Raises: MissingExtraError without vLLM, ModelError with the first error of its log if it ends.
         """
         from transformers import AutoConfig
 
@@ -71,13 +71,14 @@ class VllmModel:
         while not self._answers():
             if process.poll() is not None or time.monotonic() > until:
                 self._end()
-                raise ModelError(f"{folder}: vLLM does not serve it: {self._last_line()}")
+                raise ModelError(f"{folder}: vLLM does not serve it: {self._cause()}")
             time.sleep(0.2)
 
     def answer(self, row: Row, on_step: Callable[[list[Row]], None] = lambda rows: None) -> None:
         """Answer `row` to its end, or until it is cancelled; `on_step` is called after every token or few.
 
-        vLLM tells the log-probability of a token, and no entropy. Raises: requests.RequestException.
+        vLLM tells the log-probability of a token, and no entropy.
+        Raises: ModelError with what vLLM says, requests.RequestException if it is gone.
         """
         asked = {
             "model": self._name,
@@ -96,8 +97,10 @@ class VllmModel:
                 if row.is_cancelled or line == b"data: [DONE]":
                     break  # vLLM gives up what nobody listens to
                 if line.startswith(b"data: "):
-                    (choice,) = json.loads(line.removeprefix(b"data: "))["choices"]
-                    self._take(row, choice)
+                    told = json.loads(line.removeprefix(b"data: "))
+                    if "error" in told:
+                        raise ModelError(f"vLLM could not answer: {told['error']}; its log says: {self._cause()}")
+                    self._take(row, told["choices"][0])
                     on_step([row])
         row.finish_reason = row.finish_reason or "stop"
 
@@ -114,11 +117,12 @@ class VllmModel:
             return requests.get(f"{self._url}/health", timeout=5).ok
         return False
 
-    def _last_line(self) -> str:
+    def _cause(self) -> str:
+        """The first error of vLLM's log, which the others follow from, or its last line."""
         self._log.seek(0)
         lines = self._log.read().decode(errors="replace").strip().splitlines()
-        told = [line for line in lines if "Error" in line] or lines
-        return told[-1][-500:] if told else "no word"
+        told = [line for line in lines if " ERROR " in line and "Error: " in line] or lines[-1:] or ["no word"]
+        return told[0][-500:]
 
 
 class VllmEngine:
