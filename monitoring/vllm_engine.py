@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 INTERPRETER = "BLOOMERY_VLLM"
 """Environment variable with the path of a Python that vLLM is installed for; without it, our own if it has vLLM."""
 MODULE = "vllm.entrypoints.openai.api_server"
+MODEL = "champion"
+"""What vLLM calls the one model that it serves."""
 LOADING_SECONDS = 1800
 """Longest that vLLM may take to load a model."""
 ANSWER_SECONDS = 600
@@ -52,7 +54,6 @@ class VllmModel:
         from transformers import AutoConfig
 
         self.config = AutoConfig.from_pretrained(folder)
-        self._name = "champion"
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -60,7 +61,7 @@ class VllmModel:
         self._eos = eos
         # A server that is killed must not leave vLLM with the accelerator.
         command = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
-        command += [interpreter(), "-m", MODULE, "--model", str(folder), "--served-model-name", self._name]
+        command += [interpreter(), "-m", MODULE, "--model", str(folder), "--served-model-name", MODEL]
         command += ["--host", "127.0.0.1", "--port", str(port)]
         if self.config.dtype is not None:  # else vLLM takes 16 bits for weights of 32, which nobody has evaluated
             command += ["--dtype", str(self.config.dtype).removeprefix("torch.")]
@@ -75,13 +76,13 @@ class VllmModel:
             time.sleep(0.2)
 
     def answer(self, row: Row, on_step: Callable[[list[Row]], None] = lambda rows: None) -> None:
-        """Answer `row` to its end, or until it is cancelled; `on_step` is called after every token or few.
+        """Add the tokens of the answer to `row`, all of them or until it is cancelled.
 
-        vLLM tells the log-probability of a token, and no entropy.
+        `on_step` is called after every token or few; vLLM tells the log-probability of a token, and no entropy.
         Raises: ModelError with what vLLM says, requests.RequestException if it is gone.
         """
         asked = {
-            "model": self._name,
+            "model": MODEL,
             "prompt": list(row.prompt),
             "max_tokens": row.max_new_tokens,
             "temperature": row.temperature,
@@ -102,7 +103,6 @@ class VllmModel:
                         raise ModelError(f"vLLM could not answer: {told['error']}; its log says: {self._cause()}")
                     self._take(row, told["choices"][0])
                     on_step([row])
-        row.finish_reason = row.finish_reason or "stop"
 
     def _take(self, row: Row, choice: dict[str, Any]) -> None:
         told = zip(choice["token_ids"] or [], choice["logprobs"]["token_logprobs"], strict=True)

@@ -27,6 +27,7 @@ from bloomery.pipelines.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
+
 def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool) -> Recipe:
     """Load a recipe; one that uses `${quickstart}` gets the folder of the demo domain, which `prepare` makes on
     first use."""

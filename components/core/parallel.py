@@ -66,6 +66,7 @@ def _call(item: Any) -> Any:
     return _installed(item)
 
 
+@functools.cache
 def num_cores() -> int:
     """Cores that this process may use: those it is bound to, or the share of them that its container is given."""
     import joblib
