@@ -8,9 +8,10 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import models, registry
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import BloomeryError, ConfigError
-from bloomery.components.core.tasks import chat
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.registry import registry
 from bloomery.monitoring.engine import Row, Served, decode
 from bloomery.monitoring.serving_config import ServingConfig
 from bloomery.monitoring.vllm_engine import VllmModel
@@ -80,13 +81,13 @@ def load(name: str, found: Any, config: ServingConfig) -> Served:
     with tempfile.TemporaryDirectory(prefix="bloomery-champion-") as copy:
         if not folder.is_dir():
             folder = Path(copy) / "model"
-            models.fetch(found.source, folder)
+            checkpoints.fetch(found.source, folder)
         if config.engine == "vllm":
-            models.check(folder)
+            checkpoints.check(folder)
             tokenizer = AutoTokenizer.from_pretrained(folder)
             model: Any = VllmModel(folder, tokenizer.eos_token_id, config.vllm_arguments)
         else:
-            model, tokenizer = models.load(folder, on=models.device())
+            model, tokenizer = checkpoints.load(folder, on=checkpoints.device())
         served = Served(model, tokenizer, name, str(found.version))
         first = Row(served, served.prompt_tokens(chat("?")), max_new_tokens=1)
         if config.engine == "vllm":

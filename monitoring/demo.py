@@ -22,13 +22,13 @@ import jinja2
 import requests
 from markupsafe import Markup
 
-from bloomery.components.core import registry
 from bloomery.components.core.artifact import write_atomically
+from bloomery.components.core.data.tables import list_files, read_rows
 from bloomery.components.core.errors import ConfigError, GateError, ServiceError
-from bloomery.components.core.statistics import mean_stderr
-from bloomery.components.core.tables import list_files, read_rows
-from bloomery.components.core.tasks import TaskConfig, render
-from bloomery.components.core.verify import verify
+from bloomery.components.core.registry import registry
+from bloomery.components.core.scoring.statistics import mean_stderr
+from bloomery.components.core.scoring.tasks import TaskConfig, render
+from bloomery.components.core.scoring.verify import verify
 from bloomery.monitoring.check import check
 from bloomery.monitoring.trigger import program
 from bloomery.pipelines import charts, history, keys, launch

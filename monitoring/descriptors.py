@@ -14,8 +14,8 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from bloomery.components.core.records import Prediction
-from bloomery.components.core.refusal import is_refusal
-from bloomery.components.core.verify import normalise
+from bloomery.components.core.scoring.refusal import is_refusal
+from bloomery.components.core.scoring.verify import normalise
 from bloomery.components.data_curation.language import detect
 
 MIN_LANGUAGE_SHARE = 0.05

@@ -7,7 +7,7 @@ from itertools import zip_longest
 
 from bloomery.components.core.config import Config
 from bloomery.components.core.records import Prediction
-from bloomery.components.core.verify import normalise
+from bloomery.components.core.scoring.verify import normalise
 
 USUAL_SHARE = 0.95
 """A row has drifted if its score is above those of this share of the reference: one old row in twenty looks as new."""

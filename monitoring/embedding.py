@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import models, registry
 from bloomery.components.core.errors import BloomeryError
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.registry import registry
 
 logger = logging.getLogger(__name__)
 
@@ -36,10 +37,10 @@ def encoder_of(setting: str | None, champion: str) -> tuple[Encoder | None, str]
         folder = _folder(champion) if setting is None else Path(setting)
         if folder is None:
             return None, f"the registry does not know where the checkpoint of {champion} lies"
-        models.check(folder)
+        checkpoints.check(folder)
     except BloomeryError as error:
         return None, str(error)
-    size = models.num_bytes(folder)
+    size = checkpoints.num_bytes(folder)
     if size > MAX_CHECKPOINT_BYTES:
         return None, f"{folder} has {size / 2**30:.0f} GiB; set monitoring.encoder to a smaller checkpoint"
     return (lambda texts: mean_hidden_states(folder, texts)), ""
@@ -53,7 +54,7 @@ def mean_hidden_states(checkpoint: Path, texts: Sequence[str]) -> Any:
     import numpy as np
     import torch
 
-    model, tokenizer = models.load(checkpoint, on=models.device())
+    model, tokenizer = checkpoints.load(checkpoint, on=checkpoints.device())
     vectors = np.zeros((len(texts), model.config.get_text_config().hidden_size), dtype=np.float32)
     order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
     for start in range(0, len(order), BATCH_ROWS):

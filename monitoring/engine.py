@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from bloomery.components.core.generation import MAX_BATCH_TOKENS
+from bloomery.components.core.modelling.generation import MAX_BATCH_TOKENS
 from bloomery.monitoring.serving_config import ServingConfig
 
 logger = logging.getLogger(__name__)

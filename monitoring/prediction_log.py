@@ -27,12 +27,11 @@ from typing import IO, Any, NamedTuple
 
 from pydantic import ValidationError
 
-from bloomery.components.core import tables
 from bloomery.components.core.artifact import MANIFEST
 from bloomery.components.core.config import Config
+from bloomery.components.core.data import pii, tables
 from bloomery.components.core.errors import BloomeryError, DataError, ServiceError, from_os_error
 from bloomery.components.core.records import Label, Prediction, Record
-from bloomery.components.data_curation import pii
 
 logger = logging.getLogger(__name__)
 

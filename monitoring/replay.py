@@ -8,11 +8,13 @@ from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
-from bloomery.components.core import models, tables
 from bloomery.components.core.artifact import file_digest
+from bloomery.components.core.data import tables
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import DataError
+from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.records import content_id
-from bloomery.components.core.tasks import Template, chat, render
+from bloomery.components.core.scoring.tasks import Template, render
 from bloomery.monitoring.answer import Answer
 from bloomery.monitoring.engine import Row, Served, decode, take
 from bloomery.monitoring.prediction_log import PredictionLog, parse_time
@@ -37,7 +39,7 @@ def replay(
     rows written. Raises: DataError for a row that cannot be read, ModelError for an unusable checkpoint.
     """
     questions = list(_questions(traffic, template))
-    served = Served(*models.load(model, on=models.device()), model_name, model_version)
+    served = Served(*checkpoints.load(model, on=checkpoints.device()), model_name, model_version)
     rows = [
         Row(served, served.prompt_tokens(chat(prompt)), max_new_tokens=max_new_tokens) for _, _, prompt, _ in questions
     ]
@@ -60,7 +62,7 @@ def replay(
 
 def model_version_of(model: Path) -> str:
     """A version for a checkpoint that no registry knows: 12 hex digits over its weights."""
-    return content_id(*(file_digest(file) for file in models.weight_files(model)))[:12]
+    return content_id(*(file_digest(file) for file in checkpoints.weight_files(model)))[:12]
 
 
 def _questions(traffic: Path, template: Template) -> Iterator[tuple[int, datetime, str, str]]:

@@ -133,8 +133,8 @@ def models_rollback(name: NameArgument, workdir: WorkdirOption = WORKDIR, why: W
 
 def with_registry(workdir: Path, action: Callable[[Any], Any]) -> Any:
     """What `action` returns for the registry of `workdir`; ConfigError if there is none yet."""
-    from bloomery.components.core import registry
     from bloomery.components.core.errors import ConfigError
+    from bloomery.components.core.registry import registry
     from bloomery.pipelines.launch import tracking_uri
 
     uri = tracking_uri(workdir)

@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.statistics import Z95, holm, mean_stderr
+from bloomery.components.core.scoring.statistics import Z95, holm, mean_stderr
 from bloomery.components.evaluation.judge import Ask, Pair, judge, tally
 from bloomery.pipelines import charts, history, run_outputs
 from bloomery.pipelines.scores import SIGNIFICANT, Rows, Scores, compare, is_perplexity

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any, get_args
 
+from bloomery.components.core.data.text_metrics import TextMetric
 from bloomery.components.core.errors import ConfigError
-from bloomery.components.core.text_metrics import TextMetric
 
 SCORES = tuple(f".{name}" for name in ("accuracy", "perplexity", *get_args(TextMetric)))
 """Endings of the metrics whose error stands beside them."""

@@ -14,8 +14,8 @@ from pydantic import Field, field_validator, model_validator
 
 from bloomery.components.core.config import Config, parse
 from bloomery.components.core.errors import ConfigError
-from bloomery.components.core.lm_eval_tasks import PREFIX, is_task_file
-from bloomery.components.core.tasks import TaskConfig
+from bloomery.components.core.scoring.lm_eval_tasks import PREFIX, is_task_file
+from bloomery.components.core.scoring.tasks import TaskConfig
 from bloomery.components.cpt.config import CptConfig
 from bloomery.components.data_curation.config import DataCurationConfig
 from bloomery.components.dedup.config import DedupConfig

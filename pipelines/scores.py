@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from markupsafe import Markup
 
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.lm_eval_tasks import PREFIX
-from bloomery.components.core.statistics import holm, interval, mean_stderr, paired_difference
-from bloomery.components.core.verify import VerifierConfig
+from bloomery.components.core.scoring.lm_eval_tasks import PREFIX
+from bloomery.components.core.scoring.statistics import holm, interval, mean_stderr, paired_difference
+from bloomery.components.core.scoring.verify import VerifierConfig
 from bloomery.components.evaluation import analysis
 from bloomery.pipelines import charts
 from bloomery.pipelines.charts import number, percent

@@ -10,7 +10,7 @@ from typing import Any
 from markupsafe import Markup
 
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.statistics import Z95
+from bloomery.components.core.scoring.statistics import Z95
 from bloomery.pipelines import charts
 from bloomery.pipelines.charts import duration_ms, percent, size
 from bloomery.pipelines.run_outputs import VARIANT, Outputs

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.records import Chat, content_id
-from bloomery.components.core.tasks import chat
 
 
 def write_chats(folder: Path, pairs: list[tuple[str, str]]) -> Path:

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from bloomery.components.core import artifact, models
+from bloomery.components.core import artifact
+from bloomery.components.core.modelling import checkpoints
 
 TEMPLATE = (
     "{%- for message in messages -%}<|{{ message['role'] }}|>"
@@ -55,7 +56,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pad_token_id=fast.pad_token_id,
     )
     folder = tmp_path_factory.mktemp("tiny") / "model"
-    models.save(folder, LlamaForCausalLM(config), fast)
+    checkpoints.save(folder, LlamaForCausalLM(config), fast)
     return folder
 
 

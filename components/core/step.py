@@ -200,7 +200,7 @@ def _finished(entry: Path, writes: Mapping[str, str]) -> dict[str, Any] | None:
 def _code_digest(run: Callable[..., Any]) -> str:
     """Digest of the sources that a result depends on: the step's folder and `core`."""
     folders = {Path(sys.modules[run.__module__].__file__ or "").parent, Path(__file__).parent}
-    files = sorted(file for folder in folders for file in folder.glob("*.py") if file.name != "component.py")
+    files = sorted(file for folder in folders for file in folder.rglob("*.py") if file.name != "component.py")
     return digest([artifact.file_digest(file) for file in files])
 
 

@@ -2,7 +2,7 @@
 
 from pydantic import Field
 
-from bloomery.components.core.training import TrainingConfig
+from bloomery.components.core.modelling.training import TrainingConfig
 
 
 class CptConfig(TrainingConfig):

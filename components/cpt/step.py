@@ -6,10 +6,11 @@ import math
 from pathlib import Path
 from typing import Annotated, Any
 
-from bloomery.components.core import artifact, models, training
+from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.generation import Generator
+from bloomery.components.core.modelling import checkpoints, training
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.cpt.config import CptConfig
 
 
@@ -39,7 +40,7 @@ def run(
     texts = domain + _replay(domain, general, config.replay_share)
 
     set_seed(config.seed)
-    network, tokenizer = models.load(base_model)
+    network, tokenizer = checkpoints.load(base_model)
     probes = {
         name: [row["text"] for row in rows if row["id"] in held_out and row["general"] == (name == "general")][:200]
         for name in ("domain", "general")
@@ -62,7 +63,7 @@ def run(
     trainer.train()
     network = training.merged(trainer.model)
     after = _perplexities(Generator(network.eval(), tokenizer), probes, config.max_length)
-    models.save(model, network, tokenizer)
+    checkpoints.save(model, network, tokenizer)
     return {
         "cpt/loss": training.final_loss(trainer.state.log_history),
         "cpt/trained_tokens": float(trainer.state.log_history[-2].get("num_tokens", num_tokens * config.epochs)),

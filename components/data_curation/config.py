@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from bloomery.components.core.config import Config
-from bloomery.components.core.tables import SourceConfig
+from bloomery.components.core.data.tables import SourceConfig
 from bloomery.components.data_curation.coverage import WantedSlice
 from bloomery.components.data_curation.learned import LearnedQualityConfig
 

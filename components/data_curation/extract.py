@@ -15,8 +15,8 @@ from typing import Any
 
 from lxml import etree
 
-from bloomery.components.core.formats import RawRow
-from bloomery.components.core.tables import SourceConfig, format_of
+from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.tables import SourceConfig, format_of
 from bloomery.components.data_curation.clean import on_prose
 
 MAX_HTML_DEPTH = 512

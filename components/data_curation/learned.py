@@ -21,9 +21,9 @@ import numpy as np
 from pydantic import Field
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.data.tables import SourceConfig
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.statistics import mean_stderr
-from bloomery.components.core.tables import SourceConfig
+from bloomery.components.core.scoring.statistics import mean_stderr
 
 CHARACTER_NGRAMS = (3, 5)
 """Shortest and longest character n-gram."""

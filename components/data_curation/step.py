@@ -21,12 +21,13 @@ import numpy as np
 import pyarrow as pa
 
 from bloomery.components.core.artifact import Reads, Writer, Writes, read_table, write_rows
+from bloomery.components.core.data import pii
+from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.tables import SourceConfig, read_rows, select
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.formats import RawRow
 from bloomery.components.core.parallel import map_ordered
 from bloomery.components.core.records import Coverage, Document, Reject, content_id
-from bloomery.components.core.tables import SourceConfig, read_rows, select
-from bloomery.components.data_curation import clean, language, learned, pii, quality
+from bloomery.components.data_curation import clean, language, learned, quality
 from bloomery.components.data_curation.config import DataCurationConfig
 from bloomery.components.data_curation.coverage import CoverageCounter
 from bloomery.components.data_curation.extract import document_text

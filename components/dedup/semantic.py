@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from bloomery.components.core import models
+from bloomery.components.core.modelling import checkpoints
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -31,7 +31,7 @@ def embed(texts: Iterable[pa.Array], encoder: Path, max_length: int) -> np.ndarr
     import torch
     from transformers import AutoModel, AutoTokenizer
 
-    device = models.device()
+    device = checkpoints.device()
     tokenizer = AutoTokenizer.from_pretrained(encoder)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
     model = AutoModel.from_pretrained(encoder).to(device).eval()

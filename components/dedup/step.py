@@ -22,15 +22,15 @@ import pyarrow.compute as pc
 import xxhash
 
 from bloomery.components.core.artifact import Reads, Shards, Writer, Writes, read_manifest
+from bloomery.components.core.data.near import Permutations, band_keys, candidate_pairs, jaccard_similarities
+from bloomery.components.core.data.shingles import fold, ngram_lengths
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.parallel import map_ordered
 from bloomery.components.core.records import Reject
-from bloomery.components.core.tasks import Tasks
+from bloomery.components.core.scoring.contamination import Detector, Found, evaluation_items
+from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.dedup.config import DedupConfig
-from bloomery.components.dedup.contamination import Detector, Found, evaluation_items
-from bloomery.components.dedup.near import Permutations, band_keys, candidate_pairs, jaccard_similarities
 from bloomery.components.dedup.semantic import embed, similar_pairs
-from bloomery.components.dedup.shingles import fold, ngram_lengths
 
 logger = logging.getLogger(__name__)
 

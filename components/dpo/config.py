@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from bloomery.components.core.training import TrainingConfig
+from bloomery.components.core.modelling.training import TrainingConfig
 
 
 class DpoConfig(TrainingConfig):

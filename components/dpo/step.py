@@ -6,10 +6,11 @@ import logging
 from pathlib import Path
 from typing import Annotated, Any
 
-from bloomery.components.core import artifact, models, training
+from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
+from bloomery.components.core.data.chats import chat
+from bloomery.components.core.modelling import checkpoints, training
 from bloomery.components.core.records import content_id
-from bloomery.components.core.tasks import chat
 from bloomery.components.dpo.config import DpoConfig
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,8 @@ def run(
         return {"dpo/pairs": 0.0}
 
     set_seed(config.seed)
-    network, tokenizer = models.load(base_model)
-    models.check_template(tokenizer, base_model)
+    network, tokenizer = checkpoints.load(base_model)
+    checkpoints.check_template(tokenizer, base_model)
     before = log_likelihoods(network, tokenizer, held_out)
     losses = {"loss_type": [config.loss], "loss_weights": [1.0]}
     if config.sft_weight:
@@ -64,7 +65,7 @@ def run(
     trainer.train()
     network = training.merged(trainer.model).eval()
     after = log_likelihoods(network, tokenizer, held_out)
-    models.save(model, network, tokenizer)
+    checkpoints.save(model, network, tokenizer)
     metrics = {"dpo/pairs": float(len(kept)), "dpo/loss": training.final_loss(trainer.state.log_history)}
     if held_out:
         changes = [new[0] - old[0] for new, old in zip(after, before, strict=True)]

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bloomery.components.core.verify import VerifierConfig, extract, normalise
+from bloomery.components.core.scoring.verify import VerifierConfig, extract, normalise
 
 NO_LABEL = "(no label)"
 """Stands for an answer that is no label of a reference, and is never right."""

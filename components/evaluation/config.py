@@ -3,7 +3,7 @@
 from pydantic import Field
 
 from bloomery.components.core.config import Config
-from bloomery.components.core.lm_eval_tasks import LmEvalConfig
+from bloomery.components.core.scoring.lm_eval_tasks import LmEvalConfig
 
 
 class EvaluationConfig(Config):

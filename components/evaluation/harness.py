@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.generation import Generator
-from bloomery.components.core.lm_eval_tasks import PREFIX, LmEvalConfig, as_json, harness_version, load
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.records import content_id
+from bloomery.components.core.scoring.lm_eval_tasks import PREFIX, LmEvalConfig, as_json, harness_version, load
 
 BATCH = 16
 """Sequences that the harness runs at once."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from bloomery.components.core.errors import ConfigError, ServiceError
-from bloomery.components.core.statistics import mean_stderr
+from bloomery.components.core.scoring.statistics import mean_stderr
 
 Ask = Callable[[Sequence[str]], list[str]]
 """Questions in, the judge's answers out."""
@@ -100,7 +100,7 @@ def judge_named(name: str) -> Ask:
     if separator and url.startswith(("http://", "https://")):
         return lambda prompts: _ask_endpoint(url.rstrip("/"), model, prompts)
     if Path(name).is_dir():
-        from bloomery.components.core.generation import Generator
+        from bloomery.components.core.modelling.generation import Generator
 
         generator = Generator.load(Path(name))
         return lambda prompts: [texts[0] for texts in generator.generate(prompts, max_new_tokens=_MAX_NEW_TOKENS)]

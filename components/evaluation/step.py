@@ -8,12 +8,12 @@ from typing import Annotated, Any, cast
 
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
-from bloomery.components.core.generation import Generator
+from bloomery.components.core.data.text_metrics import CORPUS_METRICS, TextMetric, corpus_score
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.records import EvalResult, Prompt
-from bloomery.components.core.statistics import mean_stderr
-from bloomery.components.core.tasks import TaskConfig, Tasks
-from bloomery.components.core.text_metrics import CORPUS_METRICS, TextMetric, corpus_score
-from bloomery.components.core.verify import extract
+from bloomery.components.core.scoring.statistics import mean_stderr
+from bloomery.components.core.scoring.tasks import TaskConfig, Tasks
+from bloomery.components.core.scoring.verify import extract
 from bloomery.components.evaluation import analysis, harness
 from bloomery.components.evaluation.config import EvaluationConfig
 

@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field
 
 from bloomery.components.core.config import Config
-from bloomery.components.core.tables import SourceConfig
-from bloomery.components.core.tasks import TaskConfig
+from bloomery.components.core.data.tables import SourceConfig
+from bloomery.components.core.scoring.tasks import TaskConfig
 
 StartFrom = Literal["base", "champion"]
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 
-from bloomery.components.core.tasks import Perturbation
+from bloomery.components.core.scoring.tasks import Perturbation
 
 TYPO_SHARE = 0.04
 """Letters with a typo; a text gets at least one. A choice of our own: about one in a question of a line."""

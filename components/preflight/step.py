@@ -15,14 +15,17 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
-from bloomery.components.core import artifact, lm_eval_tasks, models, registry
+from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Writes
 from bloomery.components.core.config import digest, parameters
+from bloomery.components.core.data.tables import list_files, read_rows, select
 from bloomery.components.core.errors import BloomeryError, DataError, ModelError, ServiceError
+from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.records import Indexed, Prompt, Source, content_id
-from bloomery.components.core.tables import list_files, read_rows, select
-from bloomery.components.core.tasks import TRAINING_SPLITS, SplitConfig, TaskConfig, is_evaluation, render
-from bloomery.components.core.verify import REFUSAL_REFERENCES, normalise, verify
+from bloomery.components.core.registry import registry
+from bloomery.components.core.scoring import lm_eval_tasks
+from bloomery.components.core.scoring.tasks import TRAINING_SPLITS, SplitConfig, TaskConfig, is_evaluation, render
+from bloomery.components.core.scoring.verify import REFUSAL_REFERENCES, normalise, verify
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.perturb import perturb
 
@@ -247,8 +250,8 @@ def _self_check(name: str, task: TaskConfig, rows: list[dict[str, Any]], folder:
 
 def _take_base_model(config: PreflightConfig, target: Path) -> dict[str, float]:
     source = _checkpoint("base_model", config.base_model, config.revision)
-    models.check(source)
-    size = models.num_bytes(source)
+    checkpoints.check(source)
+    size = checkpoints.num_bytes(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
     wanted = config.min_free_bytes + 10 * size
@@ -265,15 +268,15 @@ def _take_base_model(config: PreflightConfig, target: Path) -> dict[str, float]:
 
 
 def _check_template_once(model: Path, model_digest: str, source: Path) -> None:
-    """`models.check_template`, remembered beside the finished results: to load a tokenizer is half of a preflight."""
+    """`check_template`, remembered beside the finished results: to load a tokenizer is half of a preflight."""
     store = os.environ.get("BLOOMERY_STORE")
-    key = digest([model_digest, artifact.file_digest(Path(models.__file__))])
+    key = digest([model_digest, artifact.file_digest(Path(checkpoints.__file__))])
     passed = Path(store) / "preflight" / f"{key[:24]}.passed" if store else None
     if passed is not None and passed.is_file():
         return
     from transformers import AutoTokenizer
 
-    models.check_template(AutoTokenizer.from_pretrained(model), source)
+    checkpoints.check_template(AutoTokenizer.from_pretrained(model), source)
     if passed is not None:
         passed.parent.mkdir(parents=True, exist_ok=True)
         passed.touch()
@@ -345,7 +348,7 @@ def _take_champion(
 def _fetch(uri: str, target: Path) -> None:
     """The registered checkpoint at `uri`, without the model card and MLflow's files beside the weights, which are not
     of the checkpoint, whose digest has to stay."""
-    models.fetch(uri, target)
+    checkpoints.fetch(uri, target)
     listed = {*artifact.read_manifest(target, "model/1").files, artifact.MANIFEST}
     for file in target.iterdir():
         if file.is_file() and file.name not in listed:

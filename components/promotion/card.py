@@ -16,8 +16,8 @@ from typing import Any
 import yaml
 
 from bloomery.components.core.artifact import Manifest
-from bloomery.components.core.statistics import mean_stderr
-from bloomery.components.core.tasks import Tasks
+from bloomery.components.core.scoring.statistics import mean_stderr
+from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.promotion.config import ModelCardConfig
 
 NOT_STATED = "Not stated. Set `promotion.model_card.{key}` in the recipe."

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from bloomery.components.core.statistics import is_binary, mean_stderr
+from bloomery.components.core.scoring.statistics import is_binary, mean_stderr
 
 
 @dataclass(frozen=True)

@@ -23,8 +23,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from bloomery.components.core.artifact import Manifest
-from bloomery.components.core.statistics import mean_stderr
-from bloomery.components.core.tasks import Tasks
+from bloomery.components.core.scoring.statistics import mean_stderr
+from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.promotion.comparison import Comparison, compare
 from bloomery.components.promotion.config import GateConfig
 

@@ -7,11 +7,13 @@ import logging
 from pathlib import Path
 from typing import Annotated, Any
 
-from bloomery.components.core import artifact, mlmodel, models, provenance, registry
+from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.config import digest
 from bloomery.components.core.errors import GateError
-from bloomery.components.core.tasks import Tasks
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.registry import mlmodel, provenance, registry
+from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.promotion import card
 from bloomery.components.promotion.config import PromotionConfig
 from bloomery.components.promotion.gate import data_legs, judge, limit_legs
@@ -56,7 +58,7 @@ def run(
     named = json.loads((champion_version / "champion.json").read_text())
     name, current = named["registered_model"], named["champion_version"]
     candidate = artifact.read_manifest(model).digest
-    variant, num_bytes = _chosen(variants), models.num_bytes(model)
+    variant, num_bytes = _chosen(variants), checkpoints.num_bytes(model)
     legs = [
         *judge(config.gate, known, results["candidate"], results["base"], results["champion"]),
         *limit_legs(config.gate, num_bytes, variant),
@@ -75,7 +77,7 @@ def run(
         reason = f"all {len(legs)} legs passed"
         if registry.available():
             lineage = _lineage(model, manifests, base_results, tasks) | {"verdict_digest": judgement["digest"]}
-            lineage[registry.PARENT] = models.publish(parent, config.models_uri)
+            lineage[registry.PARENT] = checkpoints.publish(parent, config.models_uri)
             if named["started_from"]:
                 lineage["started_from"] = f"version {named['started_from']}"
             text = card.write(
@@ -110,9 +112,9 @@ def _register(
     name: str, model: Path, models_uri: str, text: str, results: list[dict[str, Any]], lineage: dict[str, str]
 ) -> str:
     """Publish the checkpoint with its card and MLflow's description beside it; the version it is registered as."""
-    source = models.publish(model, models_uri)
+    source = checkpoints.publish(model, models_uri)
     question = next((row["prompt"] for row in results if row["prompt"]), "")
-    weights = models.weight_files(model)[0].suffix.removeprefix(".")
+    weights = checkpoints.weight_files(model)[0].suffix.removeprefix(".")
     _put_beside(source, {"README.md": text, **mlmodel.files(question, weights, lineage)})
     return registry.register(name, source, lineage, text)
 

@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.statistics import mean_stderr, paired_difference
+from bloomery.components.core.scoring.statistics import mean_stderr, paired_difference
 from bloomery.components.ptq.config import PtqConfig
 
 logger = logging.getLogger(__name__)

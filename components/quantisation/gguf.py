@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import models
+from bloomery.components.core.modelling import checkpoints
 from bloomery.components.quantisation import k_quants
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import CannotRun, calibration_chats
@@ -34,7 +34,7 @@ def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) 
     from gguf import GGUFWriter, LlamaFileType
     from transformers import AutoTokenizer
 
-    network, tokenizer = models.load(source)
+    network, tokenizer = checkpoints.load(source)
     settings = network.config
     rope = settings.rope_parameters if settings.model_type == "llama" else {}
     if rope.get("rope_type") != "default":

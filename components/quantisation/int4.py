@@ -13,8 +13,8 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import models
-from bloomery.components.core.generation import Generator
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import CannotRun, calibration_chats
 
@@ -225,4 +225,4 @@ def write(
     # transformers 5.23 keeps the layers packed unless told, and then fails to initialise packed embeddings.
     content = {**json.loads(file.read_text()), "quantization_config": {**settings, "dequantize": True}}
     file.write_text(json.dumps(content, indent=1, sort_keys=True))
-    models.check(target)
+    checkpoints.check(target)

@@ -17,11 +17,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import models
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import BloomeryError, DataError
-from bloomery.components.core.generation import Generator
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.core.step import configure_logging
-from bloomery.components.core.tasks import Tasks, chat
 
 PREFILLS, DECODED_TOKENS = 5, 8
 """Prefills timed after a warm-up, and tokens decoded after each; medians over few short runs, as the schemes of a
@@ -58,7 +59,7 @@ def measure(model: Path, tasks: Path) -> dict[str, Any]:
         asked = [row.prompt for row in prompts if row.task == name]
         answers += [text for (text,) in loaded.generate(asked, max_new_tokens=known.configs[name].max_new_tokens)]
     return {
-        "bytes": models.num_bytes(model),
+        "bytes": checkpoints.num_bytes(model),
         "answers": answers,
         "scores": [known.verify(row.task, text, row.reference)[0] for row, text in zip(prompts, answers, strict=True)],
         "perplexity": perplexity(loaded, known),

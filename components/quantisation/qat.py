@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from torch.nn.utils import parametrize
 
-from bloomery.components.core import models
-from bloomery.components.core.fine_tuning import fine_tune
-from bloomery.components.core.generation import Generator
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.fine_tuning import fine_tune
+from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.quantisation import int4
 from bloomery.components.quantisation.config import QatConfig
 
@@ -32,9 +33,18 @@ def train(
     Raises:  as `fine_tune`; ModelError if the chat template trains nothing or does not end a turn.
     """
     network = generator.model.float()
-    models.check_template(generator.tokenizer, Path(network.name_or_path))
+    checkpoints.check_template(generator.tokenizer, Path(network.name_or_path))
     with fake_quantised(network, layers, group_size):
-        _, metrics = fine_tune(config, network, generator.tokenizer, chats=chats, tasks=tasks, where="quantisation.qat")
+        known = Tasks(tasks)
+        _, metrics = fine_tune(
+            config,
+            network,
+            generator.tokenizer,
+            chats=chats,
+            texts=known.texts_to_read(),
+            watched=known.validation_chats(),
+            where="quantisation.qat",
+        )
     network.eval()
     return metrics
 

@@ -1,6 +1,6 @@
 """Settings of supervised fine-tuning."""
 
-from bloomery.components.core.fine_tuning import FineTuningConfig
+from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
 
 
 class SftConfig(FineTuningConfig):

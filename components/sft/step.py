@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from bloomery.components.core import models
 from bloomery.components.core.artifact import Reads, Writes
-from bloomery.components.core.fine_tuning import fine_tune
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.fine_tuning import fine_tune
+from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.sft.config import SftConfig
 
 
@@ -21,6 +22,8 @@ def run(
 ) -> dict[str, float]:
     """Fine-tune `base_model` on `chats`, watch the loss on the `validation` split of `tasks`, write `model`.
 
+    The `train` rows of the perplexity tasks are read whole beside the chats.
+
     Returns: sft/loss and sft/validation_loss (nats per trained token), sft/chats, sft/texts, sft/trained_tokens
              (assistant and text tokens of one epoch), sft/too_long (chats left out), sft/best_step (optimiser steps of
              the kept weights).
@@ -28,8 +31,17 @@ def run(
              end a turn;
              DivergedError before a non-finite step is taken.
     """
-    network, tokenizer = models.load(base_model)
-    models.check_template(tokenizer, base_model)
-    network, metrics = fine_tune(config, network, tokenizer, chats=chats, tasks=tasks, where="sft")
-    models.save(model, network, tokenizer)
+    network, tokenizer = checkpoints.load(base_model)
+    checkpoints.check_template(tokenizer, base_model)
+    known = Tasks(tasks)
+    network, metrics = fine_tune(
+        config,
+        network,
+        tokenizer,
+        chats=chats,
+        texts=known.texts_to_read(),
+        watched=known.validation_chats(),
+        where="sft",
+    )
+    checkpoints.save(model, network, tokenizer)
     return {f"sft/{name}": value for name, value in metrics.items()}

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from bloomery.components.core.artifact import Reads, Writes, read_table, write_rows
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.records import Chat, Prompt, Reject, content_id
-from bloomery.components.core.tasks import Tasks, chat
+from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.synthetic_data.augment import augment, rules
 from bloomery.components.synthetic_data.config import ExtractConfig, SyntheticDataConfig
 from bloomery.components.synthetic_data.recombine import numbers_in, recombine

@@ -54,7 +54,8 @@ def source_digest() -> str:
     """Return the sha256 over this package's own source files and the optimiser's, names included."""
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    for path in [*sorted(package.glob("*.py")), package.parents[1] / "components" / "core" / "muon.py"]:
+    optimisers = package.parents[1] / "components" / "core" / "modelling" / "optimisers.py"
+    for path in [*sorted(package.glob("*.py")), optimisers]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import torch
 
-from bloomery.components.core.generation import Generator
-from bloomery.components.core.tasks import Tasks
+from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.evaluation.config import EvaluationConfig
 from bloomery.components.evaluation.step import answer
 from bloomery.infra import surroundings

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t
 
-from bloomery.components.core.tasks import TaskConfig
+from bloomery.components.core.scoring.tasks import TaskConfig
 from bloomery.components.promotion.comparison import binary_stderr
 from bloomery.components.promotion.config import GateConfig
 from bloomery.components.promotion.gate import judge

@@ -17,9 +17,9 @@ from collections import Counter
 from pathlib import Path
 
 from bloomery.components.core.artifact import read_table, seal, write_rows
+from bloomery.components.core.data.tables import SourceConfig, list_files, read_rows
 from bloomery.components.core.records import Indexed, Prompt, Source, content_id
-from bloomery.components.core.tables import SourceConfig, list_files, read_rows
-from bloomery.components.core.tasks import TaskConfig
+from bloomery.components.core.scoring.tasks import TaskConfig
 from bloomery.components.data_curation import step as data_curation
 from bloomery.components.data_curation.config import DataCurationConfig
 from bloomery.components.dedup import step as dedup

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from pathlib import Path
 
-from bloomery.components.data_curation import pii
+from bloomery.components.core.data import pii
 
 LABELLED = Path(__file__).parents[1] / "data" / "pii.txt"
 _MARK = re.compile(r"⟦(\w+):([^⟧]*)⟧")

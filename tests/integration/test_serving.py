@@ -15,9 +15,9 @@ import requests
 import yaml
 from service import Service
 
-from bloomery.components.core import models
 from bloomery.components.core.errors import ConfigError, MissingExtraError
-from bloomery.components.core.generation import Generator
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.monitoring.prediction_log import Reading
 from bloomery.monitoring.serving import serve
 from bloomery.monitoring.serving_config import ServingConfig
@@ -58,13 +58,13 @@ def project(tmp_path_factory, tiny_model, engine):
         **{step: {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "max_length": 64} for step in ("sft", "sft_2")},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
-    tiny, tokenizer = models.load(tiny_model)
+    tiny, tokenizer = checkpoints.load(tiny_model)
     model = LlamaForCausalLM(LlamaConfig.from_dict({**tiny.config.to_dict(), "hidden_size": 64, "head_dim": 32}))
     for seed, name in enumerate(("first", "second")):
         torch.manual_seed(seed)
         for weight in model.parameters():
             weight.data = torch.randn_like(weight) * 0.3
-        models.save(folder / name, model, tokenizer)
+        checkpoints.save(folder / name, model, tokenizer)
     (folder / "w").mkdir()
     client = MlflowClient(f"sqlite:///{folder / 'w' / 'mlflow.db'}")
     client.create_registered_model("colours")

@@ -9,9 +9,9 @@ from collections import deque
 
 import pytest
 
-from bloomery.components.core import models
-from bloomery.components.core.generation import Generator
-from bloomery.components.core.tasks import chat
+from bloomery.components.core.data.chats import chat
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.monitoring.answer import Answer
 from bloomery.monitoring.engine import Engine, QueueFullError, Row, Served, decode, take
 from bloomery.monitoring.serving_config import ServingConfig
@@ -23,7 +23,7 @@ PROMPTS = ["a", "how many orders are there?", "주문은 몇 건?"]
 def served(tiny_model) -> Served:
     import torch
 
-    model, tokenizer = models.load(tiny_model)
+    model, tokenizer = checkpoints.load(tiny_model)
     torch.manual_seed(0)
     for weight in model.parameters():
         weight.data = torch.randn_like(weight) * 0.3

@@ -3,8 +3,8 @@ import json
 import pytest
 
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.generation import Generator
-from bloomery.components.core.tasks import Template
+from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.scoring.tasks import Template
 from bloomery.monitoring.prediction_log import Reading
 from bloomery.monitoring.replay import model_version_of, replay
 

@@ -14,11 +14,12 @@ import pytest
 
 from bloomery.components.core.artifact import read_manifest, read_table, write_rows
 from bloomery.components.core.config import parse
+from bloomery.components.core.data import pii
+from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.tables import SourceConfig, list_files
 from bloomery.components.core.errors import ConfigError, DataError
-from bloomery.components.core.formats import RawRow
 from bloomery.components.core.records import Source
-from bloomery.components.core.tables import SourceConfig, list_files
-from bloomery.components.data_curation import clean, language, pii, step
+from bloomery.components.data_curation import clean, language, step
 from bloomery.components.data_curation.config import DataCurationConfig
 from bloomery.components.data_curation.coverage import WantedSlice
 from bloomery.components.data_curation.extract import document_text, html_to_markdown

@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from bloomery.components.core.formats import RawRow
-from bloomery.components.core.tables import SourceConfig
+from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.tables import SourceConfig
 from bloomery.components.data_curation.extract import document_text, html_to_markdown
 
 SOURCE = SourceConfig(path="x", name="s")

@@ -14,12 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bloomery.components.core.artifact import lineage, read_manifest, read_table, seal, write_rows
-from bloomery.components.core.errors import DataError
-from bloomery.components.core.records import Document, Indexed, Prompt, content_id
-from bloomery.components.core.tasks import TaskConfig
-from bloomery.components.dedup import near, semantic, step
-from bloomery.components.dedup.config import DedupConfig
-from bloomery.components.dedup.shingles import (
+from bloomery.components.core.data import near
+from bloomery.components.core.data.shingles import (
     comparable,
     fold,
     is_dense,
@@ -27,6 +23,11 @@ from bloomery.components.dedup.shingles import (
     ngram_hashes,
     ngram_lengths,
 )
+from bloomery.components.core.errors import DataError
+from bloomery.components.core.records import Document, Indexed, Prompt, content_id
+from bloomery.components.core.scoring.tasks import TaskConfig
+from bloomery.components.dedup import semantic, step
+from bloomery.components.dedup.config import DedupConfig
 from bloomery.components.dedup.step import run
 
 QUESTION = "Which customers in Busan joined before August?"

@@ -3,8 +3,8 @@
 import pytest
 
 from bloomery.components.core import artifact
-from bloomery.components.core.generation import Generator
-from bloomery.components.core.tasks import TaskConfig, Tasks
+from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.scoring.tasks import TaskConfig, Tasks
 from bloomery.components.evaluation.config import EvaluationConfig
 from bloomery.components.evaluation.step import answer, run, summarise
 

@@ -5,10 +5,11 @@ import json
 
 import pytest
 
-from bloomery.components.core import artifact, lm_eval_tasks
+from bloomery.components.core import artifact
 from bloomery.components.core.errors import ConfigError, DataError, MissingExtraError
-from bloomery.components.core.generation import Generator
-from bloomery.components.core.lm_eval_tasks import LmEvalConfig
+from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.scoring import lm_eval_tasks
+from bloomery.components.core.scoring.lm_eval_tasks import LmEvalConfig
 from bloomery.components.evaluation import harness
 from bloomery.components.evaluation.config import EvaluationConfig
 from bloomery.components.evaluation.step import run

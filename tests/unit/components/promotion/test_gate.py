@@ -6,7 +6,7 @@ import math
 import pytest
 
 from bloomery.components.core.artifact import Manifest
-from bloomery.components.core.tasks import Tasks
+from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.promotion.config import GateConfig
 from bloomery.components.promotion.gate import data_legs, judge, limit_legs
 

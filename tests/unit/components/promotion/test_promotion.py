@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from bloomery.components.core import artifact, registry
+from bloomery.components.core import artifact
 from bloomery.components.core.records import Document, EvalResult
+from bloomery.components.core.registry import registry
 from bloomery.components.promotion.config import ModelCardConfig, PromotionConfig
 from bloomery.components.promotion.step import run
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from bloomery.components.core import models
-from bloomery.components.core.generation import Generator
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import export
 from bloomery.components.quantisation.measure import latency
@@ -20,10 +20,10 @@ def variant(tiny_model, folder, **settings):
 def test_a_checkpoint_keeps_the_kind_of_its_cache(tiny_model, tmp_path):
     before = (tiny_model / "generation_config.json").read_bytes()
     folder = variant(tiny_model, tmp_path, scheme="none", kv_cache_bits=8)
-    assert folder.name == "none_kv8" and models.num_bytes(folder) == models.num_bytes(tiny_model)
+    assert folder.name == "none_kv8" and checkpoints.num_bytes(folder) == checkpoints.num_bytes(tiny_model)
     assert json.loads((folder / "generation_config.json").read_text())["cache_config"] == {"backend": "fp8"}
     assert (tiny_model / "generation_config.json").read_bytes() == before
-    assert models.load(folder)[0].generation_config.cache_implementation == "quantized"
+    assert checkpoints.load(folder)[0].generation_config.cache_implementation == "quantized"
 
 
 def test_a_quantised_cache_holds_a_byte_a_number(tiny_model, tmp_path):

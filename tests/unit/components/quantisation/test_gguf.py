@@ -8,9 +8,10 @@ import pytest
 import torch
 from chats import write_chats
 
-from bloomery.components.core import artifact, models
-from bloomery.components.core.generation import Generator
-from bloomery.components.core.tasks import chat
+from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import chat
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import CannotRun, export
 from bloomery.components.quantisation.gguf import plain_template
@@ -77,7 +78,7 @@ def llama(folder, **sizes):
         pad_token_id=fast.pad_token_id,
         **settings,
     )
-    models.save(folder, LlamaForCausalLM(settings), fast)
+    checkpoints.save(folder, LlamaForCausalLM(settings), fast)
     return folder
 
 
@@ -94,13 +95,13 @@ def llama(folder, **sizes):
 def test_the_file_holds_the_weights_where_transformers_had_them(request, model, chats, tmp_path, scheme, bits, error):
     base = request.getfixturevalue(model)
     export(QuantisationConfig(scheme=scheme), base, chats, tmp_path / "m")
-    before, _ = models.load(base)
-    after, _ = models.load(tmp_path / "m")
+    before, _ = checkpoints.load(base)
+    after, _ = checkpoints.load(tmp_path / "m")
     for name, weight in before.state_dict().items():
         assert float((after.state_dict()[name] - weight).norm() / weight.norm()) < error
     assert after.config.rope_parameters["rope_theta"] == 5000.0 and not after.config.tie_word_embeddings
     packed = sum(weight.numel() * bits / 8 for weight in before.state_dict().values() if weight.ndim == 2)
-    assert packed < models.num_bytes(tmp_path / "m") < packed * 1.3
+    assert packed < checkpoints.num_bytes(tmp_path / "m") < packed * 1.3
 
 
 def types(file):
@@ -134,7 +135,7 @@ def test_q4_k_m_takes_tied_embeddings_for_the_head(chats, tmp_path):
 
 def test_what_is_loaded_answers_as_its_parent(base, chats, tmp_path):
     export(QuantisationConfig(scheme="gguf_q8_0"), base, chats, tmp_path / "m")
-    (before, tokenizer), (after, _) = models.load(base), models.load(tmp_path / "m")
+    (before, tokenizer), (after, _) = checkpoints.load(base), checkpoints.load(tmp_path / "m")
     ids = tokenizer.apply_chat_template(QUESTION, return_tensors="pt", return_dict=True)["input_ids"]
     with torch.inference_mode():
         expected, found = (network(ids).logits.softmax(-1) for network in (before, after))
@@ -177,7 +178,7 @@ def test_llama_cpp_reads_and_answers_as_the_checkpoint(request, model, scheme, c
         request = urllib.request.Request(server.listening_address + path, json.dumps(question).encode(), headers)
         return json.load(urllib.request.urlopen(request, timeout=60))
 
-    network, tokenizer = models.load(tmp_path / "m")
+    network, tokenizer = checkpoints.load(tmp_path / "m")
     text = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
     assert ask("/apply-template", messages=QUESTION)["prompt"] == text
     for each in (*PAIRS[0], *PAIRS[1], UNSEEN, text):
@@ -193,7 +194,7 @@ def test_llama_cpp_reads_and_answers_as_the_checkpoint(request, model, scheme, c
 
 def test_embeddings_stay_in_16_bits_where_told(base, chats, tmp_path):
     export(QuantisationConfig(scheme="gguf_q8_0", embeddings=False), base, chats, tmp_path / "m")
-    before, after = (models.load(folder)[0].state_dict() for folder in (base, tmp_path / "m"))
+    before, after = (checkpoints.load(folder)[0].state_dict() for folder in (base, tmp_path / "m"))
     name = "model.embed_tokens.weight"
     assert torch.equal(after[name], before[name].half().float())
     assert not torch.equal(after["model.layers.0.mlp.up_proj.weight"], before["model.layers.0.mlp.up_proj.weight"])
@@ -238,11 +239,11 @@ def test_what_the_file_cannot_hold_is_no_variant(base, chats, tmp_path, file, ch
 def test_rows_that_are_no_multiple_of_a_block_are_no_variant(tmp_path, chats, base):
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    _, tokenizer = models.load(base)
+    _, tokenizer = checkpoints.load(base)
     settings = LlamaConfig(
         vocab_size=len(tokenizer), hidden_size=48, intermediate_size=64, num_hidden_layers=1, num_attention_heads=2
     )
-    models.save(tmp_path / "odd", LlamaForCausalLM(settings), tokenizer)
+    checkpoints.save(tmp_path / "odd", LlamaForCausalLM(settings), tokenizer)
     with pytest.raises(CannotRun, match="rows of 48, no multiple of 32"):
         export(QuantisationConfig(scheme="gguf_q8_0"), tmp_path / "odd", chats, tmp_path / "m")
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 from chats import write_chats
 
-from bloomery.components.core import models
-from bloomery.components.core.generation import Generator
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.quantisation import int4
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import CannotRun, calibration_chats
@@ -36,8 +36,8 @@ def test_a_lonely_large_weight_is_cut_short_for_the_others():
 def test_a_packed_checkpoint_loads_as_the_rounded_weights(tiny_model, chats, tmp_path):
     config = QuantisationConfig(scheme="int4_weight_only")
     assert int4.export(config, tiny_model, chats, tmp_path / "q") == {}
-    network, _ = models.load(tmp_path / "q")
-    before, _ = models.load(tiny_model)
+    network, _ = checkpoints.load(tmp_path / "q")
+    before, _ = checkpoints.load(tiny_model)
     layers = int4.quantisable(before, embeddings=True)
     assert "lm_head" not in layers and "model.embed_tokens" in layers  # the head is tied
     with torch.no_grad():
@@ -51,8 +51,8 @@ def test_a_packed_checkpoint_loads_as_the_rounded_weights(tiny_model, chats, tmp
 
 def test_embeddings_stay_whole_where_told(tiny_model, chats, tmp_path):
     int4.export(QuantisationConfig(scheme="int4_weight_only", embeddings=False), tiny_model, chats, tmp_path / "q")
-    network, _ = models.load(tmp_path / "q")
-    before, _ = models.load(tiny_model)
+    network, _ = checkpoints.load(tmp_path / "q")
+    before, _ = checkpoints.load(tiny_model)
     assert torch.allclose(network.model.embed_tokens.weight, before.model.embed_tokens.weight, rtol=1 / 256)
 
 

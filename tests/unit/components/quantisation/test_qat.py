@@ -4,11 +4,12 @@ import pytest
 import torch
 from chats import write_chats
 
-from bloomery.components.core import artifact, models
+from bloomery.components.core import artifact
 from bloomery.components.core.config import parse
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError
-from bloomery.components.core.generation import Generator
-from bloomery.components.core.tasks import chat
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.quantisation import int4, qat
 from bloomery.components.quantisation.config import QatConfig, QuantisationConfig
 
@@ -41,10 +42,10 @@ def variant(**settings):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("embeddings", [True, False])
 def test_the_fake_quantised_model_is_the_exported_one(tiny_model, chats, tmp_path, dtype, embeddings):
-    network, tokenizer = models.load(tiny_model, dtype=dtype)
-    models.save(tmp_path / "m", network, tokenizer)
+    network, tokenizer = checkpoints.load(tiny_model, dtype=dtype)
+    checkpoints.save(tmp_path / "m", network, tokenizer)
     int4.export(variant(embeddings=embeddings), tmp_path / "m", chats, tmp_path / "q")
-    exported, _ = models.load(tmp_path / "q")
+    exported, _ = checkpoints.load(tmp_path / "q")
     assert exported.dtype == getattr(torch, dtype)
     layers = int4.quantisable(network.float(), embeddings=embeddings)
     before = network(IDS).logits
@@ -79,14 +80,14 @@ def test_a_trained_variant_answers_in_four_bits_and_has_the_loss_that_training_s
 
 
 def test_equal_training_gives_equal_bytes_and_narrow_models_stay_narrow(tiny_model, chats, tasks, tmp_path):
-    network, tokenizer = models.load(tiny_model, dtype="bfloat16")
-    models.save(tmp_path / "m", network, tokenizer)
+    network, tokenizer = checkpoints.load(tiny_model, dtype="bfloat16")
+    checkpoints.save(tmp_path / "m", network, tokenizer)
     lessons = {**LESSONS, "epochs": 2, "optimizer": "muon", "keep": "last"}
     for name in ("a", "b"):
         int4.export(variant(qat=lessons), tmp_path / "m", chats, tmp_path / name, tasks=tasks)
         artifact.seal(tmp_path / name, "model/1")
     assert artifact.read_manifest(tmp_path / "a").digest == artifact.read_manifest(tmp_path / "b").digest
-    trained, _ = models.load(tmp_path / "a")
+    trained, _ = checkpoints.load(tmp_path / "a")
     assert trained.dtype == torch.bfloat16
 
 

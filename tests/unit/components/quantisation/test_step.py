@@ -6,8 +6,9 @@ import sys
 import pytest
 from chats import write_chats
 
-from bloomery.components.core import artifact, models
+from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError, ModelError
+from bloomery.components.core.modelling import checkpoints
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import CannotRun, export, installed
 from bloomery.components.quantisation.step import measured_apart, run
@@ -52,8 +53,8 @@ def test_a_variant_is_measured_as_it_stands_on_disk(base, tasks, chats, tmp_path
     found = measured(tmp_path / "v")
     assert found["scheme"] == "int8_weight_only" and found["skipped"] == ""
     assert len(found["answers"]) == len(found["scores"]) == 4 and found["perplexity"] > 1
-    assert metrics["quantisation/bytes"] == found["bytes"] == models.num_bytes(tmp_path / "m")
-    assert found["weight_bytes"] < found["bytes"] < models.num_bytes(base) / 2
+    assert metrics["quantisation/bytes"] == found["bytes"] == checkpoints.num_bytes(tmp_path / "m")
+    assert found["weight_bytes"] < found["bytes"] < checkpoints.num_bytes(base) / 2
     assert found["prefill_seconds"] > 0 and found["decode_seconds_per_token"] > 0
     assert found["prefill_tokens"] == 8  # user, 6 bytes, assistant
     assert artifact.read_manifest(tmp_path / "m", "model/1").files["model.safetensors"].bytes == found["bytes"]

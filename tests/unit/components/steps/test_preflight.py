@@ -4,10 +4,12 @@ import shutil
 
 import pytest
 
-from bloomery.components.core import artifact, models, registry
+from bloomery.components.core import artifact
 from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, MissingExtraError, ModelError
-from bloomery.components.core.tasks import Tasks
-from bloomery.components.dedup.contamination import evaluation_items
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.registry import registry
+from bloomery.components.core.scoring.contamination import evaluation_items
+from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.step import run
 
@@ -261,7 +263,7 @@ def test_training_starts_from_the_champion_as_it_was_before_quantisation(call, t
     for path in (parent, quantised):
         (path / "note.txt").write_text(path.name)
         artifact.seal(path, "model/1")
-    published = models.publish(parent, str(tmp_path / "models"))
+    published = checkpoints.publish(parent, str(tmp_path / "models"))
     version = registry.register("m", str(quantised), {registry.PARENT: published})
     registry.promote("m", version, expected_champion=None, why="a test")
     for start_from, version_started_from in (("base", ""), ("champion", "1")):

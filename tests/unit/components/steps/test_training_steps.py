@@ -4,11 +4,13 @@ import pytest
 import torch
 from chats import write_chats
 
-from bloomery.components.core import artifact, models
+from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import DataError, DivergedError
-from bloomery.components.core.generation import Generator
+from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.records import Document, Preference, Prompt, content_id
-from bloomery.components.core.tasks import Tasks, chat
+from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.cpt.config import CptConfig
 from bloomery.components.cpt.step import run as cpt
 from bloomery.components.dpo.config import DpoConfig
@@ -70,8 +72,8 @@ def test_sft_with_an_adapter_writes_a_plain_merged_checkpoint(base, tasks, tmp_p
         num_validations=1,
     )
     sft(config, chats=write_chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=base, model=tmp_path / "m")
-    models.check(tmp_path / "m")
-    network, _ = models.load(tmp_path / "m")
+    checkpoints.check(tmp_path / "m")
+    network, _ = checkpoints.load(tmp_path / "m")
     assert not any("lora" in name for name, _ in network.named_parameters())
 
 
@@ -89,7 +91,7 @@ def test_sft_reads_the_texts_of_perplexity_tasks_whole(base, make_tasks, tmp_pat
     tasks = make_tasks(texts, [{"task": "plain", "split": "train", "prompt": "", "reference": text}])
     config = SftConfig(learning_rate=1e-2, epochs=60, batch_size=8, max_length=64, num_validations=0)
     metrics = sft(config, chats=write_chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=base, model=tmp_path / "m")
-    _, tokenizer = models.load(base)
+    _, tokenizer = checkpoints.load(base)
     # Every token of the text and its end, beside two letters and EOS in each of four answers.
     assert metrics["sft/texts"] == 1
     assert metrics["sft/trained_tokens"] == 12 + len(tokenizer(text, add_special_tokens=False)["input_ids"]) + 1
@@ -109,10 +111,10 @@ def test_a_diverging_run_stops_before_the_weights_are_spoilt(base, tasks, tmp_pa
     import shutil
 
     broken = shutil.copytree(base, tmp_path / "broken")
-    network, tokenizer = models.load(broken)
+    network, tokenizer = checkpoints.load(broken)
     with torch.no_grad():
         network.model.norm.weight.fill_(float("inf"))
-    models.save(broken, network, tokenizer)
+    checkpoints.save(broken, network, tokenizer)
     config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
     with pytest.raises(DivergedError, match="not finite at optimiser step 1"):
         sft(config, chats=write_chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=broken, model=tmp_path / "m")
@@ -218,7 +220,7 @@ def test_dpo_without_pairs_passes_the_model_on(base, tmp_path):
 
 
 def test_log_likelihoods_count_the_answer_and_its_end_alone(base):
-    network, tokenizer = models.load(base)
+    network, tokenizer = checkpoints.load(base)
     pair = {"prompt": "p", "chosen": "ab", "rejected": "longer answer"}
     ((chosen, _),) = log_likelihoods(network, tokenizer, [pair])
     ids = tokenizer.apply_chat_template(chat("p", "ab"), return_tensors="pt", return_dict=True)["input_ids"]

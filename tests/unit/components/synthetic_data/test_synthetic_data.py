@@ -13,7 +13,7 @@ from bloomery.components.core.artifact import read_manifest, read_table, seal, w
 from bloomery.components.core.config import parse
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.records import Document, Prompt, content_id
-from bloomery.components.core.tasks import TaskConfig
+from bloomery.components.core.scoring.tasks import TaskConfig
 from bloomery.components.synthetic_data import augment
 from bloomery.components.synthetic_data.config import SyntheticDataConfig
 from bloomery.components.synthetic_data.step import run

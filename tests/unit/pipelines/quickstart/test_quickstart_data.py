@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from bloomery.components.core.refusal import is_refusal
-from bloomery.components.core.verify import run_sql
+from bloomery.components.core.scoring.refusal import is_refusal
+from bloomery.components.core.scoring.verify import run_sql
 from bloomery.pipelines.quickstart import prepare, shop
 from bloomery.pipelines.quickstart.dirt import BOILERPLATE, luhn_digit, resident_digit
 from bloomery.pipelines.quickstart.documents import term_condition

@@ -12,10 +12,10 @@ import time
 from dataclasses import replace
 from typing import Any
 
-from bloomery.components.core import succession
 from bloomery.components.core.errors import ConfigError, GateError, ModelError
-from bloomery.components.core.mlflow_client import all_pages, connect, or_none, service
-from bloomery.components.core.succession import Standing
+from bloomery.components.core.registry import succession
+from bloomery.components.core.registry.mlflow_client import all_pages, connect, or_none, service
+from bloomery.components.core.registry.succession import Standing
 
 CANDIDATE, CHAMPION, PREVIOUS = succession.CANDIDATE, succession.CHAMPION, succession.PREVIOUS
 PARENT = "parent"

@@ -2,8 +2,8 @@
 
 import pytest
 
-from bloomery.components.core.text_metrics import corpus_score, longest_common_subsequence, sentence_score, tokens
-from bloomery.components.core.verify import VerifierConfig, verify
+from bloomery.components.core.data.text_metrics import corpus_score, longest_common_subsequence, sentence_score, tokens
+from bloomery.components.core.scoring.verify import VerifierConfig, verify
 
 
 def test_tokens_keep_every_script():

@@ -4,8 +4,8 @@ import itertools
 
 import pytest
 
-from bloomery.components.core import mlflow_client, registry
 from bloomery.components.core.errors import ConfigError, GateError, ModelError
+from bloomery.components.core.registry import mlflow_client, registry
 
 names = (f"shop_{number}" for number in itertools.count())
 

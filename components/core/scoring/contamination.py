@@ -12,8 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
-from bloomery.components.core.tasks import Tasks
-from bloomery.components.dedup.shingles import (
+from bloomery.components.core.data.shingles import (
     Folded,
     fold,
     hash_ngrams,
@@ -21,6 +20,7 @@ from bloomery.components.dedup.shingles import (
     ngram_hashes,
     ngram_lengths,
 )
+from bloomery.components.core.scoring.tasks import Tasks
 
 NGRAM_CHARACTERS = 8
 """n-gram length of items in alphabetic scripts: one and a half words, so that short questions have some

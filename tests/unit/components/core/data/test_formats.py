@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from bloomery.components.core import formats
-from bloomery.components.core.tables import content_position, read_rows
+from bloomery.components.core.data import formats
+from bloomery.components.core.data.tables import content_position, read_rows
 from bloomery.components.data_curation.clean import clean
 
 COMPRESSORS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".zst": zstandard.compress}

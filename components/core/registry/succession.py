@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bloomery.components.core.errors import ConfigError, ServiceError
-from bloomery.components.core.mlflow_client import all_pages, connect, is_code, or_none, service
+from bloomery.components.core.registry.mlflow_client import all_pages, connect, is_code, or_none, service
 
 logger = logging.getLogger(__name__)
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from bloomery.components.core.config import Config
-from bloomery.components.core.refusal import is_refusal
-from bloomery.components.core.text_metrics import TextMetric, sentence_score
+from bloomery.components.core.data.text_metrics import TextMetric, sentence_score
+from bloomery.components.core.scoring.refusal import is_refusal
 
 REFUSAL_REFERENCES = ("refuse", "answer")
 """What an evaluation set of the verifier `refusal` asks a model to do."""

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from bloomery.components.core.refusal import is_refusal
-from bloomery.components.core.verify import VerifierConfig, verify
+from bloomery.components.core.scoring.refusal import is_refusal
+from bloomery.components.core.scoring.verify import VerifierConfig, verify
 
 ROWS = [
     json.loads(line)
-    for line in (Path(__file__).parents[3] / "data" / "refusals.jsonl").read_text(encoding="utf-8").splitlines()
+    for line in (Path(__file__).parents[4] / "data" / "refusals.jsonl").read_text(encoding="utf-8").splitlines()
 ]
 
 

@@ -4,9 +4,9 @@ import shutil
 import pytest
 import torch
 
-from bloomery.components.core import generation, models
 from bloomery.components.core.errors import ModelError
-from bloomery.components.core.generation import Generator
+from bloomery.components.core.modelling import checkpoints, generation
+from bloomery.components.core.modelling.generation import Generator
 
 
 @pytest.fixture
@@ -23,9 +23,9 @@ def edit(folder, **changes):
 
 
 def test_a_good_checkpoint_passes(tiny_model):
-    models.check(tiny_model)
-    _, tokenizer = models.load(tiny_model)
-    models.check_template(tokenizer, tiny_model)
+    checkpoints.check(tiny_model)
+    _, tokenizer = checkpoints.load(tiny_model)
+    checkpoints.check_template(tokenizer, tiny_model)
 
 
 def test_every_fault_of_a_checkpoint_is_named_at_once(copy):
@@ -33,14 +33,14 @@ def test_every_fault_of_a_checkpoint_is_named_at_once(copy):
     (copy / "chat_template.jinja").unlink()
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(ModelError) as caught:
-        models.check(copy)
+        checkpoints.check(copy)
     told = str(caught.value)
     assert "pytorch_model.bin" in told and "no chat template" in told and "no EOS token" in told
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
     with pytest.raises(ModelError, match="no config.json"):
-        models.check(tmp_path)
+        checkpoints.check(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -54,16 +54,16 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
 def test_a_template_that_trains_nothing_or_never_ends_is_refused(copy, change, told):
     file = copy / "chat_template.jinja"
     file.write_text(change(file.read_text()))
-    _, tokenizer = models.load(copy)
+    _, tokenizer = checkpoints.load(copy)
     with pytest.raises(ModelError, match=told):
-        models.check_template(tokenizer, copy)
+        checkpoints.check_template(tokenizer, copy)
 
 
 def test_padding_with_eos_is_refused(tiny_model):
-    _, tokenizer = models.load(tiny_model)
+    _, tokenizer = checkpoints.load(tiny_model)
     tokenizer.pad_token = tokenizer.eos_token
     with pytest.raises(ModelError, match="must be two tokens"):
-        models.check_template(tokenizer, tiny_model)
+        checkpoints.check_template(tokenizer, tiny_model)
 
 
 def test_answers_do_not_depend_on_the_batch(tiny_model):
@@ -99,12 +99,12 @@ def test_publish_and_fetch_bring_back_the_same_files(tiny_model, tmp_path):
     from bloomery.components.core import artifact
 
     artifact.seal(tiny_model, "model/1")
-    uri = models.publish(tiny_model, str(tmp_path / "store"))
-    assert uri == models.publish(tiny_model, str(tmp_path / "store"))
-    models.fetch(uri, tmp_path / "back")
+    uri = checkpoints.publish(tiny_model, str(tmp_path / "store"))
+    assert uri == checkpoints.publish(tiny_model, str(tmp_path / "store"))
+    checkpoints.fetch(uri, tmp_path / "back")
     assert artifact.read_manifest(tmp_path / "back").digest == artifact.read_manifest(tiny_model).digest
     with pytest.raises(ModelError, match="is not there"):
-        models.fetch(str(tmp_path / "nowhere"), tmp_path / "none")
+        checkpoints.fetch(str(tmp_path / "nowhere"), tmp_path / "none")
 
 
 def test_sampled_tokens_follow_the_softmax_at_a_temperature_within_the_nucleus():

@@ -13,9 +13,10 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.data.chats import chat
+from bloomery.components.core.data.tables import RowSource
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.tables import RowSource
-from bloomery.components.core.verify import VerifierConfig, verify
+from bloomery.components.core.scoring.verify import VerifierConfig, verify
 
 TRAINING_SPLITS = ("train", "unlabelled")
 """Splits a model may learn from: `train` with its answers, `unlabelled` through the verifier alone."""
@@ -133,6 +134,16 @@ class Tasks:
         first = sorted(self.prompts("train", task=task), key=lambda row: row.id)[: self.configs[task].shots]
         return [message for row in first for message in chat(row.prompt, row.reference)]
 
+    def validation_chats(self) -> list[list[dict[str, str]]]:
+        """Every question of the `validation` splits with its answer, whose loss fine-tuning watches."""
+        asked = [row for row in self.prompts("validation") if not self.is_scored_by_likelihood(row.task)]
+        return [chat(row.prompt, row.reference) for row in asked]
+
+    def texts_to_read(self) -> list[str]:
+        """The `train` rows of perplexity tasks, which have no question: fine-tuning reads them whole beside the chats,
+        so that a model that learns to answer does not forget how texts go on."""
+        return [row.reference for row in self.prompts("train") if self.is_scored_by_likelihood(row.task)]
+
     def is_scored_by_likelihood(self, task: str) -> bool:
         """True for perplexity tasks, whose rows have no answer to verify."""
         return self.configs[task].verifier.kind == "perplexity"
@@ -147,12 +158,6 @@ class Tasks:
 def is_evaluation(split: str) -> bool:
     """True if no training may see rows of this split."""
     return split not in (*TRAINING_SPLITS, "validation")
-
-
-def chat(prompt: str, answer: str | None = None) -> list[dict[str, str]]:
-    """The messages of a single-turn chat."""
-    user = {"role": "user", "content": prompt}
-    return [user] if answer is None else [user, {"role": "assistant", "content": answer}]
 
 
 def render(template: str, row: dict[str, Any], where: str) -> str:

@@ -1,6 +1,6 @@
 import torch
 
-from bloomery.components.core.muon import Muon, orthogonalised
+from bloomery.components.core.modelling.optimisers import Muon, orthogonalised
 
 
 class Network(torch.nn.Module):

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
-from bloomery.components.dedup.shingles import Folded, hash_ngrams
+from bloomery.components.core.data.shingles import Folded, hash_ngrams
 
 MIN_CATCH = 0.98
 """Probability with which a pair at the threshold must meet in a band."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import models
-from bloomery.components.core.tasks import chat
+from bloomery.components.core.data.chats import chat
+from bloomery.components.core.modelling import checkpoints
 
 MAX_BATCH_TOKENS = 16_384
 """Prompts times (prompt + answer) tokens of one batch; bounds the KV cache: 512 sequences of a short-answer task,
@@ -25,8 +25,8 @@ class Generator:
 
     @classmethod
     def load(cls, path: Path, *, dtype: str = "auto") -> Generator:
-        """Load a checkpoint folder; ModelError as in `models.load`."""
-        return cls(*models.load(path, dtype=dtype, on=models.device()))
+        """Load a checkpoint folder; ModelError as in `checkpoints.load`."""
+        return cls(*checkpoints.load(path, dtype=dtype, on=checkpoints.device()))
 
     def generate(
         self,

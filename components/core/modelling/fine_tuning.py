@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from bloomery.components.core import artifact, training
+from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.tasks import Tasks, chat
-from bloomery.components.core.training import TrainingConfig
+from bloomery.components.core.modelling import training
+from bloomery.components.core.modelling.training import TrainingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -32,12 +32,18 @@ class FineTuningConfig(TrainingConfig):
 
 
 def fine_tune(
-    config: FineTuningConfig, network: Any, tokenizer: Any, *, chats: Path, tasks: Path, where: str
+    config: FineTuningConfig,
+    network: Any,
+    tokenizer: Any,
+    *,
+    chats: Path,
+    texts: list[str],
+    watched: list[list[dict[str, str]]],
+    where: str,
 ) -> tuple[Any, dict[str, float]]:
-    """Fine-tune `network` on `chats` (chat/1) and watch the loss on the `validation` split of `tasks` (tasks/1).
+    """Fine-tune `network` on `chats` (chat/1), read `texts` whole beside them, and watch the loss on `watched` chats.
 
-    The `train` rows of perplexity tasks, which have no question, are read whole beside the chats, so that a model that
-    learns to answer does not forget how texts go on. `where` is the recipe section of `config`, for messages.
+    `where` is the recipe section of `config`, for messages.
     Returns: the network with its adapter, if any, merged; loss and validation_loss (nats per trained token), chats,
              texts, trained_tokens (assistant and text tokens of one epoch), too_long (chats left out), best_step
              (optimiser steps of the kept weights).
@@ -62,19 +68,16 @@ def fine_tune(
             len(rows),
             config.max_length,
         )
-    known = Tasks(tasks)
-    texts = [row.reference for row in known.prompts("train") if known.is_scored_by_likelihood(row.task)]
     read = _read_whole(tokenizer, texts, config.max_length)
-    asked = [row for row in known.prompts("validation") if not known.is_scored_by_likelihood(row.task)]
-    watched = _fitting(tokenizer, [chat(row.prompt, row.reference) for row in asked], config.max_length)
-    evaluations = config.num_validations if watched else 0
+    validation = _fitting(tokenizer, watched, config.max_length)
+    evaluations = config.num_validations if validation else 0
 
     best = _Best() if evaluations and config.keep == "best" else None
     trainer = SFTTrainer(
         model=network,
         processing_class=tokenizer,
         train_dataset=Dataset.from_list(fitting + read),
-        eval_dataset=Dataset.from_list(watched) if evaluations else None,
+        eval_dataset=Dataset.from_list(validation) if evaluations else None,
         peft_config=training.peft_config(config),
         callbacks=[*training.callbacks(), *([best.callback()] if best else [])],
         args=Arguments(

@@ -105,7 +105,7 @@ def optimizer(config: TrainingConfig, model: Any) -> Any:
     """Muon over the trainable weights of `model` if `config` asks for it, or None: the trainer's own AdamW."""
     if config.optimizer == "adamw":
         return None
-    from bloomery.components.core.muon import Muon
+    from bloomery.components.core.modelling.optimisers import Muon
 
     return Muon(model, config.learning_rate, weight_decay=config.weight_decay)
 

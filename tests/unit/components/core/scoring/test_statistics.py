@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from bloomery.components.core.statistics import (
+from bloomery.components.core.scoring.statistics import (
     Z95,
     holm,
     interval,

@@ -15,9 +15,9 @@ import pytest
 import zstandard
 
 from bloomery.components.core.config import parse
+from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.tables import RowSource, content_position, format_of, list_files, read_rows, select
 from bloomery.components.core.errors import ConfigError, DataError, MissingExtraError, ServiceError
-from bloomery.components.core.formats import RawRow
-from bloomery.components.core.tables import RowSource, content_position, format_of, list_files, read_rows, select
 
 COMPRESSORS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".zst": zstandard.compress}
 

@@ -1,6 +1,6 @@
 import pytest
 
-from bloomery.components.core.verify import VerifierConfig, run_sql, verify
+from bloomery.components.core.scoring.verify import VerifierConfig, run_sql, verify
 
 
 def score(kind, response, reference, **settings):

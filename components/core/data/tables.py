@@ -28,8 +28,8 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.data.formats import RAW_CHARACTERS, READERS, RawRow, TooLarge, read_whole
 from bloomery.components.core.errors import DataError, MissingExtraError, ServiceError, from_os_error
-from bloomery.components.core.formats import RAW_CHARACTERS, READERS, RawRow, TooLarge, read_whole
 
 FORMATS = {
     ".jsonl": "jsonl",

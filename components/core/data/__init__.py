@@ -1,0 +1,1 @@
+"""Rows from outside: files, formats and the metrics over texts."""

@@ -1,0 +1,1 @@
+"""Checkpoints: loading, answering and training."""

@@ -1,0 +1,1 @@
+"""What a right answer is: tasks, verifiers and the statistics of scores."""
