@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from bloomery.components.core.modelling import templates
 from bloomery.components.core.modelling.generation import MAX_BATCH_TOKENS
 from bloomery.monitoring.serving_config import ServingConfig
 
@@ -38,8 +39,7 @@ class Served(NamedTuple):
 
     def prompt_tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
         """The token ids of a conversation, as the model is asked to go on with it."""
-        text = self.tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return templates.prompt_tokens(self.tokenizer, messages)
 
 
 class Row:

@@ -61,7 +61,7 @@ def band_rows(threshold: float, num_permutations: int) -> int:
 def band_keys(folded: Folded, shingle_lengths: np.ndarray, permutations: Permutations) -> np.ndarray:
     """Hash of each band of each text's MinHash signature, uint64 of shape (texts, bands)."""
     keys = np.empty((len(folded.starts), permutations.num_bands), np.uint64)
-    _sign(*folded, shingle_lengths, *permutations, keys)
+    _sign(*folded, shingle_lengths, *permutations, keys)  # type: ignore[call-arg]
     return keys
 
 
@@ -98,7 +98,7 @@ def jaccard_similarities(
     """
     similarities = np.empty(len(pairs))
     if len(pairs):
-        _compare(*folded, shingle_lengths, pairs, threshold, similarities)
+        _compare(*folded, shingle_lengths, pairs, threshold, similarities)  # type: ignore[call-arg]
     return similarities
 
 

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import training
+from bloomery.components.core.modelling import templates, training
 from bloomery.components.core.modelling.training import TrainingConfig
 
 logger = logging.getLogger(__name__)
@@ -105,12 +105,10 @@ def fine_tune(
 
 def _fitting(tokenizer: Any, chats: list[list[dict[str, str]]], max_length: int) -> list[dict[str, list[int]]]:
     """Tokens and labels of the chats of at most `max_length` tokens; the loss is on the assistant's alone."""
-    if not chats:
-        return []
-    encoded = tokenizer.apply_chat_template(chats, return_dict=True, return_assistant_tokens_mask=True)
+    encoded = (templates.trained_tokens(tokenizer, messages) for messages in chats)
     return [
-        {"input_ids": ids, "labels": [token if own else IGNORED for token, own in zip(ids, mask, strict=True)]}
-        for ids, mask in zip(encoded["input_ids"], encoded["assistant_masks"], strict=True)
+        {"input_ids": ids, "labels": [token if own else IGNORED for token, own in zip(ids, trained, strict=True)]}
+        for ids, trained in encoded
         if len(ids) <= max_length
     ]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.components.core.data.chats import chat
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, templates
 
 MAX_BATCH_TOKENS = 16_384
 """Prompts times (prompt + answer) tokens of one batch; bounds the KV cache: 512 sequences of a short-answer task,
@@ -49,21 +49,13 @@ class Generator:
         import torch
         from transformers import LogitsProcessorList
 
-        texts = [
-            self.tokenizer.apply_chat_template([*before, *chat(prompt)], add_generation_prompt=True, tokenize=False)
-            for prompt in prompts
-        ]
-        lengths = [len(ids) for ids in self.tokenizer(texts, add_special_tokens=False)["input_ids"]] if texts else []
-        answers: list[list[str]] = [[] for _ in texts]
+        asked = [templates.prompt_tokens(self.tokenizer, [*before, *chat(prompt)]) for prompt in prompts]
+        answers: list[list[str]] = [[] for _ in asked]
         torch.manual_seed(seed)
         choice = LogitsProcessorList([_choice(temperature, top_p)] if temperature > 0 else [])
-        for batch in _batches(texts, lengths, max_new_tokens, num_samples, composition):
-            encoded = self.tokenizer(
-                [texts[index] for index in batch],
-                add_special_tokens=False,
-                padding=True,
-                padding_side="left",
-                return_tensors="pt",
+        for batch in _batches(asked, max_new_tokens, num_samples, composition):
+            encoded = self.tokenizer.pad(
+                {"input_ids": [asked[index] for index in batch]}, padding_side="left", return_tensors="pt"
             ).to(self.model.device)
             with torch.inference_mode():
                 output = self.model.generate(
@@ -118,13 +110,14 @@ class Generator:
 
 
 def _batches(
-    texts: Sequence[str], lengths: Sequence[int], max_new_tokens: int, num_samples: int, composition: int
+    asked: Sequence[Sequence[int]], max_new_tokens: int, num_samples: int, composition: int
 ) -> Iterator[list[int]]:
-    """Indices of `texts` in order of length, as many at once as MAX_BATCH_TOKENS allows."""
+    """Indices of `asked` in order of length, as many at once as MAX_BATCH_TOKENS allows."""
     chance = random.Random(composition)
+    lengths = [len(ids) for ids in asked]
     # Lengths that are blurred by some tokens give each prompt other neighbours at little more padding.
     blurred = [length + (chance.uniform(0, 8) if composition else 0) for length in lengths]
-    order = deque(sorted(range(len(texts)), key=lambda index: (blurred[index], texts[index])))
+    order = deque(sorted(range(len(asked)), key=lambda index: (blurred[index], asked[index])))
     while order:
         most = MAX_BATCH_TOKENS * (chance.uniform(0.25, 0.75) if composition else 1)
         batch = [order.popleft()]

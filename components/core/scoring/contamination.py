@@ -103,7 +103,7 @@ class Detector:
         best: dict[int, Found] = {}
         for length, index in self._index.items():
             touched = np.zeros(len(letters.starts), np.bool_)
-            _touch(*letters, length, index.keys, index.is_used, touched)
+            _touch(*letters, length, index.keys, index.is_used, touched)  # type: ignore[call-arg]
             for place in np.flatnonzero(touched).tolist():
                 hashes = ngram_hashes(letters.text(place), length)
                 for owner in index.owners_of(hashes):
