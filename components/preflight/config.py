@@ -20,7 +20,7 @@ class PreflightConfig(Config):
     """Revision of a hub model; a commit hash makes the run repeatable."""
     tasks: dict[str, TaskConfig] = Field(min_length=1)
     """The recipe's tasks."""
-    sources: list[SourceConfig] = Field(min_length=1)
+    sources: list[SourceConfig] = []
     """The recipe's document sources, and the examples of its learned quality."""
     known_index: str = ""
     """Folder of an index that dedup wrote in an earlier run; empty: none."""

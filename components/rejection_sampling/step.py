@@ -13,12 +13,14 @@ from typing import Annotated, Any
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.data.chats import chat
+from bloomery.components.core.declare import declare
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.records import Chat, Preference, Prompt, Reject, content_id
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 
 
+@declare(accelerator=True)
 def run(
     config: RejectionSamplingConfig,
     *,
