@@ -8,6 +8,7 @@ from bloomery.components.core.errors import ConfigError
 from bloomery.infra import surroundings
 from bloomery.infra.images import CPU_IMAGE, GPU_IMAGE
 from bloomery.infra.resources import ResourcesConfig, place
+from bloomery.pipelines.steps import find
 
 GPU_POOL = {
     "accelerator": "nvidia.com/gpu",
