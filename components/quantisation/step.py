@@ -25,7 +25,7 @@ def run(
     *,
     base_model: Annotated[Path, Reads("model/1")],
     tasks: Annotated[Path, Reads("tasks/1")],
-    chats: Annotated[Path, Reads("chat/1")],
+    chats: Annotated[Path, Reads("chat/2")],
     model: Annotated[Path, Writes("model/1")],
     measurement: Annotated[Path, Writes("measurement/1")],
 ) -> dict[str, float]:
