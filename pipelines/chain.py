@@ -21,9 +21,9 @@ NAMED = re.compile(r"[a-z][a-z0-9_]*")
 GIVEN_BY = {
     "source/1": "a stage with `sources`, such as data_curation",
     "document/2": "a stage data_curation before it",
-    "chat/1": "a `train` split of a task, or a stage synthetic_data before it",
-    "preference/1": "a stage rejection_sampling before it",
-    "prompt/1": "an `unlabelled` or `train` split of a task",
+    "chat/2": "a `train` split of a task, or a stage synthetic_data before it",
+    "preference/2": "a stage rejection_sampling before it",
+    "prompt/2": "an `unlabelled` or `train` split of a task",
 }
 """What brings data of a schema into a chain, for messages."""
 

@@ -38,7 +38,7 @@ def read(outputs: Mapping[tuple[str, str], Output], finished: Mapping[str, Any])
         schema = output.manifest.schema_name
         if schema == "reject/1":
             told = _counts(output.path, ["reason"])
-        elif schema in ("document/2", "chat/1", "prompt/1", "preference/1"):
+        elif schema in ("document/2", "chat/2", "prompt/2", "preference/2"):
             told = Counter(output.manifest.dropped)
             tables.append(output)
         else:
@@ -50,7 +50,7 @@ def read(outputs: Mapping[tuple[str, str], Output], finished: Mapping[str, Any])
     missing = []
     for schema, columns, title in (
         ("document/2", ["language", "general"], "Languages of the documents"),
-        ("chat/1", ["origin"], "Where the chats come from"),
+        ("chat/2", ["origin"], "Where the chats come from"),
     ):
         last = next((output for output in reversed(tables) if output.manifest.schema_name == schema), None)
         if last:

@@ -85,7 +85,7 @@ def build(recipe: Recipe) -> Any:
 
         judged = {"model": newest["model/1"], "candidate_results": results}
         if recipe.quantisation:
-            calibration = {"chats": newest["chat/1"]} if "chat/1" in newest else {}
+            calibration = {"chats": newest["chat/2"]} if "chat/2" in newest else {}
             with dsl.ParallelFor(
                 given["quantisation"], parallelism=recipe.resources.parallel_variants or None
             ) as variant:

@@ -256,8 +256,19 @@ def read_manifest(path: Path, schema: str | None = None) -> Manifest:
         if not found.is_file() or found.stat().st_size != entry.bytes:
             raise DataError(f"{found}: missing or not {entry.bytes} bytes, as its manifest says; run the step again")
     if schema is not None and manifest.schema_name != schema:
-        raise DataError(f"{path}: holds {manifest.schema_name}, but {schema} is read here; check the wiring")
+        raise wrong_schema(path, manifest.schema_name, schema)
     return manifest
+
+
+def wrong_schema(path: Path, found: str, expected: str) -> DataError:
+    """The error of rows of another kind, or of another version of theirs."""
+    (kind, _, old), (wanted, _, new) = found.partition("/"), expected.partition("/")
+    if kind != wanted:
+        return DataError(f"{path}: holds {found}, but {expected} is read here; check the wiring")
+    age = "an older" if int(old) < int(new) else "a newer"
+    return DataError(
+        f"{path}: holds {found}, but {expected} is read here: it was written by {age} version; run the step again"
+    )
 
 
 def read_table(path: Path, schema: str) -> pa.Table:

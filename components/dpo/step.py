@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
-from bloomery.components.core.data.chats import chat
+from bloomery.components.core.data.chats import for_template, identity
 from bloomery.components.core.declare import declare
 from bloomery.components.core.modelling import checkpoints, training
 from bloomery.components.core.records import content_id
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 def run(
     config: DpoConfig,
     *,
-    preferences: Annotated[Path, Reads("preference/1")],
+    preferences: Annotated[Path, Reads("preference/2")],
     base_model: Annotated[Path, Reads("model/1")],
     model: Annotated[Path, Writes("model/1")],
 ) -> dict[str, float]:
@@ -40,9 +40,11 @@ def run(
     from trl import DPOConfig as Arguments
     from trl import DPOTrainer
 
-    rows = artifact.read_table(preferences, "preference/1").to_pylist()
-    held_out = [row for row in rows if int(content_id(row["prompt"])[:8], 16) < config.validation_share * 2**32]
-    kept = [row for row in rows if int(content_id(row["prompt"])[:8], 16) >= config.validation_share * 2**32]
+    rows = artifact.read_table(preferences, "preference/2").to_pylist()
+    keys = [content_id(identity(row["messages"], row["tools"])) for row in rows]
+    places = [int(key[:8], 16) / 2**32 for key in keys]
+    held_out = [row for row, place in zip(rows, places, strict=True) if place < config.validation_share]
+    kept = [row for row, place in zip(rows, places, strict=True) if place >= config.validation_share]
     if not kept:
         logger.warning("%d preference pairs: nothing to learn from, the model is passed on as it is", len(rows))
         artifact.link_tree(base_model, model)
@@ -81,12 +83,12 @@ def run(
     return metrics
 
 
-def log_likelihoods(network: Any, tokenizer: Any, pairs: list[dict[str, str]]) -> list[tuple[float, float]]:
+def log_likelihoods(network: Any, tokenizer: Any, pairs: list[dict[str, Any]]) -> list[tuple[float, float]]:
     """(chosen, rejected) log-likelihoods in nats of the assistant turn, EOS included, given the prompt."""
     import torch
 
     totals: list[float] = []
-    texts = [chat(row["prompt"], row[side]) for row in pairs for side in ("chosen", "rejected")]
+    texts = [for_template(row["messages"] + row[side]) for row in pairs for side in ("chosen", "rejected")]
     for start in range(0, len(texts), 64):
         encoded = tokenizer.apply_chat_template(
             texts[start : start + 64],
@@ -104,12 +106,9 @@ def log_likelihoods(network: Any, tokenizer: Any, pairs: list[dict[str, str]]) -
     return list(zip(totals[::2], totals[1::2], strict=True))
 
 
-def _conversation(row: dict[str, str]) -> dict[str, Any]:
-    return {
-        "prompt": chat(row["prompt"]),
-        "chosen": [{"role": "assistant", "content": row["chosen"]}],
-        "rejected": [{"role": "assistant", "content": row["rejected"]}],
-    }
+def _conversation(row: dict[str, Any]) -> dict[str, Any]:
+    sides = {"prompt": "messages", "chosen": "chosen", "rejected": "rejected"}
+    return {side: for_template(row[field]) for side, field in sides.items()}
 
 
 def _mean(values: list[float]) -> float:

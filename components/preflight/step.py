@@ -18,6 +18,7 @@ from typing import Annotated, Any
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Writes
 from bloomery.components.core.config import digest, parameters
+from bloomery.components.core.data.chats import Turn, as_text, chat, without_system
 from bloomery.components.core.data.tables import list_files, read_rows, select
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import BloomeryError, DataError, ModelError, ServiceError
@@ -25,7 +26,14 @@ from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.records import Indexed, Prompt, Source, content_id
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring import lm_eval_tasks
-from bloomery.components.core.scoring.tasks import TRAINING_SPLITS, SplitConfig, TaskConfig, is_evaluation, render
+from bloomery.components.core.scoring.tasks import (
+    TRAINING_SPLITS,
+    Perturbation,
+    SplitConfig,
+    TaskConfig,
+    is_evaluation,
+    render,
+)
 from bloomery.components.core.scoring.verify import REFUSAL_REFERENCES, normalise, verify
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.perturb import perturb
@@ -122,27 +130,27 @@ def _render_tasks(config: PreflightConfig, target: Path) -> dict[str, float]:
                 rows.append(row)
         _self_check(name, attached, [row for row in rows if row["task"] == name], target / "files")
     # A training row that asks what an evaluation set asks would make that set measure memory.
-    asked = {normalise(row["prompt"], ignore_case=True) for row in rows if is_evaluation(row["split"])} - {""}
+    asked = {_asked(row) for row in rows if is_evaluation(row["split"])} - {""}
     kept = []
     for row in rows:
-        if not is_evaluation(row["split"]) and normalise(row["prompt"], ignore_case=True) in asked:
+        if not is_evaluation(row["split"]) and _asked(row) in asked:
             dropped["in_evaluation_set"] += 1
         else:
             kept.append(row)
     derived = [
-        {**row, "split": f"{row['split']}+{kind}", "prompt": prompt}
+        {**row, "split": f"{row['split']}+{kind}", "messages": messages}
         for row in kept
         if is_evaluation(row["split"])
         for kind in config.tasks[row["task"]].perturbations
-        if (prompt := perturb(row["prompt"], kind, row["id"])) != row["prompt"]
+        if (messages := _perturbed(row, kind)) != row["messages"]
     ]
     artifact.write_atomically(target / "tasks.json", json.dumps(stored, ensure_ascii=False, indent=1, sort_keys=True))
     if config.lm_eval_tasks:
         lm_eval_tasks.take(config.lm_eval_tasks, target)
-    # tasks/1 holds prompt/1 rows beside its other files, so it is sealed over the prompts' manifest.
+    # tasks/1 holds prompt/2 rows beside its other files, so it is sealed over the prompts' manifest.
     prompts = artifact.write_rows(
         target,
-        "prompt/1",
+        "prompt/2",
         Prompt.table(kept + derived),
         rows_in=len(rows) + dropped.total() - dropped["in_evaluation_set"],
         rows_made=len(derived),
@@ -162,7 +170,7 @@ def _render_tasks(config: PreflightConfig, target: Path) -> dict[str, float]:
 
 
 def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], str]]:
-    """(prompt/1 row, problem or '') of every row of a split in every phrasing.
+    """(prompt/2 row, problem or '') of every row of a split in every phrasing.
 
     Raises: DataError if the split is empty, or a template names a field that the rows lack.
     """
@@ -184,7 +192,8 @@ def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], 
                         "id": content_id(name, prompt, answer),
                         "task": name,
                         "split": whole,
-                        "prompt": prompt,
+                        "messages": chat(prompt) if prompt else [],
+                        "tools": "",
                         "reference": answer,
                         # Results are told by group; rows to learn from, such as served questions, need none.
                         "group": render(group, raw.value, where) if is_evaluation(whole) else "",
@@ -198,6 +207,19 @@ def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], 
             f"{where}: no usable row in {source.path} (left out: {reasons}); check `where`, `share` and the file"
         )
     return found
+
+
+def _asked(row: dict[str, Any]) -> str:
+    """What a row asks, for comparison: its turns but the system's."""
+    return normalise(as_text(without_system(row["messages"])), ignore_case=True)
+
+
+def _perturbed(row: dict[str, Any], kind: Perturbation) -> list[Turn]:
+    """The messages of a row, the last user turn harder to read."""
+    at = max(index for index, turn in enumerate(row["messages"]) if turn["role"] == "user")
+    turn = row["messages"][at]
+    harder = {**turn, "content": perturb(turn["content"], kind, row["id"])}
+    return [*row["messages"][:at], harder, *row["messages"][at + 1 :]]
 
 
 def _take_index(source: str, target: Path) -> None:

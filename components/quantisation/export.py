@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import for_template
 from bloomery.components.core.errors import MissingExtraError
 from bloomery.components.quantisation.config import QuantisationConfig
 
@@ -112,15 +113,15 @@ def _bitsandbytes(config: QuantisationConfig, source: Path, target: Path) -> Non
     AutoTokenizer.from_pretrained(source).save_pretrained(target)
 
 
-def calibration_chats(chats: Path | None, count: int) -> list[list[dict[str, str]]]:
-    """The messages of `count` chats of the training mix: those of the lowest ids, which are digests and so a sample
-    that every run draws alike.
+def calibration_chats(chats: Path | None, count: int) -> list[list[dict[str, Any]]]:
+    """The messages, as templates take them, of `count` chats of the training mix: those of the lowest ids, which are
+    digests and so a sample that every run draws alike.
 
     Raises: CannotRun where there are none."""
     if chats is None:
         raise CannotRun("it calibrates on the chats of the training mix, and no stage of this recipe writes any")
-    rows = artifact.read_table(chats, "chat/1").sort_by("id").slice(0, count)
-    return rows["messages"].to_pylist()
+    rows = artifact.read_table(chats, "chat/2").sort_by("id").slice(0, count)
+    return [for_template(messages) for messages in rows["messages"].to_pylist()]
 
 
 def sort_header(file: Path) -> None:

@@ -29,7 +29,7 @@ def run(
     tasks: Annotated[Path, Reads("tasks/1")],
     model: Annotated[Path, Writes("model/1")],
     measurement: Annotated[Path, Writes("measurement/1")],
-    chats: Annotated[Path | None, Reads("chat/1", optional=True)] = None,
+    chats: Annotated[Path | None, Reads("chat/2", optional=True)] = None,
 ) -> dict[str, float]:
     """Write `base_model` in the scheme of `config` to `model`, and what a fresh process measured on it.
 

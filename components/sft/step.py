@@ -17,7 +17,7 @@ from bloomery.components.sft.config import SftConfig
 def run(
     config: SftConfig,
     *,
-    chats: Annotated[Path, Reads("chat/1")],
+    chats: Annotated[Path, Reads("chat/2")],
     tasks: Annotated[Path, Reads("tasks/1")],
     base_model: Annotated[Path, Reads("model/1")],
     model: Annotated[Path, Writes("model/1")],

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from bloomery.components.core.artifact import Reads, Writes, read_table, write_rows
-from bloomery.components.core.data.chats import chat
+from bloomery.components.core.data.chats import as_text, chat
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.records import Chat, Prompt, Reject, content_id
 from bloomery.components.core.scoring.tasks import Tasks
@@ -31,8 +31,8 @@ def run(
     *,
     documents: Annotated[Path, Reads("document/2")],
     tasks: Annotated[Path, Reads("tasks/1")],
-    chats: Annotated[Path, Writes("chat/1")],
-    prompts: Annotated[Path, Writes("prompt/1")],
+    chats: Annotated[Path, Writes("chat/2")],
+    prompts: Annotated[Path, Writes("prompt/2")],
     rejects: Annotated[Path, Writes("reject/1")],
 ) -> dict[str, float]:
     """Make chats of the domain tasks from training questions and from documents, and vary what and how they ask.
@@ -41,8 +41,8 @@ def run(
     tasks too (origin `replay`), so that fine-tuning forgets less.
 
     Reads:   documents (document/2), tasks (tasks/1)
-    Writes:  chats (chat/1, origin `seed`, `replay`, `document`, `recombined` or `augmented`), prompts
-             (prompt/1: unlabelled questions of the domain tasks, or the training ones where there are
+    Writes:  chats (chat/2, origin `seed`, `replay`, `document`, `recombined` or `augmented`), prompts
+             (prompt/2: unlabelled questions of the domain tasks, or the training ones where there are
              none), rejects (reject/1)
     Returns: synthetic_data/chats and chats_<origin>, prompts, rejects and rejects_<reason>,
              augmented_fraction
@@ -57,7 +57,7 @@ def run(
     sorter = _Sorter(task_set)
     seeds, safe, replayed = (_answered(task_set, role, "train") for role in ("domain", "safety", "general"))
     for prompt in seeds:
-        sorter.add(prompt.task, prompt.prompt, prompt.reference, origin="seed", parent=prompt.id)
+        sorter.add(prompt.task, as_text(prompt.messages), prompt.reference, origin="seed", parent=prompt.id)
     for document in read_table(documents, "document/2").to_pylist() if config.extract else ():
         for pattern, prompt, answer in _found_in(document["text"], config.extract):
             sorter.add(pattern.task, prompt, answer, origin="document", parent=document["id"])
@@ -66,16 +66,16 @@ def run(
     if not sorter.chats:
         raise DataError(_nothing_left(task_set, sorter))
     for prompt in safe:
-        sorter.add(prompt.task, prompt.prompt, prompt.reference, origin="seed", parent=prompt.id)
+        sorter.add(prompt.task, as_text(prompt.messages), prompt.reference, origin="seed", parent=prompt.id)
     for prompt in replayed:
-        sorter.add(prompt.task, prompt.prompt, prompt.reference, origin="replay", parent=prompt.id)
+        sorter.add(prompt.task, as_text(prompt.messages), prompt.reference, origin="replay", parent=prompt.id)
     reasons = Counter(row["reason"] for row in sorter.rejects)
     entered = len(seeds) + len(safe) + len(replayed)
     made = len(sorter.chats) + len(sorter.rejects) - entered
-    write_rows(chats, "chat/1", Chat.table(sorter.chats), rows_in=entered, rows_made=made, dropped=reasons)
+    write_rows(chats, "chat/2", Chat.table(sorter.chats), rows_in=entered, rows_made=made, dropped=reasons)
     write_rows(rejects, "reject/1", Reject.table(sorter.rejects))
     asked = _answered(task_set, "domain", "unlabelled") or seeds
-    write_rows(prompts, "prompt/1", Prompt.table([prompt.model_dump() for prompt in asked]))
+    write_rows(prompts, "prompt/2", Prompt.table([dict(prompt) for prompt in asked]))
     origins = Counter(row["origin"] for row in sorter.chats)
     kept = dict(origins)
     logger.info("%d chats %s, %d prompts; dropped: %s", len(sorter.chats), kept, len(asked), dict(reasons))
@@ -98,7 +98,7 @@ class _Sorter:
         self.rejects: list[Row] = []
         self._tasks = tasks
         held_out = [*tasks.prompts(), *tasks.prompts("validation")]
-        self._held_out = {_loose(prompt.prompt): prompt for prompt in held_out if prompt.prompt}
+        self._held_out = {_loose(as_text(row.messages)): row for row in held_out if row.messages}
         self._seen: dict[str, str] = {}
         self._wordings: set[str] = set()
 
@@ -113,7 +113,7 @@ class _Sorter:
         self._seen.setdefault(_loose(prompt), sample)
         self._wordings.add(_exact(prompt))
         facts = {"task": task, "origin": origin, "parent": parent}
-        self.chats.append({"id": sample, "messages": chat(prompt, answer), **facts})
+        self.chats.append({"id": sample, "messages": chat(prompt, answer), "tools": "", **facts})
 
     def _verdict(self, task: str, prompt: str, answer: str, origin: str) -> tuple[str, str]:
         """(reason, detail), or two empty strings where the sample is good."""

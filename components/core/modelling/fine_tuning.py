@@ -26,6 +26,10 @@ class FineTuningConfig(TrainingConfig):
 
     num_validations: int = Field(default=8, ge=0)
     """Validation passes over the `validation` split, evenly spread; 0: none."""
+    train_on: templates.TrainOn = "all_turns"
+    """Assistant turns of a chat that have a loss: all, or the last alone, which the others then lead up to. Marks of
+    single turns in a file (`weight`, `train`) are not obeyed: chat_curation refuses chats with a turn that is not to be
+    learnt."""
     keep: Literal["best", "last"] = "best"
     """`best`: the weights with the lowest validation loss; `last`: those at the end. With few examples exact
     answers can go on improving while the validation loss already rises; measure before choosing `last`."""
@@ -38,10 +42,10 @@ def fine_tune(
     *,
     chats: Path,
     texts: list[str],
-    watched: list[list[dict[str, str]]],
+    watched: list[dict[str, Any]],
     where: str,
 ) -> tuple[Any, dict[str, float]]:
-    """Fine-tune `network` on `chats` (chat/1), read `texts` whole beside them, and watch the loss on `watched` chats.
+    """Fine-tune `network` on `chats` (chat/2), read `texts` whole beside them, and watch the loss on `watched` chats.
 
     `where` is the recipe section of `config`, for messages.
     Returns: the network with its adapter, if any, merged; loss and validation_loss (nats per trained token), chats,
@@ -55,8 +59,8 @@ def fine_tune(
     from trl import SFTTrainer
 
     set_seed(config.seed)
-    rows = [row["messages"] for row in artifact.read_table(chats, "chat/1").to_pylist()]
-    fitting = _fitting(tokenizer, rows, config.max_length)
+    rows = artifact.read_table(chats, "chat/2").select(["messages", "tools"]).to_pylist()
+    fitting = _fitting(tokenizer, rows, config)
     if not fitting:
         raise DataError(
             f"{where}: none of the {len(rows)} chats fits in {where}.max_length = {config.max_length} tokens; raise it"
@@ -69,7 +73,7 @@ def fine_tune(
             config.max_length,
         )
     read = _read_whole(tokenizer, texts, config.max_length)
-    validation = _fitting(tokenizer, watched, config.max_length)
+    validation = _fitting(tokenizer, watched, config)
     evaluations = config.num_validations if validation else 0
 
     best = _Best() if evaluations and config.keep == "best" else None
@@ -103,13 +107,15 @@ def fine_tune(
     return training.merged(trainer.model), metrics
 
 
-def _fitting(tokenizer: Any, chats: list[list[dict[str, str]]], max_length: int) -> list[dict[str, list[int]]]:
+def _fitting(tokenizer: Any, chats: list[dict[str, Any]], config: FineTuningConfig) -> list[dict[str, list[int]]]:
     """Tokens and labels of the chats of at most `max_length` tokens; the loss is on the assistant's alone."""
-    encoded = (templates.trained_tokens(tokenizer, messages) for messages in chats)
+    encoded = (
+        templates.trained_tokens(tokenizer, row["messages"], row["tools"], config.train_on) for row in chats
+    )
     return [
         {"input_ids": ids, "labels": [token if own else IGNORED for token, own in zip(ids, trained, strict=True)]}
         for ids, trained in encoded
-        if len(ids) <= max_length
+        if len(ids) <= config.max_length
     ]
 
 

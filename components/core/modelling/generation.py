@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core.data.chats import chat
 from bloomery.components.core.modelling import checkpoints, templates
 
 MAX_BATCH_TOKENS = 16_384
@@ -30,17 +29,17 @@ class Generator:
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Sequence[dict[str, Any]]],
         *,
         max_new_tokens: int,
         num_samples: int = 1,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
-        before: Sequence[dict[str, str]] = (),
+        tools: Sequence[str] = (),
         composition: int = 0,
     ) -> list[list[str]]:
-        """`num_samples` answers to each user turn, in order; `before` holds messages that precede every one.
+        """`num_samples` answers to each conversation, in order; `tools`, where given, holds the tools of each.
 
         Temperature 0 is greedy. Prompts are answered in order of length, so that a batch holds little padding; the same
         arguments give the same answers. Another `composition` answers the same prompts in smaller batches with other
@@ -49,7 +48,8 @@ class Generator:
         import torch
         from transformers import LogitsProcessorList
 
-        asked = [templates.prompt_tokens(self.tokenizer, [*before, *chat(prompt)]) for prompt in prompts]
+        told = zip(prompts, tools or [""] * len(prompts), strict=True)
+        asked = [templates.prompt_tokens(self.tokenizer, messages, own) for messages, own in told]
         answers: list[list[str]] = [[] for _ in asked]
         torch.manual_seed(seed)
         choice = LogitsProcessorList([_choice(temperature, top_p)] if temperature > 0 else [])

@@ -1,19 +1,21 @@
 """A task: questions made from the user's rows by templates, and the verifier that knows a right answer.
 
-preflight renders every task of the recipe into one artifact, `tasks/1`: `part-*.parquet` of prompt/1 rows, the task
+preflight renders every task of the recipe into one artifact, `tasks/1`: `part-*.parquet` of prompt/2 rows, the task
 configs in `tasks.json`, and the verifiers' databases in `files/`. Steps read tasks from there and nowhere else.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from bloomery.components.core.artifact import wrong_schema
 from bloomery.components.core.config import Config
-from bloomery.components.core.data.chats import chat
+from bloomery.components.core.data.chats import Turn, message
 from bloomery.components.core.data.tables import RowSource
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.scoring.verify import VerifierConfig, verify
@@ -116,11 +118,15 @@ class Tasks:
         self._path = path
         raw = json.loads((path / "tasks.json").read_text(encoding="utf-8"))
         self.configs = {name: TaskConfig.model_validate(value) for name, value in raw.items()}
-        table = pq.read_table(sorted(path.glob("part-*.parquet")), schema=Prompt.arrow())
+        files = sorted(path.glob("part-*.parquet"))
+        found = (pq.read_schema(files[0]).metadata or {}).get(b"schema", Prompt.SCHEMA.encode()).decode()
+        if found != Prompt.SCHEMA:
+            raise wrong_schema(path, found, Prompt.SCHEMA)
+        table = pq.read_table(files, schema=Prompt.arrow())
         self._rows = [Prompt.model_construct(**row) for row in table.to_pylist()]
 
     def prompts(self, *splits: str, task: str | None = None) -> list[Any]:
-        """The prompt/1 rows of `splits` (none named: of the evaluation sets), of one task or of all, in stored
+        """The prompt/2 rows of `splits` (none named: of the evaluation sets), of one task or of all, in stored
         order."""
         return [
             row
@@ -128,16 +134,26 @@ class Tasks:
             if (row.split in splits if splits else is_evaluation(row.split)) and task in (None, row.task)
         ]
 
-    def shots(self, task: str) -> list[dict[str, str]]:
+    def shots(self, task: str) -> list[Turn]:
         """The messages that stand before each evaluation question of `task`: its `shots` train rows with the smallest
         ids, which are content hashes and so in no order of meaning."""
         first = sorted(self.prompts("train", task=task), key=lambda row: row.id)[: self.configs[task].shots]
-        return [message for row in first for message in chat(row.prompt, row.reference)]
+        return [turn for row in first for turn in answered(row) if turn["role"] != "system"]
 
-    def validation_chats(self) -> list[list[dict[str, str]]]:
-        """Every question of the `validation` splits with its answer, whose loss fine-tuning watches."""
+    def conversations(self, rows: Iterable[Any]) -> list[list[Turn]]:
+        """What each of `rows`, evaluation questions, is asked as: its shots stand after its system prompt."""
+        shots = {name: self.shots(name) for name in self.configs}
+        asked = []
+        for row in rows:
+            at = sum(turn["role"] == "system" for turn in row.messages[:1])
+            asked.append([*row.messages[:at], *shots[row.task], *row.messages[at:]])
+        return asked
+
+    def validation_chats(self) -> list[dict[str, Any]]:
+        """Every question of the `validation` splits with its answer, whose loss fine-tuning watches: `messages` and
+        `tools` of each."""
         asked = [row for row in self.prompts("validation") if not self.is_scored_by_likelihood(row.task)]
-        return [chat(row.prompt, row.reference) for row in asked]
+        return [{"messages": answered(row), "tools": row.tools} for row in asked]
 
     def texts_to_read(self) -> list[str]:
         """The `train` rows of perplexity tasks, which have no question: fine-tuning reads them whole beside the chats,
@@ -153,6 +169,11 @@ class Tasks:
         verifier = self.configs[task].verifier
         databases = [self._path / "files" / name for name in verifier.databases]
         return verify(verifier, response, reference, databases)
+
+
+def answered(row: Any) -> list[Turn]:
+    """The conversation of a prompt/2 row with its reference as the answer."""
+    return [*row.messages, message("assistant", row.reference)]
 
 
 def is_evaluation(split: str) -> bool:

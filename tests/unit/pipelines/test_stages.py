@@ -110,8 +110,8 @@ def test_a_resolved_recipe_is_a_recipe(load, tmp_path):
 @pytest.mark.parametrize(
     ("chain", "told"),
     [
-        ([{"sft": TRAINING}], "stages.sft: reads chats (chat/1), which nothing before it writes; add a `train` split"),
-        ([{"dpo": TRAINING}], "stages.dpo: reads preferences (preference/1), which nothing before it writes; add a"),
+        ([{"sft": TRAINING}], "stages.sft: reads chats (chat/2), which nothing before it writes; add a `train` split"),
+        ([{"dpo": TRAINING}], "stages.dpo: reads preferences (preference/2), which nothing before it writes; add a"),
         ([CURATION, "dedup"], "stages: no stage writes a model, so the gate has nothing to judge"),
         ([], "stages: found []; List should have at least 1 item"),
         (["sfft"], "sfft: no such step; did you mean 'sft'?"),

@@ -140,7 +140,7 @@ def test_what_is_loaded_answers_as_its_parent(base, chats, tmp_path):
     with torch.inference_mode():
         expected, found = (network(ids).logits.softmax(-1) for network in (before, after))
     assert float((expected - found).abs().max()) < 0.1
-    assert len(Generator.load(tmp_path / "m").generate(["안녕"], max_new_tokens=3)) == 1
+    assert len(Generator.load(tmp_path / "m").generate([chat("안녕")], max_new_tokens=3)) == 1
 
 
 def test_the_tokenizer_inside_is_the_one_outside(base, chats, tmp_path):

@@ -73,7 +73,7 @@ def test_a_trained_variant_answers_in_four_bits_and_has_the_loss_that_training_s
     details = int4.export(variant(qat=LESSONS), tiny_model, chats, tmp_path / "q", tasks=tasks)
     assert details["trained_tokens"] == 12 and details["validation_loss"] < 0.2
     generator = Generator.load(tmp_path / "q")
-    answers = generator.generate([prompt for prompt, _ in PAIRS], max_new_tokens=8)
+    answers = generator.generate([chat(prompt) for prompt, _ in PAIRS], max_new_tokens=8)
     assert [answer for (answer,) in answers] == [answer for _, answer in PAIRS]
     loss = int4._answer_loss(generator.model, int4._batches(generator.tokenizer, [chat(*pair) for pair in PAIRS]))
     assert loss == pytest.approx(details["validation_loss"], rel=1e-4)

@@ -5,6 +5,7 @@ import shutil
 import pytest
 
 from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import as_text
 from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, MissingExtraError, ModelError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.registry import registry
@@ -56,8 +57,8 @@ def call(tmp_path, tiny_model, database, monkeypatch):
 def test_what_comes_from_outside_becomes_artifacts(call, tiny_model):
     metrics, out = call()
     tasks = Tasks(out["tasks"])
-    assert [row.prompt for row in tasks.prompts("train")] == ["name of 1?"]
-    assert [row.prompt for row in tasks.prompts()] == ["name of 2?"]
+    assert [as_text(row.messages) for row in tasks.prompts("train")] == ["name of 1?"]
+    assert [as_text(row.messages) for row in tasks.prompts()] == ["name of 2?"]
     assert tasks.verify("sql", "SELECT 'b'", tasks.prompts()[0].reference) == (1.0, "equal rows")
     manifest = artifact.read_manifest(out["tasks"], "tasks/1")
     # Each split reads the whole file, so the broken line is met, and counted, twice.
@@ -161,7 +162,7 @@ def test_only_evaluation_sets_need_the_field_of_the_group(call, tmp_path):
         values["tasks"]["sql"]["splits"]["unlabelled"] = served
 
     tasks = Tasks(call(group)[1]["tasks"])
-    assert [(row.prompt, row.group) for row in tasks.prompts("unlabelled", "test")] == [
+    assert [(as_text(row.messages), row.group) for row in tasks.prompts("unlabelled", "test")] == [
         ("name of 2?", "test"),
         ("name of 5?", ""),
     ]
@@ -172,7 +173,7 @@ def test_a_perturbed_set_pairs_with_its_clean_parent(call):
     rows = {row.split: row for row in Tasks(out["tasks"]).prompts()}
     assert set(rows) == {"test", "test+typos", "test+spacing"} and metrics["preflight/prompts"] == 4
     assert len({row.id for row in rows.values()}) == 1 and len({row.reference for row in rows.values()}) == 1
-    assert len({row.prompt for row in rows.values()}) == 3
+    assert len({as_text(row.messages) for row in rows.values()}) == 3
     manifest = artifact.read_manifest(out["tasks"], "tasks/1")
     assert manifest.rows_made == 2 and manifest.rows == 4
 
@@ -228,12 +229,12 @@ def test_served_questions_join_a_split_in_their_own_phrasing(call, tmp_path):
         del values["tasks"]["sql"]["splits"]["test_served"]
 
     tasks = Tasks(call(without_the_test)[1]["tasks"])
-    assert {row.prompt for row in tasks.prompts("train")} == {"name of 1?", "who is 1?"}
+    assert {as_text(row.messages) for row in tasks.prompts("train")} == {"name of 1?", "who is 1?"}
     assert {template.prompt for template in tasks.configs["sql"].templates_of("train")} == {"{q}", "{prompt}"}
     shutil.rmtree(tmp_path / "out")
     tasks = Tasks(call(join)[1]["tasks"])
     assert {(row.split, row.group) for row in tasks.prompts()} == {("test", "test"), ("test_served", "")}
-    assert [row.prompt for row in tasks.prompts("train")] == ["name of 1?"]
+    assert [as_text(row.messages) for row in tasks.prompts("train")] == ["name of 1?"]
 
 
 def test_perturbed_questions_are_looked_for_in_documents_too(call):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from chats import write_chats
+from chats import preference_row, prompt_row, write_chats
 
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
@@ -58,7 +58,7 @@ def test_sft_learns_its_answers_and_ends_them(tuned):
     assert metrics["sft/loss"] < 0.1 and metrics["sft/validation_loss"] < 0.2
     # Two letters and EOS in each of four answers: the loss is on these alone.
     assert metrics["sft/trained_tokens"] == 12
-    answers = Generator.load(folder).generate([prompt for prompt, _ in PAIRS], max_new_tokens=8)
+    answers = Generator.load(folder).generate([chat(prompt) for prompt, _ in PAIRS], max_new_tokens=8)
     assert [answer for (answer,) in answers] == [answer for _, answer in PAIRS]
 
 
@@ -139,18 +139,8 @@ def test_cpt_lowers_the_perplexity_of_held_out_domain_text(base, tmp_path):
 
 def test_rejection_sampling_keeps_right_answers_and_pairs_them_with_wrong_ones(tuned, tasks, tmp_path):
     rows = [("say ab", "ab"), ("say cd", "cd"), ("say zz", "zz")]
-    prompts = [
-        {
-            "id": content_id(*row),
-            "task": "echo",
-            "split": "unlabelled",
-            "prompt": row[0],
-            "reference": row[1],
-            "group": "",
-        }
-        for row in rows
-    ]
-    artifact.write_rows(tmp_path / "p", "prompt/1", Prompt.table(prompts))
+    prompts = [prompt_row("echo", "unlabelled", *row) for row in rows]
+    artifact.write_rows(tmp_path / "p", "prompt/2", Prompt.table(prompts))
     seeds = write_chats(tmp_path / "s", [("say ab", "ab")])
     out = {name: tmp_path / "rs" / name for name in ("sampled_chats", "preferences", "rejects")}
     metrics = rejection_sampling(
@@ -161,16 +151,16 @@ def test_rejection_sampling_keeps_right_answers_and_pairs_them_with_wrong_ones(t
         tasks=tasks,
         **out,
     )
-    kept = artifact.read_table(out["sampled_chats"], "chat/1").to_pylist()
+    kept = artifact.read_table(out["sampled_chats"], "chat/2").to_pylist()
     # The seed stays, its prompt is not answered again, and nobody can say zz.
     assert [(row["messages"][0]["content"], row["origin"]) for row in kept] == [
         ("say ab", "seed"),
         ("say cd", "sampled"),
     ]
     assert artifact.read_table(out["rejects"], "reject/1").to_pylist()[0]["text"] == "say zz"
-    for pair in artifact.read_table(out["preferences"], "preference/1").to_pylist():
-        reference = dict(rows)[pair["prompt"]]
-        assert pair["chosen"] == reference and pair["rejected"] != reference
+    for pair in artifact.read_table(out["preferences"], "preference/2").to_pylist():
+        reference = dict(rows)[pair["messages"][0]["content"]]
+        assert pair["chosen"][0]["content"] == reference and pair["rejected"][0]["content"] != reference
     assert metrics["rejection_sampling/pass_at_k"] == pytest.approx(2 / 3)
 
 
@@ -178,8 +168,7 @@ def test_an_answer_of_min_score_is_right_and_the_best_is_kept(base, make_tasks, 
     task = {"echo": {**TASK["echo"], "verifier": {"kind": "chrf"}, "max_new_tokens": 2}}
     row = {"task": "echo", "split": "unlabelled", "prompt": "say ab", "reference": "ab"}
     tasks = make_tasks(task, [row])
-    prompt = {"id": content_id("x"), "group": "", **row}
-    artifact.write_rows(tmp_path / "p", "prompt/1", Prompt.table([prompt]))
+    artifact.write_rows(tmp_path / "p", "prompt/2", Prompt.table([prompt_row(**row)]))
     seeds = write_chats(tmp_path / "s", [])
     known = Tasks(tasks)
 
@@ -187,11 +176,11 @@ def test_an_answer_of_min_score_is_right_and_the_best_is_kept(base, make_tasks, 
         out = {name: tmp_path / str(min_score) / name for name in ("sampled_chats", "preferences", "rejects")}
         config = RejectionSamplingConfig(num_samples=600, temperature=1.5, min_score=min_score)
         rejection_sampling(config, base_model=base, chats=seeds, prompts=tmp_path / "p", tasks=tasks, **out)
-        kept = artifact.read_table(out["sampled_chats"], "chat/1").to_pylist()
-        pairs = artifact.read_table(out["preferences"], "preference/1").to_pylist()
+        kept = artifact.read_table(out["sampled_chats"], "chat/2").to_pylist()
+        pairs = artifact.read_table(out["preferences"], "preference/2").to_pylist()
         score = lambda text: known.verify("echo", text, "ab")[0]  # noqa: E731
         return [score(row["messages"][1]["content"]) for row in kept], [
-            (score(pair["chosen"]), score(pair["rejected"])) for pair in pairs
+            (score(pair["chosen"][0]["content"]), score(pair["rejected"][0]["content"])) for pair in pairs
         ]
 
     assert sampled(1.0) == ([], [])  # an untrained model of 260 tokens says no two letters in order
@@ -202,18 +191,18 @@ def test_an_answer_of_min_score_is_right_and_the_best_is_kept(base, make_tasks, 
 
 def test_dpo_widens_the_margin_on_pairs_it_has_not_seen(tuned, tmp_path):
     rows = [
-        {"id": content_id(p, r), "task": "echo", "prompt": f"{p} {n}", "chosen": a, "rejected": r}
+        preference_row(f"{p} {n}", a, r)
         for n in range(10)
         for (p, a), r in zip(PAIRS, ("ba", "dc", "fe", "hg"), strict=True)
     ]
-    artifact.write_rows(tmp_path / "p", "preference/1", Preference.table(rows))
+    artifact.write_rows(tmp_path / "p", "preference/2", Preference.table(rows))
     config = DpoConfig(learning_rate=1e-4, epochs=3, batch_size=4, max_length=64, validation_share=0.25)
     metrics = dpo(config, preferences=tmp_path / "p", base_model=tuned[0], model=tmp_path / "m")
     assert metrics["dpo/margin_after"] > metrics["dpo/margin_before"]
 
 
 def test_dpo_without_pairs_passes_the_model_on(base, tmp_path):
-    artifact.write_rows(tmp_path / "p", "preference/1", Preference.table([]))
+    artifact.write_rows(tmp_path / "p", "preference/2", Preference.table([]))
     config = DpoConfig(learning_rate=1e-4, epochs=1, max_length=64)
     assert dpo(config, preferences=tmp_path / "p", base_model=base, model=tmp_path / "m") == {"dpo/pairs": 0.0}
     assert artifact.read_manifest(tmp_path / "m").digest == artifact.read_manifest(base).digest
@@ -221,7 +210,7 @@ def test_dpo_without_pairs_passes_the_model_on(base, tmp_path):
 
 def test_log_likelihoods_count_the_answer_and_its_end_alone(base):
     network, tokenizer = checkpoints.load(base)
-    pair = {"prompt": "p", "chosen": "ab", "rejected": "longer answer"}
+    pair = preference_row("p", "ab", "longer answer")
     ((chosen, _),) = log_likelihoods(network, tokenizer, [pair])
     ids = tokenizer.apply_chat_template(chat("p", "ab"), return_tensors="pt", return_dict=True)["input_ids"]
     with torch.no_grad():

@@ -8,9 +8,11 @@ import sqlite3
 
 import pyarrow.parquet as pq
 import pytest
+from chats import prompt_row
 
 from bloomery.components.core.artifact import read_manifest, read_table, seal, write_rows
 from bloomery.components.core.config import parse
+from bloomery.components.core.data.chats import message
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.records import Document, Prompt, content_id
 from bloomery.components.core.scoring.tasks import TaskConfig
@@ -66,17 +68,7 @@ def make(tmp_path, seeds=SEEDS, documents=DOCUMENTS, safety=(), **settings):
     }
     rows = [("sql", *seed) for seed in seeds] + [("skills", "train", "Add 1 and 2.", "3")]
     rows += [("safety", "train", *row) for row in safety]
-    prompts = [
-        {
-            "id": content_id(task, prompt, answer),
-            "task": task,
-            "split": split,
-            "prompt": prompt,
-            "reference": answer,
-            "group": "",
-        }
-        for task, split, prompt, answer in rows
-    ]
+    prompts = [prompt_row(*row) for row in rows]
     pq.write_table(Prompt.table(prompts), tasks / "part-00000.parquet")
     validated = {name: TaskConfig.model_validate(config).model_dump(mode="json") for name, config in configs.items()}
     (tasks / "tasks.json").write_text(json.dumps(validated))
@@ -89,7 +81,7 @@ def make(tmp_path, seeds=SEEDS, documents=DOCUMENTS, safety=(), **settings):
     outputs = {name: tmp_path / name for name in ("chats", "prompts", "rejects")}
     config = parse(SyntheticDataConfig, settings)
     metrics = run(config, documents=tmp_path / "documents", tasks=tasks, **outputs)
-    schemas = {"chats": "chat/1", "prompts": "prompt/1", "rejects": "reject/1"}
+    schemas = {"chats": "chat/2", "prompts": "prompt/2", "rejects": "reject/1"}
     return metrics, *(read_table(outputs[name], schema).to_pylist() for name, schema in schemas.items())
 
 
@@ -101,7 +93,7 @@ def test_chats_come_from_seeds_and_documents(tmp_path):
         ("document", "Cities of all customers"),
         ("replay", "Add 1 and 2."),
     ]
-    assert chats[2]["messages"][1] == {"role": "assistant", "content": "SELECT city FROM customers"}
+    assert chats[2]["messages"][1] == message("assistant", "SELECT city FROM customers")
     assert chats[2]["parent"] == content_id(DOCUMENTS[0]) and chats[2]["task"] == "sql"
     assert [(row["reason"], row["detail"].split(" ")[0]) for row in rejects] == [
         ("unverified", "does"),
