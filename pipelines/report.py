@@ -142,7 +142,8 @@ def _losses(finished: dict[str, Any]) -> list[dict[str, Any]]:
         if train:
             curves = [charts.Series("training", train, "train")]
             curves += [charts.Series("validation", validation, "validation", ring=True)] if validation else []
-            unit = "loss" if stage.startswith("dpo") else "loss, nats per token"
+            is_preference = any(name.startswith("dpo/") for name in event["metrics"])
+            unit = "loss" if is_preference else "loss, nats per token"
             chart = charts.lines(stage, curves, "optimiser step", unit)
             found.append({"chart": Markup(chart), "sentence": fit_sentence(train, validation)})
     return found

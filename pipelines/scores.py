@@ -107,13 +107,16 @@ class Scores:
         ]
 
     def cards(self) -> dict[str, Any]:
-        """Ten prompts as base, sft and the final model answered them: some fixed, wrong, broken, right.
+        """Ten prompts as the base model, the first that answered any of a set rightly, and the final one answered them:
+        some fixed, wrong, broken, right.
 
         Raises: DataError if no two models answered the same domain set.
         """
         found: dict[str, Rows] = {"fixed": [], "wrong": [], "broken": [], "right": []}
         for key in self.answered():
-            shown = [model for model in dict.fromkeys(("base", "sft", self.final)) if model in self.sets[key]]
+            able = (m for m, rows in self.sets[key].items() if any(row["score"] >= RIGHT for row in rows))
+            first = next((model for model in able if model not in ("base", "champion")), self.final)
+            shown = [model for model in dict.fromkeys(("base", first, self.final)) if model in self.sets[key]]
             by_id = {model: {row["id"]: row for row in self.sets[key][model]} for model in shown}
             for identity in sorted(by_id.get(self.final, {})):
                 answers = [(model, rows[identity]) for model, rows in by_id.items() if identity in rows]
