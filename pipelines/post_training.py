@@ -102,7 +102,14 @@ def build(recipe: Recipe) -> Any:
         unique = task(
             dedup_step, "dedup", dedup, documents=curated["documents"], tasks=tasks, known=known, encoder=encoder
         )
-        made = task(synthetic_data_step, "synthetic_data", synthetic_data, documents=unique["kept"], tasks=tasks)
+        made = task(
+            synthetic_data_step,
+            "synthetic_data",
+            synthetic_data,
+            documents=unique["kept"],
+            tasks=tasks,
+            seeds=checked["seeds"],
+        )
 
         base_results = evaluate("base", base, evaluation_of_rivals)
         read = task(cpt_step, "cpt", cpt, documents=unique["kept"], base_model=checked["start"])["model"]

@@ -33,7 +33,8 @@ def run(
     """Sample answers to `prompts` from `base_model`, verify them, and write `chats` plus the accepted ones.
 
     Right is a score of `min_score` or more: such answers are accepted and chosen, the others rejected.
-    Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need), tasks.
+    Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need; none: the
+             unlabelled questions of the domain tasks, or the training ones where there are none), tasks.
     Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest
              failure).
     Returns: rejection_sampling/prompts, /accepted_chats, /preferences, /pass_at_1 (mean share of right samples),
@@ -41,6 +42,7 @@ def run(
     """
     known = Tasks(tasks)
     rows = [Prompt.model_construct(**row) for row in artifact.read_table(prompts, "prompt/2").to_pylist()]
+    rows = rows or known.to_sample_from("domain")
     seeds = artifact.read_table(chats, "chat/2").to_pylist()
     answered = {identity(row["messages"][:-1], row["tools"]) for row in seeds}
     answers = sample(Generator.load(base_model), rows, known, config)

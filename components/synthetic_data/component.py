@@ -12,6 +12,7 @@ def synthetic_data(
     config: dict,
     documents: Input[Dataset],
     tasks: Input[Dataset],
+    seeds: Input[Dataset],
     chats: Output[Dataset],
     prompts: Output[Dataset],
     rejects: Output[Dataset],
@@ -21,5 +22,5 @@ def synthetic_data(
     from bloomery.components.core.step import run_step
     from bloomery.components.synthetic_data.step import run
 
-    inputs = {"documents": documents, "tasks": tasks}
+    inputs = {"documents": documents, "tasks": tasks, "seeds": seeds}
     run_step(run, stage, config, inputs, {"chats": chats, "prompts": prompts, "rejects": rejects}, metrics)
