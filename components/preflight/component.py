@@ -12,6 +12,7 @@ def preflight(
     config: dict,
     sources: Output[Dataset],
     tasks: Output[Dataset],
+    seeds: Output[Dataset],
     known: Output[Dataset],
     encoder: Output[Model],
     base_model: Output[Model],
@@ -28,6 +29,7 @@ def preflight(
     outputs = {
         "sources": sources,
         "tasks": tasks,
+        "seeds": seeds,
         "known": known,
         "encoder": encoder,
         "base_model": base_model,

@@ -14,6 +14,7 @@ from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.data.chats import as_text, identity, message
 from bloomery.components.core.declare import declare
+from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.records import Chat, Preference, Prompt, Reject, content_id
 from bloomery.components.core.scoring.tasks import Tasks
@@ -25,9 +26,9 @@ def run(
     config: RejectionSamplingConfig,
     *,
     base_model: Annotated[Path, Reads("model/1")],
-    chats: Annotated[Path, Reads("chat/2")],
-    prompts: Annotated[Path, Reads("prompt/2")],
     tasks: Annotated[Path, Reads("tasks/1")],
+    chats: Annotated[Path | None, Reads("chat/2", optional=True)] = None,
+    prompts: Annotated[Path | None, Reads("prompt/2", optional=True)] = None,
     sampled_chats: Annotated[Path, Writes("chat/2")],
     preferences: Annotated[Path, Writes("preference/2")],
     rejects: Annotated[Path, Writes("reject/1")],
@@ -35,15 +36,20 @@ def run(
     """Sample answers to `prompts` from `base_model`, verify them, and write `chats` plus the accepted ones.
 
     Right is a score of `min_score` or more: such answers are accepted and chosen, the others rejected.
-    Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need), tasks.
+    Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need; none: the
+             unlabelled questions of the domain tasks, or the training ones where there are none), tasks.
     Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest
              failure).
+    Raises:  DataError if there is no question.
     Returns: rejection_sampling/prompts, /accepted_chats, /preferences, /pass_at_1 (mean share of right samples),
              /pass_at_k (share of prompts with a right one).
     """
     known = Tasks(tasks)
-    rows = [Prompt.model_construct(**row) for row in artifact.read_table(prompts, "prompt/2").to_pylist()]
-    seeds = artifact.read_table(chats, "chat/2").to_pylist()
+    given = artifact.read_table(prompts, "prompt/2").to_pylist() if prompts else []
+    rows = [Prompt.model_construct(**row) for row in given] or known.to_sample_from("domain")
+    if not rows:
+        raise DataError("rejection_sampling: no domain task has a question in `unlabelled` or `train`; add such a split")
+    seeds = artifact.read_table(chats, "chat/2").to_pylist() if chats else []
     answered = {identity(row["messages"][:-1], row["tools"]) for row in seeds}
     answers = sample(Generator.load(base_model), rows, known, config)
 

@@ -6,6 +6,18 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from pydantic import Field
+
+from bloomery.components.core.data.tables import RowSource
+
+
+class ChatSource(RowSource):
+    """A source of chats or of preference pairs, in any of the forms that `chat_forms` reads."""
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    """Short name that chats, rejects and metrics are counted by."""
+
+
 Turn = dict[str, str]
 """A row of `records.Message`: every field, '' where there is nothing."""
 
