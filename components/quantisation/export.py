@@ -11,14 +11,12 @@ from typing import Any
 from bloomery.components.core import artifact
 from bloomery.components.core.config import parse
 from bloomery.components.core.errors import MissingExtraError
-from bloomery.components.quantisation.config import QuantisationConfig
+from bloomery.components.quantisation import apart
+from bloomery.components.quantisation.calibration import calibration_chats
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 
 APART = ("gptq_int4", "awq_int4", "smoothquant_int8", "fp8_dynamic")
 """Schemes of llm-compressor."""
-
-
-class CannotRun(Exception):
-    """This machine, or this model, cannot run the scheme; the message is the reason."""
 
 
 def installed(config: Mapping[str, Any]) -> bool:
@@ -28,8 +26,6 @@ def installed(config: Mapping[str, Any]) -> bool:
 
 def missing(config: QuantisationConfig) -> str:
     """What has to be installed before the scheme can run, as a sentence; "" if nothing."""
-    from bloomery.components.quantisation import apart
-
     try:
         if config.scheme in APART:
             apart.interpreter(config)
@@ -59,8 +55,6 @@ def export(
         details = int4.export(config, source, chats, target, tasks=tasks)
     elif config.scheme in APART:
         from transformers import AutoTokenizer
-
-        from bloomery.components.quantisation import apart
 
         tokenizer = AutoTokenizer.from_pretrained(source)
         sample = calibration_chats(chats, config.calibration_chats)
@@ -112,13 +106,6 @@ def _bitsandbytes(config: QuantisationConfig, source: Path, target: Path) -> Non
     network = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype="auto")
     network.save_pretrained(target)
     AutoTokenizer.from_pretrained(source).save_pretrained(target)
-
-
-def calibration_chats(chats: Path, count: int) -> list[list[dict[str, str]]]:
-    """The messages of `count` chats of the training mix: those of the lowest ids, which are digests and so a sample
-    that every run draws alike."""
-    rows = artifact.read_table(chats, "chat/1").sort_by("id").slice(0, count)
-    return rows["messages"].to_pylist()
 
 
 def sort_header(file: Path) -> None:

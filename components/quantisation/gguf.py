@@ -15,8 +15,8 @@ from typing import Any
 
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.quantisation import k_quants
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun, calibration_chats
+from bloomery.components.quantisation.calibration import calibration_chats
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 
 BLOCK = 32
 """Weights that share a scale in Q8_0, Q5_0 and Q4_0: a row must be a multiple of it."""

@@ -14,8 +14,8 @@ from typing import Annotated, Any
 from bloomery.components.core import artifact, errors
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.errors import ModelError
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun, export
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
+from bloomery.components.quantisation.export import export
 
 logger = logging.getLogger(__name__)
 

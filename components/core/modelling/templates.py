@@ -16,3 +16,9 @@ def trained_tokens(tokenizer: Any, messages: Sequence[dict[str, Any]]) -> tuple[
     """(token ids, which of them have a loss) of a whole chat: the assistant's turns, with the end of each."""
     encoded = tokenizer.apply_chat_template(list(messages), return_dict=True, return_assistant_tokens_mask=True)
     return encoded["input_ids"], [bool(own) for own in encoded["assistant_masks"]]
+
+
+def text_tokens(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of a text that is read whole: BOS where the tokenizer has one, then the text, and no EOS."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]
