@@ -48,7 +48,7 @@ def run(
     given = artifact.read_table(prompts, "prompt/2").to_pylist() if prompts else []
     rows = [Prompt.model_construct(**row) for row in given] or known.to_sample_from("domain")
     if not rows:
-        raise DataError("rejection_sampling: no domain task has a question in `unlabelled` or `train`; add such a split")
+        raise DataError("rejection_sampling: no domain task has questions in `unlabelled` or `train`; add such a split")
     seeds = artifact.read_table(chats, "chat/2").to_pylist() if chats else []
     answered = {identity(row["messages"][:-1], row["tools"]) for row in seeds}
     answers = sample(Generator.load(base_model), rows, known, config)

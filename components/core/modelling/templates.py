@@ -36,5 +36,11 @@ def trained_tokens(
     return ids, own
 
 
+def text_tokens(tokenizer: Any, text: str) -> list[int]:
+    """The token ids of a text that is read whole: BOS where the tokenizer has one, then the text, and no EOS."""
+    ids = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return ids if tokenizer.bos_token_id is None else [tokenizer.bos_token_id, *ids]
+
+
 def _definitions(tools: str) -> list[dict[str, Any]] | None:
     return json.loads(tools) if tools else None

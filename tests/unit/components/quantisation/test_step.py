@@ -9,8 +9,8 @@ from chats import write_chats
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError, ModelError
 from bloomery.components.core.modelling import checkpoints
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun, export, installed
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
+from bloomery.components.quantisation.export import export, installed
 from bloomery.components.quantisation.step import measured_apart, run
 
 TASKS = {

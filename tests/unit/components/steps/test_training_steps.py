@@ -14,7 +14,8 @@ from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.cpt.config import CptConfig
 from bloomery.components.cpt.step import run as cpt
 from bloomery.components.dpo.config import DpoConfig
-from bloomery.components.dpo.step import log_likelihoods
+from bloomery.components.dpo.pairs import usable
+from bloomery.components.dpo.step import answer_likelihoods
 from bloomery.components.dpo.step import run as dpo
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 from bloomery.components.rejection_sampling.step import run as rejection_sampling
@@ -210,8 +211,9 @@ def test_dpo_without_pairs_passes_the_model_on(base, tmp_path):
 
 def test_log_likelihoods_count_the_answer_and_its_end_alone(base):
     network, tokenizer = checkpoints.load(base)
-    pair = preference_row("p", "ab", "longer answer")
-    ((chosen, _),) = log_likelihoods(network, tokenizer, [pair])
+    row = preference_row("p", "ab", "longer answer")
+    ((_, pair),), _ = usable(tokenizer, [row], DpoConfig(learning_rate=1e-4, epochs=1, max_length=64))
+    ((chosen, _),) = answer_likelihoods(network, [pair])
     ids = tokenizer.apply_chat_template(chat("p", "ab"), return_tensors="pt", return_dict=True)["input_ids"]
     with torch.no_grad():
         nats = torch.log_softmax(network(ids).logits[0, :-1].float(), -1).gather(-1, ids[0, 1:, None])[:, 0]
