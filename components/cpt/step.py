@@ -40,7 +40,7 @@ def run(
     texts = domain + _replay(domain, general, config.replay_share)
 
     set_seed(config.seed)
-    network, tokenizer = checkpoints.load(base_model)
+    network, tokenizer = training.load(config, base_model)
     probes = {
         name: [row["text"] for row in rows if row["id"] in held_out and row["general"] == (name == "general")][:200]
         for name in ("domain", "general")
@@ -63,7 +63,7 @@ def run(
     trainer.train()
     network = training.merged(trainer.model)
     after = _perplexities(Generator(network.eval(), tokenizer), probes, config.max_length)
-    checkpoints.save(model, network, tokenizer)
+    checkpoints.save(model, network, tokenizer, like=base_model)
     return {
         "cpt/loss": training.final_loss(trainer.state.log_history),
         "cpt/trained_tokens": float(trainer.state.log_history[-2].get("num_tokens", num_tokens * config.epochs)),

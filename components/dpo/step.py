@@ -47,7 +47,7 @@ def run(
         return {"dpo/pairs": 0.0}
 
     set_seed(config.seed)
-    network, tokenizer = checkpoints.load(base_model)
+    network, tokenizer = training.load(config, base_model)
     checkpoints.check_template(tokenizer, base_model)
     before = log_likelihoods(network, tokenizer, held_out)
     losses = {"loss_type": [config.loss], "loss_weights": [1.0]}
@@ -65,7 +65,7 @@ def run(
     trainer.train()
     network = training.merged(trainer.model).eval()
     after = log_likelihoods(network, tokenizer, held_out)
-    checkpoints.save(model, network, tokenizer)
+    checkpoints.save(model, network, tokenizer, like=base_model)
     metrics = {"dpo/pairs": float(len(kept)), "dpo/loss": training.final_loss(trainer.state.log_history)}
     if held_out:
         changes = [new[0] - old[0] for new, old in zip(after, before, strict=True)]

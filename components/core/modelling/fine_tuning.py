@@ -105,7 +105,7 @@ def fine_tune(
 
 def _fitting(tokenizer: Any, chats: list[list[dict[str, str]]], max_length: int) -> list[dict[str, list[int]]]:
     """Tokens and labels of the chats of at most `max_length` tokens; the loss is on the assistant's alone."""
-    encoded = (templates.trained_tokens(tokenizer, messages) for messages in chats)
+    encoded = (row for messages in chats for row in templates.trained_rows(tokenizer, messages))
     return [
         {"input_ids": ids, "labels": [token if own else IGNORED for token, own in zip(ids, trained, strict=True)]}
         for ids, trained in encoded
@@ -117,8 +117,7 @@ def _read_whole(tokenizer: Any, texts: list[str], max_length: int) -> list[dict[
     """Tokens and labels of the texts as continued pre-training reads them, each to its first `max_length` tokens."""
     if not texts:
         return []
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    cut = [[*ids, tokenizer.eos_token_id][:max_length] for ids in encoded]
+    cut = [templates.text_tokens(tokenizer, text, end=True)[:max_length] for text in texts]
     return [{"input_ids": ids, "labels": ids} for ids in cut]
 
 

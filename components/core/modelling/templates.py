@@ -21,7 +21,17 @@ from bloomery.components.core.errors import ModelError
 
 TrainOn = Literal["all_turns", "last_turn"]
 
-TODAY = {"%Y": "2024", "%m": "07", "%d": "26", "%B": "July", "%b": "Jul", "%y": "24", "%A": "Friday", "%H": "00", "%M": "00"}
+TODAY = {
+    "%Y": "2024",
+    "%m": "07",
+    "%d": "26",
+    "%B": "July",
+    "%b": "Jul",
+    "%y": "24",
+    "%A": "Friday",
+    "%H": "00",
+    "%M": "00",
+}
 """The day that every template sees: some print today's (Llama 3.2, gpt-oss), so that what was measured in the evening
 would be another prompt in the morning. It is Llama 3.1's own default; a system prompt tells a model the real one."""
 PROBE = "zqxjkv"
@@ -80,7 +90,7 @@ def trained_rows(
     """The rows, each (token ids, which have a loss), that train every assistant turn of a chat once.
 
     It is one row where a template writes an earlier turn as it is produced. Where it does not (Qwen3 and gpt-oss drop
-    earlier reasoning and end the last turn in another way) a turn that differs has a row of its own, which ends with it.
+    earlier reasoning, and write or end the last turn otherwise) a turn that differs has a row that ends with it.
     Raises: ModelError, with the text, for what cannot be proven.
     """
     shaped = _shaped(tokenizer, messages, tools)
@@ -123,19 +133,33 @@ def pad_token(tokenizer: Any) -> int:
     return next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
 
 
-def answer_text(tokenizer: Any, ids: Sequence[int]) -> str:
-    """The answer that generated `ids` hold, without the reasoning and the words before it that the template asks for."""
-    words = turns(tokenizer).prelude.split()
-    marker = tokenizer.convert_tokens_to_ids(words[-1].rpartition("<")[1] + words[-1].rpartition("<")[2]) if words else None
-    ids = list(ids)
-    if marker is not None and marker != tokenizer.unk_token_id and marker in ids:
-        ids = ids[len(ids) - ids[::-1].index(marker) :]
-    return tokenizer.decode(ids, skip_special_tokens=True).strip()
+def answer_text(tokenizer: Any, ids: Sequence[int], *, is_open: bool = False) -> str:
+    """The answer that generated `ids` hold, without the reasoning and the words before it that the template asks for.
+
+    `is_open`: more may come, so that what may still turn out to be reasoning is no answer yet.
+    """
+    marker = _marker(tokenizer)
+    for start in range(len(ids) - len(marker), -1, -1) if marker else ():
+        if tuple(ids[start : start + len(marker)]) == marker:
+            ids = ids[start + len(marker) :]
+            break
+    else:
+        if marker and is_open:
+            return ""
+    return tokenizer.decode(list(ids), skip_special_tokens=True).strip()
 
 
 def turns(tokenizer: Any) -> Turns:
     """How the tokenizer's template opens and ends the assistant's turns. Raises: ModelError if it does not."""
     return _turns(tokenizer, _template(tokenizer))
+
+
+def _marker(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that an answer follows, where a model writes more before it: `</think>`, or what opens a channel."""
+    prelude = turns(tokenizer).prelude if tokenizer.chat_template else ""
+    closing = re.search(r"</\w+>\s*$", prelude)
+    words = closing[0].strip() if closing else prelude
+    return tuple(tokenizer(words, add_special_tokens=False)["input_ids"]) if prelude.strip() else ()
 
 
 @lru_cache(maxsize=16)
@@ -166,7 +190,7 @@ def _turns(tokenizer: Any, template: str) -> Turns:
 
 
 def _end(tokenizer: Any, said: list[dict[str, Any]], tail: str) -> tuple[int, bool]:
-    """(the token that ends the last turn of `said`, whether it is ours); `tail` is what the template writes after it."""
+    """(the token that ends the last turn of `said`, whether it is ours); `tail` is what stands after it."""
     added = _added(tokenizer, tail)
     if added:
         return added[0], False
@@ -175,7 +199,11 @@ def _end(tokenizer: Any, said: list[dict[str, Any]], tail: str) -> tuple[int, bo
             f"the chat template ends a turn with {tail!r}, which is no token of the tokenizer, so nothing would end an "
             "answer; take the tokenizer that belongs to the template"
         )
-    asked = {"role": "tool", "name": PROBE, "tool_call_id": "abcdef012", "content": "."} if "tool_calls" in said[-1] else ASK
+    asked = (
+        {"role": "tool", "name": PROBE, "tool_call_id": "abcdef012", "content": "."}
+        if "tool_calls" in said[-1]
+        else ASK
+    )
     before = _render(tokenizer, said, "", opened=False)
     try:
         after = _render(tokenizer, [*said, asked], "", opened=False)
@@ -219,7 +247,7 @@ def _end_of(tokenizer: Any, ids: list[int], is_call: bool) -> tuple[int, int]:
 
 
 def _prompt_text(tokenizer: Any, messages: list[dict[str, Any]], tools: str) -> str:
-    """What the model is asked to go on from: with the words that open its turn, also where the template forgets them."""
+    """What the model is asked to go on from: with the words that open its turn, also if the template forgets them."""
     text = _render(tokenizer, messages, tools, opened=True)
     if not turns(tokenizer).header and messages[-1]["role"] != "tool":
         return text
@@ -262,15 +290,16 @@ def _prove_prompt(text: str, messages: Sequence[dict[str, Any]], tools: str) -> 
         content = message.get("content") or ""
         if message["role"] != "assistant" and content.strip() not in text and not _holds(text, content):
             raise ModelError(
-                f"the chat template leaves out the {message['role']}'s turn {content[:200]!r}: this model knows no such "
-                f"turns. It makes of the chat: {text[:600]!r}"
+                f"the chat template leaves out the {message['role']}'s turn {content[:200]!r}: this model knows no "
+                f"such turns. It makes of the chat: {text[:600]!r}"
             )
     for tool in json.loads(tools) if tools else []:
         name = tool.get("function", tool).get("name", "")
         if f"{name}" not in text:
             raise ModelError(
-                f"the chat template leaves out the tool {name!r}: this model knows no tools, and would be trained and "
-                f"asked without them. Leave `tools` out, or take a model that has them. It makes of the chat: {text[:600]!r}"
+                f"the chat template leaves out the tool {name!r}: this model knows no tools, and would be trained "
+                f"and asked without them. Leave `tools` out, or take a model that has them. It makes of the chat: "
+                f"{text[:600]!r}"
             )
 
 
@@ -335,7 +364,7 @@ def _with_calls(messages: list[dict[str, Any]], content: Any, written: bool, nam
 
 def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str, *, opened: bool) -> str:
     """The text of a chat. Raises: ModelError with what the template says if it refuses it."""
-    from jinja2 import TemplateError
+    from jinja2 import TemplateError, TemplateSyntaxError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:  # apply_chat_template drops content that is None, by which DeepSeek V3 knows a call
@@ -347,6 +376,8 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str, *, o
             **tokenizer.special_tokens_map,
         )
         return rendered[0]
+    except TemplateSyntaxError as error:
+        raise ModelError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from None
     except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ModelError(f"the chat template refuses a chat: {error}; the chat: {_shown(messages)}") from None
 
@@ -406,11 +437,12 @@ def _holds(text: str, content: str) -> bool:
 
 def _values(arguments: Any) -> str:
     """The keys and values of a call's arguments, as text."""
-    if isinstance(arguments, str):
-        arguments = json.loads(arguments or "{}")
-    parts: Iterable[Any] = arguments if isinstance(arguments, list) else [*arguments, *arguments.values()]
+    held: Any = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+    parts: Iterable[Any] = held if isinstance(held, list) else [*held, *held.values()]
     return " ".join(_values(part) if isinstance(part, dict | list) else str(part) for part in parts)
 
 
 def _shown(messages: Sequence[dict[str, Any]]) -> str:
-    return json.dumps([{key: value for key, value in message.items() if value} for message in messages], ensure_ascii=False)[:600]
+    return json.dumps(
+        [{key: value for key, value in message.items() if value} for message in messages], ensure_ascii=False
+    )[:600]
