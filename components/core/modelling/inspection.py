@@ -126,9 +126,11 @@ def describe(facts: dict[str, Any]) -> str:
         found = facts["lengths"]
         over = f", {found['over']:.1%} over max_length {found['max_length']}" if found["max_length"] else ""
         lines.append(f"  rows          {found['rows']} of {found['chats']} chats, longest {found['longest']}{over}")
-    for row in facts.get("sample", []):
+    sample = facts.get("sample", [])
+    for number, row in enumerate(sample, start=1):
         shown = "".join(f"⟦{text}⟧" if trained else text for text, trained in row)
-        lines += ["  first chat, trained tokens in ⟦ ⟧:", *(f"    {line}" for line in shown.split("\n"))]
+        which = f", row {number} of {len(sample)}" if len(sample) > 1 else ""
+        lines += [f"  first chat{which}, trained tokens in ⟦ ⟧:", *(f"    {line}" for line in shown.split("\n"))]
     lines += [f"refused: {reason}" for reason in facts["refused"]]
     return "\n".join(lines)
 
@@ -148,7 +150,8 @@ def _turns(path: Path, tokenizer: Any, chat_template: str) -> dict[str, Any]:
     if turns.is_supplied:
         supplied.append(f"{tokenizer.decode([turns.end])!r} at the end of a turn, where the template writes nothing")
     if set(ends) - set(named):
-        supplied.append("the ends of a turn in generation_config.json")
+        told = ", ".join(repr(tokenizer.decode([end])) for end in ends)
+        supplied.append(f"eos_token_id of generation_config.json: {told}")
     if tokenizer.pad_token_id in (None, *ends):
         supplied.append(
             f"nothing for padding: {tokenizer.pad_token!r} fills batches, masks and labels know the lengths"

@@ -175,10 +175,10 @@ def _turns(tokenizer: Any, template: str) -> Turns:
     prompt = opened + (header if header.strip() else "")
     answer = _after(prompt, text, said)
     end, is_supplied = _end(tokenizer, said, text[text.index(PROBE) + len(PROBE) :])
-    call = {"type": "function", "id": "abcdef012", "function": {"name": PROBE, "arguments": {}}}
+    call = json.dumps([{"id": "abcdef012", "name": PROBE, "arguments": {}}])
     ends = [end]
     try:
-        called = _shaped(tokenizer, [ASK, {"role": "assistant", "content": "", "tool_calls": [call]}], "")
+        called = _shaped(tokenizer, [ASK, {"role": "assistant", "content": "", "tool_calls": call}], "")
         tail = _render(tokenizer, called, "", opened=False).rpartition(PROBE)[2]
         own = [token for token in _added(tokenizer, tail) if token in _control(tokenizer)]
         own = [token for token in own if not re.search("call.*end", tokenizer.convert_ids_to_tokens(token))]

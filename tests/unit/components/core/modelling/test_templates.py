@@ -5,10 +5,10 @@ import json
 from pathlib import Path
 
 import pytest
+from toy_tokenizers import tokenizer_for
 
 from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import templates
-from tests.templates import tokenizer_for
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
