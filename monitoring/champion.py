@@ -75,8 +75,6 @@ def load(name: str, found: Any, config: ServingConfig) -> Served:
 
     Raises: ModelError if it does not load; MissingExtraError if vLLM is asked for and not installed.
     """
-    from transformers import AutoTokenizer
-
     folder = Path(found.source.removeprefix("file://"))
     with tempfile.TemporaryDirectory(prefix="bloomery-champion-") as copy:
         if not folder.is_dir():
@@ -84,8 +82,8 @@ def load(name: str, found: Any, config: ServingConfig) -> Served:
             checkpoints.fetch(found.source, folder)
         if config.engine == "vllm":
             checkpoints.check(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model: Any = VllmModel(folder, tokenizer.eos_token_id, config.vllm_arguments)
+            tokenizer = checkpoints.load_tokenizer(folder)
+            model: Any = VllmModel(folder, tokenizer, config.vllm_arguments)
         else:
             model, tokenizer = checkpoints.load(folder, on=checkpoints.device())
         served = Served(model, tokenizer, name, str(found.version))

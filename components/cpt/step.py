@@ -45,7 +45,7 @@ def run(
     if not domain_characters:
         raise DataError(f"cpt: none of the {shards.num_rows} documents is domain text; check data_curation.sources")
     set_seed(config.seed)
-    network, tokenizer = checkpoints.load(base_model)
+    network, tokenizer = training.load(config, base_model)
     before = _perplexities(Generator(network, tokenizer), probes, config.max_length)
     parts = ["cpt", artifact.read_manifest(documents).digest, config.validation_share, config.replay_share]
     encode = functools.partial(_encoded, shards, tokenizer, config, domain_characters)
@@ -66,7 +66,7 @@ def run(
         trainer.train()
     network = training.merged(trainer.model)
     after = _perplexities(Generator(network.eval(), tokenizer), probes, config.max_length)
-    checkpoints.save(model, network, tokenizer)
+    checkpoints.save(model, network, tokenizer, like=base_model)
     replayed = tokens.counts["general_characters"]
     return {
         "cpt/loss": training.final_loss(trainer.state.log_history),

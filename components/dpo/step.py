@@ -47,7 +47,7 @@ def run(
     if not rows:
         return _passed_on(base_model, model, {})
     set_seed(config.seed)
-    network, tokenizer = checkpoints.load(base_model)
+    network, tokenizer = training.load(config, base_model)
     checkpoints.check_template(tokenizer, base_model)
     learnable, told = usable(tokenizer, rows, config)
     held_out = [pair for row, pair in learnable if _is_held_out(row, config)]
@@ -74,7 +74,7 @@ def run(
     trainer.train()
     network = training.merged(trainer.model).eval()
     after = answer_likelihoods(network, held_out)
-    checkpoints.save(model, network, tokenizer)
+    checkpoints.save(model, network, tokenizer, like=base_model)
     metrics = {
         **_named(told),
         "dpo/pairs": float(len(kept)),

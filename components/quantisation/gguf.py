@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, templates
 from bloomery.components.quantisation import k_quants
 from bloomery.components.quantisation.calibration import calibration_texts
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
@@ -140,10 +140,12 @@ def _add_tokenizer(config: QuantisationConfig, writer: Any, tokenizer: Any, voca
         [types[added.get(index)] if index in ids else TokenType.UNUSED for index in range(vocab_size)]
     )
     writer.add_token_merges([" ".join(pair) for pair in content["model"]["merges"]])
+    ends = templates.end_tokens(tokenizer)
     for name, index in (
         ("bos", tokenizer.bos_token_id),
-        ("eos", tokenizer.eos_token_id),
-        ("pad", tokenizer.pad_token_id),
+        ("eos", next(iter(ends), None)),  # llama.cpp stops there: at the end of a turn
+        ("eot", next(iter(ends), None)),
+        ("pad", templates.pad_token(tokenizer)),
     ):
         if index is not None:
             getattr(writer, f"add_{name}_token_id")(index)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, training
 from bloomery.components.core.modelling.fine_tuning import fine_tune
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.sft.config import SftConfig
@@ -33,7 +33,7 @@ def run(
              end a turn;
              DivergedError before a non-finite step is taken.
     """
-    network, tokenizer = checkpoints.load(base_model)
+    network, tokenizer = training.load(config, base_model)
     checkpoints.check_template(tokenizer, base_model)
     known = Tasks(tasks)
     network, metrics = fine_tune(
@@ -45,5 +45,5 @@ def run(
         watched=known.validation_chats(),
         where="sft",
     )
-    checkpoints.save(model, network, tokenizer)
+    checkpoints.save(model, network, tokenizer, like=base_model)
     return {f"sft/{name}": value for name, value in metrics.items()}

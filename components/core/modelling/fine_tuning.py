@@ -135,7 +135,7 @@ def _cut(
 ) -> tuple[list[Row], bool]:
     """(rows of at most `max_length` tokens that have something to train, whether one was longer) of a chat/2 row."""
     max_length, too_long = config.max_length, config.too_long
-    made = [templates.trained_tokens(tokenizer, chat["messages"], chat["tools"], config.train_on)]
+    made = templates.trained_rows(tokenizer, chat["messages"], chat["tools"], config.train_on)
     longest = max(len(ids) for ids, _ in made)
     if longest > max_length and too_long == "error":
         raise DataError(

@@ -52,38 +52,50 @@ class Generator:
         told = zip(prompts, tools or [""] * len(prompts), strict=True)
         asked = [templates.prompt_tokens(self.tokenizer, messages, own) for messages, own in told]
         answers: list[list[str]] = [[] for _ in asked]
+        ends = templates.end_tokens(self.tokenizer, self.model.generation_config)
         torch.manual_seed(seed)
         choice = LogitsProcessorList([_choice(temperature, top_p)] if temperature > 0 else [])
         most_rows = rows_of_logits(self.model)
         for batch in _batches(asked, max_new_tokens, num_samples, composition, most_rows):
-            encoded = self.tokenizer.pad(
-                {"input_ids": [asked[index] for index in batch]}, padding_side="left", return_tensors="pt"
-            ).to(self.model.device)
+            ids_BL, mask_BL = left_padded([asked[index] for index in batch], templates.pad_token(self.tokenizer))
             with torch.inference_mode():
                 output = self.model.generate(
-                    input_ids=encoded["input_ids"].repeat_interleave(num_samples, 0),
-                    attention_mask=encoded["attention_mask"].repeat_interleave(num_samples, 0),
+                    input_ids=ids_BL.to(self.model.device).repeat_interleave(num_samples, 0),
+                    attention_mask=mask_BL.to(self.model.device).repeat_interleave(num_samples, 0),
                     max_new_tokens=max_new_tokens,
                     do_sample=False,  # the choice has been made when the likeliest token is taken
                     logits_processor=choice,
-                    eos_token_id=self.tokenizer.eos_token_id,
-                    pad_token_id=self.tokenizer.pad_token_id,
+                    eos_token_id=ends,
+                    pad_token_id=templates.pad_token(self.tokenizer),
                 )
-            decoded = self.tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+            decoded = [self._answer(ids, ends) for ids in output[:, ids_BL.shape[1] :].tolist()]
             for position, index in enumerate(batch):
-                answers[index] = [
-                    text.strip() for text in decoded[position * num_samples : (position + 1) * num_samples]
-                ]
+                answers[index] = decoded[position * num_samples : (position + 1) * num_samples]
         return answers
+
+    def _answer(self, ids: list[int], ends: Sequence[int]) -> str:
+        """The text of an answer up to its end; what follows is padding, whichever token that is."""
+        first = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+        return templates.answer_text(self.tokenizer, ids[:first])
 
     def log_likelihood(self, texts: Sequence[str], *, max_length: int) -> list[tuple[float, int]]:
         """(sum of log-likelihoods in nats, number of scored tokens) of each text, cut to `max_length` tokens.
 
-        A text is scored from its first token where the tokenizer has a BOS token, else from its second.
+        A text is scored from its first token where the tokenizer writes a BOS before it, else from its second.
         """
         rows = [templates.text_tokens(self.tokenizer, text) for text in texts]
-        begun = self.tokenizer.bos_token_id is not None
-        return log_likelihoods(self.model, [row[: max_length + begun] for row in rows])
+        begun = [row[:1] == [self.tokenizer.bos_token_id] for row in rows]
+        return log_likelihoods(self.model, [row[: max_length + bos] for row, bos in zip(rows, begun, strict=True)])
+
+
+def left_padded(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Any, Any]:
+    """(ids, attention mask) [B, L] of `sequences`, which end together; the mask comes from their lengths."""
+    import torch
+
+    width = max(map(len, sequences))
+    ids_BL = torch.tensor([[pad] * (width - len(ids)) + [*ids] for ids in sequences])
+    mask_BL = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences])
+    return ids_BL, mask_BL
 
 
 def _batches(

@@ -204,4 +204,4 @@ def in_batches(texts: Iterable[str]) -> Iterator[list[str]]:
 
 def whole_texts(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
     """Token ids of texts as a model reads them to the end: with EOS after each."""
-    return [[*templates.text_tokens(tokenizer, text), tokenizer.eos_token_id] for text in texts]
+    return [templates.text_tokens(tokenizer, text, end=True) for text in texts]
