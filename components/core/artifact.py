@@ -45,6 +45,8 @@ class Reads:
     """
 
     schema: str
+    optional: bool = False
+    """The step can do without it: `run` then gets None."""
 
 
 @dataclass(frozen=True)
@@ -318,12 +320,18 @@ class Shards:
 
 def ports(run: Any, kind: type) -> dict[str, str]:
     """Schema by argument name of the inputs (`kind=Reads`) or outputs (`kind=Writes`) of a step's `run`."""
-    found = {}
+    return {name: mark.schema for name, mark in _marks(run) if isinstance(mark, kind)}
+
+
+def optional_ports(run: Any) -> set[str]:
+    """Names of the inputs that a step's `run` can do without."""
+    return {name for name, mark in _marks(run) if isinstance(mark, Reads) and mark.optional}
+
+
+def _marks(run: Any) -> Iterator[tuple[str, Any]]:
     for name, hint in get_type_hints(run, include_extras=True).items():
         for mark in getattr(hint, "__metadata__", ()):
-            if isinstance(mark, kind):
-                found[name] = mark.schema  # type: ignore[attr-defined]
-    return found
+            yield name, mark
 
 
 def file_digest(file: Path) -> str:

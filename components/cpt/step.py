@@ -8,12 +8,14 @@ from typing import Annotated, Any
 
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
+from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import checkpoints, training
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.cpt.config import CptConfig
 
 
+@declare(accelerator=True)
 def run(
     config: CptConfig,
     *,

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.data.chats import for_template, identity
+from bloomery.components.core.declare import declare
 from bloomery.components.core.modelling import checkpoints, training
 from bloomery.components.core.records import content_id
 from bloomery.components.dpo.config import DpoConfig
@@ -16,6 +17,7 @@ from bloomery.components.dpo.config import DpoConfig
 logger = logging.getLogger(__name__)
 
 
+@declare(accelerator=True)
 def run(
     config: DpoConfig,
     *,

@@ -10,6 +10,7 @@ from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.data.chats import as_text
 from bloomery.components.core.data.text_metrics import CORPUS_METRICS, TextMetric, corpus_score
+from bloomery.components.core.declare import declare
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.records import EvalResult
 from bloomery.components.core.scoring.statistics import mean_stderr
@@ -19,6 +20,7 @@ from bloomery.components.evaluation import analysis, harness
 from bloomery.components.evaluation.config import EvaluationConfig
 
 
+@declare(accelerator=True)
 def run(
     config: EvaluationConfig,
     *,

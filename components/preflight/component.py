@@ -37,4 +37,4 @@ def preflight(
         "champion": champion,
         "champion_version": champion_version,
     }
-    run_step(run, stage, config, inputs, outputs, metrics, reuse=False)
+    run_step(run, stage, config, inputs, outputs, metrics)

@@ -20,6 +20,7 @@ from bloomery.components.core.artifact import Writes
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.data.chats import Turn, as_text, identity, without_system
 from bloomery.components.core.data.tables import list_files, read_rows, select
+from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import BloomeryError, DataError, ModelError, ServiceError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.records import Chat, Indexed, Prompt, Source, content_id
@@ -42,6 +43,7 @@ from bloomery.components.preflight.perturb import perturb
 logger = logging.getLogger(__name__)
 
 
+@declare(reuse=False)
 def run(
     config: PreflightConfig,
     *,
@@ -49,7 +51,7 @@ def run(
     tasks: Annotated[Path, Writes("tasks/1")],
     seeds: Annotated[Path, Writes("chat/2")],
     known: Annotated[Path, Writes("index/1")],
-    encoder: Annotated[Path, Writes("model/1")],
+    encoder: Annotated[Path, Writes("encoder/1")],
     base_model: Annotated[Path, Writes("model/1")],
     start: Annotated[Path, Writes("model/1")],
     champion: Annotated[Path, Writes("model/1")],
@@ -353,7 +355,7 @@ def _take_encoder(config: PreflightConfig, target: Path) -> None:
         source = _checkpoint("dedup.semantic.encoder", config.encoder, config.encoder_revision)
         artifact.link_tree(source, target)
         (target / artifact.MANIFEST).unlink(missing_ok=True)
-    artifact.seal(target, "model/1")
+    artifact.seal(target, "encoder/1")
 
 
 def _checkpoint(key: str, name: str, revision: str) -> Path:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bloomery.components.core import artifact
-from bloomery.components.core.config import parse
 from bloomery.components.core.data.chats import for_template
 from bloomery.components.core.errors import MissingExtraError
 from bloomery.components.quantisation.config import QuantisationConfig
@@ -22,9 +20,9 @@ class CannotRun(Exception):
     """This machine, or this model, cannot run the scheme; the message is the reason."""
 
 
-def installed(config: Mapping[str, Any]) -> bool:
+def installed(config: QuantisationConfig) -> bool:
     """True if nothing is `missing`: else the scheme may run tomorrow, and that it was skipped is no result to reuse."""
-    return not missing(parse(QuantisationConfig, config))
+    return not missing(config)
 
 
 def missing(config: QuantisationConfig) -> str:
@@ -42,7 +40,7 @@ def missing(config: QuantisationConfig) -> str:
 
 
 def export(
-    config: QuantisationConfig, source: Path, chats: Path, target: Path, *, tasks: Path | None = None
+    config: QuantisationConfig, source: Path, chats: Path | None, target: Path, *, tasks: Path | None = None
 ) -> dict[str, Any]:
     """Write `source` to `target` in the scheme of `config`; returns what the scheme tells about itself. `tasks` is what
     a variant with `qat` watches its loss on.
@@ -115,9 +113,13 @@ def _bitsandbytes(config: QuantisationConfig, source: Path, target: Path) -> Non
     AutoTokenizer.from_pretrained(source).save_pretrained(target)
 
 
-def calibration_chats(chats: Path, count: int) -> list[list[dict[str, Any]]]:
+def calibration_chats(chats: Path | None, count: int) -> list[list[dict[str, Any]]]:
     """The messages, as templates take them, of `count` chats of the training mix: those of the lowest ids, which are
-    digests and so a sample that every run draws alike."""
+    digests and so a sample that every run draws alike.
+
+    Raises: CannotRun where there are none."""
+    if chats is None:
+        raise CannotRun("it calibrates on the chats of the training mix, and no stage of this recipe writes any")
     rows = artifact.read_table(chats, "chat/2").sort_by("id").slice(0, count)
     return [for_template(messages) for messages in rows["messages"].to_pylist()]
 

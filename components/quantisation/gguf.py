@@ -24,7 +24,7 @@ FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 """What a matrix is written in whose rows are no multiple of 256, as llama-quantize has it."""
 
 
-def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) -> None:
+def export(config: QuantisationConfig, source: Path, chats: Path | None, target: Path) -> None:
     """Write model.gguf to `target`, and beside it config and tokenizer as they are in `source`.
 
     Norms stay in 32 bits, embeddings and head in 16 where `config.embeddings` is false.

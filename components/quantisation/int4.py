@@ -28,7 +28,7 @@ CALIBRATION_TOKENS, CALIBRATION_BATCH = 512, 32
 
 
 def export(
-    config: QuantisationConfig, source: Path, chats: Path, target: Path, *, tasks: Path | None = None
+    config: QuantisationConfig, source: Path, chats: Path | None, target: Path, *, tasks: Path | None = None
 ) -> dict[str, Any]:
     """Write `source` to `target` with its linear layers, and where told its embeddings, in four bits; with `qat` it is
     fine-tuned first, on `chats`, with the loss watched on `tasks`.
@@ -50,8 +50,8 @@ def export(
     if config.qat:
         from bloomery.components.quantisation import qat
 
-        if tasks is None:
-            raise TypeError("a variant with qat is exported with the tasks that its loss is watched on")
+        if tasks is None or chats is None:
+            raise CannotRun("qat trains on the chats of the training mix, and no stage of this recipe writes any")
         details = qat.train(config.qat, generator, layers, config.group_size, chats=chats, tasks=tasks)
     if config.scheme == "mixed_int4":
         details = choose_kept(generator, layers, calibration_chats(chats, config.calibration_chats), config)

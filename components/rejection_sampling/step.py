@@ -13,22 +13,24 @@ from typing import Annotated, Any
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.data.chats import as_text, identity, message
+from bloomery.components.core.declare import declare
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.records import Chat, Preference, Prompt, Reject, content_id
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 
 
+@declare(accelerator=True)
 def run(
     config: RejectionSamplingConfig,
     *,
     base_model: Annotated[Path, Reads("model/1")],
     chats: Annotated[Path, Reads("chat/2")],
-    prompts: Annotated[Path, Reads("prompt/2")],
     tasks: Annotated[Path, Reads("tasks/1")],
     sampled_chats: Annotated[Path, Writes("chat/2")],
     preferences: Annotated[Path, Writes("preference/2")],
     rejects: Annotated[Path, Writes("reject/1")],
+    prompts: Annotated[Path | None, Reads("prompt/2", optional=True)] = None,
 ) -> dict[str, float]:
     """Sample answers to `prompts` from `base_model`, verify them, and write `chats` plus the accepted ones.
 
@@ -41,8 +43,8 @@ def run(
              /pass_at_k (share of prompts with a right one).
     """
     known = Tasks(tasks)
-    rows = [Prompt.model_construct(**row) for row in artifact.read_table(prompts, "prompt/2").to_pylist()]
-    rows = rows or known.to_sample_from("domain")
+    made = artifact.read_table(prompts, "prompt/2").to_pylist() if prompts else []
+    rows = [Prompt.model_construct(**row) for row in made] or known.to_sample_from("domain")
     seeds = artifact.read_table(chats, "chat/2").to_pylist()
     answered = {identity(row["messages"][:-1], row["tools"]) for row in seeds}
     answers = sample(Generator.load(base_model), rows, known, config)

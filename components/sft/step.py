@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Annotated
 
 from bloomery.components.core.artifact import Reads, Writes
+from bloomery.components.core.declare import declare
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.fine_tuning import fine_tune
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.sft.config import SftConfig
 
 
+@declare(accelerator=True)
 def run(
     config: SftConfig,
     *,

@@ -32,12 +32,12 @@ Row = dict[str, Any]
 def run(
     config: SyntheticDataConfig,
     *,
-    documents: Annotated[Path, Reads("document/2")],
     tasks: Annotated[Path, Reads("tasks/1")],
     seeds: Annotated[Path, Reads("chat/2")],
     chats: Annotated[Path, Writes("chat/2")],
     prompts: Annotated[Path, Writes("prompt/2")],
     rejects: Annotated[Path, Writes("reject/1")],
+    documents: Annotated[Path | None, Reads("document/2", optional=True)] = None,
 ) -> dict[str, float]:
     """Make chats of the domain tasks from training questions and from documents, and vary what and how they ask.
 
@@ -64,7 +64,7 @@ def run(
     by_role = _seeds(given, task_set)
     for seed in by_role["domain"]:
         sorter.take(seed)
-    for document in read_table(documents, "document/2").to_pylist() if config.extract else ():
+    for document in read_table(documents, "document/2").to_pylist() if config.extract and documents else ():
         for pattern, prompt, answer in _found_in(document["text"], config.extract):
             sorter.add(chat(prompt, answer), task=pattern.task, origin="document", parent=document["id"])
     _recombine(sorter, config)

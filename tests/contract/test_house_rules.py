@@ -19,11 +19,11 @@ from bloomery.components.core.config import Config
 from bloomery.components.core.errors import BloomeryError
 from bloomery.components.core.records import ROWS
 from bloomery.components.core.step import config_class
-from bloomery.pipelines import recipe
+from bloomery.pipelines import recipe, steps
 from bloomery.pipelines.recipe import Recipe
-from bloomery.pipelines.steps import STEPS
 
 ROOT = Path(__file__).parents[2]
+STEPS = steps.names()
 FOLDERS = ("components", "pipelines", "monitoring", "infra")
 SOURCES = sorted(file for folder in FOLDERS for file in (ROOT / folder).rglob("*.py"))
 HEAVY = (

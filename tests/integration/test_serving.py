@@ -53,10 +53,8 @@ def project(tmp_path_factory, tiny_model, engine):
         "registered_model": "colours",
         "base_model": "base",
         "tasks": {"c": {"role": "domain", "templates": template, "verifier": {"kind": "exact"}, "splits": split}},
-        "data_curation": {"sources": [{"name": "docs", "path": "docs"}]},
+        "stages": ["synthetic_data", {"sft": {"learning_rate": 1e-3, "epochs": 1, "max_length": 64}}],
         "serving": {"engine": engine, "vllm_arguments": ["--enforce-eager"]},
-        **{step: {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "max_length": 64} for step in ("cpt", "dpo")},
-        **{step: {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "max_length": 64} for step in ("sft", "sft_2")},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     tiny, tokenizer = checkpoints.load(tiny_model)

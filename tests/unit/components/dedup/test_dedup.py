@@ -79,7 +79,7 @@ def deduplicate(tmp_path, texts, general=(), times=(), qualities=(), sources=(),
     if encoder is None:
         encoder = tmp_path / "encoder"
         encoder.mkdir()
-        seal(encoder, "model/1")
+        seal(encoder, "encoder/1")
     rows = [
         {
             "id": content_id(text),
