@@ -137,11 +137,21 @@ class Recipe(Config):
 
     def start(self) -> dict[str, str]:
         """What stands before the first stage: the schema of each output of preflight that a stage may read, by port."""
-        found = {"sources": "source/1", "tasks": "tasks/1", "known": "index/1", "encoder": "encoder/1"}
-        found["start"] = "model/1"
-        learnt = [task for task in self.tasks.values() if task.verifier.kind != "perplexity"]
-        has_seeds = any("train" in map(task.counted_to, task.splits) for task in learnt)
-        return found | ({"seeds": "chat/2"} if has_seeds else {})
+        return {
+            "sources": "source/1",
+            "tasks": "tasks/1",
+            **({"seeds": "chat/2"} if self._has_seeds() else {}),
+            "known": "index/1",
+            "encoder": "encoder/1",
+            "start": "model/1",
+        }
+
+    def _has_seeds(self) -> bool:
+        return any(
+            task.counted_to(split) == "train" and task.verifier.kind != "perplexity"
+            for task in self.tasks.values()
+            for split in task.splits
+        )
 
     def last_model(self) -> str:
         """The stage whose model is the candidate, or is quantised to it."""

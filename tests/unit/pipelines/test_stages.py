@@ -110,7 +110,6 @@ def test_a_resolved_recipe_is_a_recipe(load, tmp_path):
 @pytest.mark.parametrize(
     ("chain", "told"),
     [
-        ([{"sft": TRAINING}], "stages.sft: reads chats (chat/2), which nothing before it writes; add a `train` split"),
         ([{"dpo": TRAINING}], "stages.dpo: reads preferences (preference/2), which nothing before it writes; add a"),
         ([CURATION, "dedup"], "stages: no stage writes a model, so the gate has nothing to judge"),
         ([], "stages: found []; List should have at least 1 item"),
@@ -129,6 +128,14 @@ def test_a_wrong_list_is_told_with_what_to_do(load, chain, told):
     with pytest.raises(ConfigError) as caught:
         load(chain)
     assert told in str(caught.value)
+
+
+def test_fine_tuning_alone_learns_from_a_train_split(load):
+    load([{"sft": TRAINING}])
+    unseeded = {"t": {**QUESTIONS, "splits": {"test": {"path": "t.jsonl"}}}}
+    told = r"stages.sft: reads chats \(chat/2\), which nothing before it writes; add a `train` split"
+    with pytest.raises(ConfigError, match=told):
+        load([{"sft": TRAINING}], tasks=unseeded)
 
 
 def test_a_step_as_a_key_of_the_recipe_is_told_where_it_belongs(load):
