@@ -32,7 +32,6 @@ def run(
     sampled_chats: Annotated[Path, Writes("chat/2")],
     preferences: Annotated[Path, Writes("preference/2")],
     rejects: Annotated[Path, Writes("reject/1")],
-    prompts: Annotated[Path | None, Reads("prompt/2", optional=True)] = None,
 ) -> dict[str, float]:
     """Sample answers to `prompts` from `base_model`, verify them, and write `chats` plus the accepted ones.
 

@@ -38,7 +38,6 @@ def run(
     chats: Annotated[Path, Writes("chat/2")],
     prompts: Annotated[Path, Writes("prompt/2")],
     rejects: Annotated[Path, Writes("reject/1")],
-    documents: Annotated[Path | None, Reads("document/2", optional=True)] = None,
 ) -> dict[str, float]:
     """Make chats of the domain tasks from training questions and from documents, and vary what and how they ask.
 
