@@ -13,7 +13,7 @@ from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.records import EvalResult, Prompt
 from bloomery.components.core.scoring.statistics import mean_stderr
 from bloomery.components.core.scoring.tasks import TaskConfig, Tasks
-from bloomery.components.core.scoring.verify import extract
+from bloomery.components.core.scoring.verify import extract, extract_reference
 from bloomery.components.evaluation import analysis, harness
 from bloomery.components.evaluation.config import EvaluationConfig
 
@@ -108,7 +108,8 @@ def summarise(rows: list[dict[str, Any]], tasks: Tasks) -> dict[str, float]:
 def _corpus(rows: list[dict[str, Any]], task: TaskConfig) -> float:
     answers = [extract(task.verifier, row["response"]) or "" for row in rows]
     metric = cast(TextMetric, task.verifier.metric)
-    return corpus_score(metric, answers, [row["reference"] for row in rows], task.verifier.tokenizer)
+    references = [extract_reference(task.verifier, row["reference"]) for row in rows]
+    return corpus_score(metric, answers, references, task.verifier.tokenizer)
 
 
 def _flipped(first: list[dict[str, Any]], members: list[dict[str, Any]]) -> float:
