@@ -63,6 +63,7 @@ KEPT = (
     "perplexity",
     "agreement",
     "chosen",
+    "refused",
     "skipped",
 )
 
