@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, cast
 
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.data.text_metrics import CORPUS_METRICS, TextMetric, corpus_score
+from bloomery.components.core.modelling.context import context_tokens, fitting
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.records import EvalResult, Prompt
 from bloomery.components.core.scoring.statistics import mean_stderr
@@ -16,6 +20,8 @@ from bloomery.components.core.scoring.tasks import TaskConfig, Tasks
 from bloomery.components.core.scoring.verify import extract, extract_reference
 from bloomery.components.evaluation import analysis, harness
 from bloomery.components.evaluation.config import EvaluationConfig
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -32,20 +38,23 @@ def run(
     Returns: for each task and set, evaluation/<task>.<set>.<metric> (accuracy, chrf, bleu, rouge_1, rouge_2, rouge_l;
              perplexity a token), .stderr and .n; of chrF and BLEU also .corpus_chrf and .corpus_bleu, which are no
              means; for label tasks what `analysis.classification` measures; with repeats, .flipped_fraction: the
-             share of answers whose score changed in another batch.
+             share of answers whose score changed in another batch; .too_long: questions left out, where there are any.
+    Raises:  DataError where no question of a task fits into the context.
     """
     known = Tasks(tasks)
     rows: list[dict[str, Any]] = []
+    too_long: dict[str, float] = {}
     if artifact.read_manifest(model).files:
         generator = Generator.load(model)
         for repeat in range(config.repeats):
             rows += answer(generator, known, config, repeat=repeat)
+        too_long = _left_out(rows, known, config)
         if config.lm_eval:
             found, measured = harness.answer(generator, config.lm_eval, tasks)
             rows += found
             harness.write(measured, results)
     artifact.write_rows(results, "eval_result/2", EvalResult.table(rows), rows_in=0, rows_made=len(rows))
-    return summarise(rows, known)
+    return summarise(rows, known) | too_long
 
 
 def answer(
@@ -60,10 +69,20 @@ def answer(
     for name, task in tasks.configs.items():
         prompts = _limited(tasks.prompts(*splits, task=name), limit)
         if not tasks.is_scored_by_likelihood(name):
+            shots = tasks.shots(name)
+            room = context_tokens(generator.model, generator.tokenizer) - task.max_new_tokens
+            asked = fitting(
+                generator.tokenizer,
+                [[*shots, *chat(row.prompt)] for row in prompts],
+                room,
+                config.too_long,
+                f"evaluation: tasks.{name}",
+            )
+            prompts = [row for row, messages in zip(prompts, asked, strict=True) if messages]
             texts = generator.generate(
-                [row.prompt for row in prompts],
+                [messages[-1]["content"] for messages in asked if messages],
                 max_new_tokens=task.max_new_tokens,
-                before=tasks.shots(name),
+                before=shots,
                 composition=repeat,
             )
             for row, (text,) in zip(prompts, texts, strict=True):
@@ -76,6 +95,18 @@ def answer(
                 for row, (nats, count) in zip(prompts, scores, strict=True)
             ]
     return rows
+
+
+def _left_out(rows: list[dict[str, Any]], tasks: Tasks, config: EvaluationConfig) -> dict[str, float]:
+    """`evaluation/<task>.<set>.too_long` of the sets of which questions are not among `rows`."""
+    missing = Counter(
+        (row.task, row.split) for name in tasks.configs for row in _limited(tasks.prompts(task=name), config.limit)
+    )
+    missing.subtract((row["task"], row["split"]) for row in rows if row["repeat"] == 0)
+    found = {f"evaluation/{task}.{split}.too_long": float(count) for (task, split), count in missing.items() if count}
+    if found:
+        logger.warning("questions longer than the model's context are left out: %s", found)
+    return found
 
 
 def summarise(rows: list[dict[str, Any]], tasks: Tasks) -> dict[str, float]:

@@ -6,6 +6,7 @@ a wrong answer to one prompt become an on-policy preference pair.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,10 +14,13 @@ from typing import Annotated, Any
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.data.chats import chat
+from bloomery.components.core.modelling.context import context_tokens, fitting
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.records import Chat, Preference, Prompt, Reject, content_id
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
+
+logger = logging.getLogger(__name__)
 
 
 def run(
@@ -35,9 +39,11 @@ def run(
     Right is a score of `min_score` or more: such answers are accepted and chosen, the others rejected.
     Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need), tasks.
     Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest
-             failure).
-    Returns: rejection_sampling/prompts, /accepted_chats, /preferences, /pass_at_1 (mean share of right samples),
-             /pass_at_k (share of prompts with a right one).
+             failure; a prompt too long to be asked).
+    Returns: rejection_sampling/prompts, /too_long (prompts that were not asked), /accepted_chats, /preferences,
+             /pass_at_1 (mean share of right samples of those that were), /pass_at_k (share of prompts with a right
+             one).
+    Raises:  DataError where no prompt of a task fits into the context.
     """
     known = Tasks(tasks)
     rows = [Prompt(**row) for row in artifact.read_table(prompts, "prompt/1").to_pylist()]
@@ -50,6 +56,9 @@ def run(
     failed: list[dict[str, Any]] = []
     shares: list[float] = []
     for row, texts in zip(rows, answers, strict=True):
+        if not texts:
+            failed.append(_reject(row, "too_long", "leaves no room for an answer in the model's context"))
+            continue
         counts = Counter(texts)
         verdicts = {text: known.verify(row.task, text, row.reference) for text in counts}
         likeliest = [text for text, _ in counts.most_common()]
@@ -59,15 +68,7 @@ def run(
         shares.append(sum(counts[text] for text in right) / len(texts))
         if not right:
             detail = f"likeliest of {len(texts)} samples: {verdicts[wrong[0]][1]}"
-            failed.append(
-                {
-                    "id": row.id,
-                    "source": row.task,
-                    "reason": "no_right_sample",
-                    "detail": detail,
-                    "text": row.prompt[:500],
-                }
-            )
+            failed.append(_reject(row, "no_right_sample", detail))
         elif row.prompt not in answered:
             accepted += [_chat(row, text) for text in right[: config.accepted_per_prompt]]
         for position in range(min(config.pairs_per_prompt, len(wrong)) if right else 0):
@@ -80,6 +81,7 @@ def run(
     artifact.write_rows(rejects, "reject/1", Reject.table(failed))
     return {
         "rejection_sampling/prompts": float(len(rows)),
+        "rejection_sampling/too_long": float(len(rows) - len(shares)),
         "rejection_sampling/accepted_chats": float(len(accepted)),
         "rejection_sampling/preferences": float(len(pairs)),
         "rejection_sampling/pass_at_1": sum(shares) / max(1, len(shares)),
@@ -88,12 +90,18 @@ def run(
 
 
 def sample(generator: Generator, rows: list[Prompt], tasks: Tasks, config: RejectionSamplingConfig) -> list[list[str]]:
-    """`num_samples` answers to each row, in order; tasks may differ in their longest answer."""
+    """`num_samples` answers to each row, in order, none to one that is too long; tasks may differ in their longest
+    answer."""
     answers: list[list[str]] = [[] for _ in rows]
+    context = context_tokens(generator.model, generator.tokenizer)
     for name, task in tasks.configs.items():
         mine = [index for index, row in enumerate(rows) if row.task == name]
+        room = context - task.max_new_tokens
+        where = f"rejection_sampling: tasks.{name}"
+        asked = fitting(generator.tokenizer, [chat(rows[i].prompt) for i in mine], room, config.too_long, where)
+        mine = [index for index, messages in zip(mine, asked, strict=True) if messages]
         texts = generator.generate(
-            [rows[index].prompt for index in mine],
+            [messages[-1]["content"] for messages in asked if messages],
             max_new_tokens=task.max_new_tokens,
             num_samples=config.num_samples,
             temperature=config.temperature,
@@ -102,7 +110,16 @@ def sample(generator: Generator, rows: list[Prompt], tasks: Tasks, config: Rejec
         )
         for index, found in zip(mine, texts, strict=True):
             answers[index] = found
+    num_left_out = sum(not texts for texts in answers)
+    if num_left_out:
+        logger.warning(
+            "%d of %d prompts are longer than the model's context and are not asked", num_left_out, len(rows)
+        )
     return answers
+
+
+def _reject(row: Prompt, reason: str, detail: str) -> dict[str, Any]:
+    return {"id": row.id, "source": row.task, "reason": reason, "detail": detail, "text": row.prompt[:500]}
 
 
 def _chat(row: Prompt, answer: str) -> dict[str, Any]:
