@@ -37,7 +37,7 @@ from bloomery.components.core.scoring.tasks import (
     is_evaluation,
     render,
 )
-from bloomery.components.core.scoring.verify import REFUSAL_REFERENCES, normalise, verify
+from bloomery.components.core.scoring.verify import REFUSAL_REFERENCES, extract, extract_reference, normalise, verify
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.perturb import perturb
 
@@ -308,10 +308,18 @@ def _self_check(name: str, task: TaskConfig, rows: list[dict[str, Any]], folder:
                     "check its templates"
                 )
         return
+    for row in [row for row in rows if row["split"] == "train"][:50]:
+        if extract(task.verifier, row["reference"]) is None:
+            raise DataError(
+                f"tasks.{name}.splits.train: verifier.extract finds no answer in what the model is to learn to say, so "
+                f"it would be scored wrong: {row['reference'][-120:]!r}; check templates and {task.verifier.extract!r}"
+            )
     databases = [folder / database for database in task.verifier.databases]
+    plain = task.verifier.model_copy(update={"extract": ""})
     sample = [row for row in rows if row["split"] not in TRAINING_SPLITS][:50] or rows[:50]
     for row in sample:
-        score, reason = verify(task.verifier, row["reference"], row["reference"], databases)
+        wanted = extract_reference(task.verifier, row["reference"])
+        score, reason = verify(plain, wanted, wanted, databases)
         if score < 1.0:
             raise DataError(
                 f"tasks.{name}: the verifier refuses a reference answer ({reason}): {row['reference'][:120]!r}; "

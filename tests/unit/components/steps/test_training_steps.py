@@ -175,7 +175,7 @@ def test_cpt_lowers_the_perplexity_of_held_out_domain_text(base, tmp_path):
 
 
 def test_rejection_sampling_keeps_right_answers_and_pairs_them_with_wrong_ones(tuned, tasks, tmp_path):
-    rows = [("say ab", "ab"), ("say cd", "cd"), ("say zz", "zz")]
+    rows = [("say ab", "ab"), ("say cd", "cd"), ("say zz", "zz"), ("say " + 300 * "a", "aa")]
     prompts = [prompt_row("echo", "unlabelled", *row) for row in rows]
     artifact.write_rows(tmp_path / "p", "prompt/2", Prompt.table(prompts))
     seeds = write_chats(tmp_path / "s", [("say ab", "ab")])
@@ -194,11 +194,13 @@ def test_rejection_sampling_keeps_right_answers_and_pairs_them_with_wrong_ones(t
         ("say ab", "seed"),
         ("say cd", "sampled"),
     ]
-    assert artifact.read_table(out["rejects"], "reject/1").to_pylist()[0]["text"] == "say zz"
+    rejects = artifact.read_table(out["rejects"], "reject/1").to_pylist()
+    assert {row["text"][:6]: row["reason"] for row in rejects} == {"say zz": "no_right_sample", "say aa": "too_long"}
     for pair in artifact.read_table(out["preferences"], "preference/2").to_pylist():
         reference = dict(rows)[pair["messages"][0]["content"]]
         assert pair["chosen"][0]["content"] == reference and pair["rejected"][0]["content"] != reference
     assert metrics["rejection_sampling/pass_at_k"] == pytest.approx(2 / 3)
+    assert metrics["rejection_sampling/prompts"] == 4 and metrics["rejection_sampling/too_long"] == 1
 
 
 def test_an_answer_of_min_score_is_right_and_the_best_is_kept(base, make_tasks, tmp_path):
