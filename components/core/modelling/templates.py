@@ -368,7 +368,7 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str, *, o
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:  # apply_chat_template drops content that is None, by which DeepSeek V3 knows a call
-        rendered, _ = render_jinja_template(
+        rendered, _ = render_jinja_template(  # type: ignore[str-unpack]
             [list(messages)],
             tools=json.loads(tools) if tools else None,
             chat_template=_template(tokenizer, tools),
