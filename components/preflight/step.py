@@ -18,13 +18,14 @@ from typing import Annotated, Any
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Writes
 from bloomery.components.core.config import digest, parameters
-from bloomery.components.core.data.tables import list_files, read_rows, select
+from bloomery.components.core.data import render
+from bloomery.components.core.data.tables import SourceConfig, list_files, read_source
 from bloomery.components.core.errors import BloomeryError, DataError, ModelError, ServiceError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.records import Indexed, Prompt, Source, content_id
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring import lm_eval_tasks
-from bloomery.components.core.scoring.tasks import TRAINING_SPLITS, SplitConfig, TaskConfig, is_evaluation, render
+from bloomery.components.core.scoring.tasks import TRAINING_SPLITS, SplitConfig, TaskConfig, is_evaluation
 from bloomery.components.core.scoring.verify import REFUSAL_REFERENCES, normalise, verify
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.perturb import perturb
@@ -78,11 +79,21 @@ def run(
 def _list_sources(config: PreflightConfig, target: Path) -> dict[str, float]:
     rows = []
     for source in config.sources:
-        for uri in list_files(source.path):
+        files = list_files(source.path)
+        _check_text(source, files)
+        for uri in files:
             size, sha256 = _fingerprint(uri)
             rows.append({"uri": uri, "name": source.name, "bytes": size, "sha256": sha256})
     artifact.write_rows(target, "source/1", Source.table(rows))
     return {"preflight/files": float(len(rows)), "preflight/bytes": float(sum(row["bytes"] for row in rows))}
+
+
+def _check_text(source: SourceConfig, files: list[str]) -> None:
+    """A template that fits no row of local files is told here: as a rule their first row is all that is read."""
+    template, where = render.template(source.text), f"data_curation: the source {source.name}"
+    for row in read_source(source.model_copy(update={"limit": None}), files, where, [source.text]):
+        if "://" in row.uri or (row.value is not None and not template.fill(row.value).problem):
+            return
 
 
 def _fingerprint(uri: str) -> tuple[int, str]:
@@ -169,13 +180,21 @@ def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], 
     group = task.group if source.group is None else source.group
     where = f"tasks.{name}.splits.{split}"
     found: list[tuple[dict[str, Any], str]] = []
-    rows = (raw for uri in list_files(source.path) for raw in read_rows(uri))
-    for raw in select(rows, source):
+    phrasings = source.templates or task.templates
+    texts = [text for phrasing in phrasings for text in (phrasing.prompt, phrasing.answer)]
+    texts += [group] if is_evaluation(whole) else []
+    for raw in read_source(source, list_files(source.path), where, texts):
         if raw.value is None:
             found.append(({"id": ""}, raw.problem))
             continue
-        for template in source.templates or task.templates:
-            prompt, answer = (render(text, raw.value, where) for text in (template.prompt, template.answer))
+        for template in phrasings:
+            # Results are told by group; rows to learn from, such as served questions, need none.
+            wanted = (template.prompt, template.answer, group if is_evaluation(whole) else "")
+            filled = [render.template(text).fill(raw.value) for text in wanted]
+            if problem := next((part.problem for part in filled if part.problem), ""):
+                found.append(({"id": ""}, problem))
+                continue
+            prompt, answer, group_of_row = (part.text for part in filled)
             found.append(
                 (
                     {
@@ -184,8 +203,7 @@ def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], 
                         "split": whole,
                         "prompt": prompt,
                         "reference": answer,
-                        # Results are told by group; rows to learn from, such as served questions, need none.
-                        "group": render(group, raw.value, where) if is_evaluation(whole) else "",
+                        "group": group_of_row,
                     },
                     "" if answer.strip() else "empty_answer",
                 )

@@ -10,12 +10,12 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.data import render
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.data.tables import RowSource
-from bloomery.components.core.errors import DataError
 from bloomery.components.core.scoring.verify import VerifierConfig, verify
 
 TRAINING_SPLITS = ("train", "unlabelled")
@@ -24,12 +24,17 @@ Perturbation = Literal["typos", "spacing"]
 
 
 class Template(Config):
-    """A phrasing: `{field}` stands for a field of the row."""
+    """A phrasing: `{field}` stands for a field of the row, `{answers.text.0}` reaches into one, `{{` is a brace."""
 
     prompt: str = ""
     """The user's turn; empty for a perplexity task."""
     answer: str
     """The reference answer."""
+
+    @field_validator("prompt", "answer")
+    @classmethod
+    def _is_template(cls, text: str) -> str:
+        return render.check(text)
 
 
 class SplitConfig(RowSource):
@@ -158,16 +163,3 @@ class Tasks:
 def is_evaluation(split: str) -> bool:
     """True if no training may see rows of this split."""
     return split not in (*TRAINING_SPLITS, "validation")
-
-
-def render(template: str, row: dict[str, Any], where: str) -> str:
-    """`template` with each `{field}` replaced by the row's value, a null by nothing; DataError naming `where` if the
-    row lacks a field."""
-    try:
-        return template.format_map({field: "" if value is None else value for field, value in row.items()})
-    except (KeyError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(
-            f"{where}: the template {template!r} does not fit the row ({type(error).__name__}: {error}); its "
-            f"fields are: "
-            f"{', '.join(row)}"
-        ) from None

@@ -122,16 +122,16 @@ def raw(value, uri="a.jsonl"):
 
 def test_the_text_of_a_row():
     source = SourceConfig(path="x", name="s")
-    assert document_text(raw({"text": "---\ntitle: T\n---\nbody"}), source) == ("body", "")
+    assert document_text(raw({"text": "---\ntitle: T\n---\nbody"}), source)[:2] == ("body", "")
     assert document_text(raw({"text": "---\nno front matter\n---\n"}), source)[0].startswith("---")
     assert document_text(raw({"text": "a <!-- no -->b\n```\n<!-- yes -->\n```"}), source)[0] == (
         "a b\n```\n<!-- yes -->\n```"
     )
     for value, reason in ((None, "missing_field"), (3, "wrong_type"), (["a"], "wrong_type"), (" ", "empty")):
-        assert document_text(raw({"text": value}), source) == ("", reason)
-    assert document_text(raw({}), source) == ("", "missing_field")
+        assert document_text(raw({"text": value}), source)[:2] == ("", reason)
+    assert document_text(raw({}), source)[:2] == ("", "missing_field")
     columns = SourceConfig(path="x", name="s", text="{title}: {price}")
-    assert document_text(raw({"title": "tea", "price": 4}), columns) == ("tea: 4", "")
+    assert document_text(raw({"title": "tea", "price": 4}), columns)[:2] == ("tea: 4", "")
 
 
 @pytest.mark.parametrize(
@@ -283,7 +283,7 @@ def test_a_learned_quality_drops_what_is_like_the_bad_examples(tmp_path):
 def test_nothing_left_is_told_with_reasons(tmp_path):
     (tmp_path / "a.jsonl").write_text('{"body": "x"}\n' * 3)
     config = DataCurationConfig(sources=[SourceConfig(path=str(tmp_path / "a.jsonl"), name="shop")])
-    with pytest.raises(DataError, match="all 3 rows of shop .*missing_field 3; check `text`"):
+    with pytest.raises(DataError, match="shop.*a.jsonl row 1: no row has the field 'text'; its fields are: body"):
         curate(tmp_path, config)
     (tmp_path / "a.jsonl").write_text("")
     with pytest.raises(DataError, match="no rows in shop"):
