@@ -11,7 +11,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
@@ -226,7 +226,7 @@ def _judge(
             dropped.append(_reject(row, *next(iter(reasons.items()))))
             dropped_only.update(reasons.keys() if len(reasons) == 1 else ())
         else:
-            text, counts = _mask(row["text"])
+            text, counts = _mask(row["text"], config.mask)
             masked += counts
             kept.append(
                 {
@@ -258,11 +258,11 @@ def _reasons(
     return reasons
 
 
-def _mask(text: str) -> tuple[str, Counter[str]]:
-    text, counts = pii.mask_secrets(text)
+def _mask(text: str, kinds: Sequence[str]) -> tuple[str, Counter[str]]:
+    text, counts = pii.mask_secrets(text, kinds)
 
     def on_part(prose: str) -> str:
-        masked, found = pii.mask(prose)
+        masked, found = pii.mask(prose, kinds)
         counts.update(found)
         return masked
 
