@@ -9,12 +9,12 @@ from datetime import datetime
 from pathlib import Path
 
 from bloomery.components.core.artifact import file_digest
-from bloomery.components.core.data import tables
+from bloomery.components.core.data import render, tables
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.records import content_id
-from bloomery.components.core.scoring.tasks import Template, render
+from bloomery.components.core.scoring.tasks import Template
 from bloomery.monitoring.answer import Answer
 from bloomery.monitoring.engine import Row, Served, decode, take
 from bloomery.monitoring.prediction_log import PredictionLog, parse_time
@@ -79,6 +79,6 @@ def _questions(traffic: Path, template: Template) -> Iterator[tuple[int, datetim
             yield (
                 raw.line,
                 moment,
-                render(template.prompt, raw.value, where),
-                render(template.answer, raw.value, where),
+                render.render(template.prompt, raw.value, where),
+                render.render(template.answer, raw.value, where),
             )
