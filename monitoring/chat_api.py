@@ -185,13 +185,6 @@ class ChatRequest(Config):
         """The messages as chat templates take them."""
         return [message.plain() for message in self.messages]
 
-    def text(self) -> str:
-        """What the prediction log keeps: a lone user turn as it is, else a line `role: content` each turn."""
-        turns = self.conversation()
-        if len(turns) == 1 and turns[0]["role"] == "user":
-            return turns[0]["content"]
-        return "\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
-
 
 def _asks_for_nothing(name: str, value: Any) -> bool:
     """True for a null; of fields that are not known also for what is empty or changes no answer."""

@@ -266,6 +266,7 @@ def test_the_log_holds_what_was_asked_masked_with_what_became_known(service, eng
     assert row.mean_log_probability < 0
     assert row.mean_entropy is None if engine == "vllm" else 0 < row.mean_entropy < math.log(260)
     assert rows[second["id"]].prompt == "system: be brief\nuser: hi" and f"{second['id']}-1" in rows
+    assert json.loads(rows[second["id"]].messages)[0] == {"role": "system", "content": "be brief"}
     assert {row.model_version for row in rows.values()} == {"1", "2"}
     assert not any(b"kim@shop.kr" in file.read_bytes() for file in Path(service.log).rglob("*.parquet"))
 

@@ -347,7 +347,7 @@ READ = [*chat("hi", "hello"), *chat("id?")]
     ],
 )  # fmt: skip
 def test_a_question_is_messages_with_a_reference(template, row, expected):
-    asked = ask(Template(**template), row, "tasks.t")
+    asked = ask(Template(**template), row)
     assert (asked.messages, asked.reference, asked.problem) == expected
 
 
@@ -355,8 +355,7 @@ def test_a_template_asks_in_one_way():
     for values in ({"prompt": "{q}", "messages": "m"}, {"prompt": "{q}"}, {"system": "s", "answer": "{a}"}):
         with pytest.raises(ValueError):
             Template(**values)
-    with pytest.raises(DataError, match="tasks.t: no field 'a.b' in the row; its fields are: a"):
-        ask(Template(messages="a.b"), {"a": {}}, "tasks.t")
+    assert ask(Template(messages="a.b"), {"a": {}}).problem == "no_turns"
 
 
 def test_conversations_are_asked_perturbed_and_told_apart(call, tmp_path):
