@@ -26,10 +26,9 @@ from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
+NEEDED = ("kfp.dsl.executor_main", "bloomery.components.core.records", "mlflow.store.tracking.sqlalchemy_store")
+"""What every task needs."""
 PRELOADED = (
-    "kfp.dsl.executor_main",
-    "bloomery.components.core.records",
-    "mlflow.store.tracking.sqlalchemy_store",
     "torch",
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
@@ -38,8 +37,11 @@ PRELOADED = (
     "trl.trainer.dpo_trainer",
     "sklearn.metrics",
 )
-"""In the order in which the tasks of a run come to need them. Imported one by one between two tasks, so that nobody
-waits for what he does not need."""
+"""In the order in which the tasks of a run come to need them. Imported one by one between two tasks, once a task after
+the first, which looks at the world anew in every run, takes longer than PATIENCE: where all results are reused nobody
+needs them, and a task that asks while one is imported has to wait."""
+PATIENCE = 2.0
+"""Seconds; a task that reuses its result takes 0.3 on two idle cores."""
 
 ASK = """#!{python} -IS
 import json, os, socket, sys
@@ -55,8 +57,9 @@ sys.exit(ended[0] if ended else 1)
 
 
 @contextlib.contextmanager
-def running() -> Iterator[None]:
-    """Let `sys.executable` be a `python3 -m …` that forks a server, which ends with the context or with this process.
+def running(log: Path) -> Iterator[None]:
+    """Let `sys.executable` be a `python3 -m …` that forks a server, which ends with the context or with this process,
+    and writes to the file `log` what it has to say.
 
     On Linux alone: elsewhere system libraries do not stand a fork after they were loaded, and nothing changes.
     """
@@ -64,14 +67,20 @@ def running() -> Iterator[None]:
         yield
         return
     python = sys.executable
-    with tempfile.TemporaryDirectory(prefix="bloomery-") as folder, socket.socket(socket.AF_UNIX) as listener:
+    with (
+        tempfile.TemporaryDirectory(prefix="bloomery-") as folder,
+        socket.socket(socket.AF_UNIX) as listener,
+        log.open("ab") as output,
+    ):
         address, program = f"{folder}/server", Path(folder) / "python3"
         listener.bind(address)
         listener.listen()
         program.write_text(ASK.format(python=python, address=address))
         program.chmod(0o700)
         command = [python, "-m", __name__, str(listener.fileno())]
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
+        server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=[listener.fileno()]
+        )
         sys.executable = str(program)
         try:
             yield
@@ -83,12 +92,17 @@ def running() -> Iterator[None]:
 
 def serve(listener: socket.socket) -> None:
     """Fork for everyone who asks, and tell him how it ended, until stdin is closed."""
-    waiting = list(PRELOADED)
+    waiting, later = list(NEEDED), list(PRELOADED)
     asking: dict[int, tuple[ForkProcess, socket.socket]] = {}
+    num_tasks = 0
     while True:
-        ready, _, _ = select.select([listener, sys.stdin, *asking], [], [], 0 if waiting else None)
+        is_working = bool(asking) and num_tasks > 1
+        timeout = 0 if waiting else PATIENCE if later and is_working else None
+        ready, _, _ = select.select([listener, sys.stdin, *asking], [], [], timeout)
         if sys.stdin in ready:
             return
+        if not ready and not waiting:
+            waiting, later = later, []
         if not ready:
             importlib.import_module(waiting.pop(0))
             if "torch" in sys.modules and sys.modules["torch"].version.cuda:
@@ -102,6 +116,7 @@ def serve(listener: socket.socket) -> None:
         if listener in ready:
             connection, _ = listener.accept()
             process = _forked(connection)
+            num_tasks += 1
             asking[process.sentinel] = process, connection
 
 
