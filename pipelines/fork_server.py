@@ -41,7 +41,9 @@ PRELOADED = (
 the first, which looks at the world anew in every run, takes longer than PATIENCE: where all results are reused nobody
 needs them, and a task that asks while one is imported has to wait."""
 PATIENCE = 2.0
-"""Seconds; a task that reuses its result takes 0.3 on two idle cores."""
+"""CPU seconds, which say the same on a busy machine; a task that reuses its result takes 0.3."""
+LOOK_SECONDS = 0.5
+"""How often the server looks at what its tasks have taken, while that matters."""
 
 ASK = """#!{python} -IS
 import json, os, socket, sys
@@ -96,14 +98,14 @@ def serve(listener: socket.socket) -> None:
     asking: dict[int, tuple[ForkProcess, socket.socket]] = {}
     num_tasks = 0
     while True:
-        is_working = bool(asking) and num_tasks > 1
-        timeout = 0 if waiting else PATIENCE if later and is_working else None
+        timeout = 0 if waiting else LOOK_SECONDS if later and asking and num_tasks > 1 else None
         ready, _, _ = select.select([listener, sys.stdin, *asking], [], [], timeout)
         if sys.stdin in ready:
             return
         if not ready and not waiting:
-            waiting, later = later, []
-        if not ready:
+            if any(_cpu_seconds(process) > PATIENCE for process, _ in asking.values()):
+                waiting, later = later, []
+        elif not ready:
             importlib.import_module(waiting.pop(0))
             if "torch" in sys.modules and sys.modules["torch"].version.cuda:
                 waiting.clear()  # a driver that an import has woken cannot be used by a fork
@@ -118,6 +120,15 @@ def serve(listener: socket.socket) -> None:
             process = _forked(connection)
             num_tasks += 1
             asking[process.sentinel] = process, connection
+
+
+def _cpu_seconds(process: ForkProcess) -> float:
+    """What a task has taken so far; 0 of one that has just ended."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _forked(connection: socket.socket) -> ForkProcess:

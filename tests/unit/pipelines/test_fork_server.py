@@ -55,7 +55,8 @@ def test_a_killed_task_ends_as_a_shell_would_say(ask, tmp_path):
 def test_tasks_find_imported_what_they_need_once_one_works_for_long(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "look.py").write_text("import sys; print(*(m for m in sys.argv[1:] if m in sys.modules))")
-    (tmp_path / "work.py").write_text(f"import time; time.sleep({fork_server.PATIENCE} + 1)")
+    busy = f"import time\nwhile time.process_time() < {fork_server.PATIENCE} + 2: pass"
+    (tmp_path / "work.py").write_text(busy)
 
     def task(*arguments):
         command = [sys.executable, "-m", *arguments]
