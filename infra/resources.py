@@ -12,23 +12,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field, model_validator
 
 from bloomery.components.core.config import Config
-from bloomery.components.core.errors import ConfigError
 from bloomery.infra import images, secrets, surroundings
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
-
-CPU_STEPS = ("preflight", "data_curation", "dedup", "synthetic_data", "ptq", "promotion", "drift_check")
-"""Steps that stay on the CPU pool whatever the recipe asks for."""
-
-ACCELERATED_STEPS = ("cpt", "sft", "rejection_sampling", "dpo", "quantisation", "evaluation")
-"""Steps that train or generate, and run on the accelerator where the recipe names one."""
-
-STEPS = CPU_STEPS + ACCELERATED_STEPS
-"""Every step that can be placed."""
-
-UNCACHED_STEPS = ("preflight", "promotion", "drift_check")
-"""Steps that look at, or change, the world outside their inputs."""
 
 QUANTITY = r"^\d+(\.\d+)?(m|k|K|Ki|M|Mi|G|Gi|T|Ti)?$"
 """A Kubernetes quantity, as far as CPU and memory need it."""
@@ -91,37 +78,26 @@ class ResourcesConfig(Config):
     """Differences by step name."""
 
     @model_validator(mode="after")
-    def _steps_are_known(self) -> ResourcesConfig:
-        unknown = sorted(set(self.steps) - set(STEPS))
-        if unknown:
-            raise ValueError(f"steps: unknown step {', '.join(unknown)}; known: {', '.join(STEPS)}")
-        on_cpu = [name for name in CPU_STEPS if (self.steps.get(name) or StepResources()).accelerators]
-        if on_cpu:
-            raise ValueError(f"steps.{on_cpu[0]}.accelerators: {on_cpu[0]} runs on CPUs; remove the key")
+    def _accelerator_is_named(self) -> ResourcesConfig:
         if self.accelerator is None and (self.node_pool or self.tolerations):
             raise ValueError("node_pool and tolerations are the accelerator's; name it, e.g. nvidia.com/gpu")
         return self
 
-    def accelerators_of(self, step_name: str) -> int:
-        """Accelerators that a task of `step_name` asks for."""
-        if self.accelerator is None or step_name not in ACCELERATED_STEPS:
-            return 0
-        own = self.steps.get(step_name, StepResources()).accelerators
-        return self.accelerators if own is None else own
 
+def place(
+    task: PipelineTask, step_name: str, resources: ResourcesConfig, *, accelerated: bool, cached: bool
+) -> PipelineTask:
+    """Say where `task`, an instance of the step `step_name` (the name of its folder), runs; returns the task.
 
-def place(task: PipelineTask, step_name: str, resources: ResourcesConfig) -> PipelineTask:
-    """Say where `task`, an instance of the step `step_name` (the name of its folder), runs.
-
-    Returns the task. Raises: ConfigError for an unknown step, which would run silently on the wrong nodes.
+    `accelerated` steps get the recipe's accelerator, where it names one; of `cached` ones an earlier result may be
+    taken.
     """
     from kfp import kubernetes
     from kubernetes.utils import parse_quantity
 
-    if step_name not in STEPS:
-        raise ConfigError(f"place: unknown step '{step_name}'; known: {', '.join(STEPS)}")
     own = resources.steps.get(step_name, StepResources())
-    accelerators = resources.accelerators_of(step_name)
+    wanted = resources.accelerators if own.accelerators is None else own.accelerators
+    accelerators = wanted if accelerated and resources.accelerator is not None else 0
     cpu, memory = own.cpu or resources.cpu, own.memory or resources.memory
     task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
     for name, value in surroundings.of(math.ceil(parse_quantity(cpu))).items():
@@ -146,5 +122,5 @@ def place(task: PipelineTask, step_name: str, resources: ResourcesConfig) -> Pip
         task.set_retry(
             resources.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s"
         )
-    task.set_caching_options(step_name not in UNCACHED_STEPS)
+    task.set_caching_options(cached)
     return task

@@ -88,7 +88,8 @@ def validate(recipe: RecipeArgument, set: SetOption = []) -> None:  # noqa: A002
     from bloomery.pipelines import launch
 
     loaded = launch.load(recipe, set, prepare=False)
-    typer.echo(f"{loaded.name}: valid; {len(loaded.tasks)} tasks, {len(loaded.data_curation.sources)} document sources")
+    chain = " → ".join(stage.name for stage in loaded.stages)
+    typer.echo(f"{loaded.name}: valid; {len(loaded.tasks)} tasks; {chain}")
 
 
 @app.command("compile")
@@ -223,18 +224,32 @@ def ls(workdir: WorkdirOption = WORKDIR, as_json: JsonOption = False) -> None:
 
 @app.command()
 def show(
-    run: Annotated[str, typer.Argument(help="Name of a run as `bloomery ls` prints it, or `last`.")] = "last",
+    run: Annotated[
+        str, typer.Argument(help="Name of a run as `bloomery ls` prints it, or `last`; `recipe`: a key of recipes.")
+    ] = "last",
+    key: Annotated[str, typer.Argument(help="After `recipe`: the key, such as sft.learning_rate; none: all.")] = "",
     workdir: WorkdirOption = WORKDIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a run measured, stage by stage, and what the gate said.
+    """Show what a run measured, stage by stage, and what the gate said; or what a key of a recipe means.
 
     Examples:
 
         bloomery show
 
         bloomery show 20260101-120000-quickstart --workdir runs --json
+
+        bloomery show recipe dpo.beta
     """
+    if run == "recipe":
+        from bloomery.pipelines.schema import documentation
+
+        typer.echo(documentation(key))
+        return
+    if key:
+        from bloomery.components.core.errors import ConfigError
+
+        raise ConfigError(f"show {run} {key}: a key is shown of a recipe: bloomery show recipe {key}")
     from bloomery.pipelines.history import describe, summary_of
 
     summary = summary_of(workdir, run)

@@ -112,9 +112,10 @@ def write_page(found: dict[str, Any], target: Path) -> None:
 
 def _last_model(workdir: Path, run: str) -> tuple[str, dict[tuple[str, str], Rows]]:
     """(run and model, eval_result/2 rows by set) of the last model that a run evaluated."""
-    folder = workdir / "runs" / Path(history.summary_of(workdir, run)["run"]).name
+    summary = history.summary_of(workdir, run)
+    folder = workdir / "runs" / Path(summary["run"]).name
     _, finished, outputs = run_outputs.read(folder)
-    scores = Scores(run_outputs.results(outputs), run_outputs.tasks(outputs))
+    scores = Scores(run_outputs.results(outputs), run_outputs.tasks(outputs), run_outputs.chain(summary))
     if not scores.final:
         older = [o.manifest.schema_name for o in outputs.values() if o.manifest.schema_name.startswith("eval_result/")]
         why = (

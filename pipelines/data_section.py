@@ -38,7 +38,7 @@ def read(outputs: Mapping[tuple[str, str], Output], finished: Mapping[str, Any])
         schema = output.manifest.schema_name
         if schema == "reject/1":
             told = _counts(output.path, ["reason"])
-        elif schema in ("document/2", "chat/1", "prompt/1", "preference/1"):
+        elif schema in ("document/2", "chat/2", "prompt/2", "preference/2"):
             told = Counter(output.manifest.dropped)
             tables.append(output)
         else:
@@ -50,7 +50,7 @@ def read(outputs: Mapping[tuple[str, str], Output], finished: Mapping[str, Any])
     missing = []
     for schema, columns, title in (
         ("document/2", ["language", "general"], "Languages of the documents"),
-        ("chat/1", ["origin"], "Where the chats come from"),
+        ("chat/2", ["origin"], "Where the chats come from"),
     ):
         last = next((output for output in reversed(tables) if output.manifest.schema_name == schema), None)
         if last:
@@ -61,16 +61,16 @@ def read(outputs: Mapping[tuple[str, str], Output], finished: Mapping[str, Any])
         if counts:
             note = f"{counts.total():,} rows, by reason"
             pictures.append(_counted(f"Why {stage} dropped rows", counts, note))
-    alone = _metrics(finished, "data_curation", "rejects_only_")
+    alone = _metrics(finished, "data_curation/rejects_only_")
     if alone:
         pictures.append(_counted("Rows that one rule alone drops", alone, "no other rule would have dropped them"))
-    coverage = _rows(outputs, "data_curation", "coverage")
+    coverage = _rows(outputs, "coverage", "coverage/1")
     for dimension, title in DIMENSIONS.items():
         counts = Counter({row["slice"]: row["documents"] for row in coverage if row["dimension"] == dimension})
         if counts:
             in_order = dimension == "length"
             pictures.append(_counted(title, counts, "after curation, before deduplication", in_order=in_order))
-    leaked = [row for row in _rows(outputs, "dedup", "duplicates") if row["reason"] == "contaminated"]
+    leaked = [row for row in _rows(outputs, "duplicates", "reject/1") if row["reason"] == "contaminated"]
     return {
         "tables": tables,
         "charts": [Markup(picture) for picture in pictures],
@@ -81,17 +81,17 @@ def read(outputs: Mapping[tuple[str, str], Output], finished: Mapping[str, Any])
     }
 
 
-def _metrics(finished: Mapping[str, Any], stage: str, prefix: str) -> Counter[str]:
-    """The counts `<stage>/<prefix><name>` of a stage, by name."""
-    found = finished.get(stage, {}).get("metrics", {})
-    start = f"{stage}/{prefix}"
+def _metrics(finished: Mapping[str, Any], start: str) -> Counter[str]:
+    """The counts that begin with `start`, by what follows it, of the last stage that has any."""
+    told = [event["metrics"] for event in finished.values() if any(name.startswith(start) for name in event["metrics"])]
+    found = told[-1] if told else {}
     return Counter({name.removeprefix(start): int(value) for name, value in found.items() if name.startswith(start)})
 
 
-def _rows(outputs: Mapping[tuple[str, str], Output], stage: str, name: str) -> list[dict[str, Any]]:
-    """The rows of an output; none where the stage did not finish."""
-    output = outputs.get((stage, name))
-    return artifact.read_table(output.path, output.manifest.schema_name).to_pylist() if output else []
+def _rows(outputs: Mapping[tuple[str, str], Output], name: str, schema: str) -> list[dict[str, Any]]:
+    """The rows of the last output of that name and schema; none where no stage left one."""
+    named = [output for output in outputs.values() if (output.name, output.manifest.schema_name) == (name, schema)]
+    return artifact.read_table(named[-1].path, schema).to_pylist() if named else []
 
 
 def _counts(path: Path, columns: list[str]) -> Counter[str]:

@@ -33,7 +33,7 @@ def build(recipe: Recipe, recipe_path: str, log: str, workdir: str = STATE_PATH)
     )
     def drift_check(monitoring: dict = parameters(recipe.monitoring)) -> None:  # noqa: B008
         task = drift_check_step(recipe=recipe_path, workdir=workdir, log=log, config=monitoring)
-        place(task, "drift_check", recipe.resources)
+        place(task, "drift_check", recipe.resources, accelerated=False, cached=False)
         kubernetes.mount_pvc(task, STATE_CLAIM, STATE_PATH)
         kubernetes.use_config_map_as_volume(task, RECIPES_MAP, RECIPES_PATH, optional=True)
 

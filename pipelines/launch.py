@@ -277,6 +277,8 @@ def _close_parent_run(run_id: str, summary: dict[str, Any]) -> None:
 def _summary(
     recipe: Recipe, journal: Journal, error: BloomeryError | None, run_dir: Path, seconds: float
 ) -> dict[str, Any]:
+    from bloomery.pipelines import post_training
+
     finished = journal.finished()
     verdict: dict[str, Any] = {}
     if "promotion" in finished:
@@ -287,6 +289,7 @@ def _summary(
         "reason": str(error) if error else verdict.get("reason", ""),
         "model": verdict.get("model"),
         "stages": {stage: event["metrics"] for stage, event in finished.items()},
+        "chain": list(post_training.stages(recipe)),
         "cached_steps": [stage for stage, event in finished.items() if event["cached"]],
         "report": str(run_dir / "report.html"),
         "seconds": round(seconds, 1),

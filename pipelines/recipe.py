@@ -3,34 +3,32 @@
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 from pydantic import Field, field_validator, model_validator
 
-from bloomery.components.core.config import Config, parse
+from bloomery.components.core.config import MOST_PACKED, Config, ModelName, packed, parameters, parse
 from bloomery.components.core.errors import ConfigError
-from bloomery.components.core.scoring.lm_eval_tasks import PREFIX, is_task_file
+from bloomery.components.core.scoring.lm_eval_tasks import PREFIX
 from bloomery.components.core.scoring.tasks import TaskConfig
-from bloomery.components.cpt.config import CptConfig
 from bloomery.components.data_curation.config import DataCurationConfig
 from bloomery.components.dedup.config import DedupConfig
-from bloomery.components.dpo.config import DpoConfig
 from bloomery.components.evaluation.config import EvaluationConfig
 from bloomery.components.preflight.config import PreflightConfig, StartFrom
 from bloomery.components.promotion.config import PromotionConfig
 from bloomery.components.ptq.config import PtqConfig
 from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
-from bloomery.components.sft.config import SftConfig
-from bloomery.components.synthetic_data.config import SyntheticDataConfig
 from bloomery.infra.resources import ResourcesConfig
 from bloomery.monitoring.config import MonitoringConfig
 from bloomery.monitoring.serving_config import ServingConfig
+from bloomery.pipelines import chain, steps
+from bloomery.pipelines.chain import Stage
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -42,7 +40,7 @@ class Recipe(Config):
     """Name of the pipeline and of its MLflow experiment: lower-case letters, digits and dashes."""
     registered_model: str = Field(pattern=r"^[\w.-]+$")
     """Name in the model registry; the candidate has to beat the champion of this name."""
-    base_model: str
+    base_model: ModelName
     """Checkpoint folder (safetensors, chat template, EOS) or the name of a model on the Hugging Face hub."""
     revision: str = "main"
     """Revision of a hub model; a commit hash makes the run repeatable."""
@@ -54,27 +52,12 @@ class Recipe(Config):
     """Seed of every step that does not set its own."""
     tasks: dict[str, TaskConfig] = Field(min_length=1)
     """What the model is for, and what it must not forget."""
-    data_curation: DataCurationConfig
-    """Document sources and the rules they have to pass."""
-    dedup: DedupConfig = DedupConfig()
-    """Duplicates and decontamination."""
-    synthetic_data: SyntheticDataConfig = SyntheticDataConfig()
-    """Chats made from seeds and documents."""
-    cpt: CptConfig
-    """Continued pre-training."""
-    sft: SftConfig
-    """First fine-tuning, on seeds and synthetic chats."""
-    rejection_sampling: RejectionSamplingConfig = RejectionSamplingConfig()
-    """Sampling and verifying."""
-    sft_2: SftConfig
-    """Second fine-tuning, going on from the first, on its chats and the accepted samples."""
-    dpo: DpoConfig
-    """Preference optimisation."""
-    quantisation: list[QuantisationConfig] = [
-        QuantisationConfig(scheme="int8_weight_only"),
-        QuantisationConfig(scheme="int4_weight_only"),
-    ]
-    """Variants that are exported and measured beside the model as it is."""
+    stages: list[Stage] = Field(min_length=1)
+    """What is done, in this order: steps, each with its settings, such as `[sft: {epochs: 1, …}, dpo]`. A stage reads
+    the newest artifact of each schema that its step reads. A step that is used twice gets a name of its own, by
+    `as`."""
+    quantisation: list[QuantisationConfig] = []
+    """Variants that are exported and measured beside the model as it is; none: it is the candidate as it is."""
     ptq: PtqConfig = PtqConfig()
     """Which variant goes on."""
     evaluation: EvaluationConfig = EvaluationConfig()
@@ -98,30 +81,97 @@ class Recipe(Config):
         return variants
 
     def variants(self) -> list[QuantisationConfig]:
-        """The variants of the model that are measured: as it is, and `quantisation`."""
-        return [QuantisationConfig(scheme="none"), *self.quantisation]
+        """The variants of the model that are measured: as it is, and `quantisation`; none where there is nothing to
+        choose."""
+        return [QuantisationConfig(scheme="none"), *self.quantisation] if self.quantisation else []
 
     @model_validator(mode="after")
-    def _floors_name_evaluation_sets(self) -> Recipe:
+    def _fits_together(self) -> Recipe:
+        problems = [*self._unknown_floors(), *self._unknown_steps(), *self._unfit_gate(), *self._too_large()]
+        problems += chain.problems(self.stages, self._given())
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _unknown_floors(self) -> Iterator[str]:
         sets = [f"{name}.{key}" for name, task in self.tasks.items() for key in task.evaluation_sets()]
         # What sets a task of lm-eval has, it says when it is loaded.
         own = {key for key in self.promotion.gate.min_score if not (self.evaluation.lm_eval and key.startswith(PREFIX))}
-        unknown = sorted(own - set(sets))
-        if unknown:
-            raise ValueError(
-                f"promotion.gate.min_score: no evaluation set {', '.join(unknown)}; the sets are {', '.join(sets)}"
+        if unknown := sorted(own - set(sets)):
+            yield f"promotion.gate.min_score: no evaluation set {', '.join(unknown)}; the sets are {', '.join(sets)}"
+
+    def _unknown_steps(self) -> Iterator[str]:
+        known = steps.names()
+        if unknown := sorted(set(self.resources.steps) - set(known)):
+            yield f"resources.steps: unknown step {', '.join(unknown)}; known: {', '.join(known)}"
+        for name, own in self.resources.steps.items():
+            if own.accelerators and name in known and not steps.find(name).accelerator:
+                yield f"resources.steps.{name}.accelerators: {name} runs on CPUs; remove the key"
+
+    def _unfit_gate(self) -> Iterator[str]:
+        if not any(task.role == "domain" and task.evaluation_sets() for task in self.tasks.values()):
+            yield (
+                "tasks: no task of role domain has an evaluation set, so nothing can show that the candidate is "
+                "better; add a split whose name is none of train, unlabelled and validation"
             )
-        return self
+        names = [stage.step for stage in self.stages]
+        if self.promotion.gate.decontaminated and "data_curation" in names and "dedup" not in names:
+            yield (
+                "promotion.gate.decontaminated: nothing takes the questions of the evaluation sets out of the "
+                "documents; add a stage dedup after data_curation, or set it to false"
+            )
+
+    def _too_large(self) -> Iterator[str]:
+        for stage in self.stages:
+            num_bytes = len(json.dumps(packed(parameters(stage.config))).encode())
+            if num_bytes > MOST_PACKED:
+                yield (
+                    f"stages.{stage.name}: its settings take {num_bytes:,} bytes when they are packed, and a pipeline "
+                    f"parameter at most {MOST_PACKED:,}; shorten the longest of them"
+                )
+
+    def _given(self) -> dict[str, str]:
+        """The schemas that preflight writes for the first stage, each with the key that would be idle if none read it;
+        '' where it is always there."""
+        return dict.fromkeys(self.start().values(), "")
+
+    def start(self) -> dict[str, str]:
+        """What stands before the first stage: the schema of each output of preflight that a stage may read, by port."""
+        return {
+            "sources": "source/1",
+            "tasks": "tasks/1",
+            **({"seeds": "chat/2"} if self._has_seeds() else {}),
+            "known": "index/1",
+            "encoder": "encoder/1",
+            "start": "model/1",
+        }
+
+    def _has_seeds(self) -> bool:
+        return any(
+            task.counted_to(split) == "train" and task.verifier.kind != "perplexity"
+            for task in self.tasks.values()
+            for split in task.splits
+        )
+
+    def last_model(self) -> str:
+        """The stage whose model is the candidate, or is quantised to it."""
+        return [stage.name for stage in self.stages if "model/1" in stage.declared.writes.values()][-1]
 
     def preflight(self) -> PreflightConfig:
         """What preflight checks: the top-level keys, and what data_curation and dedup read from outside."""
-        semantic = self.dedup.semantic
+        dedup = next((stage.config for stage in self.stages if isinstance(stage.config, DedupConfig)), DedupConfig())
+        semantic = dedup.semantic
         return PreflightConfig(
             base_model=self.base_model,
             revision=self.revision,
             tasks=self.tasks,
-            sources=self.data_curation.inputs,
-            known_index=self.dedup.known_index,
+            sources=[
+                source
+                for stage in self.stages
+                if isinstance(stage.config, DataCurationConfig)
+                for source in stage.config.inputs
+            ],
+            known_index=dedup.known_index,
             encoder=semantic.encoder if semantic else "",
             encoder_revision=semantic.revision if semantic else "main",
             registered_model=self.registered_model,
@@ -175,10 +225,49 @@ def load(recipe: str, settings: Iterable[str] = (), variables: dict[str, str] | 
         raise ConfigError(f"{path}: not YAML: {str(error)[:300]}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected a mapping of recipe keys")
+    values = _unshared(values)
     for setting in settings:
         apply_setting(values, setting)
-    _spread_seed(values)
-    return parse(Recipe, _absolute(values, path.parent.absolute()))
+    return parse_recipe(values, path.parent.absolute())
+
+
+def parse_recipe(values: dict[str, Any], folder: Path) -> Recipe:
+    """The recipe of raw `values`, whose relative paths are meant from `folder`.
+
+    Raises: ConfigError with every problem, one a line.
+    """
+    seed = values.get("seed", Recipe.model_fields["seed"].default)
+    variants = values.get("quantisation")
+    for variant in variants if isinstance(variants, list) else []:
+        if isinstance(variant, dict) and isinstance(variant.get("qat"), dict):
+            variant["qat"].setdefault("seed", seed)
+    problems = [
+        f"{name}: a step is no key of its own: put it into the list `stages`, in its place: `- {name}: {{…}}`"
+        for name in steps.names()
+        if name in values and name not in Recipe.model_fields
+    ]
+    values = {key: value for key, value in values.items() if key in Recipe.model_fields or key not in steps.names()}
+    try:
+        stages = chain.read(values["stages"], seed=seed, folder=folder) if "stages" in values else None
+    except ConfigError as error:
+        problems.append(str(error))
+        # The rest is looked at all the same: every problem is told at once.
+        stages = []
+    try:
+        recipe = parse(Recipe, values if stages is None else {**values, "stages": stages}, folder=folder)
+        if not problems:
+            return recipe
+    except ConfigError as error:
+        told = str(error).split("\n")
+        problems += [line for line in told if not (problems and line.startswith("stages: "))]
+    raise ConfigError("\n".join(problems))
+
+
+def _unshared(value: Any) -> Any:
+    """`value` without parts that stand in two places, as YAML's anchors make them: a setting is of one place."""
+    if isinstance(value, dict):
+        return {key: _unshared(item) for key, item in value.items()}
+    return [_unshared(item) for item in value] if isinstance(value, list) else value
 
 
 def uses(recipe: str, variable: str) -> bool:
@@ -192,70 +281,40 @@ def _variables(text: str) -> set[str]:
 
 
 def apply_setting(values: dict[str, Any], setting: str) -> None:
-    """Put the YAML value of `a.b=value` into the nested `values`; ConfigError if it has another form."""
+    """Put the YAML value of `stage.key=value`, or of `key=value` of the recipe itself, into the raw recipe `values`.
+
+    Raises: ConfigError if it has another form, or names neither a stage nor a key.
+    """
+    head, _, rest = setting.partition(".")
+    entries = chain.written(values.get("stages", []))
+    for _, name, stage in entries:
+        if rest and name == head:
+            put(stage, rest, told=setting)
+            return
+    key = setting.partition("=")[0].partition(".")[0]
+    if "=" in setting and key not in Recipe.model_fields:
+        known = [*(name for _, name, _ in entries), *Recipe.model_fields]
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        raise ConfigError(f"--set {setting}: no stage and no key {key}; {hint}")
+    put(values, setting)
+
+
+def put(values: dict[str, Any], setting: str, *, told: str = "") -> None:
+    """Put the YAML value of `a.b=value` into the nested `values`; `told` is what the user wrote, where that is more.
+
+    Raises: ConfigError if it has another form."""
+    told = told or setting
     key, separator, text = setting.partition("=")
     if not separator or not key:
-        raise ConfigError(f"--set {setting}: expected step.key=value, such as --set dpo.beta=0.2")
+        raise ConfigError(f"--set {told}: expected stage.key=value, such as --set dpo.beta=0.2")
     *parents, last = key.split(".")
     place = values
     for parent in parents:
         place = place.setdefault(parent, {})
         if not isinstance(place, dict):
-            raise ConfigError(f"--set {setting}: '{parent}' is no section")
-    place[last] = yaml.safe_load(text)
-
-
-def _spread_seed(values: dict[str, Any]) -> None:
-    seed = values.get("seed", Recipe.model_fields["seed"].default)
-    for name, field in Recipe.model_fields.items():
-        fields = getattr(field.annotation, "model_fields", {})
-        if "seed" in fields and isinstance(values.setdefault(name, {}), dict):
-            values[name].setdefault("seed", seed)
-    variants = values.get("quantisation")
-    for variant in variants if isinstance(variants, list) else []:
-        if isinstance(variant, dict) and isinstance(variant.get("qat"), dict):
-            variant["qat"].setdefault("seed", seed)
-
-
-def _absolute(values: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Make the paths of a raw recipe absolute; URIs and hub names stay. Wrong types are left for validation to name."""
-
-    def resolve(value: Any) -> Any:
-        if not isinstance(value, str) or "://" in value or value.startswith(("/", "~")):
-            return value
-        return str((folder / value).resolve())
-
-    def resolve_model(section: dict[str, Any], key: str) -> None:
-        name = section.get(key)
-        if isinstance(name, str) and (name.startswith(".") or (folder / name).is_dir()):
-            section[key] = resolve(name)
-
-    resolve_model(values, "base_model")
-    curation = values.get("data_curation")
-    if isinstance(curation, dict):
-        learned = curation.get("learned_quality")
-        examples = [learned.get("good"), learned.get("bad")] if isinstance(learned, dict) else []
-        for source in (*(curation.get("sources") or []), *examples):
-            if isinstance(source, dict) and "path" in source:
-                source["path"] = resolve(source["path"])
-    dedup = values.get("dedup")
-    if isinstance(dedup, dict) and dedup.get("known_index"):
-        dedup["known_index"] = resolve(dedup["known_index"])
-    if isinstance(dedup, dict) and isinstance(dedup.get("semantic"), dict):
-        resolve_model(dedup["semantic"], "encoder")
-    for task in (values.get("tasks") or {}).values() if isinstance(values.get("tasks"), dict) else []:
-        if not isinstance(task, dict):
-            continue
-        for split in (task.get("splits") or {}).values() if isinstance(task.get("splits"), dict) else []:
-            if isinstance(split, dict) and "path" in split:
-                split["path"] = resolve(split["path"])
-        verifier = task.get("verifier")
-        if isinstance(verifier, dict) and isinstance(verifier.get("databases"), list):
-            verifier["databases"] = [resolve(item) for item in verifier["databases"]]
-    evaluation = values.get("evaluation")
-    harness = evaluation.get("lm_eval") if isinstance(evaluation, dict) else None
-    if isinstance(harness, dict) and isinstance(harness.get("tasks"), list):
-        harness["tasks"] = [
-            resolve(name) if isinstance(name, str) and is_task_file(name) else name for name in harness["tasks"]
-        ]
-    return values
+            raise ConfigError(f"--set {told}: '{parent}' is no section")
+    try:
+        place[last] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"--set {told}: the value is no YAML: {str(error)[:200]}") from None

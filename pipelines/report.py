@@ -43,7 +43,7 @@ def write_report(run_dir: Path, summary: dict[str, Any]) -> Path:
     Reads:   run_dir/journal.jsonl and the artifacts that its `finished` events point at.
     """
     events, finished, outputs = run_outputs.read(run_dir)
-    scores = Scores(run_outputs.results(outputs), run_outputs.tasks(outputs))
+    scores = Scores(run_outputs.results(outputs), run_outputs.tasks(outputs), run_outputs.chain(summary))
     gate = _or_missing(lambda: _json(outputs, "promotion", "verdict"))
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
@@ -142,7 +142,8 @@ def _losses(finished: dict[str, Any]) -> list[dict[str, Any]]:
         if train:
             curves = [charts.Series("training", train, "train")]
             curves += [charts.Series("validation", validation, "validation", ring=True)] if validation else []
-            unit = "loss" if stage.startswith("dpo") else "loss, nats per token"
+            is_preference = any(name.startswith("dpo/") for name in event["metrics"])
+            unit = "loss" if is_preference else "loss, nats per token"
             chart = charts.lines(stage, curves, "optimiser step", unit)
             found.append({"chart": Markup(chart), "sentence": fit_sentence(train, validation)})
     return found

@@ -60,6 +60,12 @@ def results(outputs: Outputs) -> dict[str, list[dict[str, Any]]]:
     }
 
 
+def chain(summary: dict[str, Any]) -> list[str]:
+    """The models of a run in the order in which they are made, as `results` names them."""
+    evaluated = [name for name in summary.get("chain", []) if name.startswith("evaluation_")]
+    return [name.removeprefix("evaluation_") for name in evaluated]
+
+
 def tasks(outputs: Outputs) -> dict[str, Any]:
     """The task configs by name; none if preflight left none."""
     known = outputs.get(("preflight", "tasks"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, NamedTuple
 
@@ -17,8 +17,6 @@ from bloomery.components.evaluation import analysis
 from bloomery.pipelines import charts
 from bloomery.pipelines.charts import number, percent
 
-ORDER = ("base", "cpt", "sft", "sft_2", "dpo", "ptq")
-"""Order of the models; others follow by name, and the champion of before comes last."""
 RIGHT = 0.5
 """A score from here on counts as a right answer where answers are shown side by side."""
 SIGNIFICANT = 0.05
@@ -59,19 +57,25 @@ class Scores:
     """The evaluation results of a run.
 
     `models` holds the eval_result/2 rows of each model, `tasks` the task configs by name as JSON values; a
-    task that is not among them counts as a general task if it is one of lm-eval, else as a domain task.
+    task that is not among them counts as a general task if it is one of lm-eval, else as a domain task. `chain` names
+    the models in the order in which they were made; others follow, and the champion of before comes last.
     """
 
-    def __init__(self, models: dict[str, Rows], tasks: dict[str, Any]) -> None:
+    def __init__(self, models: dict[str, Rows], tasks: dict[str, Any], chain: Sequence[str] = ()) -> None:
         self._tasks = tasks
+        order = dict.fromkeys(name for name in ("base", *chain, *models) if name != "champion")
+        self._order = [*order, "champion"]
         self.sets: dict[tuple[str, str], dict[str, Rows]] = {}
         """Rows by (task, split) and model, in order."""
-        for model in sorted(models, key=_position):
+        for model in self._in_order(models):
             for row in models[model]:
                 self.sets.setdefault((row["task"], row["split"]), {}).setdefault(model, []).append(row)
-        trained = [model for model, rows in models.items() if rows and model not in ("base", "champion")]
-        self.final = max(trained, key=_position, default="")
+        trained = [model for model in self._in_order(models) if models[model] and model not in ("base", "champion")]
+        self.final = trained[-1] if trained else ""
         """The model that would be served: the last one that was evaluated; '' if there is only the base."""
+
+    def _in_order(self, models: Iterable[str]) -> list[str]:
+        return sorted(models, key=self._order.index)
 
     def answered(self) -> list[tuple[str, str]]:
         """(task, split) of the domain sets whose answers are verified."""
@@ -103,13 +107,16 @@ class Scores:
         ]
 
     def cards(self) -> dict[str, Any]:
-        """Ten prompts as base, sft and the final model answered them: some fixed, wrong, broken, right.
+        """Ten prompts as the base model, the first that answered any of a set rightly, and the final one answered them:
+        some fixed, wrong, broken, right.
 
         Raises: DataError if no two models answered the same domain set.
         """
         found: dict[str, Rows] = {"fixed": [], "wrong": [], "broken": [], "right": []}
         for key in self.answered():
-            shown = [model for model in dict.fromkeys(("base", "sft", self.final)) if model in self.sets[key]]
+            able = (m for m, rows in self.sets[key].items() if any(row["score"] >= RIGHT for row in rows))
+            first = next((model for model in able if model not in ("base", "champion")), self.final)
+            shown = [model for model in dict.fromkeys(("base", first, self.final)) if model in self.sets[key]]
             by_id = {model: {row["id"]: row for row in self.sets[key][model]} for model in shown}
             for identity in sorted(by_id.get(self.final, {})):
                 answers = [(model, rows[identity]) for model, rows in by_id.items() if identity in rows]
@@ -206,7 +213,7 @@ class Scores:
         if not found:
             raise DataError("No general task with groups was answered by the base model and by another.")
         _tell(cell for row in found for cell in row["cells"].values())
-        return {"rows": found, "stages": sorted({model for row in found for model in row["cells"]}, key=_position)}
+        return {"rows": found, "stages": self._in_order({model for row in found for model in row["cells"]})}
 
     def confusions(self) -> list[Markup]:
         """The confusion matrix of the final model on each set of a label task."""
@@ -279,12 +286,6 @@ def _spread(cards: Rows, most: int) -> Rows:
         queues.setdefault((card["split"], card["group"]), []).append(card)
     turns = zip_longest(*(queues[key] for key in sorted(queues)))
     return [card for turn in turns for card in turn if card][:most]
-
-
-def _position(model: str) -> tuple[int, str]:
-    if model == "champion":
-        return len(ORDER) + 1, model
-    return (ORDER.index(model) if model in ORDER else len(ORDER)), model
 
 
 def _scores(rows: Rows) -> list[float]:

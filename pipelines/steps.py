@@ -1,33 +1,85 @@
-"""Any step from the command line, derived from the signature of its `run` and from its config."""
+"""The steps that there are, found by their folders, and any of them from the command line.
+
+What a step is, it says itself: its config and its ports are those of its `run`, which `declare` marks where it wants an
+accelerator or must not be reused.
+"""
 
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
 
+import bloomery.components
 from bloomery.components.core import artifact
+from bloomery.components.core.config import Config
+from bloomery.components.core.declare import declared
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.step import config_class, execute
 
-STEPS = (
-    "preflight",
-    "data_curation",
-    "dedup",
-    "synthetic_data",
-    "cpt",
-    "sft",
-    "rejection_sampling",
-    "dpo",
-    "quantisation",
-    "ptq",
-    "evaluation",
-    "promotion",
-)
-"""Every step, in the order of the DAG."""
+FRAME = ("preflight", "quantisation", "ptq", "evaluation", "promotion")
+"""Steps that stand before, between and after the stages of every recipe, and have a key of their own there."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step says of itself."""
+
+    name: str
+    run: Callable[..., dict[str, float]]
+    config: type[Config]
+    reads: dict[str, str]
+    """Schema by input port."""
+    optional: set[str]
+    """Input ports that it can do without."""
+    writes: dict[str, str]
+    """Schema by output port."""
+    accelerator: bool
+    """It trains or generates."""
+    is_cached: bool
+    """Whether a backend may take an earlier result; False for what looks at the world outside."""
+
+    def component(self) -> Any:
+        """Its kfp component."""
+        return getattr(importlib.import_module(f"bloomery.components.{self.name}.component"), self.name)
+
+
+@functools.cache
+def names() -> tuple[str, ...]:
+    """Every step, by name."""
+    folders = (Path(folder) for folder in bloomery.components.__path__)
+    return tuple(sorted({file.parent.name for folder in folders for file in folder.glob("*/step.py")} - {"core"}))
+
+
+def find(name: str) -> Step:
+    """The step of that name. Raises: ConfigError naming the nearest one, or all."""
+    if name not in names():
+        near = difflib.get_close_matches(name, names(), n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names())}"
+        raise ConfigError(f"{name}: no such step; {hint}")
+    return _load(name)
+
+
+@functools.cache
+def _load(name: str) -> Step:
+    run = importlib.import_module(f"bloomery.components.{name}.step").run
+    said = declared(run)
+    return Step(
+        name=name,
+        run=run,
+        config=config_class(run),
+        reads=artifact.ports(run, artifact.Reads),
+        optional=artifact.optional_ports(run),
+        writes=artifact.ports(run, artifact.Writes),
+        accelerator=said.accelerator,
+        is_cached=said.reuse is not False,
+    )
 
 
 def run_one(name: str, config: Path | None, settings: list[str], arguments: list[str]) -> dict[str, float]:
@@ -35,16 +87,13 @@ def run_one(name: str, config: Path | None, settings: list[str], arguments: list
 
     Raises: ConfigError for an unknown step, and naming every port that is missing or unknown.
     """
-    if name not in STEPS:
-        near = difflib.get_close_matches(name, STEPS, n=1)
-        raise ConfigError(
-            f"{name}: no such step; " + (f"did you mean '{near[0]}'?" if near else f"known: {', '.join(STEPS)}")
-        )
-    run = importlib.import_module(f"bloomery.components.{name}.step").run
-    reads, writes = artifact.ports(run, artifact.Reads), artifact.ports(run, artifact.Writes)
+    step = find(name)
     given = _ports(arguments)
-    flags = {port: f"--{port.replace('_', '-')} FOLDER ({schema})" for port, schema in {**reads, **writes}.items()}
-    missing = [flag for port, flag in flags.items() if port not in given]
+    flags = {
+        port: f"--{port.replace('_', '-')} FOLDER ({schema}{', optional' if port in step.optional else ''})"
+        for port, schema in {**step.reads, **step.writes}.items()
+    }
+    missing = [flag for port, flag in flags.items() if port not in given and port not in step.optional]
     unknown = [f"--{port.replace('_', '-')}" for port in given if port not in flags]
     if missing or unknown:
         lines = [f"{name}: missing {flag}" for flag in missing] + [
@@ -52,15 +101,16 @@ def run_one(name: str, config: Path | None, settings: list[str], arguments: list
         ]
         raise ConfigError("\n".join([*lines, f"{name} takes: {', '.join(flags.values())}"]))
     values = _values(config, settings)
-    fields = config_class(run).model_fields
-    unset = [key for key, field in fields.items() if field.is_required() and key not in values]
+    unset = [key for key, field in step.config.model_fields.items() if field.is_required() and key not in values]
     if unset:
         raise ConfigError(
             "\n".join(f"{name}.{key}: missing; give it with --set {key}=VALUE or in --config" for key in unset)
         )
-    hints = get_type_hints(run)
-    inputs = {port: given[port] if hints[port] == list[Path] else given[port][-1] for port in reads}
-    return execute(run, name, values, inputs, {port: given[port][-1] for port in writes})["metrics"]
+    hints = get_type_hints(step.run)
+    inputs = {
+        port: given[port] if hints[port] == list[Path] else given[port][-1] for port in step.reads if port in given
+    }
+    return execute(step.run, name, values, inputs, {port: given[port][-1] for port in step.writes})["metrics"]
 
 
 def _ports(arguments: list[str]) -> dict[str, list[Path]]:
@@ -83,8 +133,8 @@ def _values(config: Path | None, settings: list[str]) -> dict[str, Any]:
         if not config.is_file():
             raise ConfigError(f"{config}: no such config file")
         values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    from bloomery.pipelines.recipe import apply_setting
+    from bloomery.pipelines.recipe import put
 
     for setting in settings:
-        apply_setting(values, setting)
+        put(values, setting)
     return values

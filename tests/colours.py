@@ -35,6 +35,8 @@ def write_recipe(folder: Path, base: Path) -> Path:
         return {"path": "q.jsonl", "where": {"split": name}}
 
     training = {"batch_size": 8, "max_length": 64}
+    docs = {"name": "docs", "path": "docs"}
+    general = {"name": "general", "path": "general.jsonl", "general": True}
     recipe = {
         "name": "colours",
         "registered_model": "colours",
@@ -54,14 +56,16 @@ def write_recipe(folder: Path, base: Path) -> Path:
                 "splits": {"test": {"path": "general.jsonl", "limit": 10}},
             },
         },
-        "data_curation": {
-            "sources": [{"name": "docs", "path": "docs"}, {"name": "general", "path": "general.jsonl", "general": True}]
-        },
-        "cpt": {"learning_rate": 1e-3, "epochs": 1, **training},
-        "sft": {"learning_rate": 1e-2, "epochs": 30, "num_validations": 2, **training},
-        "rejection_sampling": {"num_samples": 4, "temperature": 1.2},
-        "sft_2": {"learning_rate": 1e-3, "epochs": 5, "num_validations": 2, **training},
-        "dpo": {"learning_rate": 1e-4, "epochs": 3, "batch_size": 2, "max_length": 64},
+        "stages": [
+            {"data_curation": {"sources": [docs, general]}},
+            "dedup",
+            "synthetic_data",
+            {"cpt": {"learning_rate": 1e-3, "epochs": 1, **training}},
+            {"sft": {"learning_rate": 1e-2, "epochs": 30, "num_validations": 2, **training}},
+            {"rejection_sampling": {"num_samples": 4, "temperature": 1.2}},
+            {"sft": {"as": "sft_2", "learning_rate": 1e-3, "epochs": 5, "num_validations": 2, **training}},
+            {"dpo": {"learning_rate": 1e-4, "epochs": 3, "batch_size": 2, "max_length": 64}},
+        ],
         "quantisation": [{"scheme": "int8_weight_only"}],
         "promotion": {"gate": {"max_perplexity_ratio": 1000}},
     }

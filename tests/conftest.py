@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from chats import prompt_row
 
 from bloomery.components.core import artifact
 from bloomery.components.core.modelling import checkpoints
@@ -76,13 +77,13 @@ def make_tasks(tmp_path: Path):
     """Write a tasks/1 artifact from task configs and prompt rows."""
 
     def make(configs: dict, rows: list[dict], name: str = "tasks") -> Path:
-        from bloomery.components.core.records import Prompt, content_id
+        from bloomery.components.core.records import Prompt
 
         folder = tmp_path / name
         folder.mkdir()
         (folder / "tasks.json").write_text(json.dumps(configs))
-        filled = [{"group": "", "id": content_id(row["task"], row["prompt"], row["reference"]), **row} for row in rows]
-        artifact.write_rows(folder, "prompt/1", Prompt.table(filled))
+        filled = [prompt_row(**row) for row in rows]
+        artifact.write_rows(folder, "prompt/2", Prompt.table(filled))
         artifact.seal(folder, "tasks/1", rows=len(filled))
         return folder
 

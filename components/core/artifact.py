@@ -45,6 +45,8 @@ class Reads:
     """
 
     schema: str
+    optional: bool = False
+    """The step can do without it: `run` then gets None."""
 
 
 @dataclass(frozen=True)
@@ -254,8 +256,19 @@ def read_manifest(path: Path, schema: str | None = None) -> Manifest:
         if not found.is_file() or found.stat().st_size != entry.bytes:
             raise DataError(f"{found}: missing or not {entry.bytes} bytes, as its manifest says; run the step again")
     if schema is not None and manifest.schema_name != schema:
-        raise DataError(f"{path}: holds {manifest.schema_name}, but {schema} is read here; check the wiring")
+        raise wrong_schema(path, manifest.schema_name, schema)
     return manifest
+
+
+def wrong_schema(path: Path, found: str, expected: str) -> DataError:
+    """The error of rows of another kind, or of another version of theirs."""
+    (kind, _, old), (wanted, _, new) = found.partition("/"), expected.partition("/")
+    if kind != wanted:
+        return DataError(f"{path}: holds {found}, but {expected} is read here; check the wiring")
+    age = "an older" if int(old) < int(new) else "a newer"
+    return DataError(
+        f"{path}: holds {found}, but {expected} is read here: it was written by {age} version; run the step again"
+    )
 
 
 def read_table(path: Path, schema: str) -> pa.Table:
@@ -307,12 +320,18 @@ class Shards:
 
 def ports(run: Any, kind: type) -> dict[str, str]:
     """Schema by argument name of the inputs (`kind=Reads`) or outputs (`kind=Writes`) of a step's `run`."""
-    found = {}
+    return {name: mark.schema for name, mark in _marks(run) if isinstance(mark, kind)}
+
+
+def optional_ports(run: Any) -> set[str]:
+    """Names of the inputs that a step's `run` can do without."""
+    return {name for name, mark in _marks(run) if isinstance(mark, Reads) and mark.optional}
+
+
+def _marks(run: Any) -> Iterator[tuple[str, Any]]:
     for name, hint in get_type_hints(run, include_extras=True).items():
         for mark in getattr(hint, "__metadata__", ()):
-            if isinstance(mark, kind):
-                found[name] = mark.schema  # type: ignore[attr-defined]
-    return found
+            yield name, mark
 
 
 def file_digest(file: Path) -> str:

@@ -3,13 +3,16 @@ name."""
 
 from __future__ import annotations
 
+import base64
 import difflib
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_args
+from pathlib import Path
+from typing import Annotated, Any, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
 
 from bloomery.components.core.errors import ConfigError
 
@@ -22,16 +25,35 @@ class Config(BaseModel):
     )
 
 
+def absolute(path: str, info: ValidationInfo) -> str:
+    """`path` as `LocalPath` reads it: from the folder of the recipe that is being validated, if one is."""
+    folder = (info.context or {}).get("folder")
+    if folder is None or not path or "://" in path or path.startswith(("/", "~")):
+        return path
+    return str((folder / path).resolve())
+
+
+def _absolute_folder(name: str, info: ValidationInfo) -> str:
+    folder = (info.context or {}).get("folder")
+    is_folder = folder is not None and name and (name.startswith(".") or (folder / name).is_dir())
+    return absolute(name, info) if is_folder else name
+
+
+LocalPath = Annotated[str, AfterValidator(absolute)]
+"""A path or URI; a relative one in a recipe is meant from the recipe's folder."""
+ModelName = Annotated[str, AfterValidator(_absolute_folder)]
+"""A checkpoint folder, relative ones as those of `LocalPath`, or the name of a model on a hub."""
+
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def parse(model: type[ConfigT], values: Mapping[str, Any], *, where: str = "") -> ConfigT:
-    """Validate `values` as `model`.
+def parse(model: type[ConfigT], values: Mapping[str, Any], *, where: str = "", folder: Path | None = None) -> ConfigT:
+    """Validate `values` as `model`; relative paths among them are made absolute from `folder`, where one is given.
 
     Raises: ConfigError listing every problem as `place: what was found; what was expected`.
     """
     try:
-        return model.model_validate(values)
+        return model.model_validate(values, context={"folder": folder})
     except ValidationError as error:
         raise ConfigError("\n".join(problems(model, error, where=where))) from None
 
@@ -49,6 +71,8 @@ def problems(model: type[BaseModel], error: ValidationError, *, where: str = "")
             lines.append(f"{place}: unknown key; {hint}")
         elif item["type"] == "missing":
             lines.append(f"{place}: missing; this key has no default")
+        elif not location and item["type"] == "value_error":
+            lines += item["msg"].removeprefix("Value error, ").split("\n")
         else:
             found = json.dumps(item["input"], ensure_ascii=False, default=str)
             found = found if len(found) <= 80 else found[:77] + "..."
@@ -81,6 +105,28 @@ def parameters(config: BaseModel) -> dict[str, Any]:
     A field whose default is not None must therefore not accept None; a contract test holds this.
     """
     return config.model_dump(mode="json", exclude_none=True)
+
+
+PACKED_FROM = 32_768
+"""Bytes of JSON from which a parameter is packed: an argument of a process ends at 131,072 (Linux, MAX_ARG_STRLEN), and
+kfp passes a task's parameters in one, quoted."""
+MOST_PACKED = 65_536
+"""Bytes that a packed parameter may have, so that the rest of the argument has room."""
+
+
+def packed(values: dict[str, Any]) -> dict[str, Any]:
+    """A pipeline parameter as it is, or where it is large compressed under one key, from which `unpacked` makes it."""
+    text = json.dumps(canonical(values), ensure_ascii=False)
+    if len(text.encode()) < PACKED_FROM:
+        return values
+    return {"packed": base64.b64encode(zlib.compress(text.encode(), 9)).decode()}
+
+
+def unpacked(values: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What `packed` was given."""
+    if set(values) != {"packed"}:
+        return values
+    return json.loads(zlib.decompress(base64.b64decode(values["packed"])))
 
 
 def digest(value: Any) -> str:

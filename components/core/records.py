@@ -116,38 +116,51 @@ class Coverage(Record):
 
 
 class Message(Record):
-    """One turn of a chat."""
+    """One turn of a chat; what it does not have is ''."""
 
-    SCHEMA = "message/1"
+    SCHEMA = "message/2"
     role: str
+    """`system`, `user`, `assistant` or `tool`."""
     content: str
+    reasoning: str
+    """What an assistant thought before its answer, where the file keeps it apart from the content."""
+    tool_calls: str
+    """JSON list of `{"id", "name", "arguments": {…}}`, in the order of the calls."""
+    tool_call_id: str
+    """Of a tool's turn: the call that it answers."""
+    name: str
+    """Of a tool's turn: the tool; of others: who speaks."""
 
 
 class Chat(Record):
     """A conversation to imitate; the loss is on its assistant turns."""
 
-    SCHEMA = "chat/1"
+    SCHEMA = "chat/2"
     id: str
     messages: list[Message]
+    tools: str
+    """JSON list of the definitions of the tools that may be called, or ''."""
     task: str
     """Task of the recipe it belongs to, or ''."""
     origin: str
-    """How it came to be: `seed`, `replay`, `document`, `recombined`, `augmented`, `sampled`."""
+    """How it came to be: `seed`, `replay`, `given`, `document`, `recombined`, `augmented`, `sampled`."""
     parent: str
-    """Id of the row it was made from, or ''."""
+    """Id of the row it was made from, or ''; of a given chat `<source name in the recipe>:<file>#<line>`."""
 
 
 class Prompt(Record):
     """A question with what is needed to verify an answer."""
 
-    SCHEMA = "prompt/1"
+    SCHEMA = "prompt/2"
     id: str
     task: str
     """Task of the recipe that verifies it."""
     split: str
     """`train`, `unlabelled`, `validation`, or the name of an evaluation set."""
-    prompt: str
-    """User turn; empty for perplexity tasks."""
+    messages: list[Message]
+    """What the answer goes on from: a lone user turn, or a conversation; empty for perplexity tasks."""
+    tools: str
+    """JSON list of the definitions of the tools that may be called, or ''."""
     reference: str
     """Reference answer, or the text whose perplexity is measured."""
     group: str
@@ -155,14 +168,18 @@ class Prompt(Record):
 
 
 class Preference(Record):
-    """Two answers to one prompt, the first verified better."""
+    """Two answers to one conversation, the first the better; one of them is empty where the other alone is known to be
+    good or bad."""
 
-    SCHEMA = "preference/1"
+    SCHEMA = "preference/2"
     id: str
     task: str
-    prompt: str
-    chosen: str
-    rejected: str
+    messages: list[Message]
+    """What both answer."""
+    tools: str
+    """JSON list of the definitions of the tools that may be called, or ''."""
+    chosen: list[Message]
+    rejected: list[Message]
 
 
 class EvalResult(Record):
@@ -175,6 +192,7 @@ class EvalResult(Record):
     split: str
     group: str
     prompt: str
+    """As text; of a longer conversation all turns, each a line `role: content`."""
     reference: str
     response: str
     metric: str

@@ -1,7 +1,7 @@
 """The only adapter between a step and its surroundings: kfp, the command line and tests all come in here.
 
 `run_step` does, in order: logging, config, input manifests, reuse of a finished result, seeds, tracking, `run`, output
-manifests, metrics. A finished result is found by content: the code of the step and of `core`, its config and the
+manifests, metrics. A finished result is found by content: the code that the step can reach, its config and the
 digests of its inputs. So a changed file or setting re-runs exactly the steps that it reaches, and a killed run
 goes on where it was.
 """
@@ -21,8 +21,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from bloomery.components.core import artifact, tracking
-from bloomery.components.core.config import Config, canonical, digest, parse
+from bloomery.components.core import artifact, sources, tracking
+from bloomery.components.core.config import Config, canonical, digest, parse, unpacked
+from bloomery.components.core.declare import declared
 from bloomery.components.core.errors import BloomeryError, DataError, from_os_error
 
 logger = logging.getLogger(__name__)
@@ -71,20 +72,18 @@ def run_step(
     inputs: Mapping[str, Any],
     outputs: Mapping[str, Any],
     metrics: Any = None,
-    *,
-    reuse: bool = True,
 ) -> dict[str, float]:
     """Run a step as `stage` of a pipeline, or reuse its finished result.
 
     `inputs` and `outputs` map the argument names of `run` to paths, or to kfp artifacts with a `.path`, an input also
-    to a list of them; `metrics` is a kfp Metrics artifact or None. `reuse=False` is for steps that look at the world
-    outside. Returns the metrics. A BloomeryError is logged without traceback and ends the process with its exit code.
+    to a list of them, or to None where an optional one is not there; `metrics` is a kfp Metrics artifact or None.
+    Returns the metrics. A BloomeryError is logged without traceback and ends the process with its exit code.
     """
     configure_logging()
     started = time.perf_counter()
     try:
-        given = {name: _path(item) for name, item in inputs.items()}
-        result = execute(run, stage, config, given, _paths(outputs), reuse=reuse)
+        given = {name: _path(item) for name, item in inputs.items() if item is not None}
+        result = execute(run, stage, config, given, _paths(outputs))
     except BloomeryError as error:
         logger.error("%s: %s", stage, error)
         tracking.journal("failed", stage, error=type(error).__name__, message=str(error), exit_code=error.exit_code)
@@ -115,19 +114,20 @@ def execute(
     config: Mapping[str, Any],
     inputs: Mapping[str, Path | list[Path]],
     outputs: Mapping[str, Path],
-    *,
-    reuse: bool = True,
 ) -> dict[str, Any]:
     """The part of `run_step` that raises instead of ending the process; returns metrics, history and whether it was
-    reused."""
-    settings = parse(config_class(run), canonical(config), where=stage)
+    reused. `inputs` holds the ports that there are."""
+    settings = parse(config_class(run), canonical(unpacked(config)), where=stage)
+    reuse = declared(run).reuse
     reads, writes = artifact.ports(run, artifact.Reads), artifact.ports(run, artifact.Writes)
     digests = {
         name: artifact.read_manifest(path, schema).digest
         for port, schema in reads.items()
+        if port in inputs
         for name, path in _each(port, inputs[port])
     }
-    store = os.environ.get("BLOOMERY_STORE") if reuse else None
+    is_reused = reuse(settings) if callable(reuse) else reuse
+    store = os.environ.get("BLOOMERY_STORE") if is_reused else None
     if store is None:
         result = _run(run, stage, settings, inputs, outputs, digests)
         for name, schema in writes.items():
@@ -198,10 +198,8 @@ def _finished(entry: Path, writes: Mapping[str, str]) -> dict[str, Any] | None:
 
 @functools.cache
 def _code_digest(run: Callable[..., Any]) -> str:
-    """Digest of the sources that a result depends on: the step's folder and `core`."""
-    folders = {Path(sys.modules[run.__module__].__file__ or "").parent, Path(__file__).parent}
-    files = sorted(file for folder in folders for file in folder.rglob("*.py") if file.name != "component.py")
-    return digest([artifact.file_digest(file) for file in files])
+    """Digest of the sources that a result depends on."""
+    return digest([[file.name, artifact.file_digest(file)] for file in sources.files_of(run.__module__)])
 
 
 def _paths(items: Mapping[Any, Any]) -> dict[Any, Path]:

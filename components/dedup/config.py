@@ -6,13 +6,13 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import Config, LocalPath, ModelName
 
 
 class SemanticConfig(Config):
     """The same in other words: documents whose embeddings are close."""
 
-    encoder: str
+    encoder: ModelName
     """Checkpoint folder, or the name of a model on the Hugging Face hub; any that transformers loads as AutoModel. A
     sentence encoder of the documents' languages is meant: the states of a plain language model all lie close."""
     revision: str = "main"
@@ -53,7 +53,7 @@ class DedupConfig(Config):
     one place (Llama 2, appendix A.6, also calls a sample contaminated from 0.8 on)."""
     write_index: bool = False
     """Write the artifact `index`, against which a later corpus can be deduplicated: 1 kB a document and its text."""
-    known_index: str = ""
+    known_index: LocalPath = ""
     """Folder of the `index` that an earlier run wrote with the same thresholds and lengths. Its documents are not read
     again, and copies of them go."""
     seed: int = 0

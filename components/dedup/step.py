@@ -52,7 +52,7 @@ def run(
     documents: Annotated[Path, Reads("document/2")],
     tasks: Annotated[Path, Reads("tasks/1")],
     known: Annotated[Path, Reads("index/1")],
-    encoder: Annotated[Path, Reads("model/1")],
+    encoder: Annotated[Path, Reads("encoder/1")],
     kept: Annotated[Path, Writes("document/2")],
     duplicates: Annotated[Path, Writes("reject/1")],
     index: Annotated[Path, Writes("index/1")],

@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError, ServiceError
 from bloomery.components.core.scoring.statistics import mean_stderr
 
@@ -103,7 +104,9 @@ def judge_named(name: str) -> Ask:
         from bloomery.components.core.modelling.generation import Generator
 
         generator = Generator.load(Path(name))
-        return lambda prompts: [texts[0] for texts in generator.generate(prompts, max_new_tokens=_MAX_NEW_TOKENS)]
+        return lambda prompts: [
+            texts[0] for texts in generator.generate([*map(chat, prompts)], max_new_tokens=_MAX_NEW_TOKENS)
+        ]
     raise ConfigError(
         f"judge {name!r}: found neither a checkpoint folder nor model@https://host/v1; give one of the two"
     )

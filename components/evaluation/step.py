@@ -8,9 +8,11 @@ from typing import Annotated, Any, cast
 
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
+from bloomery.components.core.data.chats import as_text
 from bloomery.components.core.data.text_metrics import CORPUS_METRICS, TextMetric, corpus_score
+from bloomery.components.core.declare import declare
 from bloomery.components.core.modelling.generation import Generator
-from bloomery.components.core.records import EvalResult, Prompt
+from bloomery.components.core.records import EvalResult
 from bloomery.components.core.scoring.statistics import mean_stderr
 from bloomery.components.core.scoring.tasks import TaskConfig, Tasks
 from bloomery.components.core.scoring.verify import extract
@@ -18,6 +20,7 @@ from bloomery.components.evaluation import analysis, harness
 from bloomery.components.evaluation.config import EvaluationConfig
 
 
+@declare(accelerator=True)
 def run(
     config: EvaluationConfig,
     *,
@@ -61,9 +64,9 @@ def answer(
         prompts = _limited(tasks.prompts(*splits, task=name), limit)
         if not tasks.is_scored_by_likelihood(name):
             texts = generator.generate(
-                [row.prompt for row in prompts],
+                tasks.conversations(prompts),
+                tools=[row.tools for row in prompts],
                 max_new_tokens=task.max_new_tokens,
-                before=tasks.shots(name),
                 composition=repeat,
             )
             for row, (text,) in zip(prompts, texts, strict=True):
@@ -117,7 +120,7 @@ def _flipped(first: list[dict[str, Any]], members: list[dict[str, Any]]) -> floa
     return sum(row["score"] != scores[row["id"]] for row in again) / len(again)
 
 
-def _limited(prompts: list[Prompt], limit: int | None) -> list[Prompt]:
+def _limited(prompts: list[Any], limit: int | None) -> list[Any]:
     if limit is None:
         return prompts
     taken: dict[str, int] = {}
@@ -130,14 +133,14 @@ def _limited(prompts: list[Prompt], limit: int | None) -> list[Prompt]:
 
 
 def _result(
-    row: Prompt, task: TaskConfig, repeat: int, response: str, score: float, weight: float, reason: str
+    row: Any, task: TaskConfig, repeat: int, response: str, score: float, weight: float, reason: str
 ) -> dict[str, Any]:
     return {
         "id": row.id,
         "task": row.task,
         "split": row.split,
         "group": row.group,
-        "prompt": row.prompt,
+        "prompt": as_text(row.messages),
         "reference": row.reference,
         "response": response,
         "metric": task.verifier.metric,

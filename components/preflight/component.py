@@ -12,6 +12,7 @@ def preflight(
     config: dict,
     sources: Output[Dataset],
     tasks: Output[Dataset],
+    seeds: Output[Dataset],
     known: Output[Dataset],
     encoder: Output[Model],
     base_model: Output[Model],
@@ -28,6 +29,7 @@ def preflight(
     outputs = {
         "sources": sources,
         "tasks": tasks,
+        "seeds": seeds,
         "known": known,
         "encoder": encoder,
         "base_model": base_model,
@@ -35,4 +37,4 @@ def preflight(
         "champion": champion,
         "champion_version": champion_version,
     }
-    run_step(run, stage, config, inputs, outputs, metrics, reuse=False)
+    run_step(run, stage, config, inputs, outputs, metrics)

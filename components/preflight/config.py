@@ -1,10 +1,13 @@
 """Settings of preflight: everything that a run takes from outside."""
 
+from __future__ import annotations
+
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.data.tables import SourceConfig
 from bloomery.components.core.scoring.tasks import TaskConfig
 
@@ -22,8 +25,10 @@ class PreflightConfig(Config):
     """The recipe's `chat_template`: `chatml`, or a file, for a model that has none; empty: the model's own."""
     tasks: dict[str, TaskConfig] = Field(min_length=1)
     """The recipe's tasks."""
-    sources: list[SourceConfig] = Field(min_length=1)
+    sources: list[SourceConfig] = []
     """The recipe's document sources, and the examples of its learned quality."""
+    chat_sources: list[ChatSource] = []
+    """The recipe's sources of chats and of preference pairs."""
     known_index: str = ""
     """Folder of an index that dedup wrote in an earlier run; empty: none."""
     encoder: str = ""
@@ -41,3 +46,11 @@ class PreflightConfig(Config):
     min_free_bytes: int = Field(default=500_000_000, ge=0)
     """Refuse to start with less free disk space than this and ten times the base model (a checkpoint a stage, and
     copies)."""
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> PreflightConfig:
+        names = [source.name for source in (*self.sources, *self.chat_sources)]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"sources share the name {', '.join(twice)}; give each its own")
+        return self

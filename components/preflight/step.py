@@ -18,18 +18,22 @@ from typing import Annotated, Any
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Writes
 from bloomery.components.core.config import digest, parameters
-from bloomery.components.core.data.chats import chat
+from bloomery.components.core.data.chats import Turn, as_text, identity, without_system
 from bloomery.components.core.data.tables import list_files, read_rows, select
+from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import BloomeryError, DataError, ModelError, ServiceError
 from bloomery.components.core.modelling import checkpoints, inspection, templates
-from bloomery.components.core.records import Indexed, Prompt, Source, content_id
+from bloomery.components.core.records import Chat, Indexed, Prompt, Source, content_id
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring import lm_eval_tasks
 from bloomery.components.core.scoring.tasks import (
     TRAINING_SPLITS,
+    Perturbation,
     SplitConfig,
     TaskConfig,
     Tasks,
+    answered,
+    ask,
     is_evaluation,
     render,
 )
@@ -43,13 +47,15 @@ NUM_PROVEN = 200
 """Chats on which preflight proves which tokens are trained; fine-tuning proves them all."""
 
 
+@declare(reuse=False)
 def run(
     config: PreflightConfig,
     *,
     sources: Annotated[Path, Writes("source/1")],
     tasks: Annotated[Path, Writes("tasks/1")],
+    seeds: Annotated[Path, Writes("chat/2")],
     known: Annotated[Path, Writes("index/1")],
-    encoder: Annotated[Path, Writes("model/1")],
+    encoder: Annotated[Path, Writes("encoder/1")],
     base_model: Annotated[Path, Writes("model/1")],
     start: Annotated[Path, Writes("model/1")],
     champion: Annotated[Path, Writes("model/1")],
@@ -58,10 +64,12 @@ def run(
     """Check what the recipe names and write it as artifacts.
 
     Writes:  sources (the files to read, with digests), tasks (every question of every task, with the verifiers'
-             databases), known (the index of documents that an earlier run kept; empty if there is none), encoder
+             databases), seeds (their training questions with the answers, as chats: domain, safety, then general),
+             known (the index of documents that an earlier run kept; empty if there is none), encoder
              (dedup's; empty if there is none), base_model, start (the checkpoint that training starts from), champion
              (the registered champion's; empty if there is none) and champion_version.
-    Returns: preflight/files, preflight/bytes, preflight/prompts, preflight/base_model_bytes.
+    Returns: preflight/files, preflight/bytes, preflight/prompts, preflight/seeds, preflight/lost_<task> (rows that
+             ask nothing, each counted once), preflight/base_model_bytes.
     Raises:  DataError for missing files and unusable rows, ModelError for a base model without safetensors, chat
              template or EOS, ConfigError for a registry that could not take the models of `models_uri`, ServiceError
              for a hub, store or registry that does not answer; one error lists every problem found.
@@ -70,7 +78,7 @@ def run(
     facts: dict[str, float] = {}
     for part in (
         lambda: facts.update(_list_sources(config, sources)),
-        lambda: facts.update(_render_tasks(config, tasks)),
+        lambda: facts.update(_render_tasks(config, tasks, seeds)),
         lambda: _take_index(config.known_index, known),
         lambda: _take_encoder(config, encoder),
         lambda: facts.update(_take_base_model(config, base_model, tasks)),
@@ -88,7 +96,7 @@ def run(
 
 def _list_sources(config: PreflightConfig, target: Path) -> dict[str, float]:
     rows = []
-    for source in config.sources:
+    for source in (*config.sources, *config.chat_sources):
         for uri in list_files(source.path):
             size, sha256 = _fingerprint(uri)
             rows.append({"uri": uri, "name": source.name, "bytes": size, "sha256": sha256})
@@ -112,46 +120,51 @@ def _fingerprint(uri: str) -> tuple[int, str]:
     return int(entry.get("size") or 0), content_id(uri, json.dumps(identity, sort_keys=True))
 
 
-def _render_tasks(config: PreflightConfig, target: Path) -> dict[str, float]:
+def _render_tasks(config: PreflightConfig, target: Path, seeds: Path) -> dict[str, float]:
     rows: list[dict[str, Any]] = []
     dropped: Counter[str] = Counter()
+    lost: dict[str, float] = {}
     seen: set[tuple[str, str, str]] = set()
     stored: dict[str, Any] = {}
     target.mkdir(parents=True, exist_ok=True)
     for name, task in config.tasks.items():
         attached = _attach(name, task, target / "files")
         stored[name] = parameters(attached)
+        problems: dict[tuple[str, int], str] = {}  # of a row that several splits read, once
         for split in task.splits:
-            for row, problem in _ask(name, task, split):
+            for row in _ask(name, task, split, problems):
                 key = (name, task.counted_to(split), row["id"])
-                if problem or key in seen:
-                    dropped[problem or "repeated"] += 1
+                if key in seen:
+                    dropped["repeated"] += 1
                     continue
                 seen.add(key)
                 rows.append(row)
+        dropped += _tell_lost(name, problems)
+        lost[f"preflight/lost_{name}"] = float(len(problems))
         _self_check(name, attached, [row for row in rows if row["task"] == name], target / "files")
     # A training row that asks what an evaluation set asks would make that set measure memory.
-    asked = {normalise(row["prompt"], ignore_case=True) for row in rows if is_evaluation(row["split"])} - {""}
+    asked = {_asked(row) for row in rows if is_evaluation(row["split"])} - {""}
     kept = []
     for row in rows:
-        if not is_evaluation(row["split"]) and normalise(row["prompt"], ignore_case=True) in asked:
+        if not is_evaluation(row["split"]) and _asked(row) in asked:
             dropped["in_evaluation_set"] += 1
         else:
             kept.append(row)
     derived = [
-        {**row, "split": f"{row['split']}+{kind}", "prompt": prompt}
+        {**row, "split": f"{row['split']}+{kind}", "messages": messages}
         for row in kept
         if is_evaluation(row["split"])
         for kind in config.tasks[row["task"]].perturbations
-        if (prompt := perturb(row["prompt"], kind, row["id"])) != row["prompt"]
+        if (messages := _perturbed(row, kind)) != row["messages"]
     ]
+    num_seeds = _write_seeds(config, kept, seeds)
     artifact.write_atomically(target / "tasks.json", json.dumps(stored, ensure_ascii=False, indent=1, sort_keys=True))
     if config.lm_eval_tasks:
         lm_eval_tasks.take(config.lm_eval_tasks, target)
-    # tasks/1 holds prompt/1 rows beside its other files, so it is sealed over the prompts' manifest.
+    # tasks/1 holds prompt/2 rows beside its other files, so it is sealed over the prompts' manifest.
     prompts = artifact.write_rows(
         target,
-        "prompt/1",
+        "prompt/2",
         Prompt.table(kept + derived),
         rows_in=len(rows) + dropped.total() - dropped["in_evaluation_set"],
         rows_made=len(derived),
@@ -167,11 +180,42 @@ def _render_tasks(config: PreflightConfig, target: Path) -> dict[str, float]:
     )
     if dropped:
         logger.info("rows of tasks left out: %s", dict(dropped))
-    return {"preflight/prompts": float(prompts.rows)}
+    return {"preflight/prompts": float(prompts.rows), "preflight/seeds": float(num_seeds), **lost}
 
 
-def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], str]]:
-    """(prompt/1 row, problem or '') of every row of a split in every phrasing.
+def _write_seeds(config: PreflightConfig, rows: list[dict[str, Any]], target: Path) -> int:
+    """The training questions that have an answer as chats; returns their number."""
+    chats = [
+        {
+            "id": row["id"],
+            "messages": answered(row),
+            "tools": row["tools"],
+            "task": row["task"],
+            "origin": "replay" if role == "general" else "seed",
+            "parent": row["id"],
+        }
+        for role in ("domain", "safety", "general")
+        for row in rows
+        if row["split"] == "train" and row["messages"] and config.tasks[row["task"]].role == role
+    ]
+    artifact.write_rows(target, "chat/2", Chat.table(chats), rows_in=0, rows_made=len(chats))
+    return len(chats)
+
+
+def _tell_lost(name: str, problems: dict[tuple[str, int], str]) -> Counter[str]:
+    """How many rows of a task ask nothing, by reason; with a warning that names the first."""
+    counts = Counter(problems.values())
+    if counts:
+        (uri, line), reason = next(iter(problems.items()))
+        told = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
+        logger.warning(
+            "tasks.%s: %d rows are lost (%s); the first is %s row %d, %s", name, counts.total(), told, uri, line, reason
+        )
+    return counts
+
+
+def _ask(name: str, task: TaskConfig, split: str, problems: dict[tuple[str, int], str]) -> list[dict[str, Any]]:
+    """The prompt/2 rows of a split, every row in every phrasing; adds to `problems` why a (file, line) asks nothing.
 
     Raises: DataError if the split is empty, or a template names a field that the rows lack.
     """
@@ -179,34 +223,50 @@ def _ask(name: str, task: TaskConfig, split: str) -> list[tuple[dict[str, Any], 
     whole = task.counted_to(split)
     group = task.group if source.group is None else source.group
     where = f"tasks.{name}.splits.{split}"
-    found: list[tuple[dict[str, Any], str]] = []
+    found: list[dict[str, Any]] = []
+    here: dict[tuple[str, int], str] = {}
     rows = (raw for uri in list_files(source.path) for raw in read_rows(uri))
     for raw in select(rows, source):
         if raw.value is None:
-            found.append(({"id": ""}, raw.problem))
+            here[raw.uri, raw.line] = raw.problem
             continue
         for template in source.templates or task.templates:
-            prompt, answer = (render(text, raw.value, where) for text in (template.prompt, template.answer))
+            question = ask(template, raw.value, where)
+            if question.problem:
+                here[raw.uri, raw.line] = question.problem
+                continue
             found.append(
-                (
-                    {
-                        "id": content_id(name, prompt, answer),
-                        "task": name,
-                        "split": whole,
-                        "prompt": prompt,
-                        "reference": answer,
-                        # Results are told by group; rows to learn from, such as served questions, need none.
-                        "group": render(group, raw.value, where) if is_evaluation(whole) else "",
-                    },
-                    "" if answer.strip() else "empty_answer",
-                )
+                {
+                    "id": content_id(name, identity(question.messages, question.tools), question.reference),
+                    "task": name,
+                    "split": whole,
+                    "messages": question.messages,
+                    "tools": question.tools,
+                    "reference": question.reference,
+                    # Results are told by group; rows to learn from, such as served questions, need none.
+                    "group": render(group, raw.value, where) if is_evaluation(whole) else "",
+                }
             )
-    if not any(not problem for _, problem in found):
-        reasons = dict(Counter(problem for _, problem in found))
+    if not found:
+        reasons = dict(Counter(here.values()))
         raise DataError(
             f"{where}: no usable row in {source.path} (left out: {reasons}); check `where`, `share` and the file"
         )
+    problems |= here
     return found
+
+
+def _asked(row: dict[str, Any]) -> str:
+    """What a row asks, for comparison: its turns but the system's."""
+    return normalise(as_text(without_system(row["messages"])), ignore_case=True)
+
+
+def _perturbed(row: dict[str, Any], kind: Perturbation) -> list[Turn]:
+    """The messages of a row, the last user turn harder to read."""
+    at = max(index for index, turn in enumerate(row["messages"]) if turn["role"] == "user")
+    turn = row["messages"][at]
+    harder = {**turn, "content": perturb(turn["content"], kind, row["id"])}
+    return [*row["messages"][:at], harder, *row["messages"][at + 1 :]]
 
 
 def _take_index(source: str, target: Path) -> None:
@@ -311,7 +371,7 @@ def _training_chats(tasks: Path) -> list[tuple[list[dict[str, Any]], str]]:
         return []
     known = Tasks(tasks)
     rows = [row for row in known.prompts("train") if not known.is_scored_by_likelihood(row.task)]
-    return [(chat(row.prompt, row.reference), "") for row in rows[:NUM_PROVEN]]
+    return [(answered(vars(row)), row.tools) for row in rows[:NUM_PROVEN]]
 
 
 def _take_encoder(config: PreflightConfig, target: Path) -> None:
@@ -320,7 +380,7 @@ def _take_encoder(config: PreflightConfig, target: Path) -> None:
         source = checkpoints.named("dedup.semantic.encoder", config.encoder, config.encoder_revision)
         artifact.link_tree(source, target)
         (target / artifact.MANIFEST).unlink(missing_ok=True)
-    artifact.seal(target, "model/1")
+    artifact.seal(target, "encoder/1")
 
 
 def _take_champion(

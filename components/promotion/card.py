@@ -21,7 +21,6 @@ from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.promotion.config import ModelCardConfig
 
 NOT_STATED = "Not stated. Set `promotion.model_card.{key}` in the recipe."
-TRAINED = ("cpt", "sft", "sft_2", "dpo")
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,9 @@ class Facts:
     results: dict[str, list[dict[str, Any]]]
     """eval_result/2 rows of `candidate`, `base` and `champion`; of the last none for a first version."""
     legs: list[dict[str, Any]]
-    curated: Manifest
-    unique: Manifest
+    curated: Manifest | None
+    unique: Manifest | None
+    """Of the documents that were curated, and of those that were left of them, where there are any."""
     variant: dict[str, Any]
     """The chosen row of variants.json."""
     num_bytes: int
@@ -80,7 +80,7 @@ def _front_matter(config: ModelCardConfig, facts: Facts, sets: list[dict[str, An
     ]
     front: dict[str, Any] = {
         "license": config.license.lower(),
-        "language": facts.curated.config.get("languages", []),
+        "language": facts.curated.config.get("languages", []) if facts.curated else [],
         "library_name": "transformers",
         "pipeline_tag": "text-generation",
         "base_model": base if base.count("/") == 1 else "",
@@ -124,6 +124,9 @@ def _metrics(sets: list[dict[str, Any]]) -> str:
 
 
 def _data(facts: Facts) -> str:
+    if facts.curated is None:
+        return "## Data\n\nNo documents; what was learnt are the chats of the recipe.\n"
+    manifests = (("curation", facts.curated), ("dedup and decontamination", facts.unique))
     sources = [
         f"`{source['name']}`" + (" (general text)" if source.get("general") else "")
         for source in facts.curated.config.get("sources", [])
@@ -134,7 +137,8 @@ def _data(facts: Facts) -> str:
         "| step | rows in | kept | dropped |\n|---|---|---|---|\n"
         + "".join(
             f"| {step} | {manifest.rows_in:,} | {manifest.rows:,} | {_counts(manifest.dropped)} |\n"
-            for step, manifest in (("curation", facts.curated), ("dedup and decontamination", facts.unique))
+            for step, manifest in manifests
+            if manifest is not None
         )
     )
 
@@ -167,7 +171,7 @@ def _training() -> str:
         return "not recorded"
     lines = Path(journal).read_text(encoding="utf-8").splitlines()
     events = [event for line in lines if (event := json.loads(line))["event"] == "finished"]
-    stages = [event for event in events if event["stage"] in TRAINED]
+    stages = [event for event in events if "model" in event["outputs"] and not event["stage"].startswith("ptq")]
     reused = [event["stage"] for event in stages if event["cached"]]
     told = f"{sum(event['seconds'] for event in stages if not event['cached']):,.0f} s in this run"
     return told + (f"; from an earlier run: {', '.join(reused)}" if reused else "")

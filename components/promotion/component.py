@@ -1,5 +1,7 @@
 """The kfp component of `promotion`."""
 
+from typing import Optional
+
 from kfp import dsl
 from kfp.dsl import Artifact, Dataset, Input, Metrics, Model, Output
 
@@ -11,11 +13,7 @@ def promotion(
     stage: str,
     config: dict,
     model: Input[Model],
-    parent: Input[Model],
     tasks: Input[Dataset],
-    curated: Input[Dataset],
-    unique: Input[Dataset],
-    variants: Input[Artifact],
     candidate_results: Input[Dataset],
     base_results: Input[Dataset],
     champion_results: Input[Dataset],
@@ -23,6 +21,10 @@ def promotion(
     champion_version: Input[Artifact],
     verdict: Output[Artifact],
     metrics: Output[Metrics],
+    parent: Optional[Input[Model]] = None,  # noqa: UP045
+    variants: Optional[Input[Artifact]] = None,  # noqa: UP045
+    curated: Optional[Input[Dataset]] = None,  # noqa: UP045
+    unique: Optional[Input[Dataset]] = None,  # noqa: UP045
 ):
     """Judge the candidate, and promote it if it passes."""
     from bloomery.components.core.step import run_step
@@ -42,4 +44,4 @@ def promotion(
         "champion_version": champion_version,
     }
     outputs = {"verdict": verdict}
-    run_step(run, stage, config, inputs, outputs, metrics, reuse=False)
+    run_step(run, stage, config, inputs, outputs, metrics)

@@ -34,6 +34,8 @@ class GateConfig(Config):
     """Longest time to the first token, as ptq measured it at batch 1; none: no limit."""
     max_decode_seconds_per_token: float | None = Field(default=None, gt=0)
     """Longest time for each further token, as ptq measured it at batch 1; none: no limit."""
+    decontaminated: bool = True
+    """The documents have to have gone through dedup against the evaluation sets."""
     max_reject_share: float = Field(default=0.5, gt=0, le=1)
     """Largest share of the rows that curation may reject. More than half says that a filter or a source is wrong, but
     for raw web pages: those lose nine rows in ten to rules made for them, and need a larger value."""

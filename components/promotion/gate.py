@@ -35,13 +35,20 @@ Rows = list[dict[str, Any]]
 def judge(gate: GateConfig, tasks: Tasks, candidate: Rows, base: Rows, champion: Rows) -> list[Leg]:
     """The legs on the models' eval_result/2 rows, in the order of the tasks; repeats measure the noise alone."""
     legs: list[Leg] = []
+    domain = [name for name, task in tasks.configs.items() if task.role == "domain"]
+    # Texts show what a model is for where no task has answers: continued pre-training alone is judged by them.
+    texts_alone = all(tasks.is_scored_by_likelihood(name) for name in domain)
     for name, task in tasks.configs.items():
         new, old, best = (_by_set(rows, name) for rows in (candidate, base, champion))
         splits = sorted({*new, *old, *best})
         rivals = {"base": old} | ({"champion": best} if best else {})
+        best_rival = list(rivals)[-1]
         if task.role == "domain" and not tasks.is_scored_by_likelihood(name):
-            rival = "champion" if best else "base"
-            legs += _domain_legs(gate, name, new, rivals[rival], rival, splits)
+            legs += _domain_legs(gate, name, new, rivals[best_rival], best_rival, splits)
+        elif task.role == "domain" and texts_alone:
+            for split in splits:
+                pair = (f"{name}.{split}", new.get(split, []), rivals[best_rival].get(split, []), best_rival)
+                legs.append(_perplexity_leg(gate, "task", *pair))
         elif task.role in ("general", "safety"):
             is_text = tasks.is_scored_by_likelihood(name)
             margin = gate.max_safety_drop if task.role == "safety" else gate.max_forgetting
@@ -49,9 +56,10 @@ def judge(gate: GateConfig, tasks: Tasks, candidate: Rows, base: Rows, champion:
             for split in splits:
                 for rival, sets in rivals.items():
                     pair = (f"{name}.{split}", new.get(split, []), sets.get(split, []), rival)
-                    legs.append(
-                        _perplexity_leg(gate, *pair) if is_text else _score_leg(gate, kind, *pair, threshold=-margin)
-                    )
+                    if is_text:
+                        legs.append(_perplexity_leg(gate, kind, *pair))
+                    else:
+                        legs.append(_score_leg(gate, kind, *pair, threshold=-margin))
         legs += [
             _floor_leg(f"{name}.{split}", new.get(split, []), gate.min_score[f"{name}.{split}"])
             for split in splits
@@ -79,10 +87,24 @@ def limit_legs(gate: GateConfig, num_bytes: int, variant: dict[str, Any]) -> lis
     ]
 
 
-def data_legs(gate: GateConfig, curated: Manifest, unique: Manifest, tasks_digest: str) -> list[Leg]:
-    """What the manifests of the curated and of the unique documents say of the data that was learnt from."""
+def data_legs(
+    gate: GateConfig, curated: Manifest | None, unique: Manifest | None, tasks_digest: str
+) -> list[Leg]:
+    """What the manifests of the curated and of the unique documents, where there are any, say of the data that was
+    learnt from."""
+    legs = [] if curated is None else [_rejected_leg(gate, curated)]
+    if gate.decontaminated and unique is not None:
+        legs.append(_decontaminated_leg(unique, tasks_digest))
+    return legs
+
+
+def _rejected_leg(gate: GateConfig, curated: Manifest) -> Leg:
     rejected = sum(curated.dropped.values())
     share = rejected / curated.rows_in if curated.rows_in else 1.0
+    return _limit_leg("rejected share of rows", "data", share, gate.max_reject_share)
+
+
+def _decontaminated_leg(unique: Manifest, tasks_digest: str) -> Leg:
     same = unique.inputs.get("tasks") == tasks_digest
     removed = unique.dropped.get("contaminated", 0)
     found = "no decontamination" if "tasks" not in unique.inputs else "a decontamination against other tasks"
@@ -91,10 +113,7 @@ def data_legs(gate: GateConfig, curated: Manifest, unique: Manifest, tasks_diges
         if same
         else f"the documents went through {found}: run dedup against the tasks that the gate judges by"
     )
-    return [
-        _limit_leg("rejected share of rows", "data", share, gate.max_reject_share),
-        _leg("decontaminated", "data", same, reason, value=float(removed)),
-    ]
+    return _leg("decontaminated", "data", same, reason, value=float(removed))
 
 
 def _domain_legs(
@@ -143,21 +162,22 @@ def _not_worse_leg(gate: GateConfig, name: str, new: Rows, old: Rows, rival: str
     return _compared(name, "set", rival, found, gate, 0.0, p, passed, told)
 
 
-def _perplexity_leg(gate: GateConfig, name: str, new: Rows, old: Rows, rival: str) -> Leg:
-    """The log-likelihood of a token fell by less than the log of the ratio beyond its error."""
+def _perplexity_leg(gate: GateConfig, kind: str, name: str, new: Rows, old: Rows, rival: str) -> Leg:
+    """The log-likelihood of a token fell by less than the log of the ratio beyond its error; of a `task`, it rose."""
     name, found = f"{name} perplexity against {rival}", compare(new, old)
     if found is None:
-        return _unpaired_leg(name, "forgetting", rival, new)
-    threshold = -math.log(gate.max_perplexity_ratio)
+        return _unpaired_leg(name, kind, rival, new)
+    ratio = 1.0 if kind == "task" else gate.max_perplexity_ratio
+    threshold = -math.log(ratio)
     p = found.p_above(threshold)
     passed = p < 1 - gate.confidence
     worst = math.exp(-found.lower(gate.confidence))
     told = (
         f"perplexity {math.exp(-found.value):.4g} against {math.exp(-found.baseline):.4g} of the {rival} on "
         f"{found.num_prompts} texts: {math.exp(-found.difference):.3f} times, with {gate.confidence:.0%} confidence "
-        f"{worst:.3f} times or less; less than {gate.max_perplexity_ratio:g} times is asked for"
+        f"{worst:.3f} times or less; less than {ratio:g} times is asked for"
     )
-    leg = _compared(name, "forgetting", rival, found, gate, threshold, p, passed, told)
+    leg = _compared(name, kind, rival, found, gate, threshold, p, passed, told)
     return {**leg, "value": math.exp(-found.value), "baseline": math.exp(-found.baseline)}
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.config import digest
+from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import GateError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.registry import mlmodel, provenance, registry
@@ -21,20 +22,21 @@ from bloomery.components.promotion.gate import data_legs, judge, limit_legs
 logger = logging.getLogger(__name__)
 
 
+@declare(reuse=False)
 def run(
     config: PromotionConfig,
     *,
     model: Annotated[Path, Reads("model/1")],
-    parent: Annotated[Path, Reads("model/1")],
     tasks: Annotated[Path, Reads("tasks/1")],
-    curated: Annotated[Path, Reads("document/2")],
-    unique: Annotated[Path, Reads("document/2")],
-    variants: Annotated[Path, Reads("variants/1")],
     candidate_results: Annotated[Path, Reads("eval_result/2")],
     base_results: Annotated[Path, Reads("eval_result/2")],
     champion_results: Annotated[Path, Reads("eval_result/2")],
     champion: Annotated[Path, Reads("model/1")],
     champion_version: Annotated[Path, Reads("registry/1")],
+    parent: Annotated[Path | None, Reads("model/1", optional=True)] = None,
+    variants: Annotated[Path | None, Reads("variants/1", optional=True)] = None,
+    curated: Annotated[Path | None, Reads("document/2", optional=True)] = None,
+    unique: Annotated[Path | None, Reads("document/2", optional=True)] = None,
     verdict: Annotated[Path, Writes("verdict/1")],
 ) -> dict[str, float]:
     """Judge `model` by its evaluation against that of the champion and of the base; register and promote it if it
@@ -42,7 +44,9 @@ def run(
 
     A candidate whose content is that of the champion is the champion: nothing is registered twice. One that another
     promotion overtook since the champion was read stays registered without alias, and is rejected. `parent`, the
-    candidate before quantisation, is published beside it: a later training can start from it.
+    candidate before quantisation, is published beside it: a later training can start from it. Without quantisation
+    there is none, nor `variants`, and the candidate is its own parent; `curated` and `unique` are there where documents
+    were curated and deduplicated.
     Writes:  verdict (verdict.json: status, reason, model name, version and aliases, digest of the judgement, every leg
              as in `gate`, and the version that training went on from, or "").
     Returns: promotion/promoted (1 or 0), promotion/legs, promotion/legs_passed.
@@ -54,7 +58,8 @@ def run(
         "base": artifact.read_table(base_results, "eval_result/2").to_pylist(),
         "champion": artifact.read_table(champion_results, "eval_result/2").to_pylist(),
     }
-    manifests = {name: artifact.read_manifest(path) for name, path in (("curated", curated), ("unique", unique))}
+    found = {"curated": curated, "unique": unique}
+    manifests = {name: artifact.read_manifest(path) if path else None for name, path in found.items()}
     named = json.loads((champion_version / "champion.json").read_text())
     name, current = named["registered_model"], named["champion_version"]
     candidate = artifact.read_manifest(model).digest
@@ -77,7 +82,7 @@ def run(
         reason = f"all {len(legs)} legs passed"
         if registry.available():
             lineage = _lineage(model, manifests, base_results, tasks) | {"verdict_digest": judgement["digest"]}
-            lineage[registry.PARENT] = checkpoints.publish(parent, config.models_uri)
+            lineage[registry.PARENT] = checkpoints.publish(parent or model, config.models_uri)
             if named["started_from"]:
                 lineage["started_from"] = f"version {named['started_from']}"
             text = card.write(
@@ -102,8 +107,10 @@ def run(
     }
 
 
-def _chosen(variants: Path) -> dict[str, Any]:
+def _chosen(variants: Path | None) -> dict[str, Any]:
     """The row of the variant that was chosen; an empty one if none says so."""
+    if variants is None:
+        return {}
     rows = json.loads((variants / "variants.json").read_text(encoding="utf-8"))
     return next((row for row in rows if row["chosen"]), {})
 
@@ -119,18 +126,21 @@ def _register(
     return registry.register(name, source, lineage, text)
 
 
-def _lineage(model: Path, manifests: dict[str, artifact.Manifest], base_results: Path, tasks: Path) -> dict[str, str]:
+def _lineage(
+    model: Path, manifests: dict[str, artifact.Manifest | None], base_results: Path, tasks: Path
+) -> dict[str, str]:
     """What the candidate was made from and by, as tags of the registered version; what is not known is left out."""
     asked = artifact.read_manifest(tasks)  # written by preflight, whose config names the base model
     base = str(asked.config.get("base_model", ""))
+    curated, unique = manifests["curated"], manifests["unique"]
     found = {
         "digest": artifact.read_manifest(model).digest,
         "base_model": Path(base).name if base.startswith("/") else base,
         "base_model_revision": "" if base.startswith("/") else str(asked.config.get("revision", "")),
         "base_model_digest": artifact.read_manifest(base_results).inputs.get("model", ""),
-        "sources_digest": manifests["curated"].inputs.get("sources", ""),
-        "curated_digest": manifests["curated"].digest,
-        "unique_digest": manifests["unique"].digest,
+        "sources_digest": curated.inputs.get("sources", "") if curated else "",
+        "curated_digest": curated.digest if curated else "",
+        "unique_digest": unique.digest if unique else "",
         "tasks_digest": asked.digest,
         "recipe_digest": registry.recipe_digest(),
         "bloomery": artifact.version(),

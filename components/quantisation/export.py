@@ -4,32 +4,26 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from bloomery.components.core import artifact
-from bloomery.components.core.config import parse
 from bloomery.components.core.errors import MissingExtraError
-from bloomery.components.quantisation.config import QuantisationConfig
+from bloomery.components.quantisation import apart
+from bloomery.components.quantisation.calibration import calibration_texts
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 
 APART = ("gptq_int4", "awq_int4", "smoothquant_int8", "fp8_dynamic")
 """Schemes of llm-compressor."""
 
 
-class CannotRun(Exception):
-    """This machine, or this model, cannot run the scheme; the message is the reason."""
-
-
-def installed(config: Mapping[str, Any]) -> bool:
+def installed(config: QuantisationConfig) -> bool:
     """True if nothing is `missing`: else the scheme may run tomorrow, and that it was skipped is no result to reuse."""
-    return not missing(parse(QuantisationConfig, config))
+    return not missing(config)
 
 
 def missing(config: QuantisationConfig) -> str:
     """What has to be installed before the scheme can run, as a sentence; "" if nothing."""
-    from bloomery.components.quantisation import apart
-
     try:
         if config.scheme in APART:
             apart.interpreter(config)
@@ -41,7 +35,7 @@ def missing(config: QuantisationConfig) -> str:
 
 
 def export(
-    config: QuantisationConfig, source: Path, chats: Path, target: Path, *, tasks: Path | None = None
+    config: QuantisationConfig, source: Path, chats: Path | None, target: Path, *, tasks: Path | None = None
 ) -> dict[str, Any]:
     """Write `source` to `target` in the scheme of `config`; returns what the scheme tells about itself. `tasks` is what
     a variant with `qat` watches its loss on.
@@ -60,11 +54,8 @@ def export(
     elif config.scheme in APART:
         from transformers import AutoTokenizer
 
-        from bloomery.components.quantisation import apart
-
         tokenizer = AutoTokenizer.from_pretrained(source)
-        sample = calibration_chats(chats, config.calibration_chats)
-        texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in sample]
+        texts = calibration_texts(tokenizer, chats, config.calibration_chats)
         apart.export(config, source, texts, target)
     elif config.scheme.startswith("bitsandbytes"):
         _bitsandbytes(config, source, target)
@@ -112,13 +103,6 @@ def _bitsandbytes(config: QuantisationConfig, source: Path, target: Path) -> Non
     network = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype="auto")
     network.save_pretrained(target)
     AutoTokenizer.from_pretrained(source).save_pretrained(target)
-
-
-def calibration_chats(chats: Path, count: int) -> list[list[dict[str, str]]]:
-    """The messages of `count` chats of the training mix: those of the lowest ids, which are digests and so a sample
-    that every run draws alike."""
-    rows = artifact.read_table(chats, "chat/1").sort_by("id").slice(0, count)
-    return rows["messages"].to_pylist()
 
 
 def sort_header(file: Path) -> None:

@@ -15,8 +15,8 @@ from typing import Any
 
 from bloomery.components.core.modelling import checkpoints, templates
 from bloomery.components.quantisation import k_quants
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun, calibration_chats
+from bloomery.components.quantisation.calibration import calibration_texts
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 
 BLOCK = 32
 """Weights that share a scale in Q8_0, Q5_0 and Q4_0: a row must be a multiple of it."""
@@ -24,7 +24,7 @@ FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 """What a matrix is written in whose rows are no multiple of 256, as llama-quantize has it."""
 
 
-def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) -> None:
+def export(config: QuantisationConfig, source: Path, chats: Path | None, target: Path) -> None:
     """Write model.gguf to `target`, and beside it config and tokenizer as they are in `source`.
 
     Norms stay in 32 bits, embeddings and head in 16 where `config.embeddings` is false.
@@ -64,8 +64,7 @@ def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) 
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    sample = calibration_chats(chats, config.calibration_chats)
-    texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in sample]
+    texts = calibration_texts(tokenizer, chats, config.calibration_chats)
     _check_tokenizer(config, AutoTokenizer.from_pretrained(target, gguf_file=file.name), tokenizer, texts)
     settings.save_pretrained(target)
     network.generation_config.save_pretrained(target)

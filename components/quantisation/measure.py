@@ -17,9 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import BloomeryError, DataError
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, templates
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.core.step import configure_logging
@@ -52,12 +51,17 @@ def measure(model: Path, tasks: Path) -> dict[str, Any]:
     _import_libraries(model)
     before = _restart_peak()
     loaded = Generator.load(model)
-    times = latency(loaded, [row.prompt for row in prompts])
+    times = latency(loaded, [templates.prompt_tokens(loaded.tokenizer, row.messages, row.tools) for row in prompts])
     memory_bytes = _peak() - before
     answers: list[str] = []
     for name in verifiable:
-        asked = [row.prompt for row in prompts if row.task == name]
-        answers += [text for (text,) in loaded.generate(asked, max_new_tokens=known.configs[name].max_new_tokens)]
+        mine = [row for row in prompts if row.task == name]
+        told = loaded.generate(
+            [row.messages for row in mine],
+            tools=[row.tools for row in mine],
+            max_new_tokens=known.configs[name].max_new_tokens,
+        )
+        answers += [text for (text,) in told]
     return {
         "bytes": checkpoints.num_bytes(model),
         "answers": answers,
@@ -69,18 +73,15 @@ def measure(model: Path, tasks: Path) -> dict[str, Any]:
     }
 
 
-def latency(generator: Generator, prompts: list[str]) -> dict[str, float]:
-    """prefill_tokens of the prompt of median length, medians of prefill_seconds and decode_seconds_per_token at batch
-    size 1, and kv_cache_bytes_per_token after it; one prefill and one answer go before, unmeasured."""
+def latency(generator: Generator, prompts: list[list[int]]) -> dict[str, float]:
+    """prefill_tokens of the prompt (token ids) of median length, medians of prefill_seconds and
+    decode_seconds_per_token at batch size 1, and kv_cache_bytes_per_token after it; one prefill and one answer go
+    before, unmeasured."""
     import torch
 
-    texts = [
-        generator.tokenizer.apply_chat_template(chat(prompt), add_generation_prompt=True, tokenize=False)
-        for prompt in prompts
-    ]
-    text = sorted(texts, key=lambda text: (len(text), text))[len(texts) // 2]
     device = generator.model.device
-    ids_1L = generator.tokenizer(text, add_special_tokens=False, return_tensors="pt")["input_ids"].to(device)
+    median = sorted(prompts, key=lambda ids: (len(ids), ids))[len(prompts) // 2]
+    ids_1L = torch.tensor([median], device=device)
     finish: Callable[[], Any] = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     prefills, decodes = [], []
     with torch.inference_mode():

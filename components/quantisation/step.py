@@ -13,21 +13,23 @@ from typing import Annotated, Any
 
 from bloomery.components.core import artifact, errors
 from bloomery.components.core.artifact import Reads, Writes
+from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import ModelError
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun, export
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
+from bloomery.components.quantisation.export import export, installed
 
 logger = logging.getLogger(__name__)
 
 
+@declare(accelerator=True, reuse=installed)
 def run(
     config: QuantisationConfig,
     *,
     base_model: Annotated[Path, Reads("model/1")],
     tasks: Annotated[Path, Reads("tasks/1")],
-    chats: Annotated[Path, Reads("chat/1")],
     model: Annotated[Path, Writes("model/1")],
     measurement: Annotated[Path, Writes("measurement/1")],
+    chats: Annotated[Path | None, Reads("chat/2", optional=True)] = None,
 ) -> dict[str, float]:
     """Write `base_model` in the scheme of `config` to `model`, and what a fresh process measured on it.
 

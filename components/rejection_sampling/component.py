@@ -1,5 +1,7 @@
 """The kfp component of `rejection_sampling`."""
 
+from typing import Optional
+
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Metrics, Model, Output
 
@@ -11,13 +13,13 @@ def rejection_sampling(
     stage: str,
     config: dict,
     base_model: Input[Model],
-    chats: Input[Dataset],
-    prompts: Input[Dataset],
     tasks: Input[Dataset],
     sampled_chats: Output[Dataset],
     preferences: Output[Dataset],
     rejects: Output[Dataset],
     metrics: Output[Metrics],
+    chats: Optional[Input[Dataset]] = None,  # noqa: UP045
+    prompts: Optional[Input[Dataset]] = None,  # noqa: UP045
 ):
     """Sample answers, verify them, keep the right ones."""
     from bloomery.components.core.step import run_step

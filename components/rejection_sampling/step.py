@@ -12,37 +12,45 @@ from typing import Annotated, Any
 
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
-from bloomery.components.core.data.chats import chat
+from bloomery.components.core.data.chats import as_text, identity, message
+from bloomery.components.core.declare import declare
+from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.records import Chat, Preference, Prompt, Reject, content_id
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 
 
+@declare(accelerator=True)
 def run(
     config: RejectionSamplingConfig,
     *,
     base_model: Annotated[Path, Reads("model/1")],
-    chats: Annotated[Path, Reads("chat/1")],
-    prompts: Annotated[Path, Reads("prompt/1")],
     tasks: Annotated[Path, Reads("tasks/1")],
-    sampled_chats: Annotated[Path, Writes("chat/1")],
-    preferences: Annotated[Path, Writes("preference/1")],
+    chats: Annotated[Path | None, Reads("chat/2", optional=True)] = None,
+    prompts: Annotated[Path | None, Reads("prompt/2", optional=True)] = None,
+    sampled_chats: Annotated[Path, Writes("chat/2")],
+    preferences: Annotated[Path, Writes("preference/2")],
     rejects: Annotated[Path, Writes("reject/1")],
 ) -> dict[str, float]:
     """Sample answers to `prompts` from `base_model`, verify them, and write `chats` plus the accepted ones.
 
     Right is a score of `min_score` or more: such answers are accepted and chosen, the others rejected.
-    Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need), tasks.
+    Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need; none: the
+             unlabelled questions of the domain tasks, or the training ones where there are none), tasks.
     Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest
              failure).
+    Raises:  DataError if there is no question.
     Returns: rejection_sampling/prompts, /accepted_chats, /preferences, /pass_at_1 (mean share of right samples),
              /pass_at_k (share of prompts with a right one).
     """
     known = Tasks(tasks)
-    rows = [Prompt(**row) for row in artifact.read_table(prompts, "prompt/1").to_pylist()]
-    seeds = artifact.read_table(chats, "chat/1").to_pylist()
-    answered = {row["messages"][0]["content"] for row in seeds}
+    given = artifact.read_table(prompts, "prompt/2").to_pylist() if prompts else []
+    rows = [Prompt.model_construct(**row) for row in given] or known.to_sample_from("domain")
+    if not rows:
+        raise DataError("rejection_sampling: no domain task has questions in `unlabelled` or `train`; add such a split")
+    seeds = artifact.read_table(chats, "chat/2").to_pylist() if chats else []
+    answered = {identity(row["messages"][:-1], row["tools"]) for row in seeds}
     answers = sample(Generator.load(base_model), rows, known, config)
 
     accepted: list[dict[str, Any]] = []
@@ -65,18 +73,18 @@ def run(
                     "source": row.task,
                     "reason": "no_right_sample",
                     "detail": detail,
-                    "text": row.prompt[:500],
+                    "text": as_text(row.messages)[:500],
                 }
             )
-        elif row.prompt not in answered:
+        elif identity(row.messages, row.tools) not in answered:
             accepted += [_chat(row, text) for text in right[: config.accepted_per_prompt]]
         for position in range(min(config.pairs_per_prompt, len(wrong)) if right else 0):
             pairs.append(_pair(row, right[position % len(right)], wrong[position]))
 
     artifact.write_rows(
-        sampled_chats, "chat/1", Chat.table(seeds + accepted), rows_in=len(seeds), rows_made=len(accepted)
+        sampled_chats, "chat/2", Chat.table(seeds + accepted), rows_in=len(seeds), rows_made=len(accepted)
     )
-    artifact.write_rows(preferences, "preference/1", Preference.table(pairs), rows_in=0, rows_made=len(pairs))
+    artifact.write_rows(preferences, "preference/2", Preference.table(pairs), rows_in=0, rows_made=len(pairs))
     artifact.write_rows(rejects, "reject/1", Reject.table(failed))
     return {
         "rejection_sampling/prompts": float(len(rows)),
@@ -87,13 +95,14 @@ def run(
     }
 
 
-def sample(generator: Generator, rows: list[Prompt], tasks: Tasks, config: RejectionSamplingConfig) -> list[list[str]]:
+def sample(generator: Generator, rows: list[Any], tasks: Tasks, config: RejectionSamplingConfig) -> list[list[str]]:
     """`num_samples` answers to each row, in order; tasks may differ in their longest answer."""
     answers: list[list[str]] = [[] for _ in rows]
     for name, task in tasks.configs.items():
         mine = [index for index, row in enumerate(rows) if row.task == name]
         texts = generator.generate(
-            [rows[index].prompt for index in mine],
+            [rows[index].messages for index in mine],
+            tools=[rows[index].tools for index in mine],
             max_new_tokens=task.max_new_tokens,
             num_samples=config.num_samples,
             temperature=config.temperature,
@@ -105,17 +114,23 @@ def sample(generator: Generator, rows: list[Prompt], tasks: Tasks, config: Rejec
     return answers
 
 
-def _chat(row: Prompt, answer: str) -> dict[str, Any]:
-    messages = chat(row.prompt, answer)
+def _chat(row: Any, answer: str) -> dict[str, Any]:
     return {
-        "id": content_id(row.prompt, answer),
-        "messages": messages,
+        "id": content_id(identity(row.messages, row.tools), answer),
+        "messages": [*row.messages, message("assistant", answer)],
+        "tools": row.tools,
         "task": row.task,
         "origin": "sampled",
         "parent": row.id,
     }
 
 
-def _pair(row: Prompt, chosen: str, rejected: str) -> dict[str, Any]:
-    key = content_id(row.prompt, chosen, rejected)
-    return {"id": key, "task": row.task, "prompt": row.prompt, "chosen": chosen, "rejected": rejected}
+def _pair(row: Any, chosen: str, rejected: str) -> dict[str, Any]:
+    return {
+        "id": content_id(identity(row.messages, row.tools), chosen, rejected),
+        "task": row.task,
+        "messages": row.messages,
+        "tools": row.tools,
+        "chosen": [message("assistant", chosen)],
+        "rejected": [message("assistant", rejected)],
+    }

@@ -6,16 +6,18 @@ from pathlib import Path
 from typing import Annotated
 
 from bloomery.components.core.artifact import Reads, Writes
+from bloomery.components.core.declare import declare
 from bloomery.components.core.modelling import checkpoints, training
 from bloomery.components.core.modelling.fine_tuning import fine_tune
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.sft.config import SftConfig
 
 
+@declare(accelerator=True)
 def run(
     config: SftConfig,
     *,
-    chats: Annotated[Path, Reads("chat/1")],
+    chats: Annotated[Path, Reads("chat/2")],
     tasks: Annotated[Path, Reads("tasks/1")],
     base_model: Annotated[Path, Reads("model/1")],
     model: Annotated[Path, Writes("model/1")],

@@ -1,5 +1,7 @@
 """synthetic_data as a pipeline component."""
 
+from typing import Optional
+
 from kfp import dsl
 from kfp.dsl import Dataset, Input, Metrics, Output
 
@@ -10,16 +12,17 @@ from bloomery.infra.images import CPU_IMAGE
 def synthetic_data(
     stage: str,
     config: dict,
-    documents: Input[Dataset],
     tasks: Input[Dataset],
+    seeds: Input[Dataset],
     chats: Output[Dataset],
     prompts: Output[Dataset],
     rejects: Output[Dataset],
     metrics: Output[Metrics],
+    documents: Optional[Input[Dataset]] = None,  # noqa: UP045
 ):
     """Chats to imitate and prompts to sample from, verified and deduplicated."""
     from bloomery.components.core.step import run_step
     from bloomery.components.synthetic_data.step import run
 
-    inputs = {"documents": documents, "tasks": tasks}
+    inputs = {"documents": documents, "tasks": tasks, "seeds": seeds}
     run_step(run, stage, config, inputs, {"chats": chats, "prompts": prompts, "rejects": rejects}, metrics)

@@ -12,8 +12,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
-from bloomery.components.core.artifact import Reads, Writes, read_table, write_rows
-from bloomery.components.core.data.chats import chat
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from bloomery.components.core.artifact import Reads, Shards, Writer, Writes, read_table, write_rows
+from bloomery.components.core.data.chats import Turn, as_text, chat, identity
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.records import Chat, Prompt, Reject, content_id
 from bloomery.components.core.scoring.tasks import Tasks
@@ -29,23 +32,25 @@ Row = dict[str, Any]
 def run(
     config: SyntheticDataConfig,
     *,
-    documents: Annotated[Path, Reads("document/2")],
     tasks: Annotated[Path, Reads("tasks/1")],
-    chats: Annotated[Path, Writes("chat/1")],
-    prompts: Annotated[Path, Writes("prompt/1")],
+    seeds: Annotated[Path, Reads("chat/2")],
+    documents: Annotated[Path | None, Reads("document/2", optional=True)] = None,
+    chats: Annotated[Path, Writes("chat/2")],
+    prompts: Annotated[Path, Writes("prompt/2")],
     rejects: Annotated[Path, Writes("reject/1")],
 ) -> dict[str, float]:
     """Make chats of the domain tasks from training questions and from documents, and vary what and how they ask.
 
-    Training questions of safety tasks join as they are, so that their share is that of the recipe; those of general
-    tasks too (origin `replay`), so that fine-tuning forgets less.
+    Seeds of safety tasks join as they are, so that their share is that of the recipe; those of general tasks too
+    (origin `replay`), so that fine-tuning forgets less. Chats that are no task's seeds are passed on last, as they are.
 
-    Reads:   documents (document/2), tasks (tasks/1)
-    Writes:  chats (chat/1, origin `seed`, `replay`, `document`, `recombined` or `augmented`), prompts
-             (prompt/1: unlabelled questions of the domain tasks, or the training ones where there are
-             none), rejects (reject/1)
-    Returns: synthetic_data/chats and chats_<origin>, prompts, rejects and rejects_<reason>,
-             augmented_fraction
+    Reads:   documents (document/2), tasks (tasks/1), seeds (chat/2: the tasks' training questions with their answers,
+             and given chats)
+    Writes:  chats (chat/2, origin `seed`, `replay`, `document`, `recombined`, `augmented`, and those passed on),
+             prompts (prompt/2: unlabelled questions of the domain tasks, or the training ones where there are none),
+             rejects (reject/1)
+    Returns: synthetic_data/chats and chats_<origin>, prompts, rejects and rejects_<reason>, augmented_fraction (of
+             those not passed on)
     Raises:  ConfigError if a pattern names no task, DataError if no chat is left.
     """
     task_set = Tasks(tasks)
@@ -55,39 +60,58 @@ def run(
             where = f"synthetic_data.extract.{index}.task"
             raise ConfigError(f"{where}: found '{pattern.task}'; the recipe's tasks are: {known}")
     sorter = _Sorter(task_set)
-    seeds, safe, replayed = (_answered(task_set, role, "train") for role in ("domain", "safety", "general"))
-    for prompt in seeds:
-        sorter.add(prompt.task, prompt.prompt, prompt.reference, origin="seed", parent=prompt.id)
-    for document in read_table(documents, "document/2").to_pylist() if config.extract else ():
+    given = Shards(seeds, "chat/2")
+    by_role = _seeds(given, task_set)
+    for seed in by_role["domain"]:
+        sorter.take(seed)
+    for document in read_table(documents, "document/2").to_pylist() if config.extract and documents else ():
         for pattern, prompt, answer in _found_in(document["text"], config.extract):
-            sorter.add(pattern.task, prompt, answer, origin="document", parent=document["id"])
+            sorter.add(chat(prompt, answer), task=pattern.task, origin="document", parent=document["id"])
     _recombine(sorter, config)
     _augment(sorter, config)
-    if not sorter.chats:
+    num_given = given.num_rows - sum(map(len, by_role.values()))
+    if not sorter.chats and not num_given:
         raise DataError(_nothing_left(task_set, sorter))
-    for prompt in safe:
-        sorter.add(prompt.task, prompt.prompt, prompt.reference, origin="seed", parent=prompt.id)
-    for prompt in replayed:
-        sorter.add(prompt.task, prompt.prompt, prompt.reference, origin="replay", parent=prompt.id)
+    for seed in by_role["safety"] + by_role["general"]:
+        sorter.take(seed)
     reasons = Counter(row["reason"] for row in sorter.rejects)
-    entered = len(seeds) + len(safe) + len(replayed)
-    made = len(sorter.chats) + len(sorter.rejects) - entered
-    write_rows(chats, "chat/1", Chat.table(sorter.chats), rows_in=entered, rows_made=made, dropped=reasons)
+    made = len(sorter.chats) + num_given + len(sorter.rejects) - given.num_rows
+    writer = Writer(chats, "chat/2")
+    writer.add(Chat.table(sorter.chats))
+    for table, _ in given.tables():
+        writer.add(table.filter(pc.invert(_is_seed(table, task_set))))
+    writer.close(rows_in=given.num_rows, rows_made=made, dropped=reasons)
     write_rows(rejects, "reject/1", Reject.table(sorter.rejects))
-    asked = _answered(task_set, "domain", "unlabelled") or seeds
-    write_rows(prompts, "prompt/1", Prompt.table([prompt.model_dump() for prompt in asked]))
+    asked = task_set.to_sample_from("domain")
+    write_rows(prompts, "prompt/2", Prompt.table([dict(prompt) for prompt in asked]))
     origins = Counter(row["origin"] for row in sorter.chats)
-    kept = dict(origins)
-    logger.info("%d chats %s, %d prompts; dropped: %s", len(sorter.chats), kept, len(asked), dict(reasons))
+    kept = {**origins, **({"given": num_given} if num_given else {})}
+    logger.info("%d chats %s, %d prompts; dropped: %s", writer.rows, kept, len(asked), dict(reasons))
     metrics = {
-        "chats": len(sorter.chats),
+        "chats": writer.rows,
         **{f"chats_{origin}": origins[origin] for origin in ("seed", "replay", "document", "recombined", "augmented")},
-        "augmented_fraction": origins["augmented"] / len(sorter.chats),
+        **({"chats_given": num_given} if num_given else {}),
+        "augmented_fraction": origins["augmented"] / max(1, len(sorter.chats)),
         "prompts": len(asked),
         "rejects": len(sorter.rejects),
         **{f"rejects_{reason}": count for reason, count in sorted(reasons.items())},
     }
     return {f"synthetic_data/{name}": float(value) for name, value in metrics.items()}
+
+
+def _is_seed(table: pa.Table, tasks: Tasks) -> pa.ChunkedArray:
+    """Which chats are questions of a task, as preflight made them."""
+    is_own = pc.is_in(table["task"], pa.array(list(tasks.configs), pa.string()))
+    return pc.and_(pc.is_in(table["origin"], pa.array(["seed", "replay"])), is_own)
+
+
+def _seeds(given: Shards, tasks: Tasks) -> dict[str, list[Row]]:
+    """The tasks' own chats by the role of their task, in stored order."""
+    found: dict[str, list[Row]] = {"domain": [], "safety": [], "general": []}
+    for table, _ in given.tables():
+        for row in table.filter(_is_seed(table, tasks)).to_pylist():
+            found[tasks.configs[row["task"]].role].append(row)
+    return found
 
 
 class _Sorter:
@@ -98,13 +122,20 @@ class _Sorter:
         self.rejects: list[Row] = []
         self._tasks = tasks
         held_out = [*tasks.prompts(), *tasks.prompts("validation")]
-        self._held_out = {_loose(prompt.prompt): prompt for prompt in held_out if prompt.prompt}
+        self._held_out = {_loose(as_text(row.messages)): row for row in held_out if row.messages}
         self._seen: dict[str, str] = {}
         self._wordings: set[str] = set()
 
-    def add(self, task: str, prompt: str, answer: str, *, origin: str, parent: str) -> None:
-        """Keep a sample that is new, verified, and asked by no evaluation set."""
-        sample = content_id(task, prompt, answer)
+    def take(self, seed: Row) -> None:
+        """Keep a task's own chat, if it may be kept."""
+        facts = {name: seed[name] for name in ("tools", "task", "origin", "parent")}
+        self.add(seed["messages"], **facts)
+
+    def add(self, messages: list[Turn], *, task: str, origin: str, parent: str, tools: str = "") -> None:
+        """Keep a sample that is new, verified, and asked by no evaluation set; `messages` end with the answer."""
+        *asked, last = messages
+        prompt, answer = as_text(asked), last["content"]
+        sample = content_id(task, identity(asked, tools), answer)
         reason, detail = self._verdict(task, prompt, answer, origin)
         if reason:
             facts = {"source": f"{origin}:{parent}", "reason": reason, "detail": detail}
@@ -112,8 +143,8 @@ class _Sorter:
             return
         self._seen.setdefault(_loose(prompt), sample)
         self._wordings.add(_exact(prompt))
-        facts = {"task": task, "origin": origin, "parent": parent}
-        self.chats.append({"id": sample, "messages": chat(prompt, answer), **facts})
+        facts = {"tools": tools, "task": task, "origin": origin, "parent": parent}
+        self.chats.append({"id": sample, "messages": messages, **facts})
 
     def _verdict(self, task: str, prompt: str, answer: str, origin: str) -> tuple[str, str]:
         """(reason, detail), or two empty strings where the sample is good."""
@@ -138,15 +169,6 @@ class _Sorter:
         return "", ""
 
 
-def _answered(tasks: Tasks, role: str, split: str) -> list[Any]:
-    """The questions of a split of the tasks of `role` that have answers to verify."""
-    return [
-        prompt
-        for prompt in tasks.prompts(split)
-        if tasks.configs[prompt.task].role == role and not tasks.is_scored_by_likelihood(prompt.task)
-    ]
-
-
 def _found_in(text: str, patterns: list[ExtractConfig]) -> Iterator[tuple[ExtractConfig, str, str]]:
     """(pattern, prompt, answer) of every match in a document."""
     for pattern in patterns:
@@ -158,14 +180,14 @@ def _found_in(text: str, patterns: list[ExtractConfig]) -> Iterator[tuple[Extrac
 def _recombine(sorter: _Sorter, config: SyntheticDataConfig) -> None:
     """Ask every chat so far about other things, `recombined_per_chat` times."""
     parents = list(sorter.chats)
-    numbers = numbers_in([parent["messages"][1]["content"] for parent in parents])
+    numbers = numbers_in([parent["messages"][-1]["content"] for parent in parents])
     rng = random.Random(config.seed)
-    for parent in parents:
-        question, answer = (message["content"] for message in parent["messages"])
+    for parent in filter(_may_vary, parents):
+        question, answer = (turn["content"] for turn in parent["messages"][-2:])
         for _ in range(config.recombined_per_chat):
             asked, answered = recombine(question, answer, config.entities, numbers, rng)
             if asked != question:
-                sorter.add(parent["task"], asked, answered, origin="recombined", parent=parent["id"])
+                sorter.add(_other(parent, asked, answered), **_lineage(parent, "recombined"))
 
 
 def _augment(sorter: _Sorter, config: SyntheticDataConfig) -> None:
@@ -174,13 +196,27 @@ def _augment(sorter: _Sorter, config: SyntheticDataConfig) -> None:
     wanted = int(config.augmented_share / (1 - config.augmented_share) * len(parents))
     rng = random.Random(config.seed)
     available = rules(config.synonyms)
-    for parent in rng.sample(parents, len(parents)):
+    for parent in filter(_may_vary, rng.sample(parents, len(parents))):
         if len(sorter.chats) - len(parents) >= wanted:
             return
-        question, answer = (message["content"] for message in parent["messages"])
+        question, answer = (turn["content"] for turn in parent["messages"][-2:])
         varied = augment(question, available, rng)
         if varied != question:
-            sorter.add(parent["task"], varied, answer, origin="augmented", parent=parent["id"])
+            sorter.add(_other(parent, varied, answer), **_lineage(parent, "augmented"))
+
+
+def _may_vary(chat: Row) -> bool:
+    """Whether all of a chat is one question, with or without a system prompt: in a longer one the other turns would no
+    longer fit."""
+    return [turn["role"] for turn in chat["messages"] if turn["role"] != "system"] == ["user", "assistant"]
+
+
+def _other(parent: Row, question: str, answer: str) -> list[Turn]:
+    return [*parent["messages"][:-2], *chat(question, answer)]
+
+
+def _lineage(parent: Row, origin: str) -> dict[str, str]:
+    return {"task": parent["task"], "origin": origin, "parent": parent["id"], "tools": parent["tools"]}
 
 
 def _exact(text: str) -> str:

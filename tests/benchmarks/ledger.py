@@ -15,8 +15,10 @@ import tempfile
 import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from bloomery.components.core.artifact import read_table, seal, write_rows
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.data.tables import SourceConfig, list_files, read_rows
 from bloomery.components.core.records import Indexed, Prompt, Source, content_id
 from bloomery.components.core.scoring.tasks import TaskConfig
@@ -103,7 +105,7 @@ def deduplicate(data: Path, folder: Path) -> None:
         ).model_dump(mode="json")
         for name, (template, kind, splits) in tasks.items()
     }
-    write_rows(folder / "tasks", "prompt/1", Prompt.table(prompts))
+    write_rows(folder / "tasks", "prompt/2", Prompt.table(prompts))
     (folder / "tasks" / "tasks.json").write_text(json.dumps(configs), encoding="utf-8")
     seal(folder / "tasks", "tasks/1")
     write_rows(folder / "known", "index/1", Indexed.table([]))
@@ -121,10 +123,10 @@ def deduplicate(data: Path, folder: Path) -> None:
     )
 
 
-def task_row(task: str, split: str, prompt: str, reference: str) -> dict[str, str]:
-    """A prompt/1 row."""
+def task_row(task: str, split: str, prompt: str, reference: str) -> dict[str, Any]:
+    """A prompt/2 row."""
     row = {"id": content_id(task, split, prompt, reference), "task": task, "split": split}
-    return {**row, "prompt": prompt, "reference": reference, "group": ""}
+    return {**row, "messages": chat(prompt) if prompt else [], "tools": "", "reference": reference, "group": ""}
 
 
 def by_place(path: Path, schema: str) -> dict[str, dict]:

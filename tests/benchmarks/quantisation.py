@@ -1,7 +1,7 @@
 """What each scheme saves and costs: `python tests/benchmarks/quantisation.py [MODEL TASKS CHATS]`.
 
 On a random Llama of 95 M parameters in bfloat16 (sizes, memory and latencies), and on the trained checkpoint MODEL with
-its tasks/1 and chat/1 artifacts, as a run's journal names them (quality, too). Writes quantisation.json beside itself;
+its tasks/1 and chat/2 artifacts, as a run's journal names them (quality, too). Writes quantisation.json beside itself;
 the exit code is 1 if int8 saves less than 1.9 times or int4 less than 3.3 times of 16 bits on the large model, with
 embeddings counted, or if the chosen variant of the trained model loses more than a point.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.records import Prompt, content_id
 from bloomery.components.core.scoring.statistics import Z95
@@ -183,13 +184,20 @@ def random_model(folder: Path) -> tuple[Path, Path, Path]:
     echo = {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 8}
     (tasks / "tasks.json").write_text(json.dumps({"echo": echo}))
     rows = [
-        {"task": "echo", "split": "validation", "group": "", "prompt": f"{'word ' * 4}{i}", "reference": str(i)}
+        {
+            "id": content_id("echo", f"{'word ' * 4}{i}", str(i)),
+            "task": "echo",
+            "split": "validation",
+            "group": "",
+            "messages": chat(f"{'word ' * 4}{i}"),
+            "tools": "",
+            "reference": str(i),
+        }
         for i in range(4)
     ]
-    rows = [{"id": content_id(row["task"], row["prompt"], row["reference"]), **row} for row in rows]
-    artifact.write_rows(tasks, "prompt/1", Prompt.table(rows))
+    artifact.write_rows(tasks, "prompt/2", Prompt.table(rows))
     artifact.seal(tasks, "tasks/1", rows=len(rows))
-    artifact.write_rows(folder / "chats", "chat/1", Chat.table([]))
+    artifact.write_rows(folder / "chats", "chat/2", Chat.table([]))
     return folder / "model", tasks, folder / "chats"
 
 

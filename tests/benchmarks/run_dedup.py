@@ -24,7 +24,7 @@ def deduplicate(documents: Path, folder: Path, threshold: float) -> list[str]:
     for name in ("tasks", "encoder"):
         (folder / name).mkdir(parents=True)
     (folder / "tasks" / "tasks.json").write_text("{}")
-    artifact.write_rows(folder / "tasks", "prompt/1", Prompt.table([]))
+    artifact.write_rows(folder / "tasks", "prompt/2", Prompt.table([]))
     artifact.seal(folder / "tasks", "tasks/1")
     artifact.seal(folder / "encoder", "model/1")
     artifact.write_rows(folder / "known", "index/1", Indexed.table([]))

@@ -15,6 +15,7 @@ import requests
 import yaml
 from service import Service
 
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError, MissingExtraError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.generation import Generator
@@ -52,10 +53,8 @@ def project(tmp_path_factory, tiny_model, engine):
         "registered_model": "colours",
         "base_model": "base",
         "tasks": {"c": {"role": "domain", "templates": template, "verifier": {"kind": "exact"}, "splits": split}},
-        "data_curation": {"sources": [{"name": "docs", "path": "docs"}]},
+        "stages": ["synthetic_data", {"sft": {"learning_rate": 1e-3, "epochs": 1, "max_length": 64}}],
         "serving": {"engine": engine, "vllm_arguments": ["--enforce-eager"]},
-        **{step: {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "max_length": 64} for step in ("cpt", "dpo")},
-        **{step: {"learning_rate": 1e-3, "epochs": 1, "batch_size": 8, "max_length": 64} for step in ("sft", "sft_2")},
     }
     (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     tiny, tokenizer = checkpoints.load(tiny_model)
@@ -85,7 +84,8 @@ def service(project):
 
 
 def test_a_greedy_answer_is_the_one_that_evaluation_saw(service, project):
-    expected = [answers[0] for answers in Generator.load(project[0] / "first").generate(PROMPTS, max_new_tokens=16)]
+    generator = Generator.load(project[0] / "first")
+    expected = [answers[0] for answers in generator.generate([*map(chat, PROMPTS)], max_new_tokens=16)]
     assert all(expected)
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(service.answer, PROMPTS)) == expected
@@ -168,7 +168,7 @@ def test_other_routes_answer_too(service):
 def test_a_new_champion_answers_and_no_request_fails(service, project):
     folder, client = project
     checkpoints = (folder / "first", folder / "second")
-    old, new = (Generator.load(path).generate(["x"], max_new_tokens=16)[0][0] for path in checkpoints)
+    old, new = (Generator.load(path).generate([chat("x")], max_new_tokens=16)[0][0] for path in checkpoints)
     assert old != new
     seen, failures, done = [], [], threading.Event()
 

@@ -27,7 +27,7 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import Config, LocalPath
 from bloomery.components.core.data.formats import RAW_CHARACTERS, READERS, RawRow, TooLarge, read_whole
 from bloomery.components.core.errors import DataError, MissingExtraError, ServiceError, from_os_error
 
@@ -55,7 +55,7 @@ _SPOOL_BYTES = 64 * 2**20
 class RowSource(Config):
     """Rows of a file, folder or URI, and which of them are meant."""
 
-    path: str
+    path: LocalPath
     """File, folder, glob or URI: JSONL, JSON, CSV, TSV, Parquet, text, Markdown or HTML, also compressed."""
     where: dict[str, Any] = {}
     """Keep the rows whose fields have these values."""

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core.data.chats import chat
 from bloomery.components.core.modelling import checkpoints, templates
+from bloomery.components.core.modelling.likelihood import log_likelihoods, rows_of_logits
 
 MAX_BATCH_TOKENS = 16_384
 """Prompts times (prompt + answer) tokens of one batch; bounds the KV cache: 512 sequences of a short-answer task,
@@ -30,17 +30,17 @@ class Generator:
 
     def generate(
         self,
-        prompts: Sequence[str],
+        prompts: Sequence[Sequence[dict[str, Any]]],
         *,
         max_new_tokens: int,
         num_samples: int = 1,
         temperature: float = 0.0,
         top_p: float = 1.0,
         seed: int = 0,
-        before: Sequence[dict[str, str]] = (),
+        tools: Sequence[str] = (),
         composition: int = 0,
     ) -> list[list[str]]:
-        """`num_samples` answers to each user turn, in order; `before` holds messages that precede every one.
+        """`num_samples` answers to each conversation, in order; `tools`, where given, holds the tools of each.
 
         Temperature 0 is greedy. Prompts are answered in order of length, so that a batch holds little padding; the same
         arguments give the same answers. Another `composition` answers the same prompts in smaller batches with other
@@ -49,12 +49,14 @@ class Generator:
         import torch
         from transformers import LogitsProcessorList
 
-        asked = [templates.prompt_tokens(self.tokenizer, [*before, *chat(prompt)]) for prompt in prompts]
+        told = zip(prompts, tools or [""] * len(prompts), strict=True)
+        asked = [templates.prompt_tokens(self.tokenizer, messages, own) for messages, own in told]
         answers: list[list[str]] = [[] for _ in asked]
         ends = templates.end_tokens(self.tokenizer, self.model.generation_config)
         torch.manual_seed(seed)
         choice = LogitsProcessorList([_choice(temperature, top_p)] if temperature > 0 else [])
-        for batch in _batches(asked, max_new_tokens, num_samples, composition):
+        most_rows = rows_of_logits(self.model)
+        for batch in _batches(asked, max_new_tokens, num_samples, composition, most_rows):
             ids_BL, mask_BL = left_padded([asked[index] for index in batch], templates.pad_token(self.tokenizer))
             with torch.inference_mode():
                 output = self.model.generate(
@@ -81,30 +83,9 @@ class Generator:
 
         A text is scored from its first token where the tokenizer writes a BOS before it, else from its second.
         """
-        import torch
-
-        if not texts:
-            return []
-        sequences = [templates.text_tokens(self.tokenizer, text)[:max_length] for text in texts]
-        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-        scores: list[tuple[float, int]] = [(0.0, 0)] * len(sequences)
-        for start in range(0, len(order), 32):
-            batch = [index for index in order[start : start + 32] if len(sequences[index]) > 1]
-            if not batch:
-                continue
-            width = max(len(sequences[index]) for index in batch)
-            ids_BL = torch.full((len(batch), width), templates.pad_token(self.tokenizer))
-            mask_BL = torch.zeros((len(batch), width), dtype=torch.long)
-            for row, index in enumerate(batch):
-                ids_BL[row, : len(sequences[index])] = torch.tensor(sequences[index])
-                mask_BL[row, : len(sequences[index])] = 1
-            ids_BL, mask_BL = ids_BL.to(self.model.device), mask_BL.to(self.model.device)
-            with torch.inference_mode():
-                logits_BLV = self.model(input_ids=ids_BL, attention_mask=mask_BL).logits[:, :-1].float()
-            nats_BL = torch.log_softmax(logits_BLV, -1).gather(-1, ids_BL[:, 1:, None])[..., 0] * mask_BL[:, 1:]
-            for row, index in enumerate(batch):
-                scores[index] = (float(nats_BL[row].double().sum()), int(mask_BL[row, 1:].sum()))
-        return scores
+        rows = [templates.text_tokens(self.tokenizer, text) for text in texts]
+        begun = [row[:1] == [self.tokenizer.bos_token_id] for row in rows]
+        return log_likelihoods(self.model, [row[: max_length + bos] for row, bos in zip(rows, begun, strict=True)])
 
 
 def left_padded(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Any, Any]:
@@ -118,9 +99,10 @@ def left_padded(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Any, Any]
 
 
 def _batches(
-    asked: Sequence[Sequence[int]], max_new_tokens: int, num_samples: int, composition: int
+    asked: Sequence[Sequence[int]], max_new_tokens: int, num_samples: int, composition: int, most_rows: int
 ) -> Iterator[list[int]]:
-    """Indices of `asked` in order of length, as many at once as MAX_BATCH_TOKENS allows."""
+    """Indices of `asked` in order of length, as many at once as MAX_BATCH_TOKENS allows, and as logits of `most_rows`
+    sequences, each with one vocabulary at a time."""
     chance = random.Random(composition)
     lengths = [len(ids) for ids in asked]
     # Lengths that are blurred by some tokens give each prompt other neighbours at little more padding.
@@ -132,7 +114,8 @@ def _batches(
         longest = lengths[batch[0]]
         while order:
             longest = max(longest, lengths[order[0]])
-            if (len(batch) + 1) * (longest + max_new_tokens) * num_samples > most:
+            sequences = (len(batch) + 1) * num_samples
+            if sequences * (longest + max_new_tokens) > most or sequences > most_rows:
                 break
             batch.append(order.popleft())
         yield batch

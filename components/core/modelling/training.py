@@ -18,6 +18,9 @@ from bloomery.components.core.modelling import checkpoints
 
 logger = logging.getLogger(__name__)
 
+TooLong = Literal["drop", "truncate_left", "error"]
+"""What becomes of a row of more tokens than `max_length`."""
+
 
 class AdapterConfig(Config):
     """A low-rank adapter, merged into the weights when training ends."""
@@ -69,16 +72,18 @@ class TrainingConfig(Config):
     """Seed of data order and dropout."""
 
 
-def arguments(config: TrainingConfig, *, num_rows: int, evaluations: int, **extra: Any) -> dict[str, Any]:
-    """Keyword arguments of transformers' TrainingArguments (and TRL's subclasses) for `config`.
+def arguments(config: TrainingConfig, network: Any, *, num_rows: int, evaluations: int, **extra: Any) -> dict[str, Any]:
+    """Keyword arguments of transformers' TrainingArguments (and TRL's subclasses) for `config` and `network`.
 
-    `evaluations` is the number of evenly spread validation passes; 0 for none.
+    `evaluations` is the number of evenly spread validation passes; 0 for none. Rows come within `config.max_length`:
+    the trainer cuts none.
     """
     import torch
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Nobody reads memory before writing it; filling it took 45 % of a training step on two cores.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    _bound_loss(network)
     per_step = config.batch_size * config.gradient_accumulation_steps
     steps = max(1, math.ceil(math.ceil(num_rows / per_step) * config.epochs))
     on_gpu = torch.cuda.is_available()
@@ -87,13 +92,12 @@ def arguments(config: TrainingConfig, *, num_rows: int, evaluations: int, **extr
         "learning_rate": config.learning_rate,
         "max_steps": steps,
         "per_device_train_batch_size": config.batch_size,
-        "per_device_eval_batch_size": max(config.batch_size, 64),
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "warmup_steps": math.ceil(steps * config.warmup_fraction),
         "lr_scheduler_type": config.schedule,
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
-        "max_length": config.max_length,
+        "max_length": None,
         "activation_checkpointing": config.gradient_checkpointing,
         "seed": config.seed,
         "bf16": on_gpu and config.precision != "fp32",
@@ -111,6 +115,37 @@ def arguments(config: TrainingConfig, *, num_rows: int, evaluations: int, **extr
     }
 
 
+def warn_of_too_long(count: int, total: int, rows: str, max_length: int, too_long: TooLong) -> None:
+    """Tell how many rows do not fit, as a warning above 5 %."""
+    if count:
+        done = "cut on the left" if too_long == "truncate_left" else "left out"
+        told = logger.warning if count > 0.05 * total else logger.info
+        told(
+            "%d of %d %s (%.1f %%) are longer than %d tokens: %s",
+            count,
+            total,
+            rows,
+            100 * count / total,
+            max_length,
+            done,
+        )
+
+
+LOSS_TILE_BYTES = 2**26
+"""64 MiB: the fp32 logits of one tile of TRL's loss on a CPU. Its torch code holds some eight of that size at once."""
+
+
+def _bound_loss(network: Any) -> None:
+    """Let TRL's loss, where it runs without Triton, take fewer tokens at a time the larger the vocabulary.
+
+    TRL 1.16 takes 4,096 tokens x 32,768 columns: tiles of 512 MiB, so that a step of a model of any size takes 4 GB.
+    """
+    import torch
+    from trl.kernels import chunked_logprob
+
+    if not torch.cuda.is_available():
+        columns = min(network.config.get_text_config().vocab_size, 32_768)
+        chunked_logprob.TOKEN_CHUNK_SIZE = max(1, min(4_096, LOSS_TILE_BYTES // (4 * columns)))
 def load(config: TrainingConfig, path: Path) -> tuple[Any, Any]:
     """(model, tokenizer) of the checkpoint folder `path`, to be trained at `config.precision`.
 

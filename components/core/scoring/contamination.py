@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from numba import njit
 
+from bloomery.components.core.data.chats import said, without_system
 from bloomery.components.core.data.shingles import (
     Folded,
     fold,
@@ -72,13 +73,14 @@ def evaluation_items(tasks: Tasks) -> tuple[list[Item], int]:
 
 def _asked(prompt: Any, tasks: Tasks) -> str:
     """What the template did not write of a prompt: a long instruction would drown a short question."""
+    text = "\n".join(map(said, without_system(prompt.messages)))
     for template in tasks.configs[prompt.task].templates_of(prompt.split):
         parts = Formatter().parse(template.prompt)
         pieces = [re.escape(literal) + ("" if field is None else "(.*?)") for literal, field, *_ in parts]
-        match = re.fullmatch("".join(pieces), prompt.prompt, re.DOTALL)
+        match = re.fullmatch("".join(pieces), text, re.DOTALL)
         if match and "".join(match.groups()).strip():
             return " ".join(match.groups())
-    return prompt.prompt
+    return text
 
 
 class Detector:

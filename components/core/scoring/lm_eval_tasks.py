@@ -13,11 +13,11 @@ import json
 import shutil
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationInfo
 
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import Config, absolute
 from bloomery.components.core.errors import ConfigError, DataError, MissingExtraError, ServiceError
 
 PREFIX = "lm_eval/"
@@ -25,10 +25,14 @@ PREFIX = "lm_eval/"
 FILE = "lm_eval.json"
 
 
+def _absolute_file(name: str, info: ValidationInfo) -> str:
+    return absolute(name, info) if is_task_file(name) else name
+
+
 class LmEvalConfig(Config):
     """Which tasks of lm-eval are run, and how."""
 
-    tasks: list[str] = Field(min_length=1)
+    tasks: list[Annotated[str, AfterValidator(_absolute_file)]] = Field(min_length=1)
     """Names that lm-eval knows (`kmmlu`, `arc_easy`: tasks, groups or tags, whose data come from the hub), or paths of
     task files in its YAML. A path ends in .yaml; its folder is copied into the run, so it holds the task and its data
     alone, and relative `data_files` are relative to it. Task files may name Python functions, which are run."""

@@ -1,19 +1,22 @@
 """A task: questions made from the user's rows by templates, and the verifier that knows a right answer.
 
-preflight renders every task of the recipe into one artifact, `tasks/1`: `part-*.parquet` of prompt/1 rows, the task
+preflight renders every task of the recipe into one artifact, `tasks/1`: `part-*.parquet` of prompt/2 rows, the task
 configs in `tasks.json`, and the verifiers' databases in `files/`. Steps read tasks from there and nowhere else.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, model_validator
 
+from bloomery.components.core.artifact import wrong_schema
 from bloomery.components.core.config import Config
-from bloomery.components.core.data.chats import chat
+from bloomery.components.core.data.chat_forms import Unfit, read_question
+from bloomery.components.core.data.chats import Turn, chat, message
 from bloomery.components.core.data.tables import RowSource
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.scoring.verify import VerifierConfig, verify
@@ -27,9 +30,24 @@ class Template(Config):
     """A phrasing: `{field}` stands for a field of the row."""
 
     prompt: str = ""
-    """The user's turn; empty for a perplexity task."""
-    answer: str
-    """The reference answer."""
+    """The user's turn; empty for a perplexity task, and where `messages` are given."""
+    system: str = ""
+    """The system prompt before it; of `messages`, of those that have none of their own."""
+    messages: str = ""
+    """Field that holds a whole conversation, such as `messages` or `data.conversations`: OpenAI's or ShareGPT's turns,
+    or their JSON. The tools that may be called are the row's `tools`."""
+    answer: str = ""
+    """The reference answer; empty, with `messages` alone: what their last turn, the assistant's, says."""
+
+    @model_validator(mode="after")
+    def _asks_once(self) -> Template:
+        if self.messages and self.prompt:
+            raise ValueError("`prompt` and `messages` both say what is asked; give one of them")
+        if not self.messages and not self.answer:
+            raise ValueError("answer: missing; only a template with `messages` can take it from the conversation")
+        if self.system and not self.messages and not self.prompt:
+            raise ValueError("system: stands before a question, and there is none; give `prompt` or `messages`")
+        return self
 
 
 class SplitConfig(RowSource):
@@ -116,11 +134,15 @@ class Tasks:
         self._path = path
         raw = json.loads((path / "tasks.json").read_text(encoding="utf-8"))
         self.configs = {name: TaskConfig.model_validate(value) for name, value in raw.items()}
-        table = pq.read_table(sorted(path.glob("part-*.parquet")), schema=Prompt.arrow())
+        files = sorted(path.glob("part-*.parquet"))
+        found = (pq.read_schema(files[0]).metadata or {}).get(b"schema", Prompt.SCHEMA.encode()).decode()
+        if found != Prompt.SCHEMA:
+            raise wrong_schema(path, found, Prompt.SCHEMA)
+        table = pq.read_table(files, schema=Prompt.arrow())
         self._rows = [Prompt.model_construct(**row) for row in table.to_pylist()]
 
     def prompts(self, *splits: str, task: str | None = None) -> list[Any]:
-        """The prompt/1 rows of `splits` (none named: of the evaluation sets), of one task or of all, in stored
+        """The prompt/2 rows of `splits` (none named: of the evaluation sets), of one task or of all, in stored
         order."""
         return [
             row
@@ -128,16 +150,35 @@ class Tasks:
             if (row.split in splits if splits else is_evaluation(row.split)) and task in (None, row.task)
         ]
 
-    def shots(self, task: str) -> list[dict[str, str]]:
+    def to_sample_from(self, role: str) -> list[Any]:
+        """The questions of the tasks of `role` that answers may be sampled for: the unlabelled ones, or the training
+        ones where there are none; texts without a question are left out."""
+        for split in ("unlabelled", "train"):
+            rows = [row for row in self.prompts(split) if row.messages and self.configs[row.task].role == role]
+            if rows:
+                return rows
+        return []
+
+    def shots(self, task: str) -> list[Turn]:
         """The messages that stand before each evaluation question of `task`: its `shots` train rows with the smallest
         ids, which are content hashes and so in no order of meaning."""
         first = sorted(self.prompts("train", task=task), key=lambda row: row.id)[: self.configs[task].shots]
-        return [message for row in first for message in chat(row.prompt, row.reference)]
+        return [turn for row in first for turn in answered(vars(row)) if turn["role"] != "system"]
 
-    def validation_chats(self) -> list[list[dict[str, str]]]:
-        """Every question of the `validation` splits with its answer, whose loss fine-tuning watches."""
+    def conversations(self, rows: Iterable[Any]) -> list[list[Turn]]:
+        """What each of `rows`, evaluation questions, is asked as: its shots stand after its system prompt."""
+        shots = {name: self.shots(name) for name in self.configs}
+        asked = []
+        for row in rows:
+            at = sum(turn["role"] == "system" for turn in row.messages[:1])
+            asked.append([*row.messages[:at], *shots[row.task], *row.messages[at:]])
+        return asked
+
+    def validation_chats(self) -> list[dict[str, Any]]:
+        """Every question of the `validation` splits with its answer, whose loss fine-tuning watches: `messages` and
+        `tools` of each."""
         asked = [row for row in self.prompts("validation") if not self.is_scored_by_likelihood(row.task)]
-        return [chat(row.prompt, row.reference) for row in asked]
+        return [{"messages": answered(vars(row)), "tools": row.tools} for row in asked]
 
     def texts_to_read(self) -> list[str]:
         """The `train` rows of perplexity tasks, which have no question: fine-tuning reads them whole beside the chats,
@@ -153,6 +194,52 @@ class Tasks:
         verifier = self.configs[task].verifier
         databases = [self._path / "files" / name for name in verifier.databases]
         return verify(verifier, response, reference, databases)
+
+
+class Question(NamedTuple):
+    """What a template makes of a row."""
+
+    messages: list[Turn]
+    """What the answer goes on from; nothing for a text whose perplexity is measured."""
+    tools: str
+    reference: str
+    problem: str
+    """'' or why the row asks nothing: `empty_question`, `empty_answer`, or what its conversation is refused for."""
+
+
+def ask(template: Template, row: dict[str, Any], where: str) -> Question:
+    """The question of a row. Raises: DataError naming `where` if the row lacks a field."""
+    system, prompt, answer = (render(text, row, where) for text in (template.system, template.prompt, template.answer))
+    first = [message("system", system)] if system.strip() else []
+    if not template.messages:
+        problem = "empty_question" if template.prompt and not prompt.strip() else ""
+        messages = [*first, *chat(prompt)] if template.prompt else []
+        return Question(messages, "", answer, problem or ("" if answer.strip() else "empty_answer"))
+    try:
+        value = _field(row, template.messages, where)
+        read = read_question(value, row.get("tools"), is_answered=not template.answer)
+    except Unfit as error:
+        return Question([], "", "", error.reason)
+    messages = read.messages if template.answer else read.messages[:-1]
+    answer = answer if template.answer else read.messages[-1]["content"]
+    asked = messages if messages[0]["role"] == "system" else [*first, *messages]
+    return Question(asked, read.tools, answer, "" if answer.strip() else "empty_answer")
+
+
+def _field(row: Any, path: str, where: str) -> Any:
+    """What stands at a field, or at a path through objects and lists. Raises: DataError if there is nothing."""
+    value = row
+    for part in [path] if path in row else path.split("."):
+        try:
+            value = value[int(part)] if isinstance(value, list) else value[part]
+        except (KeyError, IndexError, TypeError, ValueError):
+            raise DataError(f"{where}: no field {path!r} in the row; its fields are: {', '.join(row)}") from None
+    return value
+
+
+def answered(row: Mapping[str, Any]) -> list[Turn]:
+    """The conversation of a prompt/2 row with its reference as the answer."""
+    return [*row["messages"], message("assistant", row["reference"])]
 
 
 def is_evaluation(split: str) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import Config, LocalPath
 from bloomery.components.core.data.text_metrics import TextMetric, sentence_score
 from bloomery.components.core.scoring.refusal import is_refusal
 
@@ -34,7 +34,7 @@ class VerifierConfig(Config):
     """Compare text without case."""
     tolerance: float = 1e-6
     """Relative tolerance of `numeric`."""
-    databases: list[str] = []
+    databases: list[LocalPath] = []
     """SQLite files for `sql_execution`; an answer must be right on all: on one, a wrong query may give the right
     rows."""
     timeout_seconds: float = 2.0

@@ -11,6 +11,7 @@ import yaml
 from bloomery.components.core.config import parse
 from bloomery.infra import secrets
 from bloomery.infra.resources import ResourcesConfig
+from bloomery.pipelines import steps
 from bloomery.pipelines.drift_check import RECIPES_MAP, STATE_CLAIM
 
 K8S = Path(__file__).resolve().parents[3] / "infra" / "k8s"
@@ -118,4 +119,4 @@ def test_no_manifest_holds_a_credential():
 def test_the_resources_of_the_gpu_overlay_are_valid():
     (recipe,) = documents(K8S / "overlays" / "gpu" / "recipe.yaml")
     resources = parse(ResourcesConfig, recipe["resources"], where="resources")
-    assert resources.accelerators_of("sft") == 1 and resources.accelerators_of("dedup") == 0
+    assert resources.accelerators == 1 and set(resources.steps) <= set(steps.names())

@@ -8,6 +8,7 @@ from bloomery.components.core.errors import ConfigError
 from bloomery.infra import surroundings
 from bloomery.infra.images import CPU_IMAGE, GPU_IMAGE
 from bloomery.infra.resources import ResourcesConfig, place
+from bloomery.pipelines.steps import find
 
 GPU_POOL = {
     "accelerator": "nvidia.com/gpu",
@@ -35,7 +36,9 @@ def compiled(resources: ResourcesConfig, tmp_path: Any, *steps: str) -> tuple[di
     @dsl.pipeline(name="placed")
     def pipeline() -> None:
         for step in steps:
-            place(answer(question=1).set_display_name(step), step, resources)
+            known = find(step)
+            task = answer(question=1).set_display_name(step)
+            place(task, step, resources, accelerated=known.accelerator, cached=known.is_cached)
 
     compiler.Compiler().compile(pipeline, str(tmp_path / "p.yaml"))
     spec, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
@@ -101,7 +104,8 @@ def test_side_effects_are_not_cached_and_every_task_retries(tmp_path):
 def test_a_placed_task_runs_under_kfp_local(tmp_path):
     @dsl.pipeline(name="placed")
     def pipeline() -> int:
-        return place(answer(question=41), "sft", ResourcesConfig.model_validate(GPU_POOL)).output
+        task = answer(question=41)
+        return place(task, "sft", ResourcesConfig.model_validate(GPU_POOL), accelerated=True, cached=True).output
 
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path))
     assert pipeline().output == 42
@@ -112,16 +116,9 @@ def test_a_placed_task_runs_under_kfp_local(tmp_path):
     [
         ({"memory": "8 GB"}, 'memory: found "8 GB"'),
         ({"node_pool": {"pool": "h200"}}, "name it, e.g. nvidia.com/gpu"),
-        ({"steps": {"sftt": {}}}, "unknown step sftt"),
-        ({"steps": {"dedup": {"accelerators": 1}}}, "dedup runs on CPUs"),
         ({"acelerator": "nvidia.com/gpu"}, "did you mean 'accelerator'?"),
     ],
 )
 def test_a_wrong_section_says_what_is_wrong(values, message):
     with pytest.raises(ConfigError, match=message.replace(".", r"\.").replace("?", r"\?")):
         parse(ResourcesConfig, values, where="resources")
-
-
-def test_an_unknown_step_is_refused():
-    with pytest.raises(ConfigError, match="sft_2"):
-        place(None, "sft_2", ResourcesConfig())  # type: ignore[arg-type]

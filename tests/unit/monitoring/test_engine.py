@@ -43,7 +43,7 @@ def text_of(row: Row, *stops: str) -> Answer:
 def test_greedy_rows_are_those_of_the_generator(served):
     rows = [make(served, prompt) for prompt in PROMPTS]
     decode(rows)
-    expected = Generator(served.model, served.tokenizer).generate(PROMPTS, max_new_tokens=12)
+    expected = Generator(served.model, served.tokenizer).generate([*map(chat, PROMPTS)], max_new_tokens=12)
     assert [[text_of(row).text] for row in rows] == expected
 
 

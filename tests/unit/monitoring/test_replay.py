@@ -2,6 +2,7 @@ import json
 
 import pytest
 
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.scoring.tasks import Template
@@ -57,7 +58,7 @@ def test_traffic_becomes_a_prediction_log(tmp_path, model):
     assert rows[0].time == "2025-01-06T09:00:00+00:00" and rows[0].model_version == version
     assert rows[0].prompt_tokens > 0 and rows[0].latency_seconds > 0
     assert rows[0].mean_log_probability < 0 < rows[0].mean_entropy
-    expected = Generator.load(model).generate([row.prompt for row in rows], max_new_tokens=4)
+    expected = Generator.load(model).generate([chat(row.prompt) for row in rows], max_new_tokens=4)
     assert [[row.response] for row in rows] == expected
     assert len({row.id for row in rows}) == 2
 

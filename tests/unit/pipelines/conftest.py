@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.records import ROWS, content_id
 
 ACCURACY = {"base": 0.04, "cpt": 0.06, "sft": 0.72, "sft_2": 0.8, "dpo": 0.82, "ptq": 0.81, "champion": 0.74}
@@ -107,7 +108,7 @@ class Made:
         made = self.rows(
             "synthetic_data",
             "chats",
-            "chat/1",
+            "chat/2",
             chats,
             rows_in=120,
             rows_made=260,
@@ -118,7 +119,7 @@ class Made:
         pool = self.rows(
             "rejection_sampling",
             "sampled_chats",
-            "chat/1",
+            "chat/2",
             chats + [_chat(i, "sampled") for i in range(400)],
             rows_in=350,
             rows_made=400,
@@ -309,10 +310,10 @@ def _reject(key: str, reason: str) -> dict:
 
 
 def _chat(i: int, origin: str) -> dict:
-    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
     return {
         "id": content_id(origin, str(i)),
-        "messages": messages,
+        "messages": chat("q", "a"),
+        "tools": "",
         "task": "shop_sql",
         "origin": origin,
         "parent": "",

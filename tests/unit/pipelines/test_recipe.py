@@ -16,46 +16,59 @@ MINIMAL = {
             "splits": {"test": {"path": "q.jsonl"}},
         }
     },
-    "data_curation": {"sources": [{"name": "d", "path": "docs"}]},
-    "cpt": {"learning_rate": 1e-3, "epochs": 1, "max_length": 64},
-    "sft": {"learning_rate": 1e-3, "epochs": 1, "max_length": 64},
-    "sft_2": {"learning_rate": 1e-3, "epochs": 1, "max_length": 64},
-    "dpo": {"learning_rate": 1e-5, "epochs": 1, "max_length": 64},
 }
+TRAINING = {"learning_rate": 1e-3, "epochs": 1, "max_length": 64}
+STAGES = [
+    {"data_curation": {"sources": [{"name": "d", "path": "docs"}]}},
+    "dedup",
+    "synthetic_data",
+    {"cpt": TRAINING},
+    {"sft": TRAINING},
+    "rejection_sampling",
+    {"sft": {"as": "sft_2", **TRAINING}},
+    {"dpo": TRAINING},
+]
 
 
 @pytest.fixture
 def write(tmp_path):
     def go(**changes):
         file = tmp_path / "recipe.yaml"
-        file.write_text(yaml.safe_dump({**MINIMAL, **changes}))
+        file.write_text(yaml.safe_dump({**MINIMAL, "stages": STAGES, **changes}))
         return str(file)
 
     return go
+
+
+def stages_of(loaded):
+    return {stage.name: stage.config for stage in loaded.stages}
 
 
 def test_paths_are_relative_to_the_recipe_and_hub_names_stay(write, tmp_path):
     loaded = recipe.load(write())
     assert loaded.base_model == "org/model"
     assert loaded.tasks["t"].splits["test"].path == str(tmp_path / "q.jsonl")
-    assert loaded.data_curation.sources[0].path == str(tmp_path / "docs")
+    assert stages_of(loaded)["data_curation"].sources[0].path == str(tmp_path / "docs")
 
 
 def test_settings_override_and_the_seed_spreads_to_steps_that_set_none(write):
     loaded = recipe.load(write(seed=3), ["dpo.beta=0.5", "sft.seed=9", "promotion.gate.max_forgetting=0.1"])
-    assert loaded.dpo.beta == 0.5 and loaded.promotion.gate.max_forgetting == 0.1
-    assert (loaded.cpt.seed, loaded.sft.seed, loaded.dedup.seed, loaded.rejection_sampling.seed) == (3, 9, 3, 3)
+    found = stages_of(loaded)
+    assert found["dpo"].beta == 0.5 and loaded.promotion.gate.max_forgetting == 0.1
+    assert [found[name].seed for name in ("cpt", "sft", "sft_2", "dedup", "rejection_sampling")] == [3, 9, 3, 3, 3]
     trained = recipe.load(write(seed=3, quantisation=[{"scheme": "int4_weight_only", "qat": {"max_length": 64}}]))
     assert trained.quantisation[0].qat.seed == 3
 
 
 def test_every_problem_of_a_recipe_is_told_at_once(write):
-    broken = write(dpo={"learning_rate": 1e-5, "epochs": 1, "max_length": 64, "bta": 1}, sfft={}, seed="many")
+    broken = write(stages=[{"sft": {}}, {"dpo": {**TRAINING, "bta": 1}}, "sfft"], tassks={}, seed="many")
     with pytest.raises(ConfigError) as caught:
         recipe.load(broken)
     told = str(caught.value).split("\n")
     assert "dpo.bta: unknown key; did you mean 'beta'?" in told
-    assert "sfft: unknown key; did you mean 'sft'?" in told
+    assert "sfft: no such step; did you mean 'sft'?" in told
+    assert "sft.learning_rate: missing; this key has no default" in told
+    assert "tassks: unknown key; did you mean 'tasks'?" in told
     assert any(line.startswith('seed: found "many"') for line in told)
 
 

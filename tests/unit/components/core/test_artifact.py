@@ -46,8 +46,12 @@ def test_without_a_manifest_an_artifact_is_refused(tmp_path):
 
 def test_a_missing_or_cut_file_and_another_schema_are_refused(tmp_path):
     artifact.write_rows(tmp_path / "a", "document/2", Document.table([document("x")]))
-    with pytest.raises(DataError, match="holds document/2, but chat/1 is read"):
-        artifact.read_manifest(tmp_path / "a", "chat/1")
+    with pytest.raises(DataError, match="holds document/2, but chat/2 is read"):
+        artifact.read_manifest(tmp_path / "a", "chat/2")
+    with pytest.raises(DataError, match="it was written by an older version; run the step again"):
+        artifact.read_manifest(tmp_path / "a", "document/3")
+    with pytest.raises(DataError, match="by a newer version"):
+        artifact.read_manifest(tmp_path / "a", "document/1")
     part = tmp_path / "a" / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(DataError, match="missing or not"):

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from chats import prompt_row
 
 from bloomery.components.core.artifact import lineage, read_manifest, read_table, seal, write_rows
 from bloomery.components.core.data import near
@@ -55,8 +56,7 @@ def write_tasks(path: Path) -> Path:
 
     def prompt(task, split, question, reference):
         asked = template.replace("{question}", question) if question else ""
-        row = {"id": content_id(task, asked, reference), "task": task, "split": split}
-        return {**row, "prompt": asked, "reference": reference, "group": ""}
+        return prompt_row(task, split, asked, reference)
 
     rows = [
         prompt("sql", "train", "How many parcels came back in June, and why?", "SELECT 1"),
@@ -79,7 +79,7 @@ def deduplicate(tmp_path, texts, general=(), times=(), qualities=(), sources=(),
     if encoder is None:
         encoder = tmp_path / "encoder"
         encoder.mkdir()
-        seal(encoder, "model/1")
+        seal(encoder, "encoder/1")
     rows = [
         {
             "id": content_id(text),

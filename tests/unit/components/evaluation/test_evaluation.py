@@ -3,6 +3,7 @@
 import pytest
 
 from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.scoring.tasks import TaskConfig, Tasks
 from bloomery.components.evaluation.config import EvaluationConfig
@@ -69,7 +70,7 @@ def test_the_same_evaluation_has_the_same_bytes(tmp_path, tiny_model, tasks):
 
 def test_another_composition_answers_the_same_prompts(tiny_model):
     generator = Generator.load(tiny_model)
-    prompts = [f"colour of {'x' * (i % 7)}{i}?" for i in range(12)]
+    prompts = [chat(f"colour of {'x' * (i % 7)}{i}?") for i in range(12)]
     plain, other = (generator.generate(prompts, max_new_tokens=5, composition=c) for c in (0, 1))
     assert len(plain) == len(other) == 12
     assert sum(a == b for a, b in zip(plain, other, strict=True)) >= 11  # fp32: a flip is rare
@@ -81,10 +82,12 @@ def test_shots_are_train_rows_before_the_question(make_tasks, tiny_model):
     shots = known.shots("t")
     assert [message["role"] for message in shots] == ["user", "assistant"] * 2
     assert {message["content"] for message in shots} <= {r["prompt"] for r in rows[:4]} | {f"r{i}" for i in range(4)}
-    generator, (question,) = Generator.load(tiny_model), [r.prompt for r in known.prompts()]
+    generator, (question,) = Generator.load(tiny_model), known.prompts()
     sampled = {"max_new_tokens": 20, "temperature": 1.0, "num_samples": 64}  # greedily, it says nothing
-    assert generator.generate([question], **sampled) != generator.generate([question], before=shots, **sampled)
-    assert [r["prompt"] for r in answer(generator, known, EvaluationConfig())] == [question]
+    with_shots = known.conversations([question])
+    assert with_shots == [[*shots, *chat("colour of 9?")]]
+    assert generator.generate([question.messages], **sampled) != generator.generate(with_shots, **sampled)
+    assert [r["prompt"] for r in answer(generator, known, EvaluationConfig())] == ["colour of 9?"]
 
 
 @pytest.mark.parametrize(

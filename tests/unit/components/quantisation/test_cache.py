@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.quantisation.config import QuantisationConfig
@@ -28,9 +29,9 @@ def test_a_checkpoint_keeps_the_kind_of_its_cache(tiny_model, tmp_path):
 
 def test_a_quantised_cache_holds_a_byte_a_number(tiny_model, tmp_path):
     numbers = 2 * 2 * 32  # layers, keys and values, hidden size
-    plain = latency(Generator.load(tiny_model), ["a"])
+    plain = latency(Generator.load(tiny_model), [[5]])
     assert plain["kv_cache_bytes_per_token"] == numbers * 4
-    small = latency(Generator.load(variant(tiny_model, tmp_path, scheme="none", kv_cache_bits=8)), ["a"])
+    small = latency(Generator.load(variant(tiny_model, tmp_path, scheme="none", kv_cache_bits=8)), [[5]])
     tokens = small["prefill_tokens"] + 8
     assert small["kv_cache_bytes_per_token"] == pytest.approx(numbers + 2 * 2 * 4 / tokens)  # and a scale a tensor
 
@@ -39,5 +40,5 @@ def test_answers_are_made_with_the_quantised_cache(tiny_model, tmp_path):
     generator = Generator.load(variant(tiny_model, tmp_path, scheme="int8_weight_only", kv_cache_bits=8))
     kinds = []
     generator.model.register_forward_hook(lambda *told: kinds.append(type(told[2].past_key_values).__name__))
-    assert len(generator.generate(["a", "bcd"], max_new_tokens=4)) == 2
+    assert len(generator.generate([chat("a"), chat("bcd")], max_new_tokens=4)) == 2
     assert set(kinds) == {"QuantizedCache"}

@@ -12,8 +12,8 @@ from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.generation import Generator
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun, export
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
+from bloomery.components.quantisation.export import export
 from bloomery.components.quantisation.gguf import plain_template
 
 PAIRS = [("What's 12345 in 2019?", "don't know"), ("가격은 35,000원 ①인가요?\n\n  두 줄", "네, 그렇습니다.")]
@@ -140,7 +140,7 @@ def test_what_is_loaded_answers_as_its_parent(base, chats, tmp_path):
     with torch.inference_mode():
         expected, found = (network(ids).logits.softmax(-1) for network in (before, after))
     assert float((expected - found).abs().max()) < 0.1
-    assert len(Generator.load(tmp_path / "m").generate(["안녕"], max_new_tokens=3)) == 1
+    assert len(Generator.load(tmp_path / "m").generate([chat("안녕")], max_new_tokens=3)) == 1
 
 
 def test_the_tokenizer_inside_is_the_one_outside(base, chats, tmp_path):

@@ -9,8 +9,8 @@ from chats import write_chats
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError, ModelError
 from bloomery.components.core.modelling import checkpoints
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun, export, installed
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
+from bloomery.components.quantisation.export import export, installed
 from bloomery.components.quantisation.step import measured_apart, run
 
 TASKS = {
@@ -95,8 +95,9 @@ def test_a_scheme_without_its_library_is_told_how_to_be_had_and_no_result_to_reu
     monkeypatch.delenv("BLOOMERY_LLM_COMPRESSOR", raising=False)
     with pytest.raises(CannotRun, match="pip install 'llmcompressor.*BLOOMERY_LLM_COMPRESSOR .*not set"):
         export(QuantisationConfig(scheme="gptq_int4"), base, chats, tmp_path / "q")
-    assert not installed({"scheme": "gptq_int4"})
+    gptq, int4 = (QuantisationConfig(scheme=scheme) for scheme in ("gptq_int4", "int4_weight_only"))
+    assert not installed(gptq)
     monkeypatch.setenv("BLOOMERY_LLM_COMPRESSOR", sys.executable)
-    assert installed({"scheme": "gptq_int4"}) and installed({"scheme": "int4_weight_only"})
+    assert installed(gptq) and installed(int4)
     with pytest.raises(ModelError, match="gptq_int4_g32: llm-compressor ended with exit code 1: .*llmcompressor"):
         export(QuantisationConfig(scheme="gptq_int4"), base, chats, tmp_path / "q")

@@ -5,15 +5,16 @@ import shutil
 import pytest
 
 from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import as_text, chat, message
 from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, MissingExtraError, ModelError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring.contamination import evaluation_items
-from bloomery.components.core.scoring.tasks import Tasks
+from bloomery.components.core.scoring.tasks import Tasks, Template, ask
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.step import run
 
-OUTPUTS = ("sources", "tasks", "known", "encoder", "base_model", "start", "champion", "champion_version")
+OUTPUTS = ("sources", "tasks", "seeds", "known", "encoder", "base_model", "start", "champion", "champion_version")
 
 
 @pytest.fixture
@@ -56,12 +57,16 @@ def call(tmp_path, tiny_model, database, monkeypatch):
 def test_what_comes_from_outside_becomes_artifacts(call, tiny_model):
     metrics, out = call()
     tasks = Tasks(out["tasks"])
-    assert [row.prompt for row in tasks.prompts("train")] == ["name of 1?"]
-    assert [row.prompt for row in tasks.prompts()] == ["name of 2?"]
+    assert [as_text(row.messages) for row in tasks.prompts("train")] == ["name of 1?"]
+    assert [as_text(row.messages) for row in tasks.prompts()] == ["name of 2?"]
     assert tasks.verify("sql", "SELECT 'b'", tasks.prompts()[0].reference) == (1.0, "equal rows")
     manifest = artifact.read_manifest(out["tasks"], "tasks/1")
-    # Each split reads the whole file, so the broken line is met, and counted, twice.
-    assert manifest.dropped == {"broken_json": 2, "in_evaluation_set": 1}
+    # Each split reads the whole file and meets the broken line, which is one row of the task.
+    assert manifest.dropped == {"broken_json": 1, "in_evaluation_set": 1}
+    assert metrics["preflight/lost_sql"] == 1
+    (seed,) = artifact.read_table(out["seeds"], "chat/2").to_pylist()
+    assert [turn["content"] for turn in seed["messages"]] == ["name of 1?", "SELECT name FROM t WHERE id = 1"]
+    assert (seed["id"], seed["origin"], seed["task"]) == (tasks.prompts("train")[0].id, "seed", "sql")
     assert artifact.read_manifest(out["champion"], "model/1").files == {}
     assert artifact.read_table(out["sources"], "source/1").num_rows == 1
     assert metrics["preflight/prompts"] == 2
@@ -174,7 +179,7 @@ def test_only_evaluation_sets_need_the_field_of_the_group(call, tmp_path):
         values["tasks"]["sql"]["splits"]["unlabelled"] = served
 
     tasks = Tasks(call(group)[1]["tasks"])
-    assert [(row.prompt, row.group) for row in tasks.prompts("unlabelled", "test")] == [
+    assert [(as_text(row.messages), row.group) for row in tasks.prompts("unlabelled", "test")] == [
         ("name of 2?", "test"),
         ("name of 5?", ""),
     ]
@@ -185,7 +190,7 @@ def test_a_perturbed_set_pairs_with_its_clean_parent(call):
     rows = {row.split: row for row in Tasks(out["tasks"]).prompts()}
     assert set(rows) == {"test", "test+typos", "test+spacing"} and metrics["preflight/prompts"] == 4
     assert len({row.id for row in rows.values()}) == 1 and len({row.reference for row in rows.values()}) == 1
-    assert len({row.prompt for row in rows.values()}) == 3
+    assert len({as_text(row.messages) for row in rows.values()}) == 3
     manifest = artifact.read_manifest(out["tasks"], "tasks/1")
     assert manifest.rows_made == 2 and manifest.rows == 4
 
@@ -241,12 +246,12 @@ def test_served_questions_join_a_split_in_their_own_phrasing(call, tmp_path):
         del values["tasks"]["sql"]["splits"]["test_served"]
 
     tasks = Tasks(call(without_the_test)[1]["tasks"])
-    assert {row.prompt for row in tasks.prompts("train")} == {"name of 1?", "who is 1?"}
+    assert {as_text(row.messages) for row in tasks.prompts("train")} == {"name of 1?", "who is 1?"}
     assert {template.prompt for template in tasks.configs["sql"].templates_of("train")} == {"{q}", "{prompt}"}
     shutil.rmtree(tmp_path / "out")
     tasks = Tasks(call(join)[1]["tasks"])
     assert {(row.split, row.group) for row in tasks.prompts()} == {("test", "test"), ("test_served", "")}
-    assert [row.prompt for row in tasks.prompts("train")] == ["name of 1?"]
+    assert [as_text(row.messages) for row in tasks.prompts("train")] == ["name of 1?"]
 
 
 def test_perturbed_questions_are_looked_for_in_documents_too(call):
@@ -294,3 +299,94 @@ def test_a_champion_without_a_parent_cannot_be_started_from(call, tiny_model, tm
     registry.promote("m", registry.register("m", str(tiny_model), {}), expected_champion=None, why="a test")
     with pytest.raises(ModelError, match="version 1 of m, the champion, was registered without its parent"):
         call(lambda values: values.update(start_from="champion"))
+
+
+def test_lost_rows_are_told_once_with_the_first(call, caplog):
+    call()
+    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "tasks.sql: 1 rows are lost (1 broken_json)" in told and told.endswith("q.jsonl row 4, broken_json")
+
+
+def test_an_empty_question_is_no_row(call, tmp_path):
+    with (tmp_path / "q.jsonl").open("a") as file:
+        file.write(json.dumps({"q": "  ", "sql": "SELECT 1", "split": "train"}) + "\n")
+    metrics, out = call()
+    assert artifact.read_manifest(out["tasks"]).dropped["empty_question"] == 1 and metrics["preflight/lost_sql"] == 2
+
+
+TURNS = [{"role": role, "content": text} for role, text in (("user", "hi"), ("assistant", "hello"), ("user", "id?"))]
+ONE = {"role": "assistant", "content": "1"}
+READ = [*chat("hi", "hello"), *chat("id?")]
+
+
+@pytest.mark.parametrize(
+    ("template", "row", "expected"),
+    [
+        ({"prompt": "{q}", "answer": "{a}"}, {"q": "id?", "a": "1"}, (chat("id?"), "1", "")),
+        ({"prompt": "{q}", "system": "be {how}", "answer": "{a}"}, {"q": "id?", "how": "brief", "a": "1"},
+         ([message("system", "be brief"), *chat("id?")], "1", "")),
+        ({"messages": "turns", "answer": "{a}"}, {"turns": TURNS, "a": "1"}, (READ, "1", "")),
+        ({"messages": "turns", "answer": "{a}"}, {"turns": json.dumps(TURNS), "a": "1"}, (READ, "1", "")),
+        ({"messages": "data.turns", "system": "s"}, {"data": {"turns": [*TURNS, ONE]}},
+         ([message("system", "s"), *READ], "1", "")),
+        ({"messages": "c"}, {"c": [{"from": "human", "value": "id?"}, {"from": "gpt", "value": "1"}]},
+         (chat("id?"), "1", "")),
+        ({"answer": "{text}"}, {"text": "Once."}, ([], "Once.", "")),
+        ({"prompt": "{q}", "answer": "{a}"}, {"q": "id?", "a": None}, (chat("id?"), "", "empty_answer")),
+        ({"prompt": "{q}", "answer": "{a}"}, {"q": " ", "a": "1"}, (chat(" "), "1", "empty_question")),
+        ({"messages": "turns"}, {"turns": TURNS}, ([], "", "no_answer_at_end")),
+        ({"messages": "turns", "answer": "{a}"}, {"turns": TURNS[:2], "a": "1"}, ([], "", "no_question_at_end")),
+    ],
+)  # fmt: skip
+def test_a_question_is_messages_with_a_reference(template, row, expected):
+    asked = ask(Template(**template), row, "tasks.t")
+    assert (asked.messages, asked.reference, asked.problem) == expected
+
+
+def test_a_template_asks_in_one_way():
+    for values in ({"prompt": "{q}", "messages": "m"}, {"prompt": "{q}"}, {"system": "s", "answer": "{a}"}):
+        with pytest.raises(ValueError):
+            Template(**values)
+    with pytest.raises(DataError, match="tasks.t: no field 'a.b' in the row; its fields are: a"):
+        ask(Template(messages="a.b"), {"a": {}}, "tasks.t")
+
+
+def test_conversations_are_asked_perturbed_and_told_apart(call, tmp_path):
+    def change(values):
+        turns = [*TURNS[:2], {"role": "user", "content": "what is the name of the second row?"}]
+        systems = [{"role": "system", "content": f"s{n}"} for n in (1, 2)]
+        rows = [{"m": [system, *turns], "sql": "SELECT 2", "split": "test"} for system in systems]
+        (tmp_path / "m.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        template = {"messages": "m", "answer": "{sql}"}
+        task = values["tasks"]["sql"]
+        task["splits"]["test"] |= {"path": str(tmp_path / "m.jsonl"), "templates": [template]}
+        task["perturbations"] = ["typos"]
+
+    _, out = call(change)
+    rows = Tasks(out["tasks"]).prompts()
+    assert [row.split for row in rows] == ["test", "test", "test+typos", "test+typos"]
+    assert len({row.id for row in rows}) == 2
+    clean, harder = rows[0].messages, rows[2].messages
+    assert harder[:-1] == clean[:-1] and harder[-1]["content"] != clean[-1]["content"]
+
+
+def test_chat_files_are_fingerprinted_beside_documents(call, tmp_path):
+    (tmp_path / "chats.jsonl").write_text("{}")
+    path = str(tmp_path / "chats.jsonl")
+    _, out = call(lambda values: values.update(chat_sources=[{"name": "chats", "path": path}]))
+    found = artifact.read_table(out["sources"], "source/1").select(["name", "uri"]).to_pylist()
+    assert found[1] == {"name": "chats", "uri": path}
+    with pytest.raises(ValueError, match="share the name docs"):
+        call(lambda values: values.update(chat_sources=[{"name": "docs", "path": path}]))
+
+
+def test_rows_of_an_older_version_are_refused(call, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    _, out = call()
+    (part,) = out["tasks"].glob("part-*.parquet")
+    table = pa.table({"id": ["1"], "prompt": ["?"]}, metadata={"schema": "prompt/1"})
+    pq.write_table(table, part)
+    with pytest.raises(DataError, match="holds prompt/1, but prompt/2 is read here: it was written by an older"):
+        Tasks(out["tasks"])

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 import sqlite3
 
 import pyarrow.parquet as pq
 import pytest
+from chats import prompt_row
 
 from bloomery.components.core.artifact import read_manifest, read_table, seal, write_rows
 from bloomery.components.core.config import parse
+from bloomery.components.core.data.chats import chat, message
 from bloomery.components.core.errors import ConfigError, DataError
-from bloomery.components.core.records import Document, Prompt, content_id
+from bloomery.components.core.records import Chat, Document, Prompt, content_id
 from bloomery.components.core.scoring.tasks import TaskConfig
 from bloomery.components.synthetic_data import augment
 from bloomery.components.synthetic_data.config import SyntheticDataConfig
@@ -41,7 +44,7 @@ DOCUMENTS = [
 ]
 
 
-def make(tmp_path, seeds=SEEDS, documents=DOCUMENTS, safety=(), **settings):
+def make(tmp_path, seeds=SEEDS, documents=DOCUMENTS, safety=(), others=(), **settings):
     tasks = tmp_path / "tasks"
     (tasks / "files").mkdir(parents=True)
     connection = sqlite3.connect(tasks / "files" / "shop.sqlite")
@@ -66,17 +69,7 @@ def make(tmp_path, seeds=SEEDS, documents=DOCUMENTS, safety=(), **settings):
     }
     rows = [("sql", *seed) for seed in seeds] + [("skills", "train", "Add 1 and 2.", "3")]
     rows += [("safety", "train", *row) for row in safety]
-    prompts = [
-        {
-            "id": content_id(task, prompt, answer),
-            "task": task,
-            "split": split,
-            "prompt": prompt,
-            "reference": answer,
-            "group": "",
-        }
-        for task, split, prompt, answer in rows
-    ]
+    prompts = [prompt_row(*row) for row in rows]
     pq.write_table(Prompt.table(prompts), tasks / "part-00000.parquet")
     validated = {name: TaskConfig.model_validate(config).model_dump(mode="json") for name, config in configs.items()}
     (tasks / "tasks.json").write_text(json.dumps(validated))
@@ -86,10 +79,25 @@ def make(tmp_path, seeds=SEEDS, documents=DOCUMENTS, safety=(), **settings):
         for text in documents
     ]
     write_rows(tmp_path / "documents", "document/2", Document.table(texts))
+    roles = {"domain": "sql", "safety": "safety", "general": "skills"}
+    given = [
+        {
+            "id": row["id"],
+            "messages": [*row["messages"], message("assistant", row["reference"])],
+            "tools": "",
+            "task": task,
+            "origin": "replay" if role == "general" else "seed",
+            "parent": row["id"],
+        }
+        for role, task in roles.items()
+        for row in prompts
+        if row["task"] == task and row["split"] == "train"
+    ]
+    write_rows(tmp_path / "seeds", "chat/2", Chat.table([*given, *others]))
     outputs = {name: tmp_path / name for name in ("chats", "prompts", "rejects")}
     config = parse(SyntheticDataConfig, settings)
-    metrics = run(config, documents=tmp_path / "documents", tasks=tasks, **outputs)
-    schemas = {"chats": "chat/1", "prompts": "prompt/1", "rejects": "reject/1"}
+    metrics = run(config, documents=tmp_path / "documents", tasks=tasks, seeds=tmp_path / "seeds", **outputs)
+    schemas = {"chats": "chat/2", "prompts": "prompt/2", "rejects": "reject/1"}
     return metrics, *(read_table(outputs[name], schema).to_pylist() for name, schema in schemas.items())
 
 
@@ -101,7 +109,7 @@ def test_chats_come_from_seeds_and_documents(tmp_path):
         ("document", "Cities of all customers"),
         ("replay", "Add 1 and 2."),
     ]
-    assert chats[2]["messages"][1] == {"role": "assistant", "content": "SELECT city FROM customers"}
+    assert chats[2]["messages"][1] == message("assistant", "SELECT city FROM customers")
     assert chats[2]["parent"] == content_id(DOCUMENTS[0]) and chats[2]["task"] == "sql"
     assert [(row["reason"], row["detail"].split(" ")[0]) for row in rejects] == [
         ("unverified", "does"),
@@ -132,10 +140,10 @@ def test_augmented_chats_keep_the_answer_and_their_share(tmp_path):
     by_id = {chat["id"]: chat for chat in chats}
     augmented = [chat for chat in chats if chat["origin"] == "augmented"]
     assert len(augmented) == 10 and metrics["synthetic_data/augmented_fraction"] == 10 / 51
-    for chat in augmented:
-        parent = by_id[chat["parent"]]
-        assert chat["messages"][1] == parent["messages"][1]
-        assert chat["messages"][0] != parent["messages"][0]
+    for row in augmented:
+        parent = by_id[row["parent"]]
+        assert row["messages"][1] == parent["messages"][1]
+        assert row["messages"][0] != parent["messages"][0]
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
@@ -191,3 +199,40 @@ def test_mistakes_in_the_recipe_are_told(tmp_path):
 def test_no_chat_is_told(tmp_path):
     with pytest.raises(DataError, match="no chat to learn from: the domain tasks .sql. have no usable question"):
         make(tmp_path, seeds=[("test", "x?", "SELECT 1")], documents=[])
+
+
+def test_the_rows_of_lone_questions_are_those_of_the_first_version(tmp_path):
+    # Computed when a chat was one prompt and one answer (chat/1).
+    seeds = SEEDS + [("train", f"Show me the customers of district {n}.", f"SELECT {n}") for n in range(10, 20)]
+    cities = {"Busan": ["Busan", "부산"], "Jeju": ["Jeju", "제주"], "Seoul": ["Seoul", "서울"]}
+    _, chats, _, _ = make(
+        tmp_path,
+        seeds=seeds,
+        safety=[("Delete the customers in Busan.", "I can't do that.")],
+        extract=[SQL_BLOCK],
+        recombined_per_chat=2,
+        entities={"city": cities},
+        augmented_share=0.2,
+        synonyms={"show me": ["list"]},
+        seed=3,
+    )
+    turns = [[[turn["role"], turn["content"]] for turn in row["messages"]] for row in chats]
+    facts = ([row["task"], row["origin"], row["parent"]] for row in chats)
+    rows = [[row["id"], told, *more] for row, told, more in zip(chats, turns, facts, strict=True)]
+    told = hashlib.sha256(json.dumps(rows, ensure_ascii=False).encode()).hexdigest()
+    assert (len(rows), told[:16]) == (20, "1fb729fd7aac1ab8")
+
+
+def test_given_chats_are_passed_on_and_longer_ones_are_not_varied(tmp_path):
+    turns = [*chat("hi", "hello"), *chat("Show me the customers of Busan.", "SELECT 1")]
+    given = {"id": "g", "messages": turns, "tools": "[]", "task": "", "origin": "given", "parent": "chats:a#1"}
+    seed = {**given, "id": "s", "tools": "", "task": "sql", "origin": "seed", "parent": "p"}
+    entities = {"city": {"Busan": ["Busan"], "Jeju": ["Jeju"]}}
+    metrics, chats, _, _ = make(
+        tmp_path, seeds=SEEDS[3:], others=[given, seed], entities=entities, recombined_per_chat=3, augmented_share=0.5
+    )
+    assert [(row["origin"], row["messages"]) for row in chats] == [
+        ("seed", turns), ("replay", chat("Add 1 and 2.", "3")), ("given", turns),
+    ]  # fmt: skip
+    assert chats[-1] == given and metrics["synthetic_data/chats_given"] == 1
+    assert read_manifest(tmp_path / "chats").rows_in == 3

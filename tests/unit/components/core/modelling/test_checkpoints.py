@@ -4,6 +4,7 @@ import shutil
 import pytest
 import torch
 
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import checkpoints, generation
 from bloomery.components.core.modelling.generation import Generator
@@ -151,17 +152,17 @@ def test_what_ends_a_turn_stands_in_the_exported_generation_config(tiny_model, t
 def test_answers_do_not_depend_on_the_batch(tiny_model):
     generator = Generator.load(tiny_model)
     prompts = ["a", "a much longer question than the first one", "질문"]
-    together = generator.generate(prompts, max_new_tokens=8)
-    alone = [generator.generate([prompt], max_new_tokens=8)[0] for prompt in prompts]
+    together = generator.generate([*map(chat, prompts)], max_new_tokens=8)
+    alone = [generator.generate([chat(prompt)], max_new_tokens=8)[0] for prompt in prompts]
     assert together == alone
 
 
 def test_sampling_is_repeatable_and_gives_as_many_as_asked(tiny_model):
     generator = Generator.load(tiny_model)
-    first = generator.generate(["a", "b"], max_new_tokens=6, num_samples=3, temperature=1.0, seed=5)
+    first = generator.generate([chat("a"), chat("b")], max_new_tokens=6, num_samples=3, temperature=1.0, seed=5)
     assert [len(answers) for answers in first] == [3, 3]
-    assert first == generator.generate(["a", "b"], max_new_tokens=6, num_samples=3, temperature=1.0, seed=5)
-    assert first != generator.generate(["a", "b"], max_new_tokens=6, num_samples=3, temperature=1.0, seed=6)
+    assert first == generator.generate([chat("a"), chat("b")], max_new_tokens=6, num_samples=3, temperature=1.0, seed=5)
+    assert first != generator.generate([chat("a"), chat("b")], max_new_tokens=6, num_samples=3, temperature=1.0, seed=6)
 
 
 def test_log_likelihood_is_that_of_the_plain_forward_pass(tiny_model):

@@ -1,0 +1,115 @@
+"""The likelihood of given tokens under a model, in memory that does not grow with the number of rows.
+
+The logits of a batch take rows x tokens x vocabulary x 4 bytes: 80 GB for 64 rows of 2,048 tokens and a vocabulary of
+152,000. Here the layers read a batch of tokens, and the output head turns only the positions that are scored into
+logits, LOGIT_BYTES at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+LOGIT_BYTES = 2**27
+"""128 MiB: the fp32 logits that are held at once. The logarithm of their softmax takes as much again."""
+BATCH_TOKENS = 8_192
+"""Tokens, padding among them, that go through the layers at once; one row may be longer."""
+
+
+def log_likelihoods(
+    model: Any, rows: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]] | None = None
+) -> list[tuple[float, int]]:
+    """(sum of log-likelihoods in nats, number of scored tokens) of each row of token ids.
+
+    `scored` marks the tokens of each row that count, none given: all. The first token of a row has nothing before it
+    and never counts. `model` is any causal language model of transformers, with an adapter of PEFT or without.
+    """
+    import torch
+
+    sums = [(0.0, 0)] * len(rows)
+    order = [index for index in sorted(range(len(rows)), key=lambda index: len(rows[index])) if len(rows[index]) > 1]
+    if not order:
+        return sums
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model  # its layers hold the adapter
+    most = rows_of_logits(model)
+    with torch.inference_mode():
+        head = _head(model, rows[order[-1]][:8])
+        for batch in _batches([len(row) for row in rows], order, BATCH_TOKENS if head else min(BATCH_TOKENS, most)):
+            width = len(rows[batch[-1]])
+            ids_BL = torch.tensor([[*rows[index], *[0] * (width - len(rows[index]))] for index in batch])
+            lengths_B1 = torch.tensor([[len(rows[index])] for index in batch])
+            attended_BL = torch.arange(width)[None] < lengths_B1
+            counts_BL = attended_BL.clone()
+            if scored is not None:
+                for place, index in enumerate(batch):
+                    counts_BL[place, : len(rows[index])] = torch.tensor(scored[index], dtype=torch.bool)
+            inputs = {"input_ids": ids_BL.to(model.device), "attention_mask": attended_BL.long().to(model.device)}
+            next_BL, counts_BL = inputs["input_ids"][:, 1:], counts_BL[:, 1:].to(model.device)
+            nats_BL = torch.zeros(next_BL.shape, dtype=torch.float64, device=model.device)
+            if head:
+                hidden_NH = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][counts_BL]
+                parts = zip(hidden_NH.split(most), next_BL[counts_BL].split(most), strict=True)
+                nats = [_chosen(head(hidden), chosen) for hidden, chosen in parts]
+            else:
+                nats = [_chosen(model(**inputs, use_cache=False).logits[:, :-1][counts_BL], next_BL[counts_BL])]
+            nats_BL[counts_BL] = torch.cat(nats) if nats else nats_BL[counts_BL]
+            found = zip(nats_BL.sum(-1).tolist(), counts_BL.sum(-1).tolist(), strict=True)
+            for index, (total, count) in zip(batch, found, strict=True):
+                sums[index] = (total, count)
+    return sums
+
+
+def rows_of_logits(model: Any) -> int:
+    """How many positions' logits fit in LOGIT_BYTES."""
+    return max(1, LOGIT_BYTES // (4 * model.config.get_text_config().vocab_size))
+
+
+def _batches(lengths: Sequence[int], order: Sequence[int], most: int) -> Iterator[list[int]]:
+    """`order`, in which lengths rise, in pieces of at most `most` padded tokens."""
+    batch: list[int] = []
+    for index in order:
+        if batch and (len(batch) + 1) * lengths[index] > most:
+            yield batch
+            batch = []
+        batch.append(index)
+    yield batch
+
+
+def _chosen(logits_NV: Any, chosen_N: Any) -> Any:
+    """Log-likelihood in nats of each chosen token."""
+    logits_NV = logits_NV.float()
+    return (logits_NV.gather(-1, chosen_N[:, None])[:, 0] - logits_NV.logsumexp(-1)).double()
+
+
+def _head(model: Any, probe: Sequence[int]) -> Callable[[Any], Any] | None:
+    """What makes logits of hidden states, or None where it is not known what the architecture does between them.
+
+    Some scale the logits or cap them (arXiv 2408.00118, section 2). The names of their settings are those of
+    transformers' configs; that nothing else happens is seen on `probe`, by the model's own logits.
+    """
+    import torch
+
+    if model.base_model is model:
+        return None
+    output, settings = model.get_output_embeddings(), model.config.get_text_config()
+    cap = getattr(settings, "final_logit_softcapping", None)
+    divisor = getattr(settings, "logits_scaling", None)  # Granite
+    factor = next(
+        (value for name in ("logit_scale", "lm_head_multiplier") if (value := getattr(settings, name, None))), None
+    )  # Cohere, Falcon-H1
+
+    def head(hidden_NH: Any) -> Any:
+        logits_NV = output(hidden_NH)
+        if divisor is not None:
+            logits_NV = logits_NV / divisor
+        if factor is not None:
+            logits_NV = logits_NV * factor
+        return logits_NV if cap is None else torch.tanh(logits_NV / cap) * cap
+
+    ids_1L = torch.tensor([list(probe)], device=model.device)
+    expected = model(input_ids=ids_1L, use_cache=False).logits[0].float()
+    states = model.base_model(input_ids=ids_1L, use_cache=False)
+    found = head(states.last_hidden_state[0]).float()
+    close = 1e-5 if model.dtype == torch.float32 else 1e-2
+    near = found.shape == expected.shape and (found - expected).abs().max() <= close * expected.abs().max()
+    return head if near else None

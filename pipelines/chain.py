@@ -1,0 +1,136 @@
+"""The stages of a recipe: how they are written, and which artifact each of them reads.
+
+A stage reads the newest artifact of each schema that its step reads, and what it writes takes that place. Before the
+first stage stand what preflight made of the recipe's data and model.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import SerializeAsAny, model_serializer
+
+from bloomery.components.core.config import Config, parse
+from bloomery.components.core.errors import ConfigError
+from bloomery.pipelines import steps
+
+NAMED = re.compile(r"[a-z][a-z0-9_]*")
+GIVEN_BY = {
+    "source/1": "a stage with `sources`, such as data_curation",
+    "document/2": "a stage data_curation before it",
+    "chat/2": "a `train` split of a task, or a stage synthetic_data before it",
+    "preference/2": "a stage rejection_sampling before it",
+    "prompt/2": "an `unlabelled` or `train` split of a task",
+}
+"""What brings data of a schema into a chain, for messages."""
+
+
+class Stage(Config):
+    """One entry of the recipe's `stages`: a step, its settings, and the name of its own that it has if it is used
+    twice."""
+
+    step: str
+    """Name of the step."""
+    name: str
+    """Name of the stage: that of the step, or what `as` says."""
+    config: SerializeAsAny[Config]
+    """Settings of the step."""
+
+    @property
+    def declared(self) -> steps.Step:
+        """What the step says of itself."""
+        return steps.find(self.step)
+
+    @model_serializer
+    def _as_written(self) -> dict[str, Any]:
+        named = {"as": self.name} if self.name != self.step else {}
+        return {self.step: {**named, **self.config.model_dump(mode="json", exclude_none=True)}}
+
+
+def written(entries: Any) -> list[tuple[str, str, dict[str, Any]]]:
+    """(step, name, settings) of each raw entry: `step`, or `step: {as: name, setting: …}`. The settings are those of
+    the entry itself where it has any, so that they can be set.
+
+    Raises: ConfigError with every entry that has another form.
+    """
+    if not isinstance(entries, list):
+        raise ConfigError(f"stages: found {type(entries).__name__}, expected a list of steps such as [sft, dpo]")
+    found, problems = [], []
+    for index, entry in enumerate(entries):
+        if isinstance(entry, str):
+            entry = entries[index] = {entry: {}}
+        if not isinstance(entry, dict) or len(entry) != 1:
+            told = ", ".join(map(str, entry)) if isinstance(entry, dict) else repr(entry)
+            problems.append(f"stages.{index}: found {told}; expected a step, or one step with its settings")
+            continue
+        ((step, settings),) = entry.items()
+        if settings is None:
+            settings = entry[step] = {}
+        if not isinstance(settings, dict):
+            problems.append(f"stages.{index}.{step}: found {settings!r}; expected settings such as {{epochs: 1}}")
+            continue
+        found.append((str(step), str(settings.get("as", step)), settings))
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return found
+
+
+def read(entries: Any, *, seed: int, folder: Path | None = None) -> list[Stage]:
+    """The stages that raw `entries` stand for; `seed` is that of stages which set none.
+
+    Raises: ConfigError with every problem, each named by its stage.
+    """
+    stages: list[Stage] = []
+    problems: list[str] = []
+    for step, name, settings in written(entries):
+        try:
+            if step in steps.FRAME:
+                raise ConfigError(f"{step}: is no stage: it has a key of its own, at the top of the recipe")
+            config = steps.find(step).config
+            values = {key: value for key, value in settings.items() if key != "as"}
+            if "seed" in config.model_fields:
+                values.setdefault("seed", seed)
+            stages.append(Stage(step=step, name=name, config=parse(config, values, where=name, folder=folder)))
+        except ConfigError as error:
+            problems.append(str(error))
+    names = [stage.name for stage in stages]
+    unfit = [name for name in names if not NAMED.fullmatch(name)]
+    problems += [f"stages: {name} is no name: small letters, digits and _ make one" for name in unfit]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        problems.append(
+            f"stages: {names.count(name)} stages are named {name}; give each a name of its own, such as "
+            f"{{{next(stage.step for stage in stages if stage.name == name)}: {{as: {name}_2}}}}"
+        )
+    taken = sorted({name for name in names if name in (*steps.FRAME, "base", "champion")} | {
+        name for name in names if name.startswith(("evaluation_", "ptq_"))
+    })
+    problems += [f"stages: {name} names something else in every run; call the stage otherwise" for name in taken]
+    if problems:
+        raise ConfigError("\n".join(problems))
+    return stages
+
+
+def problems(stages: Sequence[Stage], given: Mapping[str, str]) -> Iterator[str]:
+    """What is wrong with the order of `stages`, where `given` are the schemas that stand before the first, each with
+    the key of the recipe that it comes from."""
+    newest = dict(given)
+    unread = {schema: key for schema, key in given.items() if key}
+    for stage in stages:
+        step = stage.declared
+        for port, schema in step.reads.items():
+            unread.pop(schema, None)
+            if schema not in newest and port not in step.optional:
+                brings = GIVEN_BY.get(schema) or " or ".join(_writers(schema)) or "no step"
+                yield f"stages.{stage.name}: reads {port} ({schema}), which nothing before it writes; add {brings}"
+        newest |= dict.fromkeys(step.writes.values(), stage.name)
+    if not any("model/1" in stage.declared.writes.values() for stage in stages):
+        yield "stages: no stage writes a model, so the gate has nothing to judge; add a stage that trains, such as sft"
+    for schema, key in unread.items():
+        yield f"{key}: no stage reads {schema}; add a stage that does, or leave the key out"
+
+
+def _writers(schema: str) -> list[str]:
+    return [f"a stage {name}" for name in steps.names() if schema in steps.find(name).writes.values()]

@@ -1,0 +1,120 @@
+"""The JSON Schema of a recipe, by which editors complete and check it, and the documentation of each of its keys.
+
+`pipelines/recipes/recipe.schema.json` is written by `python -m bloomery.pipelines.schema`; a test keeps it true.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+from typing import Any, get_args
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic.json_schema import models_json_schema
+
+from bloomery.components.core.config import Config
+from bloomery.components.core.errors import ConfigError
+from bloomery.pipelines import steps
+from bloomery.pipelines.recipe import RECIPES, Recipe
+
+FILE = RECIPES / "recipe.schema.json"
+NAME = {"type": "string", "description": "Name of the stage, where its step is used twice; none: that of the step."}
+
+
+def recipe_schema() -> dict[str, Any]:
+    """The JSON Schema of a recipe's YAML, with every step as a possible stage."""
+    stages = {name: steps.find(name).config for name in steps.names() if name not in steps.FRAME}
+    used = [Recipe, *dict.fromkeys(stages.values())]
+    places, schema = models_json_schema([(model, "validation") for model in used], ref_template="#/$defs/{model}")
+    definitions = schema["$defs"]
+    root = definitions.pop("Recipe")
+    definitions.pop("Stage")
+    entries: list[dict[str, Any]] = [{"enum": [name for name, config in stages.items() if not _required(config)]}]
+    for name, config in stages.items():
+        place = places[config, "validation"]["$ref"].rpartition("/")[2]
+        definitions[place]["properties"].setdefault("as", NAME)
+        settings = {"$ref": f"#/$defs/{place}"}
+        entry = {"properties": {name: settings}, "required": [name], "additionalProperties": False}
+        entries.append({"type": "object", "title": name, "description": config.__doc__, **entry})
+    root["properties"]["stages"]["items"] = {"anyOf": entries}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **root, "$defs": definitions}
+
+
+def written() -> str:
+    """The schema as its file holds it."""
+    return json.dumps(recipe_schema(), ensure_ascii=False, indent=1) + "\n"
+
+
+def documentation(key: str) -> str:
+    """What a key of the recipe means, as text: `sft.learning_rate`, `tasks.verifier.kind`, `promotion.gate`; without a
+    key, what the recipe's keys mean.
+
+    Raises: ConfigError for a key that there is not, naming the nearest one.
+    """
+    config: Any = Recipe
+    field: FieldInfo | None = None
+    parts = [part for part in key.split(".") if part]
+    for depth, part in enumerate(parts):
+        if depth == 0 and part in steps.names() and part not in Recipe.model_fields:
+            config, field = steps.find(part).config, None
+            continue
+        known = getattr(config, "model_fields", {})
+        if part not in known and field is not None and _is_mapping(field.annotation):
+            continue  # the name of a task, a split, a step
+        if part not in known:
+            names = [*known, *(steps.names() if depth == 0 else ())]
+            near = difflib.get_close_matches(part, names, n=1)
+            where = ".".join(parts[:depth]) or "the recipe"
+            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
+            raise ConfigError(f"{key}: {where} has no key {part}; {hint}")
+        field = known[part]
+        config = _config_in(field.annotation)
+    lines = [] if field is None else [_told(parts[-1], field)]
+    if parts == ["stages"]:
+        return "\n".join([*lines, "", *(_ports(steps.find(name)) for name in steps.names() if name not in steps.FRAME)])
+    if config is not None:
+        lines += [] if field is not None else [config.__doc__ or ""]
+        lines += ["", *(_told(name, inner) for name, inner in config.model_fields.items())]
+    return "\n".join(lines)
+
+
+def _told(name: str, field: FieldInfo) -> str:
+    default = "" if field.is_required() else f", default {_short(field.get_default(call_default_factory=True))}"
+    kind = getattr(field.annotation, "__name__", "") if not get_args(field.annotation) else str(field.annotation)
+    kind = kind.replace("typing.", "").replace("NoneType", "None")
+    kind = " | ".join(part.strip().rpartition(".")[2] if "[" not in part else part for part in kind.split("|"))
+    text = " ".join((field.description or "").split())
+    return f"{name} ({kind}{', required' if field.is_required() else default})\n    {text}"
+
+
+def _ports(step: steps.Step) -> str:
+    """A step as a possible stage: what it reads, what it writes, what it is for."""
+    reads = [f"{schema}{' (optional)' if port in step.optional else ''}" for port, schema in step.reads.items()]
+    about = " ".join((step.run.__doc__ or "").split("\n\n")[0].split())
+    return f"{step.name}: {', '.join(reads)} -> {', '.join(step.writes.values())}\n    {about}"
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, BaseModel):
+        return "as its keys say"
+    return json.dumps(value, ensure_ascii=False, default=lambda item: item.model_dump(mode="json"))
+
+
+def _required(config: type[Config]) -> bool:
+    return any(field.is_required() for field in config.model_fields.values())
+
+
+def _is_mapping(annotation: Any) -> bool:
+    return getattr(annotation, "__origin__", None) is dict
+
+
+def _config_in(annotation: Any) -> type[Config] | None:
+    """The config that an annotation holds, also inside a list, a mapping or a union."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _config_in(part)) is not None), None)
+
+
+if __name__ == "__main__":
+    FILE.write_text(written(), encoding="utf-8")

@@ -1,0 +1,180 @@
+"""The list of stages: how it is written, what each stage reads, and what is wrong with a list."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from bloomery.components.core.errors import ConfigError
+from bloomery.pipelines import recipe, steps
+from bloomery.pipelines.post_training import build, stages
+
+TRAINING = {"learning_rate": 1e-3, "epochs": 1, "max_length": 64}
+CURATION = {"data_curation": {"sources": [{"name": "d", "path": "docs"}]}}
+QUESTIONS = {"role": "domain", "templates": [{"prompt": "{q}", "answer": "{a}"}], "verifier": {"kind": "exact"}}
+TEXTS = {"role": "domain", "templates": [{"answer": "{text}"}], "verifier": {"kind": "perplexity"}}
+
+
+@pytest.fixture
+def load(tmp_path):
+    def go(chain, settings=(), **changes):
+        tasks = {"t": {**QUESTIONS, "splits": {"train": {"path": "q.jsonl"}, "test": {"path": "t.jsonl"}}}}
+        values = {"name": "mine", "registered_model": "m", "base_model": "org/model", "tasks": tasks, "stages": chain}
+        file = tmp_path / "recipe.yaml"
+        file.write_text(yaml.safe_dump({**values, **changes}))
+        return recipe.load(str(file), settings)
+
+    return go
+
+
+def wiring(loaded, on_a_short_stack) -> dict[str, dict[str, str]]:
+    """By stage, the stage and output that each of its inputs comes from, in the compiled pipeline."""
+    dag = on_a_short_stack(build, loaded).pipeline_spec.root.dag
+    shown = {name: task.task_info.name for name, task in dag.tasks.items()}
+    found: dict[str, dict[str, str]] = {}
+    for name, task in dag.tasks.items():
+        for port, source in task.inputs.artifacts.items():
+            made = source.task_output_artifact
+            found.setdefault(shown[name], {})[port] = f"{shown[made.producer_task]}.{made.output_artifact_key}"
+    return found
+
+
+ROUNDS = [
+    CURATION,
+    "dedup",
+    "synthetic_data",
+    {"sft": TRAINING},
+    "rejection_sampling",
+    {"sft": {"as": "sft_2", **TRAINING}},
+    {"rejection_sampling": {"as": "sampling_2"}},
+    {"sft": {"as": "sft_3", **TRAINING}},
+    {"dpo": TRAINING},
+    {"rejection_sampling": {"as": "sampling_3"}},
+    {"dpo": {"as": "dpo_2", **TRAINING}},
+]
+
+
+def test_a_stage_reads_the_newest_artifact_of_each_schema(load, on_a_short_stack):
+    found = wiring(load(ROUNDS), on_a_short_stack)
+    assert found["sft"] == {
+        "chats": "synthetic_data.chats",
+        "tasks": "preflight.tasks",
+        "base_model": "preflight.start",
+    }
+    assert found["sft_3"]["chats"] == "sampling_2.sampled_chats"
+    assert found["sft_3"]["base_model"] == "sft_2.model"
+    assert found["dpo"] == {"preferences": "sampling_2.preferences", "base_model": "sft_3.model"}
+    assert found["dpo_2"] == {"preferences": "sampling_3.preferences", "base_model": "dpo.model"}
+    assert found["evaluation_dpo_2"]["model"] == "dpo_2.model"
+    # Nothing is quantised, so the last model is the candidate, and no variants are judged.
+    assert found["promotion"]["model"] == "dpo_2.model" and "variants" not in found["promotion"]
+    assert found["promotion"]["curated"] == "data_curation.documents"
+
+
+def test_continued_pre_training_alone_is_a_chain(load, on_a_short_stack):
+    tasks = {"d": {**TEXTS, "splits": {"test": {"path": "t.jsonl"}}}}
+    loaded = load([CURATION, "dedup", {"cpt": TRAINING}], tasks=tasks)
+    found = wiring(loaded, on_a_short_stack)
+    assert found["cpt"] == {"documents": "dedup.kept", "base_model": "preflight.start"}
+    assert stages(loaded) == (
+        *("preflight", "evaluation_base", "data_curation", "dedup", "cpt", "evaluation_cpt"),
+        *("evaluation_champion", "promotion"),
+    )
+
+
+def test_without_quantisation_the_last_model_is_asked_again_for_its_noise(load, on_a_short_stack):
+    pipeline = on_a_short_stack(build, load([CURATION, "dedup", "synthetic_data", {"sft": TRAINING}])).pipeline_spec
+    asked = {
+        task.task_info.name: task.inputs.parameters["config"].component_input_parameter
+        for task in pipeline.root.dag.tasks.values()
+    }
+    assert asked["evaluation_base"] == asked["evaluation_sft"] == "evaluation_of_rivals"
+
+
+def test_settings_address_a_stage_by_its_name_and_the_recipe_by_its_keys(load):
+    loaded = load(ROUNDS, ["sft_2.epochs=3", "sampling_3.num_samples=2", "evaluation.limit=7", "dpo.beta=0.2"])
+    found = {stage.name: stage.config for stage in loaded.stages}
+    assert (found["sft"].epochs, found["sft_2"].epochs, found["sft_3"].epochs) == (1, 3, 1)
+    assert found["sampling_3"].num_samples == 2 and found["sampling_2"].num_samples == 8
+    assert found["dpo"].beta == 0.2 and found["dpo_2"].beta == 0.1 and loaded.evaluation.limit == 7
+
+
+def test_a_resolved_recipe_is_a_recipe(load, tmp_path):
+    loaded = load(ROUNDS, ["sft.seed=4"])
+    file = tmp_path / "resolved.yaml"
+    file.write_text(yaml.safe_dump(loaded.model_dump(mode="json", exclude_none=True)))
+    again = recipe.load(str(file))
+    assert again == loaded and again.stages[5].name == "sft_2"
+
+
+@pytest.mark.parametrize(
+    ("chain", "told"),
+    [
+        ([{"dpo": TRAINING}], "stages.dpo: reads preferences (preference/2), which nothing before it writes; add a"),
+        ([CURATION, "dedup"], "stages: no stage writes a model, so the gate has nothing to judge"),
+        ([], "stages: found []; List should have at least 1 item"),
+        (["sfft"], "sfft: no such step; did you mean 'sft'?"),
+        (["evaluation"], "evaluation: is no stage: it has a key of its own"),
+        ([{"sft": TRAINING}, {"sft": TRAINING}], "2 stages are named sft; give each a name of its own, such as {sft:"),
+        ([{"sft": {"as": "base", **TRAINING}}], "stages: base names something else in every run"),
+        ([{"dpo": TRAINING, "sft": TRAINING}], "stages.0: found dpo, sft; expected a step, or one step with its"),
+        ([{"sft": 3}], "stages.0.sft: found 3; expected settings such as {epochs: 1}"),
+        ({"sft": TRAINING}, "stages: found dict, expected a list of steps such as [sft, dpo]"),
+        ([{"sft": {"as": "warm-up", **TRAINING}}], "stages: warm-up is no name: small letters, digits and _"),
+        ([CURATION, {"cpt": TRAINING}], "promotion.gate.decontaminated: nothing takes the questions"),
+    ],
+)
+def test_a_wrong_list_is_told_with_what_to_do(load, chain, told):
+    with pytest.raises(ConfigError) as caught:
+        load(chain)
+    assert told in str(caught.value)
+
+
+def test_fine_tuning_alone_learns_from_a_train_split(load):
+    load([{"sft": TRAINING}])
+    unseeded = {"t": {**QUESTIONS, "splits": {"test": {"path": "t.jsonl"}}}}
+    told = r"stages.sft: reads chats \(chat/2\), which nothing before it writes; add a `train` split"
+    with pytest.raises(ConfigError, match=told):
+        load([{"sft": TRAINING}], tasks=unseeded)
+
+
+def test_a_step_as_a_key_of_the_recipe_is_told_where_it_belongs(load):
+    with pytest.raises(ConfigError, match=r"dpo: a step is no key of its own: put it into the list `stages`"):
+        load(ROUNDS, dpo=TRAINING)
+
+
+def test_a_setting_that_names_nothing_is_refused(load):
+    with pytest.raises(ConfigError, match="no stage and no key dppo; did you mean 'dpo'"):
+        load(ROUNDS, ["dppo.beta=1"])
+
+
+def test_a_recipe_needs_something_to_judge_by(load):
+    tasks = {"t": {**QUESTIONS, "splits": {"train": {"path": "q.jsonl"}}}}
+    with pytest.raises(ConfigError, match="no task of role domain has an evaluation set"):
+        load(ROUNDS, tasks=tasks)
+
+
+def test_resources_name_steps_and_no_accelerator_where_none_is_wanted(load):
+    with pytest.raises(ConfigError, match="resources.steps: unknown step sftt"):
+        load(ROUNDS, resources={"steps": {"sftt": {}}})
+    with pytest.raises(ConfigError, match="resources.steps.dedup.accelerators: dedup runs on CPUs"):
+        load(ROUNDS, resources={"accelerator": "nvidia.com/gpu", "steps": {"dedup": {"accelerators": 1}}})
+
+
+def test_large_settings_are_packed_and_too_large_ones_are_refused(load, on_a_short_stack):
+    from bloomery.components.core.config import unpacked
+
+    cities = {f"city {n}": [f"city {n}", f"도시 {n}"] for n in range(4000)}
+    chain = [CURATION, "dedup", {"synthetic_data": {"entities": {"city": cities}}}, {"sft": TRAINING}]
+    spec = on_a_short_stack(build, load(chain)).pipeline_spec
+    value = spec.root.input_definitions.parameters["synthetic_data"].default_value.struct_value
+    assert list(value) == ["packed"] and len(value["packed"]) < 65_536
+    assert unpacked(dict(value))["entities"]["city"] == cities
+    words = {f"{n * 7919:x}": [f"{n * 104729:x}"] for n in range(9000)}
+    with pytest.raises(ConfigError, match="stages.synthetic_data: its settings take .* bytes when they are packed"):
+        load([CURATION, "dedup", {"synthetic_data": {"entities": {"word": words}}}, {"sft": TRAINING}])
+
+
+def test_every_step_is_found_by_its_folder():
+    root = Path(steps.__file__).parents[1] / "components"
+    assert set(steps.names()) == {file.parent.name for file in root.glob("*/component.py")}
