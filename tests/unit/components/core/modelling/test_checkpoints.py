@@ -129,7 +129,7 @@ def test_tokens_without_an_embedding_are_refused_unless_no_text_holds_them(copy)
 
 def test_padding_with_the_end_of_a_turn_changes_no_answer_and_no_gradient(tiny_model):
     model, tokenizer = checkpoints.load(tiny_model)
-    asked = ["a", "abcdefgh"]
+    asked = [chat("a"), chat("abcdefgh")]
     before = Generator(model, tokenizer).generate(asked, max_new_tokens=8)
     tokenizer.pad_token = tokenizer.eos_token
     model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
