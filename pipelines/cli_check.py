@@ -37,28 +37,30 @@ def check(
     from bloomery.components.core.modelling import checkpoints, inspection
 
     chats: list[Any] = []
-    max_length = 0
+    limits: dict[str, Any] = {}
     if recipe:
         from bloomery.pipelines import launch
 
         loaded = launch.load(recipe, set, prepare=False)
-        chat_template = chat_template or getattr(loaded, "chat_template", "")
-        max_length = getattr(getattr(loaded, "sft", None), "max_length", 0)
-        chats = [(messages, "") for messages in training_chats(loaded.tasks)]
+        chat_template = chat_template or loaded.chat_template
+        learns = next((stage.config for stage in loaded.stages if hasattr(stage.config, "train_on")), None)
+        if learns is not None:
+            limits = {"max_length": learns.max_length, "train_on": learns.train_on}
+        chats = training_chats(loaded.tasks)
     folder = checkpoints.named("MODEL", model, revision)
-    facts = inspection.look(folder, chats=chats, chat_template=chat_template, max_length=max_length)
+    facts = inspection.look(folder, chats=chats, chat_template=chat_template, **limits)
     typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else inspection.describe(facts))
     if facts["refused"]:
         raise typer.Exit(4)
 
 
-def training_chats(tasks: dict[str, Any]) -> list[list[dict[str, str]]]:
-    """The `train` rows of a recipe's tasks as chats, in every phrasing."""
-    from bloomery.components.core.data.chats import chat
+def training_chats(tasks: dict[str, Any]) -> list[tuple[list[dict[str, Any]], str]]:
+    """The `train` rows of a recipe's tasks as chats with their tools, in every phrasing."""
+    from bloomery.components.core.data.chats import message
     from bloomery.components.core.data.tables import list_files, read_rows, select
-    from bloomery.components.core.scoring.tasks import render
+    from bloomery.components.core.scoring.tasks import ask
 
-    found = []
+    found: list[tuple[list[dict[str, Any]], str]] = []
     for name, task in tasks.items():
         for split, source in task.splits.items():
             if task.counted_to(split) != "train" or task.verifier.kind == "perplexity":
@@ -66,6 +68,7 @@ def training_chats(tasks: dict[str, Any]) -> list[list[dict[str, str]]]:
             rows = (row for uri in list_files(source.path) for row in read_rows(uri))
             for row in select(rows, source):
                 for template in source.templates or task.templates if row.value is not None else ():
-                    where = f"tasks.{name}.splits.{split}"
-                    found.append(chat(*(render(text, row.value, where) for text in (template.prompt, template.answer))))
+                    asked = ask(template, row.value, f"tasks.{name}.splits.{split}")
+                    if not asked.problem:
+                        found.append(([*asked.messages, message("assistant", asked.reference)], asked.tools))
     return found

@@ -45,6 +45,9 @@ class Recipe(Config):
     """Checkpoint folder (safetensors, chat template, EOS) or the name of a model on the Hugging Face hub."""
     revision: str = "main"
     """Revision of a hub model; a commit hash makes the run repeatable."""
+    chat_template: str = ""
+    """For a base model without a chat template: `chatml`, or the path of a Jinja template, which is written into every
+    model of the run; empty: the model's own."""
     start_from: StartFrom = "base"
     """Where training starts: the base model, or the champion as it was before quantisation (the base model while there
     is no champion). The gate compares with the base model either way, so that what is forgotten in many retrainings is
@@ -165,6 +168,7 @@ class Recipe(Config):
         return PreflightConfig(
             base_model=self.base_model,
             revision=self.revision,
+            chat_template=self.chat_template,
             tasks=self.tasks,
             sources=[
                 source

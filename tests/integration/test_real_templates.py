@@ -9,9 +9,12 @@ import pytest
 import torch
 
 from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.modelling import checkpoints, inspection, templates
 from bloomery.components.core.modelling.generation import Generator
-from bloomery.components.core.records import Chat, Message
+from bloomery.components.core.records import Chat, Message, Preference
+from bloomery.components.dpo.config import DpoConfig
+from bloomery.components.dpo.step import run as dpo
 from bloomery.components.sft.config import SftConfig
 from bloomery.components.sft.step import run as sft
 from bloomery.monitoring.engine import Row, Served, decode
@@ -86,11 +89,25 @@ def published(request, tmp_path):
     return request.param, folder
 
 
+def filled(*messages):
+    return [{**dict.fromkeys(Message.model_fields, ""), **message} for message in messages]
+
+
 def chats(folder):
     """A chat artifact of CHAT, twice."""
-    filled = [{**dict.fromkeys(Message.model_fields, ""), **message} for message in CHAT]
-    row = {**dict.fromkeys(Chat.model_fields, ""), "messages": filled}
+    row = {**dict.fromkeys(Chat.model_fields, ""), "messages": filled(*CHAT)}
     artifact.write_rows(folder, Chat.SCHEMA, Chat.table([{**row, "id": "a"}, {**row, "id": "b"}]))
+    return folder
+
+
+def pairs(folder):
+    """A preference artifact: the last answer of CHAT rather than another, to three questions."""
+    rows = []
+    for word in ("a", "b", "c"):
+        asked = filled(*CHAT[:3], {"role": "user", "content": f"{word}?"})
+        answers = {"chosen": filled(CHAT[4]), "rejected": filled({"role": "assistant", "content": "부산"})}
+        rows.append({"id": word, "task": "echo", "messages": asked, "tools": "", **answers})
+    artifact.write_rows(folder, Preference.SCHEMA, Preference.table(rows))
     return folder
 
 
@@ -114,15 +131,19 @@ def test_a_published_model_is_trained_reloaded_and_served(published, make_tasks,
     counted = sum(own for row in rows for own in row[1])
     assert metrics["sft/trained_tokens"] == 2 * counted and metrics["sft/loss"] > 0
 
-    model, tokenizer = checkpoints.load(tmp_path / "m")
-    assert checkpoints.own_dtype(tmp_path / "m") == "bfloat16"
-    stored = json.loads((tmp_path / "m" / "generation_config.json").read_text())["eos_token_id"]
+    learn = DpoConfig(learning_rate=1e-3, epochs=1, batch_size=2, max_length=256, validation_share=0.01)
+    told = dpo(learn, preferences=pairs(tmp_path / "p"), base_model=tmp_path / "m", model=tmp_path / "d")
+    assert told["dpo/pairs"] == 3 and told["dpo/too_long"] == 0
+
+    model, tokenizer = checkpoints.load(tmp_path / "d")
+    assert checkpoints.own_dtype(tmp_path / "d") == "bfloat16"
+    stored = json.loads((tmp_path / "d" / "generation_config.json").read_text())["eos_token_id"]
     assert tokenizer.convert_ids_to_tokens(stored) == ends
     served = Served(model, tokenizer, "m", "1")
     asked = served.prompt_tokens(CHAT[:4])
     assert asked == rows[-1][0][: len(asked)] == templates.prompt_tokens(tokenizer, CHAT[:-1])
     assert tokenizer.bos_token is None or asked.count(tokenizer.bos_token_id) <= 1 or name == "smollm2"
-    (answer,) = Generator(model, tokenizer).generate(["?"], max_new_tokens=6)
-    row = Row(served, served.prompt_tokens([{"role": "user", "content": "?"}]), max_new_tokens=6)
+    (answer,) = Generator(model, tokenizer).generate([chat("?")], max_new_tokens=6)
+    row = Row(served, served.prompt_tokens(chat("?")), max_new_tokens=6)
     decode([row])
     assert templates.answer_text(tokenizer, row.tokens) == answer[0]

@@ -130,9 +130,7 @@ def _rows_of_chats(cut: Any, chats: list[dict[str, Any]]) -> Encoded:
     return token_shards.encoded(rows, counts)
 
 
-def _cut(
-    tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, Any]
-) -> tuple[list[Row], bool]:
+def _cut(tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, Any]) -> tuple[list[Row], bool]:
     """(rows of at most `max_length` tokens that have something to train, whether one was longer) of a chat/2 row."""
     max_length, too_long = config.max_length, config.too_long
     if not any(turn["role"] == "assistant" for turn in chat["messages"]):

@@ -438,7 +438,7 @@ def _holds(text: str, content: str) -> bool:
 def _values(arguments: Any) -> str:
     """The keys and values of a call's arguments, as text."""
     held: Any = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
-    parts: Iterable[Any] = held if isinstance(held, list) else [*held, *held.values()]
+    parts: Iterable[Any] = held if isinstance(held, list) else [*held.keys(), *held.values()]
     return " ".join(_values(part) if isinstance(part, dict | list) else str(part) for part in parts)
 
 

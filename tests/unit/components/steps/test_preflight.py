@@ -168,13 +168,26 @@ def test_a_template_that_passed_is_not_rendered_again(call, tiny_model, tmp_path
     shutil.rmtree(tmp_path / "out")
     call(change)
     assert [file.stat().st_mtime_ns for file in (tmp_path / "store" / "preflight").iterdir()] == [before]
-    for template in (own / "tokenizer_config.json", own / "chat_template.jinja"):
-        if template.exists():
-            text = template.read_text()
-            template.write_text(text.replace("{% generation %}{{ message['content'] }}", "{% generation %}"))
+    template = own / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|eos|>", "</s>"))
     shutil.rmtree(tmp_path / "out")
-    with pytest.raises(BloomeryError, match="leaves out what the assistant says"):
+    with pytest.raises(ModelError, match="'</s>', which is no token of the tokenizer"):
         call(change)
+
+
+def test_what_a_base_model_lacks_is_supplied_to_every_step(call, tiny_model, tmp_path):
+    bare = shutil.copytree(tiny_model, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    (bare / "generation_config.json").write_text('{"eos_token_id": 9}')
+    before = {file.name: file.read_bytes() for file in bare.iterdir()}
+    _, out = call(lambda values: values.update(base_model=str(bare), chat_template="chatml"))
+    for folder in (out["base_model"], out["start"]):
+        model, tokenizer = checkpoints.load(folder)
+        checkpoints.check_template(tokenizer, folder)
+        assert "<|im_start|>" in tokenizer.chat_template
+        assert model.generation_config.eos_token_id == [tokenizer.eos_token_id, 9]
+        artifact.read_manifest(folder, "model/1")
+    assert {file.name: file.read_bytes() for file in bare.iterdir()} == before
 
 
 def test_only_evaluation_sets_need_the_field_of_the_group(call, tmp_path):
