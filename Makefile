@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: quickstart test check install install-test compile image clean bench-data bench-eval bench-drift
+.PHONY: quickstart test check install install-test compile image clean bench-data bench-eval bench-drift bench-memory
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -62,3 +62,6 @@ bench-eval: .venv/installed-test  ## the gate's errors, evaluation, quantisation
 
 bench-drift: .venv/installed-test  ## delay and false alarms of drift detection, and what a check costs
 	$(BIN)/python tests/benchmarks/drift.py $(BLOOMERY_DATA) $(TRAFFIC)
+
+bench-memory: .venv/installed-test  ## peak memory of likelihoods, fine-tuning and preference optimisation by vocabulary
+	$(BIN)/python tests/benchmarks/memory.py
