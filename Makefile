@@ -4,7 +4,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCKED := --quiet --constraint constraints.txt
 
-.PHONY: quickstart test check lock install install-test compile image clean bench-data bench-eval bench-drift
+.PHONY: quickstart test check lock install install-test compile image clean bench-data bench-eval bench-drift \
+  bench-memory
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -76,3 +77,6 @@ bench-eval: .venv/installed-test  ## the gate's errors, evaluation, quantisation
 
 bench-drift: .venv/installed-test  ## delay and false alarms of drift detection, and what a check costs
 	$(BIN)/python tests/benchmarks/drift.py $(BLOOMERY_DATA) $(TRAFFIC)
+
+bench-memory: .venv/installed-test  ## peak memory of likelihoods, fine-tuning and preference optimisation by vocabulary
+	$(BIN)/python tests/benchmarks/memory.py
