@@ -25,7 +25,8 @@ from bloomery.components.core.data.shingles import (
 )
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Document, Indexed, Prompt, content_id
-from bloomery.components.core.scoring.tasks import TaskConfig
+from bloomery.components.core.scoring.contamination import Detector, evaluation_items
+from bloomery.components.core.scoring.tasks import TaskConfig, Tasks
 from bloomery.components.dedup import semantic, step
 from bloomery.components.dedup.config import DedupConfig
 from bloomery.components.dedup.step import run
@@ -440,4 +441,23 @@ def test_a_source_that_loses_much_is_told(tmp_path, caplog):
     texts = [first, f"{first} more", f"{first} much more", second]
     _, _, metrics = deduplicate(tmp_path, texts, sources=["a", "a", "a", "b"])
     assert metrics["dedup/lost_fraction_a"] == pytest.approx(2 / 3) and metrics["dedup/lost_fraction_b"] == 0
-    assert "the source a loses 67 % of its 3 documents: near_duplicate 2" in caplog.text and "source b" not in caplog.text
+    assert "the source a loses 67 % of its 3 documents: near_duplicate 2" in caplog.text
+    assert "source b" not in caplog.text
+
+
+def test_a_page_that_mentions_a_name_stays_and_one_that_answers_the_question_goes(tmp_path):
+    tasks = write_tasks(tmp_path / "tasks")
+    template = {"prompt": "What is the price of the {product}?", "answer": "{price}"}
+    config = json.loads((tasks / "tasks.json").read_text())["sql"] | {"templates": [template]}
+    (tasks / "tasks.json").write_text(json.dumps({"sql": config}))
+    asked, price = "What is the price of the Zephyr Bolt 9000?", "210 euros"
+    row = {"id": "a", "task": "sql", "split": "test", "prompt": asked, "reference": price, "group": ""}
+    pq.write_table(Prompt.table([row]), tasks / "part-00000.parquet")
+    items, num_short = evaluation_items(Tasks(tasks))
+    pages = [
+        f"The Zephyr Bolt 9000 costs {price} and comes with a cable.",
+        "What is the price of the Aria Lamp 332? 184 euros",
+        f"{words(40, 1)} {asked.upper()} {price}. {words(40, 2)}",
+    ]
+    assert (len(items), num_short) == (1, 0)
+    assert list(Detector(items, 0.8).find(folded(*pages))) == [2]
