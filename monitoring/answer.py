@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import Any
 
+from bloomery.components.core.data.chats import Turn, as_json, as_text
 from bloomery.components.core.modelling import templates
 from bloomery.components.core.records import Prediction
 from bloomery.monitoring.chat_api import ApiError
@@ -85,15 +86,16 @@ class Answer:
         ]
         return {"content": content, "refusal": None}
 
-    def prediction(self, identity: str, started: datetime, seconds: float, asked: str) -> Prediction:
-        """The row of the prediction log."""
+    def prediction(self, identity: str, started: datetime, seconds: float, asked: Sequence[Turn]) -> Prediction:
+        """The row of the prediction log; `asked` is the conversation."""
         row, count = self.row, self.num_tokens
         return Prediction(
             id=identity,
             time=started.isoformat(),
             model_name=row.served.name,
             model_version=row.served.version,
-            prompt=asked,
+            prompt=as_text(asked),
+            messages=as_json(asked),
             response=self.text,
             latency_seconds=round(seconds, 6),
             prompt_tokens=len(row.prompt),

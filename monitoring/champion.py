@@ -36,7 +36,7 @@ class Champion:
             )
         self.served = load(name, found, config)
         self.problem = ""
-        """Why the champion of the registry is not the one served, or ''."""
+        """Why the champion of the registry is not the one served, or where its aliases and its record differ, or ''."""
         self._name = name
         self._config = config
         self._stopping = threading.Event()
@@ -52,6 +52,7 @@ class Champion:
             problem = ""
             try:
                 self._look()
+                problem = registry.differences(self._name)
             except BloomeryError as error:
                 problem = str(error)
             except Exception as error:  # whatever keeps a new champion from loading, the old one goes on

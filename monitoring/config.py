@@ -108,10 +108,10 @@ class MonitoringConfig(Config):
     runner: Literal["local", "cluster"] = "local"
     """`local`: `bloomery run` in the background on this machine; `cluster`: `bloomery submit`, waited for."""
     settings: list[str] = []
-    """`--set` values of the retraining. `{window}` stands for the JSONL file of the window's rows (prediction/1), and
+    """`--set` values of the retraining. `{window}` stands for the JSONL file of the window's rows (prediction/2), and
     `{drifted}` for that of the drifted slices of all windows in a row that led to the decision, so that
     `tasks.sql.splits.unlabelled={path: "{drifted}", templates: [{prompt: "{prompt}", answer: "{label}"}]}` samples
-    from what is new."""
+    from what is new; `{messages: messages, answer: "{label}"}` takes conversations of several turns as such."""
     seed: int = 17
     """Seed of the classifiers' folds and of the drifted slice's topics."""
 

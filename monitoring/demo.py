@@ -23,11 +23,12 @@ import requests
 from markupsafe import Markup
 
 from bloomery.components.core.artifact import write_atomically
+from bloomery.components.core.data.chats import for_template
 from bloomery.components.core.data.tables import list_files, read_rows
 from bloomery.components.core.errors import ConfigError, GateError, ServiceError
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring.statistics import mean_stderr
-from bloomery.components.core.scoring.tasks import TaskConfig, render
+from bloomery.components.core.scoring.tasks import TaskConfig, ask
 from bloomery.components.core.scoring.verify import verify
 from bloomery.monitoring.check import check
 from bloomery.monitoring.trigger import program
@@ -171,14 +172,14 @@ def _ask(url: str, task: TaskConfig, rows: list[dict[str, Any]], began: float) -
         return response
 
     def one(row: dict[str, Any]) -> tuple[dict[str, Any], Asked]:
-        prompt, label = render(template.prompt, row, "traffic"), render(template.answer, row, "traffic")
-        body = {"messages": [{"role": "user", "content": prompt}], "max_tokens": task.max_new_tokens}
+        asked = ask(template, row)
+        body = {"messages": for_template(asked.messages), "max_tokens": task.max_new_tokens}
         answer = post("/v1/chat/completions", body).json()
         text = answer["choices"][0]["message"]["content"]
-        score, _ = verify(task.verifier, text, label, databases)
+        score, _ = verify(task.verifier, text, asked.reference, databases)
         is_new, version = row["family"].startswith(NEW), answer["system_fingerprint"].rpartition(":")[2]
         found = Asked(row["week"], is_new, score, version, time.monotonic() - began)
-        return {"id": answer["id"], "label": label}, found
+        return {"id": answer["id"], "label": asked.reference}, found
 
     with ThreadPoolExecutor(CLIENTS) as pool:
         found = list(pool.map(one, rows))

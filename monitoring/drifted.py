@@ -21,6 +21,8 @@ class DriftedRow(Config):
     id: str
     time: str
     prompt: str
+    messages: str
+    """The conversation as JSON: what `messages: messages` of a template asks again."""
     response: str
     """What the model answered, right or wrong."""
     label: str | None
@@ -57,6 +59,7 @@ def select(
                 id=row.id,
                 time=row.time,
                 prompt=row.prompt,
+                messages=row.messages,
                 response=row.response,
                 label=row.label,
                 topic=topic,

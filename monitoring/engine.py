@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bloomery.components.core.modelling import templates
+from bloomery.components.core.modelling.context import context_tokens
 from bloomery.components.core.modelling.generation import MAX_BATCH_TOKENS, left_padded
 from bloomery.monitoring.serving_config import ServingConfig
 
@@ -34,8 +35,7 @@ class Served(NamedTuple):
     @property
     def context_tokens(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(found or self.tokenizer.model_max_length)
+        return context_tokens(self.model, self.tokenizer)
 
     @property
     def ends(self) -> list[int]:

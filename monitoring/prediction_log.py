@@ -1,6 +1,6 @@
-"""The prediction log: Parquet files of prediction/1 by day, written by many processes and read by time.
+"""The prediction log: Parquet files of prediction/2 by day, written by many processes and read by time.
 
-    LOG/date=2026-11-21/20261121T101502-4f1c09a2b7de-000001.parquet          prediction/1, by the day of the row's time
+    LOG/date=2026-11-21/20261121T101502-4f1c09a2b7de-000001.parquet          prediction/2, by the day of the row's time
     LOG/labels/date=2026-11-24/20261124T080000-4f1c09a2b7de-000007.parquet   label/1, by the day of arrival
 
 A writer puts what it has gathered into a new file of its own, so writers need no lock, and a file appears under its
@@ -12,6 +12,7 @@ written, by the rules of data_curation.
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import re
@@ -30,6 +31,7 @@ from pydantic import ValidationError
 from bloomery.components.core.artifact import MANIFEST
 from bloomery.components.core.config import Config
 from bloomery.components.core.data import pii, tables
+from bloomery.components.core.data.chats import as_json, changed, chat
 from bloomery.components.core.errors import BloomeryError, DataError, ServiceError, from_os_error
 from bloomery.components.core.records import Label, Prediction, Record
 
@@ -40,6 +42,8 @@ BATCH_ROWS = 1024
 """Rows of a file that a reader holds at once."""
 MAX_WAITING_BYTES = 256 * 2**20
 """Files that wait while their store does not answer; beyond it the oldest are given up, and counted."""
+_READ_AS_WELL = {"prediction/2": ("prediction/1",)}
+"""Older versions whose rows are still read: a log is not written again."""
 _DAY = re.compile(r"date=(\d{4}-\d{2}-\d{2})$")
 
 
@@ -148,6 +152,8 @@ class PredictionLog:
             for field in ("prompt", "response", "label"):
                 if values.get(field):
                     values[field] = self._mask(values[field])
+            if values.get("messages"):
+                values["messages"] = as_json(changed(json.loads(values["messages"]), lambda text: _masked(text)[0]))
             moment = parse_time(values["time"]).astimezone(UTC)
             values["time"] = moment.isoformat()
             folder = f"{LABELS}/" if isinstance(row, Label) else ""
@@ -160,11 +166,16 @@ class PredictionLog:
             yield _File(f"{folder}/{name}", sink.getvalue().to_pybytes(), len(values_of_day))
 
     def _mask(self, text: str) -> str:
-        # Whole, unlike a document's: what a user pastes into a code fence is as often a table of customers.
-        text, secrets = pii.mask_secrets(text)
-        text, personal = pii.mask(text)
-        self.masked += secrets + personal
+        text, found = _masked(text)
+        self.masked += found
         return text
+
+
+def _masked(text: str) -> tuple[str, Counter[str]]:
+    # Whole, unlike a document's: what a user pastes into a code fence is as often a table of customers.
+    text, secrets = pii.mask_secrets(text)
+    text, personal = pii.mask(text)
+    return text, secrets + personal
 
 
 class Head(Config):
@@ -241,6 +252,8 @@ class Reading:
             except ValueError:
                 self.left_out["wrong_time"] += 1
             else:
+                if form is Prediction and not row.messages:
+                    row = row.model_copy(update={"messages": as_json(chat(row.prompt))})
                 yield moment, row
 
     def _lines(self, file: str) -> Iterator[dict[str, Any]]:
@@ -280,7 +293,7 @@ def parse_time(text: str) -> datetime:
 def _other_schema(found: Any, kind: type[Record]) -> str:
     """Why a file does not hold rows of `kind`, or ''."""
     named = (found.metadata or {}).get(b"schema", kind.SCHEMA.encode()).decode(errors="replace")
-    if named != kind.SCHEMA:
+    if named not in (kind.SCHEMA, *_READ_AS_WELL.get(kind.SCHEMA, ())):
         return f"holds {named}, expected {kind.SCHEMA}"
     missing = [name for name, field in kind.model_fields.items() if field.is_required() and name not in found.names]
     unknown = [name for name in found.names if name not in kind.model_fields]

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from bloomery.components.core.artifact import file_digest
 from bloomery.components.core.data import tables
-from bloomery.components.core.data.chats import chat
+from bloomery.components.core.data.chats import identity
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.templates import prompt_tokens
 from bloomery.components.core.records import content_id
-from bloomery.components.core.scoring.tasks import Template, render
+from bloomery.components.core.scoring.tasks import Question, Template, ask
 from bloomery.monitoring.answer import Answer
 from bloomery.monitoring.engine import Row, Served, decode, take
 from bloomery.monitoring.prediction_log import PredictionLog, parse_time
@@ -41,7 +42,8 @@ def replay(
     questions = list(_questions(traffic, template))
     served = Served(*checkpoints.load(model, on=checkpoints.device()), model_name, model_version)
     rows = [
-        Row(served, served.prompt_tokens(chat(prompt)), max_new_tokens=max_new_tokens) for _, _, prompt, _ in questions
+        Row(served, prompt_tokens(served.tokenizer, asked.messages, asked.tools), max_new_tokens=max_new_tokens)
+        for _, _, asked in questions
     ]
     target = PredictionLog(log)
     waiting, done = deque(rows), 0
@@ -50,11 +52,12 @@ def replay(
         batch = take(waiting, BATCH_ROWS)
         decode(batch)
         seconds = (time.perf_counter() - started) / len(batch)
-        for row, (line, moment, prompt, label) in zip(batch, questions[done:], strict=False):
+        for row, (line, moment, asked) in zip(batch, questions[done:], strict=False):
             answer = Answer(row)
             answer.complete()
-            identity = content_id(model_name, model_version, str(line), prompt)
-            target.append([answer.prediction(identity, moment, seconds, prompt).model_copy(update={"label": label})])
+            key = content_id(model_name, model_version, str(line), identity(asked.messages, asked.tools))
+            found = answer.prediction(key, moment, seconds, asked.messages)
+            target.append([found.model_copy(update={"label": asked.reference})])
         done += len(batch)
     target.close()
     return target.num_written
@@ -65,8 +68,8 @@ def model_version_of(model: Path) -> str:
     return content_id(*(file_digest(file) for file in checkpoints.weight_files(model)))[:12]
 
 
-def _questions(traffic: Path, template: Template) -> Iterator[tuple[int, datetime, str, str]]:
-    """(line, time, prompt, reference answer) of each row."""
+def _questions(traffic: Path, template: Template) -> Iterator[tuple[int, datetime, Question]]:
+    """(line, time, question with its reference) of each row."""
     for file in tables.list_files(str(traffic)):
         for raw in tables.read_rows(file):
             where = f"{file} line {raw.line}"
@@ -76,9 +79,8 @@ def _questions(traffic: Path, template: Template) -> Iterator[tuple[int, datetim
                 moment = parse_time(str(raw.value.get("time")))
             except ValueError:
                 raise DataError(f"{where}: time is {raw.value.get('time')!r}, expected ISO 8601") from None
-            yield (
-                raw.line,
-                moment,
-                render(template.prompt, raw.value, where),
-                render(template.answer, raw.value, where),
-            )
+            asked = ask(template, raw.value)
+            if asked.problem:
+                shown = template.messages or template.prompt
+                raise DataError(f"{where}: the template {shown!r} does not fit the row: {asked.problem}")
+            yield raw.line, moment, asked

@@ -155,7 +155,7 @@ class Server:
             seconds = time.perf_counter() - start
             identities = [completion.id, *(f"{completion.id}-{index}" for index in range(1, len(answers)))]
             self._log.append(
-                answer.prediction(identity, started, seconds, asked.text())
+                answer.prediction(identity, started, seconds, asked.conversation())
                 for identity, answer in zip(identities, answers, strict=True)
             )
             return chat_api.usage(len(answers[0].row.prompt), sum(answer.num_tokens for answer in answers))

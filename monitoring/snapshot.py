@@ -50,7 +50,7 @@ class Snapshot(NamedTuple):
 
 
 def take(log: Path | str, config: MonitoringConfig, now: datetime) -> Snapshot:
-    """Read a prediction log, or a file, folder or URI of JSONL or Parquet rows of prediction/1.
+    """Read a prediction log, or a file, folder or URI of JSONL or Parquet rows of prediction/2.
 
     Raises: DataError if there is no log, or no usable row in it.
     """
@@ -64,7 +64,7 @@ def take(log: Path | str, config: MonitoringConfig, now: datetime) -> Snapshot:
             found[row.id] = _Place(time, row.id, row.model_name, row.model_version)
     if not found:
         raise DataError(
-            f"{log}: no usable prediction/1 row; left out: "
+            f"{log}: no usable prediction/2 row; left out: "
             f"{ {**left_out, **quarantined} or 'nothing, the log is empty'}"
         )
     ordered = sorted(found.values())

@@ -13,7 +13,7 @@ from bloomery.pipelines.cli_models import with_registry
 from bloomery.pipelines.cli_options import WORKDIR, JsonOption, RecipeArgument, SetOption, WorkdirOption
 
 LogOption = Annotated[
-    str, typer.Option(help="Prediction log; or a file, folder or URI of JSONL or Parquet rows of prediction/1.")
+    str, typer.Option(help="Prediction log; or a file, folder or URI of JSONL or Parquet rows of prediction/2.")
 ]
 StartOption = Annotated[bool, typer.Option(help="Start the retraining that the policy asks for.")]
 

@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 from pydantic import Field, field_validator, model_validator
 
+from bloomery.components.chat_curation.config import ChatCurationConfig
 from bloomery.components.core.config import MOST_PACKED, Config, ModelName, packed, parameters, parse
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.scoring.lm_eval_tasks import PREFIX
@@ -173,6 +174,12 @@ class Recipe(Config):
                 source
                 for stage in self.stages
                 if isinstance(stage.config, DataCurationConfig)
+                for source in stage.config.inputs
+            ],
+            chat_sources=[
+                source
+                for stage in self.stages
+                if isinstance(stage.config, ChatCurationConfig)
                 for source in stage.config.inputs
             ],
             known_index=dedup.known_index,

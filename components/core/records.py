@@ -211,7 +211,7 @@ class EvalResult(Record):
 class Prediction(Record):
     """One served answer."""
 
-    SCHEMA = "prediction/1"
+    SCHEMA = "prediction/2"
     id: str
     """Request id; of several answers to one request the later ones end in `-1`, `-2`."""
     time: str
@@ -220,6 +220,8 @@ class Prediction(Record):
     model_version: str
     prompt: str
     """The user's turn; of a longer conversation all turns, each a line `role: content`."""
+    messages: str = ""
+    """The conversation as JSON, a list of turns; of rows that were logged without it, `prompt` as a user's turn."""
     response: str
     latency_seconds: float
     prompt_tokens: int

@@ -11,10 +11,10 @@ and 39 of 60 headings of other short pages, html2text and markdownify keep the n
 from __future__ import annotations
 
 import re
-from typing import Any
 
 from lxml import etree
 
+from bloomery.components.core.data import render
 from bloomery.components.core.data.formats import RawRow
 from bloomery.components.core.data.tables import SourceConfig, format_of
 from bloomery.components.data_curation.clean import on_prose
@@ -22,7 +22,6 @@ from bloomery.components.data_curation.clean import on_prose
 MAX_HTML_DEPTH = 512
 """Deepest nesting of a page that is read, as in Chromium: every end tag looks through all that is open."""
 
-_FIELD = re.compile(r"\{(\w+)\}")
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\n(?=[\w\"'-]+[ \t]*:)(?:.*\n)*?---[ \t]*(?:\n|\Z)")
 _COMMENT = re.compile(r"<!--.*?-->", re.DOTALL)
 _HTML_START = re.compile(r"\s*(?:<!doctype html|<html[\s>])", re.IGNORECASE)
@@ -40,43 +39,32 @@ _HEADINGS = {f"h{level}": "#" * level + " " for level in range(1, 7)}
 _MARKERS = {"- ", "| ", *_HEADINGS.values()}
 
 
-def document_text(row: RawRow, source: SourceConfig) -> tuple[str, str]:
-    """(text, '') of a row, or ('', reason) where it holds no text: a problem of reading, `missing_field`,
-    `wrong_type`, `broken_html` or `empty`."""
+def document_text(row: RawRow, source: SourceConfig) -> render.Filled:
+    """The text of a row, or the reason why it holds none: a problem of reading or of the template, `broken_html` or
+    `empty`. A template that is one field wants text there: a number is no document of its own."""
     if row.value is None:
-        return "", row.problem
-    text, problem = fill(source.text, row.value)
-    if problem:
-        return "", problem
+        return render.Filled("", row.problem, row.hint)
+    template = render.template(source.text)
+    filled = template.fill(row.value)
+    if filled.problem:
+        return filled
+    if template.is_lone and not isinstance(row.value.get(template.fields[0], ""), str):
+        field, is_null = template.fields[0], row.value[template.fields[0]] is None
+        return render.Filled("", "missing_field" if is_null else "wrong_type", f"{field!r} is no text")
+    text = filled.text
     if format_of(row.uri) == "html" or _HTML_START.match(text):
         try:
             text = html_to_markdown(text)
         except ValueError:
-            return "", "broken_html"
+            return render.Filled("", "broken_html")
     else:
         text = on_prose(_FRONT_MATTER.sub("", text.replace("\r\n", "\n")), _without_comments)
-    return (text, "") if text.strip() else ("", "empty")
+    return render.Filled(text) if text.strip() else render.Filled("", "empty")
 
 
 def _without_comments(prose: str) -> str:
     # Without an end in sight the pattern would run to the end of the text from every beginning.
     return _COMMENT.sub("", prose) if "-->" in prose else prose
-
-
-def fill(template: str, fields: dict[str, Any]) -> tuple[str, str]:
-    """(template with its `{field}` filled in, '') or ('', `missing_field` | `wrong_type`).
-
-    Text is a string. Numbers may stand inside a longer template, but are no document of their own.
-    """
-    is_lone = _FIELD.fullmatch(template) is not None
-    for name in _FIELD.findall(template):
-        if fields.get(name) is None:
-            return "", "missing_field"
-        value = fields[name]
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not isinstance(value, str) and (is_lone or not is_number):
-            return "", "wrong_type"
-    return _FIELD.sub(lambda match: str(fields[match.group(1)]), template), ""
 
 
 def html_to_markdown(html: str) -> str:

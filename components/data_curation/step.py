@@ -11,9 +11,8 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
-from itertools import chain
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, NamedTuple
 
@@ -23,7 +22,7 @@ import pyarrow as pa
 from bloomery.components.core.artifact import Reads, Writer, Writes, read_table, write_rows
 from bloomery.components.core.data import pii
 from bloomery.components.core.data.formats import RawRow
-from bloomery.components.core.data.tables import SourceConfig, read_rows, select
+from bloomery.components.core.data.tables import SourceConfig, read_source
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.parallel import map_ordered
 from bloomery.components.core.records import Coverage, Document, Reject, content_id
@@ -50,6 +49,7 @@ SPOOLED = pa.schema(
         ("general", pa.bool_()),
         ("text", pa.large_string()),
         ("problem", pa.string()),
+        ("detail", pa.string()),
         ("raw", pa.string()),
     ]
 )
@@ -109,7 +109,7 @@ def _learn(config: DataCurationConfig, files: dict[str, list[str]]) -> tuple[lea
         return None, {}
     examples = {}
     for side in (wanted.good, wanted.bad):
-        texts = (clean.clean(document_text(row, side)[0]) for row in _rows(side, files.get(side.name, [])))
+        texts = (clean.clean(document_text(row, side).text) for row in _rows(side, files.get(side.name, [])))
         examples[side.name] = [text for text in texts if text]
     model = learned.train(examples[wanted.good.name], examples[wanted.bad.name], wanted.folds, config.seed)
     scores = {}
@@ -141,7 +141,7 @@ def _spool(
 
 
 def _rows(source: SourceConfig, files: list[str]) -> Iterator[RawRow]:
-    return select(chain.from_iterable(map(read_rows, files)), source)
+    return read_source(source, files, f"data_curation: the source {source.name}", [source.text])
 
 
 def _batches(rows: Iterable[RawRow]) -> Iterator[list[RawRow]]:
@@ -163,13 +163,13 @@ def _read(item: tuple[SourceConfig, list[RawRow]]) -> tuple[str, pa.RecordBatch,
     columns: list[tuple[Any, ...]] = []
     hashes: list[int] = []
     for row in rows:
-        text, problem = document_text(row, source)
+        text, problem, detail = document_text(row, source)
         text = clean.clean(text)
         hashes += clean.edge_line_hashes(text)
         place = f"{source.name}:{_relative(row.uri, source.path)}#{row.line}"
         written = str((row.value or {}).get(source.time) or "")
         problem = problem or ("" if text else "empty")
-        columns.append((source.name, place, written, source.general, text, problem, row.raw))
+        columns.append((source.name, place, written, source.general, text, problem, detail, row.raw))
     arrays = [pa.array(column, field.type) for column, field in zip(zip(*columns, strict=True), SPOOLED, strict=True)]
     return source.name, pa.record_batch(arrays, schema=SPOOLED), np.array(hashes, np.uint64)
 
@@ -226,7 +226,7 @@ def _judge(
             dropped.append(_reject(row, *next(iter(reasons.items()))))
             dropped_only.update(reasons.keys() if len(reasons) == 1 else ())
         else:
-            text, counts = _mask(row["text"])
+            text, counts = _mask(row["text"], config.mask)
             masked += counts
             kept.append(
                 {
@@ -248,7 +248,7 @@ def _reasons(
 ) -> dict[str, str]:
     """Every reason to drop a row, with the measured value; the first is the one that it is counted by."""
     if row["problem"]:
-        return {row["problem"]: ""}
+        return {row["problem"]: row["detail"]}
     if not row["text"]:
         return {"boilerplate": "nothing else in it"}
     reasons = {} if code in (*config.languages, language.UNDECIDED) else {"language": code}
@@ -258,11 +258,11 @@ def _reasons(
     return reasons
 
 
-def _mask(text: str) -> tuple[str, Counter[str]]:
-    text, counts = pii.mask_secrets(text)
+def _mask(text: str, kinds: Sequence[str]) -> tuple[str, Counter[str]]:
+    text, counts = pii.mask_secrets(text, kinds)
 
     def on_part(prose: str) -> str:
-        masked, found = pii.mask(prose)
+        masked, found = pii.mask(prose, kinds)
         counts.update(found)
         return masked
 

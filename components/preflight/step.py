@@ -18,8 +18,9 @@ from typing import Annotated, Any
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Writes
 from bloomery.components.core.config import digest, parameters
+from bloomery.components.core.data import render
 from bloomery.components.core.data.chats import Turn, as_text, identity, without_system
-from bloomery.components.core.data.tables import list_files, read_rows, select
+from bloomery.components.core.data.tables import SourceConfig, list_files, read_source
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import BloomeryError, DataError, ModelError, ServiceError
 from bloomery.components.core.modelling import checkpoints, inspection, templates
@@ -35,9 +36,8 @@ from bloomery.components.core.scoring.tasks import (
     answered,
     ask,
     is_evaluation,
-    render,
 )
-from bloomery.components.core.scoring.verify import REFUSAL_REFERENCES, normalise, verify
+from bloomery.components.core.scoring.verify import REFUSAL_REFERENCES, extract, extract_reference, normalise, verify
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.perturb import perturb
 
@@ -97,11 +97,22 @@ def run(
 def _list_sources(config: PreflightConfig, target: Path) -> dict[str, float]:
     rows = []
     for source in (*config.sources, *config.chat_sources):
-        for uri in list_files(source.path):
+        files = list_files(source.path)
+        if isinstance(source, SourceConfig):
+            _check_text(source, files)
+        for uri in files:
             size, sha256 = _fingerprint(uri)
             rows.append({"uri": uri, "name": source.name, "bytes": size, "sha256": sha256})
     artifact.write_rows(target, "source/1", Source.table(rows))
     return {"preflight/files": float(len(rows)), "preflight/bytes": float(sum(row["bytes"] for row in rows))}
+
+
+def _check_text(source: SourceConfig, files: list[str]) -> None:
+    """A template that fits no row of local files is told here: as a rule their first row is all that is read."""
+    template, where = render.template(source.text), f"data_curation: the source {source.name}"
+    for row in read_source(source.model_copy(update={"limit": None}), files, where, [source.text]):
+        if "://" in row.uri or (row.value is not None and not template.fill(row.value).problem):
+            return
 
 
 def _fingerprint(uri: str) -> tuple[int, str]:
@@ -225,15 +236,18 @@ def _ask(name: str, task: TaskConfig, split: str, problems: dict[tuple[str, int]
     where = f"tasks.{name}.splits.{split}"
     found: list[dict[str, Any]] = []
     here: dict[tuple[str, int], str] = {}
-    rows = (raw for uri in list_files(source.path) for raw in read_rows(uri))
-    for raw in select(rows, source):
+    phrasings = source.templates or task.templates
+    texts = [text for phrasing in phrasings for text in (phrasing.system, phrasing.prompt, phrasing.answer)]
+    # Results are told by group; rows to learn from, such as served questions, need none.
+    group = group if is_evaluation(whole) else ""
+    for raw in read_source(source, list_files(source.path), where, [*texts, group]):
         if raw.value is None:
             here[raw.uri, raw.line] = raw.problem
             continue
-        for template in source.templates or task.templates:
-            question = ask(template, raw.value, where)
-            if question.problem:
-                here[raw.uri, raw.line] = question.problem
+        for template in phrasings:
+            question, told = ask(template, raw.value), render.template(group).fill(raw.value)
+            if problem := question.problem or told.problem:
+                here[raw.uri, raw.line] = problem
                 continue
             found.append(
                 {
@@ -243,8 +257,7 @@ def _ask(name: str, task: TaskConfig, split: str, problems: dict[tuple[str, int]
                     "messages": question.messages,
                     "tools": question.tools,
                     "reference": question.reference,
-                    # Results are told by group; rows to learn from, such as served questions, need none.
-                    "group": render(group, raw.value, where) if is_evaluation(whole) else "",
+                    "group": told.text,
                 }
             )
     if not found:
@@ -308,10 +321,18 @@ def _self_check(name: str, task: TaskConfig, rows: list[dict[str, Any]], folder:
                     "check its templates"
                 )
         return
+    for row in [row for row in rows if row["split"] == "train"][:50]:
+        if extract(task.verifier, row["reference"]) is None:
+            raise DataError(
+                f"tasks.{name}.splits.train: verifier.extract finds no answer in what the model is to learn to say, so "
+                f"it would be scored wrong: {row['reference'][-120:]!r}; check templates and {task.verifier.extract!r}"
+            )
     databases = [folder / database for database in task.verifier.databases]
+    plain = task.verifier.model_copy(update={"extract": ""})
     sample = [row for row in rows if row["split"] not in TRAINING_SPLITS][:50] or rows[:50]
     for row in sample:
-        score, reason = verify(task.verifier, row["reference"], row["reference"], databases)
+        wanted = extract_reference(task.verifier, row["reference"])
+        score, reason = verify(plain, wanted, wanted, databases)
         if score < 1.0:
             raise DataError(
                 f"tasks.{name}: the verifier refuses a reference answer ({reason}): {row['reference'][:120]!r}; "

@@ -27,11 +27,11 @@ def run(
     The `train` rows of the perplexity tasks are read whole beside the chats.
 
     Returns: sft/loss and sft/validation_loss (nats per trained token), sft/chats, sft/texts, sft/trained_tokens
-             (assistant and text tokens of one epoch), sft/too_long (chats left out), sft/best_step (optimiser steps of
+             (assistant and text tokens of one epoch), sft/too_long (chats of more than max_length tokens),
+             sft/too_long_fraction, sft/without_loss (chats without a token to train), sft/best_step (optimiser steps of
              the kept weights).
-    Raises:  DataError if no chat fits in max_length; ModelError if the chat template trains nothing or does not
-             end a turn;
-             DivergedError before a non-finite step is taken.
+    Raises:  DataError if no chat fits in max_length, or one does not and `too_long` is `error`; ModelError if the chat
+             template trains nothing or does not end a turn; DivergedError before a non-finite step is taken.
     """
     network, tokenizer = training.load(config, base_model)
     checkpoints.check_template(tokenizer, base_model)

@@ -13,11 +13,11 @@ def synthetic_data(
     stage: str,
     config: dict,
     tasks: Input[Dataset],
-    seeds: Input[Dataset],
     chats: Output[Dataset],
     prompts: Output[Dataset],
     rejects: Output[Dataset],
     metrics: Output[Metrics],
+    seeds: Optional[Input[Dataset]] = None,  # noqa: UP045
     documents: Optional[Input[Dataset]] = None,  # noqa: UP045
 ):
     """Chats to imitate and prompts to sample from, verified and deduplicated."""

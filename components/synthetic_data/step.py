@@ -33,11 +33,11 @@ def run(
     config: SyntheticDataConfig,
     *,
     tasks: Annotated[Path, Reads("tasks/1")],
-    seeds: Annotated[Path, Reads("chat/2")],
-    documents: Annotated[Path | None, Reads("document/2", optional=True)] = None,
     chats: Annotated[Path, Writes("chat/2")],
     prompts: Annotated[Path, Writes("prompt/2")],
     rejects: Annotated[Path, Writes("reject/1")],
+    seeds: Annotated[Path | None, Reads("chat/2", optional=True)] = None,
+    documents: Annotated[Path | None, Reads("document/2", optional=True)] = None,
 ) -> dict[str, float]:
     """Make chats of the domain tasks from training questions and from documents, and vary what and how they ask.
 
@@ -60,7 +60,7 @@ def run(
             where = f"synthetic_data.extract.{index}.task"
             raise ConfigError(f"{where}: found '{pattern.task}'; the recipe's tasks are: {known}")
     sorter = _Sorter(task_set)
-    given = Shards(seeds, "chat/2")
+    given = Shards(seeds, "chat/2") if seeds else None
     by_role = _seeds(given, task_set)
     for seed in by_role["domain"]:
         sorter.take(seed)
@@ -69,18 +69,19 @@ def run(
             sorter.add(chat(prompt, answer), task=pattern.task, origin="document", parent=document["id"])
     _recombine(sorter, config)
     _augment(sorter, config)
-    num_given = given.num_rows - sum(map(len, by_role.values()))
+    num_read = given.num_rows if given else 0
+    num_given = num_read - sum(map(len, by_role.values()))
     if not sorter.chats and not num_given:
         raise DataError(_nothing_left(task_set, sorter))
     for seed in by_role["safety"] + by_role["general"]:
         sorter.take(seed)
     reasons = Counter(row["reason"] for row in sorter.rejects)
-    made = len(sorter.chats) + num_given + len(sorter.rejects) - given.num_rows
+    made = len(sorter.chats) + num_given + len(sorter.rejects) - num_read
     writer = Writer(chats, "chat/2")
     writer.add(Chat.table(sorter.chats))
-    for table, _ in given.tables():
+    for table, _ in given.tables() if given else ():
         writer.add(table.filter(pc.invert(_is_seed(table, task_set))))
-    writer.close(rows_in=given.num_rows, rows_made=made, dropped=reasons)
+    writer.close(rows_in=num_read, rows_made=made, dropped=reasons)
     write_rows(rejects, "reject/1", Reject.table(sorter.rejects))
     asked = task_set.to_sample_from("domain")
     write_rows(prompts, "prompt/2", Prompt.table([dict(prompt) for prompt in asked]))
@@ -105,10 +106,10 @@ def _is_seed(table: pa.Table, tasks: Tasks) -> pa.ChunkedArray:
     return pc.and_(pc.is_in(table["origin"], pa.array(["seed", "replay"])), is_own)
 
 
-def _seeds(given: Shards, tasks: Tasks) -> dict[str, list[Row]]:
+def _seeds(given: Shards | None, tasks: Tasks) -> dict[str, list[Row]]:
     """The tasks' own chats by the role of their task, in stored order."""
     found: dict[str, list[Row]] = {"domain": [], "safety": [], "general": []}
-    for table, _ in given.tables():
+    for table, _ in given.tables() if given else ():
         for row in table.filter(_is_seed(table, tasks)).to_pylist():
             found[tasks.configs[row["task"]].role].append(row)
     return found

@@ -2,15 +2,20 @@
 
 `python tests/benchmarks/memory.py` writes memory.json beside it: mebibytes above those of the loaded model, of
 `likelihood` (64 texts), `sft` (LoRA, batches of 8, 64 validation chats) and `dpo` (LoRA, batches of 8, some 30 pairs
-held out), with glibc's settings of `infra/surroundings.py` and without; then what tokenising a corpus of two sizes
-costs.
+held out), with glibc's settings of `infra/surroundings.py` and without; of `corpus`, tokens a second and memory while
+real texts (the PEPs in the folder that BLOOMERY_DATA names, repeated) are tokenised by SmolLM2's
+tokenizer, at two sizes.
 """
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
+import lzma
 import os
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -154,27 +159,31 @@ def warm(network: Any) -> None:
     network(torch.tensor([[1, 2, 3]]))
 
 
-def run_corpus(texts: Path, folder: Path, num_tokens: int) -> dict[str, float]:
-    """Tokenise real texts, repeated, by the model's tokenizer, and read every block once."""
-    import functools
-
+def run_corpus(num_tokens: int) -> dict[str, float]:
+    """Tokenise real texts, repeated, and read every seventh block."""
     from transformers import AutoTokenizer
 
     from bloomery.components.core.modelling import token_shards
     from bloomery.components.core.parallel import map_ordered
     from bloomery.components.cpt.step import _encode
 
-    tokenizer = AutoTokenizer.from_pretrained(texts / "tokenizer")
-    documents = json.loads((texts / "texts.json").read_text(encoding="utf-8"))
+    data = Path(os.environ["BLOOMERY_DATA"])
+    with tempfile.TemporaryDirectory() as name:
+        for file in (data / "tokenizers" / "smollm2").iterdir():
+            opened = lzma.open(file) if file.suffix == ".xz" else file.open("rb")
+            with opened as stream:
+                (Path(name) / file.name.removesuffix(".xz")).write_bytes(stream.read())
+        tokenizer = AutoTokenizer.from_pretrained(name)
+    with lzma.open(data / "peps_eips" / "peps.jsonl.xz", "rt", encoding="utf-8") as stream:
+        documents = [json.loads(line)["text"] for line in stream]
 
     def repeated() -> Iterator[str]:
         characters = 0
-        while True:
-            for text in documents:
-                yield text
-                characters += len(text)
-                if characters > 4 * num_tokens:
-                    return
+        for text in itertools.cycle(documents):
+            yield text
+            characters += len(text)
+            if characters > 3.5 * num_tokens:
+                return
 
     def encode() -> Iterator[token_shards.Encoded]:
         batches = (("domain_characters", batch) for batch in token_shards.in_batches(repeated()))
@@ -183,15 +192,16 @@ def run_corpus(texts: Path, folder: Path, num_tokens: int) -> dict[str, float]:
     before, started = peak_mebibytes(), time.perf_counter()
     with token_shards.tokenised(tokenizer, [num_tokens], encode) as tokens:
         seconds = time.perf_counter() - started
-        anonymous = peak_mebibytes() - before
+        tokenising = peak_mebibytes() - before
         blocks = tokens.blocks(1024)
         for index in range(0, len(blocks), 7):
             blocks[index]
         return {
             "tokens": tokens.num_tokens,
-            "tokens_per_second": round(tokens.num_tokens / seconds),
-            "mebibytes_tokenising": round(anonymous, 1),
-            "mebibytes_reading": round(peak_mebibytes() - before, 1),
+            "seconds": round(seconds, 1),
+            "mebibytes_tokenising": round(tokenising, 1),
+            "mebibytes_with_reading": round(peak_mebibytes() - before, 1),
+            "mebibytes_of_a_worker": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1),
         }
 
 
@@ -212,13 +222,12 @@ def child(job: str, vocabulary: int, length: int, *, settings: bool) -> Any:
 def main() -> None:
     if len(sys.argv) > 2:
         job, vocabulary, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+        if job == "corpus":
+            print(json.dumps(run_corpus(length)))
+            return
         with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            if job == "corpus":
-                print(json.dumps(run_corpus(Path(os.environ["CORPUS"]), folder, vocabulary)))
-                return
-            model = make_model(folder / "model", vocabulary)
-            print(json.dumps(round(globals()[f"run_{job}"](model, folder, vocabulary, length))))
+            model = make_model(Path(name) / "model", vocabulary)
+            print(json.dumps(round(globals()[f"run_{job}"](model, Path(name), vocabulary, length))))
         return
     found: dict[str, Any] = {}
     for settings in (True, False):
@@ -228,8 +237,8 @@ def main() -> None:
                     key = f"{job}, vocabulary {vocabulary}, {length} tokens" + ("" if settings else ", plain glibc")
                     found[key] = child(job, vocabulary, length, settings=settings)
                     print(key, found[key], flush=True)
-    if "CORPUS" in os.environ:
-        found["corpus"] = [child("corpus", size, 0, settings=True) for size in CORPORA]
+    if "BLOOMERY_DATA" in os.environ:
+        found["corpus"] = [child("corpus", 0, size, settings=True) for size in CORPORA]
         print(found["corpus"])
     Path(__file__).with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

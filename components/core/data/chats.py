@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from pydantic import Field
@@ -65,6 +65,12 @@ def as_text(messages: Sequence[dict[str, Any]]) -> str:
     return "\n".join(f"{turn['role']}: {said(turn)}" for turn in messages)
 
 
+def as_json(messages: Sequence[dict[str, Any]]) -> str:
+    """A conversation as JSON that `chat_forms` reads again: its turns without their empty fields."""
+    turns = [{field: text for field, text in turn.items() if text or field == "content"} for turn in messages]
+    return json.dumps(turns, ensure_ascii=False)
+
+
 def said(turn: dict[str, Any]) -> str:
     """What is said in a turn, calls of tools as their JSON."""
     return "\n".join(filter(None, (turn["content"], turn.get("tool_calls"))))
@@ -73,6 +79,56 @@ def said(turn: dict[str, Any]) -> str:
 def without_system(messages: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     """The turns but the system's, which many conversations share."""
     return [turn for turn in messages if turn["role"] != "system"]
+
+
+def changed(messages: Sequence[dict[str, Any]], change: Callable[[str], str]) -> list[dict[str, Any]]:
+    """The turns with `change` applied to every text in them: contents, thoughts, and the values of what is JSON
+    (results of tools, arguments of calls), which stays JSON. Names, ids and keys stay as they are."""
+    told = []
+    for turn in messages:
+        new = {**turn, "content": _changed_text(turn["content"], change)}
+        if turn.get("reasoning"):
+            new["reasoning"] = change(turn["reasoning"])
+        if turn.get("tool_calls"):
+            calls = json.loads(turn["tool_calls"])
+            calls = [{**call, "arguments": _changed_json(call["arguments"], change)} for call in calls]
+            new["tool_calls"] = json.dumps(calls, ensure_ascii=False)
+        told.append(new)
+    return told
+
+
+def _changed_text(text: str, change: Callable[[str], str]) -> str:
+    if text.lstrip()[:1] in ("{", "["):
+        try:
+            value = json.loads(text)
+        except (ValueError, RecursionError):
+            return change(text)
+        new = _changed_json(value, change)
+        return text if new == value else json.dumps(new, ensure_ascii=False)
+    return change(text)
+
+
+def _changed_json(value: Any, change: Callable[[str], str]) -> Any:
+    """`value` with its texts changed one by one, where an escape hides nothing, then as a whole, where a key tells what
+    stands beside it; as a whole only if that leaves JSON of the same kind."""
+    new = _walked(value, change)
+    try:
+        whole = json.loads(change(json.dumps(new, ensure_ascii=False)))
+    except ValueError:
+        return new
+    return whole if isinstance(whole, type(new)) else new
+
+
+def _walked(value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, dict):
+        return {key: _walked(item, change) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_walked(item, change) for item in value]
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value if (text := change(str(value))) == str(value) else text
+    return value
 
 
 def identity(messages: Sequence[dict[str, Any]], tools: str = "") -> str:

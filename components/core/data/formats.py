@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from functools import partial
 from itertools import chain
 from typing import IO, Any, NamedTuple
+
+from bloomery.components.core.data.encodings import declared
 
 RAW_CHARACTERS = 500
 """How much of a row is kept for the reject that may come of it."""
@@ -23,6 +26,9 @@ MAX_DEPTH = 128
 
 NUL_SHARE = 0.25
 """Text with a larger share of NUL characters was UTF-16 or UTF-32 once; a few NULs are left to the repair of text."""
+
+DELIMITERS = ";\t|,"
+"""What may separate the cells of a table instead of a comma."""
 
 _BLOCK_BYTES = 2**20
 _MAX_BATCH_ROWS = 256
@@ -42,6 +48,8 @@ class RawRow(NamedTuple):
     """Its first 500 characters; of a file that cannot be read as a whole, what is wrong with it."""
     uri: str = ""
     """The file it stands in."""
+    hint: str = ""
+    """What the file looks like and which key says so, where it is no UTF-8 or other characters separate its cells."""
 
 
 class TooLarge(Exception):
@@ -155,12 +163,9 @@ def _different_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-def _no_constant(name: str) -> Any:
-    raise ValueError(f"{name} is not JSON")
-
-
-# One decoder for all rows: json.loads would build one a row, which costs more than looking at the keys.
-_decode = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_different_keys).decode
+# One decoder for all rows: json.loads would build one a row, which costs more than looking at the keys. NaN and
+# Infinity, which pandas and Python write, are read: where a template reads the field, the row is a reject.
+_decode = json.JSONDecoder(object_pairs_hook=_different_keys).decode
 
 
 class _Duplicated(dict[str, Any]):
@@ -172,7 +177,7 @@ def _mark_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value if len(value) == len(pairs) else _Duplicated(value)
 
 
-_decode_marking = json.JSONDecoder(parse_constant=_no_constant, object_pairs_hook=_mark_duplicates).decode
+_decode_marking = json.JSONDecoder(object_pairs_hook=_mark_duplicates).decode
 
 
 def _is_suspect(data: bytes) -> bool:
@@ -282,16 +287,24 @@ class _RecordLines:
         self.start_record()
 
 
-def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[RawRow]:
+# Excel's own line before the header.
+_SEPARATOR = re.compile(rb'(?:\xef\xbb\xbf)?"?sep=([^\n\r"])"?\r?')
+
+
+def read_csv(stream: IO[bytes], delimiter: str = "", usual: str = ",") -> Iterator[RawRow]:
+    """Rows of a table with a header. `delimiter` rules, else a line `sep=;` before the header, else the `usual` one."""
     # The csv module refuses cells above 128 KiB unless told otherwise; documents in a column are longer.
     csv.field_size_limit(2**31 - 1)
     blocks = _blocks(stream)
     first = next(blocks, b"")
     end = b"\n" if b"\n" in first else b"\r"
+    separator = _SEPARATOR.fullmatch(first.partition(end)[0])
+    delimiter = delimiter or (separator[1].decode("utf-8", "replace") if separator else usual)
     lines = _RecordLines(_lines(chain([first], blocks), end), end)
     # A lenient reader takes the rows after an unclosed quote for the text of a cell, and says nothing.
     reader = csv.reader(lines, delimiter=delimiter, strict=True)
     header: list[str] | None = None
+    hint = ""
     while True:
         lines.start_record()
         try:
@@ -310,19 +323,30 @@ def _read_csv(stream: IO[bytes], delimiter: str = ",") -> Iterator[RawRow]:
         if not cells:
             continue
         number = lines.record[0].number
+        if separator and number == 1:
+            continue
         text = delimiter.join(cells)
         raw = text[:RAW_CHARACTERS]
         problem = "" if lines.is_utf8 and not _is_mostly_nul(text) else "bad_encoding"
         if header is None:
             header = cells
+            hint = _delimiter_hint(text, delimiter)
             if problem or len(set(cells)) < len(cells):
                 # Without the names of the columns no row of the file can be read.
                 yield RawRow(number, None, problem or "wrong_columns", raw)
                 return
         elif problem or len(cells) != len(header):
-            yield RawRow(number, None, problem or "wrong_columns", raw)
+            yield RawRow(number, None, problem or "wrong_columns", raw, "", hint)
         else:
-            yield RawRow(number, dict(zip(header, cells, strict=True)), "", raw)
+            yield RawRow(number, dict(zip(header, cells, strict=True)), "", raw, "", hint)
+
+
+def _delimiter_hint(header: str, delimiter: str) -> str:
+    """What to do where another character separates more names of the header than `delimiter` does."""
+    most = max(DELIMITERS, key=header.count)
+    if header.count(most) <= header.count(delimiter):
+        return ""
+    return f"the header looks separated by {most!r}: set `delimiter: {json.dumps(most)}`"
 
 
 def _read_parquet(stream: IO[bytes]) -> Iterator[RawRow]:
@@ -375,11 +399,12 @@ def _arrow_value(number: int, value: dict[str, Any]) -> RawRow:
     return _value_row(number, value, _shown(value), holds_nul)
 
 
-def _read_text(stream: IO[bytes]) -> Iterator[RawRow]:
+def _read_text(stream: IO[bytes], *, is_page: bool = False) -> Iterator[RawRow]:
     data = read_whole(stream, "it would be one document: split it")
-    try:
-        text = data.decode("utf-8-sig")
-    except UnicodeDecodeError:
+    text = _decoded(data, "utf-8-sig")
+    if text is None and is_page and (encoding := declared(data)):
+        text = _decoded(data, encoding)
+    if text is None:
         text = "\0"
     if _is_mostly_nul(text):
         yield RawRow(0, None, "bad_encoding", _beginning(data))
@@ -387,14 +412,21 @@ def _read_text(stream: IO[bytes]) -> Iterator[RawRow]:
         yield RawRow(0, {"text": text}, "", _beginning(data))
 
 
+def _decoded(data: bytes, encoding: str) -> str | None:
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+
+
 READERS = {
     "jsonl": _read_jsonl,
     "json": _read_json,
-    "csv": _read_csv,
-    "tsv": partial(_read_csv, delimiter="\t"),
+    "csv": read_csv,
+    "tsv": partial(read_csv, usual="\t"),
     "parquet": _read_parquet,
     "text": _read_text,
     "markdown": _read_text,
-    "html": _read_text,
+    "html": partial(_read_text, is_page=True),
 }
 """Reader by format."""

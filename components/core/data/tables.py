@@ -15,12 +15,16 @@ import hashlib
 import heapq
 import io
 import json
+import logging
 import lzma
 import os
 import shutil
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -28,8 +32,13 @@ from urllib.parse import urlsplit
 from pydantic import Field, field_validator
 
 from bloomery.components.core.config import Config, LocalPath
+from bloomery.components.core.data import render
+from bloomery.components.core.data.encodings import Utf8, codec
 from bloomery.components.core.data.formats import RAW_CHARACTERS, READERS, RawRow, TooLarge, read_whole
+from bloomery.components.core.data.hub_folders import data_files
 from bloomery.components.core.errors import DataError, MissingExtraError, ServiceError, from_os_error
+
+logger = logging.getLogger(__name__)
 
 FORMATS = {
     ".jsonl": "jsonl",
@@ -57,12 +66,30 @@ class RowSource(Config):
 
     path: LocalPath
     """File, folder, glob or URI: JSONL, JSON, CSV, TSV, Parquet, text, Markdown or HTML, also compressed."""
+    encoding: str = ""
+    """Encoding of the text files, such as `cp949` or `utf-16-le`; empty: UTF-8. A byte order mark rules over it; a page
+    that declares another and is no UTF-8 is read as it says."""
+    delimiter: str = ""
+    """Character between the cells of CSV and TSV files, such as `;`; empty: a comma, in TSV a tab, or what a first line
+    `sep=;` says."""
     where: dict[str, Any] = {}
     """Keep the rows whose fields have these values."""
     share: tuple[float, float] = (0.0, 1.0)
     """Keep the rows whose content hash falls in this part of [0, 1): disjoint shares are disjoint splits."""
     limit: int | None = Field(default=None, gt=0)
     """Keep at most this many rows, the first by content hash; none: all."""
+
+    @field_validator("encoding")
+    @classmethod
+    def _is_encoding(cls, encoding: str) -> str:
+        return encoding and (codec(encoding) or "utf-8")
+
+    @field_validator("delimiter")
+    @classmethod
+    def _is_one_character(cls, delimiter: str) -> str:
+        if len(delimiter) > 1 or delimiter in ('"', "\n", "\r"):
+            raise ValueError(f'{delimiter!r}: expected one character, such as ";", "|" or "\\t"')
+        return delimiter
 
     @field_validator("share")
     @classmethod
@@ -79,15 +106,22 @@ class SourceConfig(RowSource):
     name: str = Field(pattern=r"^[\w.-]+$")
     """Short name that documents, rejects and metrics are counted by."""
     text: str = "{text}"
-    """Template of a document over the fields of a row, such as `{title}\\n\\n{body}`."""
+    """Template of a document over the fields of a row, such as `{title}\\n\\n{body}`; `{meta.title}` reaches into an
+    object, `{{` is a brace."""
     time: str = ""
     """Field that says when a row was written, for `survivor: [newest]` of dedup; ISO 8601 sorts rightly."""
     general: bool = False
     """True for general text, which continued pre-training replays against forgetting; False: the domain."""
 
+    @field_validator("text")
+    @classmethod
+    def _is_template(cls, text: str) -> str:
+        return render.check(text)
+
 
 def list_files(uri: str) -> list[str]:
-    """The files that a file, folder (recursive), glob or URI stands for, sorted; hidden ones are left out.
+    """The files that a file, folder (recursive), glob or URI stands for, sorted; hidden ones are left out, and in a
+    folder with rows its README, licence and metadata.
 
     Raises: DataError if there is nothing or a name is not UTF-8, MissingExtraError if the protocol needs a package
     that is not installed, ServiceError if the store does not answer.
@@ -108,8 +142,45 @@ def format_of(uri: str) -> str:
     return FORMATS.get(_suffix(uri)[0], "")
 
 
-def read_rows(uri: str) -> Iterator[RawRow]:
-    """Every row of a file in order; JSON lines end at "\\n" alone, blank lines are no rows, text is UTF-8.
+def read_source(
+    source: RowSource, files: Iterable[str], where: str, templates: Iterable[str] = ()
+) -> Iterator[RawRow]:
+    """The rows of `files` that the source means, in order.
+
+    Raises: DataError at their end, naming `where` and the file, if no row can be read, or none has a field of the
+    `templates`.
+    """
+    counts: Counter[str] = Counter()
+    odd: list[RawRow] = []
+
+    def counted(row: RawRow) -> RawRow:
+        counts[row.problem] += 1
+        if row.problem and (not odd or (row.hint and not odd[-1].hint)):
+            odd.append(row)
+        return row
+
+    rows = map(counted, chain.from_iterable(read_rows(file, source) for file in files))
+    yield from render.checked(select(rows, source), templates, where)
+    if odd and not counts[""]:
+        raise DataError(f"{where}: no row can be read ({_told(counts)}): {_found(odd[-1])}")
+    if odd and odd[-1].hint:
+        problem = odd[-1].problem
+        logger.warning("%s: %d of %d rows: %s", where, counts[problem], counts.total(), _found(odd[-1]))
+
+
+def _found(row: RawRow) -> str:
+    """A problem, its place and what to do about it."""
+    place = f"{row.uri} row {row.line}" if row.line else row.uri
+    return f"{row.problem} at {place}" + (f"; {row.hint}" if row.hint else "")
+
+
+def _told(counts: Counter[str]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
+
+
+def read_rows(uri: str, source: RowSource | None = None) -> Iterator[RawRow]:
+    """Every row of a file in order; JSON lines end at "\n" alone, blank lines are no rows, text is UTF-8 unless
+    the file's mark, the `source` or the page itself says otherwise.
 
     Raises: DataError if the file is not there or may not be read, ServiceError if a store does not answer.
     """
@@ -121,12 +192,21 @@ def read_rows(uri: str) -> Iterator[RawRow]:
         last = 0
         try:
             content = _decompressed(stream, compression)
-            if compression and kind == "parquet":
+            text: Utf8 | None = None
+            if kind != "parquet":
+                content = text = Utf8(content, codec(source.encoding or "utf-8") if source else "")  # type: ignore
+            elif compression:
                 # Its reader goes back and forth, which a decompressor can only do from the start each time.
                 content = io.BytesIO(read_whole(content, "decompress the file: Parquet is compressed inside"))
-            for row in READERS[kind](content):
+            read = READERS[kind]
+            if source and source.delimiter and kind in ("csv", "tsv"):
+                read = partial(read, delimiter=source.delimiter)
+            for row in read(content):
                 last = row.line
-                yield RawRow(last, row.value, row.problem, row.raw, uri)
+                hint = row.hint
+                if row.problem == "bad_encoding" and text is not None:
+                    hint = text.hint()
+                yield RawRow(last, row.value, row.problem, row.raw, uri, hint)
         except TooLarge as error:
             yield RawRow(0, None, "too_large", str(error), uri)
         except (*_CORRUPT, OSError) as error:
@@ -210,7 +290,7 @@ def _list_local(uri: str) -> list[str]:
             walked = os.walk(path, onerror=_raise)
             found = (Path(folder, name) for folder, _, names in walked for name in names)
             visible = (file for file in found if not _is_hidden(file.relative_to(path).as_posix()))
-            return sorted(str(file) for file in visible if file.is_file())
+            return data_files(str(path), sorted(str(file) for file in visible if file.is_file()))
         # Python's glob leaves hidden names out by itself.
         return sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     except OSError as error:
@@ -239,7 +319,8 @@ def _list_remote(uri: str) -> list[str]:
             found = system.find(root)
         base = root.rstrip("/")
         visible = [name for name in found if not _is_hidden(name.removeprefix(base).lstrip("/"))]
-        return sorted(f"{protocol}://{name.removeprefix(f'{protocol}://')}" for name in visible)
+        files = sorted(f"{protocol}://{name.removeprefix(f'{protocol}://')}" for name in visible)
+        return files if glob.has_magic(root) else data_files(uri, files)
 
 
 def _file_system(uri: str) -> tuple[Any, str]:

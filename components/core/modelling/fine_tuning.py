@@ -133,6 +133,8 @@ def _rows_of_chats(cut: Any, chats: list[dict[str, Any]]) -> Encoded:
 def _cut(tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, Any]) -> tuple[list[Row], bool]:
     """(rows of at most `max_length` tokens that have something to train, whether one was longer) of a chat/2 row."""
     max_length, too_long = config.max_length, config.too_long
+    if not any(turn["role"] == "assistant" for turn in chat["messages"]):
+        return [], False
     made = templates.trained_rows(tokenizer, chat["messages"], chat["tools"], config.train_on)
     longest = max(len(ids) for ids, _ in made)
     if longest > max_length and too_long == "error":

@@ -35,28 +35,34 @@ def log_likelihoods(
     with torch.inference_mode():
         head = _head(model, rows[order[-1]][:8])
         for batch in _batches([len(row) for row in rows], order, BATCH_TOKENS if head else min(BATCH_TOKENS, most)):
-            width = len(rows[batch[-1]])
-            ids_BL = torch.tensor([[*rows[index], *[0] * (width - len(rows[index]))] for index in batch])
-            lengths_B1 = torch.tensor([[len(rows[index])] for index in batch])
-            attended_BL = torch.arange(width)[None] < lengths_B1
-            counts_BL = attended_BL.clone()
-            if scored is not None:
-                for place, index in enumerate(batch):
-                    counts_BL[place, : len(rows[index])] = torch.tensor(scored[index], dtype=torch.bool)
-            inputs = {"input_ids": ids_BL.to(model.device), "attention_mask": attended_BL.long().to(model.device)}
-            next_BL, counts_BL = inputs["input_ids"][:, 1:], counts_BL[:, 1:].to(model.device)
-            nats_BL = torch.zeros(next_BL.shape, dtype=torch.float64, device=model.device)
+            ids_BL, attended_BL, counts_BL = (part.to(model.device) for part in _padded(rows, scored, batch))
+            inputs = {"input_ids": ids_BL, "attention_mask": attended_BL, "use_cache": False}
+            next_BL, counts_BL = ids_BL[:, 1:], counts_BL[:, 1:]
             if head:
-                hidden_NH = model.base_model(**inputs, use_cache=False).last_hidden_state[:, :-1][counts_BL]
+                hidden_NH = model.base_model(**inputs).last_hidden_state[:, :-1][counts_BL]
                 parts = zip(hidden_NH.split(most), next_BL[counts_BL].split(most), strict=True)
-                nats = [_chosen(head(hidden), chosen) for hidden, chosen in parts]
+                nats_N = torch.cat([_chosen(head(hidden), chosen) for hidden, chosen in parts])
             else:
-                nats = [_chosen(model(**inputs, use_cache=False).logits[:, :-1][counts_BL], next_BL[counts_BL])]
-            nats_BL[counts_BL] = torch.cat(nats) if nats else nats_BL[counts_BL]
+                nats_N = _chosen(model(**inputs).logits[:, :-1][counts_BL], next_BL[counts_BL])
+            nats_BL = torch.zeros(next_BL.shape, dtype=nats_N.dtype, device=model.device)
+            nats_BL[counts_BL] = nats_N
             found = zip(nats_BL.sum(-1).tolist(), counts_BL.sum(-1).tolist(), strict=True)
             for index, (total, count) in zip(batch, found, strict=True):
                 sums[index] = (total, count)
     return sums
+
+
+def _padded(rows: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]] | None, batch: list[int]) -> Any:
+    """(token ids [B, L], which are no padding [B, L], which are scored [B, L]) of some rows, padded on the right."""
+    import torch
+
+    width = max(len(rows[index]) for index in batch)
+    empty = [[0] * (width - len(rows[index])) for index in batch]
+    marks = [[True] * len(rows[index]) if scored is None else scored[index] for index in batch]
+    ids_BL = torch.tensor([[*rows[index], *rest] for index, rest in zip(batch, empty, strict=True)])
+    attended_BL = torch.tensor([[1] * len(rows[index]) + rest for index, rest in zip(batch, empty, strict=True)])
+    counts_BL = torch.tensor([[*mark, *rest] for mark, rest in zip(marks, empty, strict=True)]).bool()
+    return ids_BL, attended_BL, counts_BL
 
 
 def rows_of_logits(model: Any) -> int:

@@ -15,11 +15,9 @@ from bloomery.components.core import tracking
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import DivergedError
 from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.context import TooLong
 
 logger = logging.getLogger(__name__)
-
-TooLong = Literal["drop", "truncate_left", "error"]
-"""What becomes of a row of more tokens than `max_length`."""
 
 
 class AdapterConfig(Config):

@@ -11,14 +11,14 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bloomery.components.core.artifact import wrong_schema
 from bloomery.components.core.config import Config
+from bloomery.components.core.data import render
 from bloomery.components.core.data.chat_forms import Unfit, read_question
 from bloomery.components.core.data.chats import Turn, chat, message
 from bloomery.components.core.data.tables import RowSource
-from bloomery.components.core.errors import DataError
 from bloomery.components.core.scoring.verify import VerifierConfig, verify
 
 TRAINING_SPLITS = ("train", "unlabelled")
@@ -27,7 +27,7 @@ Perturbation = Literal["typos", "spacing"]
 
 
 class Template(Config):
-    """A phrasing: `{field}` stands for a field of the row."""
+    """A phrasing: `{field}` stands for a field of the row, `{answers.text.0}` reaches into one, `{{` is a brace."""
 
     prompt: str = ""
     """The user's turn; empty for a perplexity task, and where `messages` are given."""
@@ -48,6 +48,11 @@ class Template(Config):
         if self.system and not self.messages and not self.prompt:
             raise ValueError("system: stands before a question, and there is none; give `prompt` or `messages`")
         return self
+
+    @field_validator("prompt", "system", "answer")
+    @classmethod
+    def _is_template(cls, text: str) -> str:
+        return render.check(text)
 
 
 class SplitConfig(RowSource):
@@ -204,37 +209,30 @@ class Question(NamedTuple):
     tools: str
     reference: str
     problem: str
-    """'' or why the row asks nothing: `empty_question`, `empty_answer`, or what its conversation is refused for."""
+    """'' or why the row asks nothing: `empty_question`, `empty_answer`, or what its conversation or a template does not
+    take."""
 
 
-def ask(template: Template, row: dict[str, Any], where: str) -> Question:
-    """The question of a row. Raises: DataError naming `where` if the row lacks a field."""
-    system, prompt, answer = (render(text, row, where) for text in (template.system, template.prompt, template.answer))
+def ask(template: Template, row: dict[str, Any]) -> Question:
+    """The question of a row."""
+    filled = [render.template(text).fill(row) for text in (template.system, template.prompt, template.answer)]
+    if problem := next((part.problem for part in filled if part.problem), ""):
+        return Question([], "", "", problem)
+    system, prompt, answer = (part.text for part in filled)
     first = [message("system", system)] if system.strip() else []
     if not template.messages:
         problem = "empty_question" if template.prompt and not prompt.strip() else ""
         messages = [*first, *chat(prompt)] if template.prompt else []
         return Question(messages, "", answer, problem or ("" if answer.strip() else "empty_answer"))
     try:
-        value = _field(row, template.messages, where)
-        read = read_question(value, row.get("tools"), is_answered=not template.answer)
+        turns = render.value(template.messages, row)
+        read = read_question(turns, row.get("tools"), is_answered=not template.answer)
     except Unfit as error:
         return Question([], "", "", error.reason)
     messages = read.messages if template.answer else read.messages[:-1]
     answer = answer if template.answer else read.messages[-1]["content"]
     asked = messages if messages[0]["role"] == "system" else [*first, *messages]
     return Question(asked, read.tools, answer, "" if answer.strip() else "empty_answer")
-
-
-def _field(row: Any, path: str, where: str) -> Any:
-    """What stands at a field, or at a path through objects and lists. Raises: DataError if there is nothing."""
-    value = row
-    for part in [path] if path in row else path.split("."):
-        try:
-            value = value[int(part)] if isinstance(value, list) else value[part]
-        except (KeyError, IndexError, TypeError, ValueError):
-            raise DataError(f"{where}: no field {path!r} in the row; its fields are: {', '.join(row)}") from None
-    return value
 
 
 def answered(row: Mapping[str, Any]) -> list[Turn]:
@@ -245,16 +243,3 @@ def answered(row: Mapping[str, Any]) -> list[Turn]:
 def is_evaluation(split: str) -> bool:
     """True if no training may see rows of this split."""
     return split not in (*TRAINING_SPLITS, "validation")
-
-
-def render(template: str, row: dict[str, Any], where: str) -> str:
-    """`template` with each `{field}` replaced by the row's value, a null by nothing; DataError naming `where` if the
-    row lacks a field."""
-    try:
-        return template.format_map({field: "" if value is None else value for field, value in row.items()})
-    except (KeyError, ValueError, IndexError, AttributeError) as error:
-        raise DataError(
-            f"{where}: the template {template!r} does not fit the row ({type(error).__name__}: {error}); its "
-            f"fields are: "
-            f"{', '.join(row)}"
-        ) from None

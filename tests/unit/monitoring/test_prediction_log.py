@@ -11,8 +11,10 @@ import fsspec
 import pyarrow.parquet as pq
 import pytest
 
+from bloomery.components.core.data.chats import as_json, as_text, chat, message
 from bloomery.components.core.errors import DataError, ServiceError
 from bloomery.components.core.records import Label, Prediction
+from bloomery.components.core.scoring.tasks import Template, ask
 from bloomery.monitoring.prediction_log import PredictionLog, Reading
 
 START = datetime(2025, 1, 6, 9, tzinfo=UTC)
@@ -25,6 +27,7 @@ def row(index: int, **changes) -> Prediction:
         "model_name": "sql",
         "model_version": "1",
         "prompt": f"question {index}",
+        "messages": as_json(chat(changes.get("prompt", f"question {index}"))),
         "response": "SELECT 1",
         "latency_seconds": 0.1,
         "prompt_tokens": 2,
@@ -103,6 +106,35 @@ def test_personal_data_never_reaches_the_file(tmp_path):
     assert not any(b"kim@shop.kr" in file.read_bytes() for file in tmp_path.rglob("*.parquet"))
 
 
+def test_a_conversation_is_kept_masked_and_can_be_asked_again(tmp_path):
+    call = json.dumps([{"id": "c1", "name": "mail", "arguments": {"to": "kim@shop.kr", "card": 4111111111111111}}])
+    turns = [
+        *chat("write to kim@shop.kr"),
+        message("assistant", "", tool_calls=call),
+        message("tool", '{"sent": true, "card": 4111111111111111}', tool_call_id="c1"),
+    ]
+    log = PredictionLog(str(tmp_path))
+    log.append([row(0, prompt=as_text(turns), messages=as_json(turns))])
+    log.close()
+    (found,) = read(tmp_path)
+    asked = ask(Template(messages="messages", answer="{label}"), {"messages": found.messages, "label": "done"})
+    assert (asked.problem, asked.reference) == ("", "done")
+    assert [turn["content"] for turn in asked.messages] == ["write to [EMAIL]", "", '{"sent": true, "card": "[CARD]"}']
+    (read_call,) = json.loads(asked.messages[1]["tool_calls"])
+    assert read_call["arguments"] == {"to": "[EMAIL]", "card": "[CARD]"} and read_call["id"] == "c1"
+    assert not any(b"kim@shop.kr" in file.read_bytes() for file in tmp_path.rglob("*.parquet"))
+
+
+def test_a_log_of_the_first_version_is_read_as_lone_questions(tmp_path):
+    values = row(0).model_dump(exclude={"messages"})
+    table = Prediction.table([{**values, "messages": ""}]).drop_columns(["messages"])
+    (tmp_path / "date=2025-01-06").mkdir()
+    old = table.replace_schema_metadata({"schema": "prediction/1"})
+    pq.write_table(old, tmp_path / "date=2025-01-06" / "old.parquet")
+    (found,) = read(tmp_path)
+    assert json.loads(found.messages) == [{"role": "user", "content": "question 0"}]
+
+
 def test_the_newest_late_label_wins_and_an_unknown_one_is_counted(uri):
     log = PredictionLog(uri)
     log.append([row(0), row(1, label="mine"), row(2)])
@@ -137,7 +169,7 @@ def test_torn_corrupt_and_foreign_files_are_named_and_the_rest_is_read(tmp_path)
         "other.parquet",
         "empty.parquet",
     }
-    assert reading.quarantined[str(day / "other.parquet")] == "holds label/1, expected prediction/1"
+    assert reading.quarantined[str(day / "other.parquet")] == "holds label/1, expected prediction/2"
     assert torn.exists()
 
 

@@ -43,6 +43,19 @@ def read(log):
     return [row for _, row in Reading(str(log))]
 
 
+def test_conversations_are_replayed_as_such(tmp_path, model):
+    turns = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "How many?"}]
+    row = {"time": "2025-01-06T09:00:00", "m": turns, "sql": "SELECT 1"}
+    (tmp_path / "t.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "m": turns[:1]}) + "\n")
+    template = Template(messages="m", answer="{sql}")
+    with pytest.raises(DataError, match="t.jsonl line 2: the template 'm' does not fit the row: no_question_at_end"):
+        replay(tmp_path / "t.jsonl", model, str(tmp_path / "log"), template, model_name="shop", model_version="1")
+    (tmp_path / "t.jsonl").write_text(json.dumps(row))
+    replay(tmp_path / "t.jsonl", model, str(tmp_path / "log"), template, model_name="shop", model_version="1")
+    (found,) = read(tmp_path / "log")
+    assert (found.prompt, json.loads(found.messages)) == ("system: be brief\nuser: How many?", turns)
+
+
 def test_traffic_becomes_a_prediction_log(tmp_path, model):
     traffic = [
         {"time": "2025-01-06T09:00:00", "week": 1, "question": "How many orders?", "sql": "SELECT 1"},

@@ -24,6 +24,7 @@ def row(index: int, version: str = "1", **changes) -> dict:
         "model_name": "sql",
         "model_version": version,
         "prompt": f"question {index}",
+        "messages": "",
         "response": "SELECT 1",
         "latency_seconds": 0.1,
         "prompt_tokens": 2,
@@ -102,7 +103,7 @@ def test_a_new_champion_starts_over(tmp_path):
 
 
 def test_a_log_can_be_an_artifact_of_parquet(tmp_path):
-    write_rows(tmp_path / "log", "prediction/1", Prediction.table([row(i) for i in range(3)]))
+    write_rows(tmp_path / "log", "prediction/2", Prediction.table([row(i) for i in range(3)]))
     taken = take(tmp_path / "log", MonitoringConfig(reference_rows=2, window_rows=1), NOW)
     assert (len(taken.reference), len(taken.windows), taken.left_out) == (2, 1, {})
 
@@ -118,7 +119,7 @@ def test_names_that_look_alike_in_a_path_have_windows_of_their_own(tmp_path):
 
 @pytest.mark.parametrize("rows", [[], ["{}"]])
 def test_a_log_without_a_usable_row_is_an_error(tmp_path, rows):
-    with pytest.raises(DataError, match="no usable prediction/1 row"):
+    with pytest.raises(DataError, match="no usable prediction/2 row"):
         take(write(tmp_path / "log.jsonl", rows), MonitoringConfig(), NOW)
 
 

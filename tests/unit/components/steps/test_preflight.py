@@ -115,6 +115,27 @@ def test_a_reference_that_its_verifier_refuses_is_found_before_training(call):
         call(spoil)
 
 
+def test_worked_solutions_and_bare_numbers_are_both_references(call, tmp_path):
+    def worked(values, *, train="{a}"):
+        rows = [
+            {"q": "3 at $2?", "a": "3*2=<<3*2=6>>6\n#### 6", "split": "train"},
+            {"q": "4 at $259?", "a": "4*259=<<4*259=1036>>1,036\n#### 1,036", "split": "test"},
+            {"q": "Of 4, 8 are sold?", "a": "−4", "split": "test"},
+        ]
+        (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        task = values["tasks"]["sql"]
+        task["verifier"] = {"kind": "numeric", "extract": r"#### (\S+)"}
+        for name, split in task["splits"].items():
+            split["templates"] = [{"prompt": "{q}", "answer": train if name == "train" else "{a}"}]
+
+    tasks = Tasks(call(worked)[1]["tasks"])
+    long, bare = tasks.prompts("test")
+    assert tasks.verify("sql", "#### 1036", long.reference) == (1.0, "equal")
+    assert tasks.verify("sql", "#### -4", bare.reference) == (1.0, "equal")
+    with pytest.raises(DataError, match="verifier.extract finds no answer in what the model is to learn"):
+        call(lambda values: worked(values, train="It is {a[7]}"))
+
+
 def test_a_base_model_without_a_template_is_refused(call, tiny_model, tmp_path):
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     (broken / "chat_template.jinja").unlink()
@@ -339,7 +360,7 @@ READ = [*chat("hi", "hello"), *chat("id?")]
     ],
 )  # fmt: skip
 def test_a_question_is_messages_with_a_reference(template, row, expected):
-    asked = ask(Template(**template), row, "tasks.t")
+    asked = ask(Template(**template), row)
     assert (asked.messages, asked.reference, asked.problem) == expected
 
 
@@ -347,8 +368,7 @@ def test_a_template_asks_in_one_way():
     for values in ({"prompt": "{q}", "messages": "m"}, {"prompt": "{q}"}, {"system": "s", "answer": "{a}"}):
         with pytest.raises(ValueError):
             Template(**values)
-    with pytest.raises(DataError, match="tasks.t: no field 'a.b' in the row; its fields are: a"):
-        ask(Template(messages="a.b"), {"a": {}}, "tasks.t")
+    assert ask(Template(messages="a.b"), {"a": {}}).problem == "no_turns"
 
 
 def test_conversations_are_asked_perturbed_and_told_apart(call, tmp_path):

@@ -103,10 +103,10 @@ def test_sft_keeps_the_end_of_what_is_too_long_or_stops_at_it(base, tasks, tmp_p
 
 def test_a_chat_without_a_token_to_train_is_counted_and_left_out(base, tasks, tmp_path):
     rows = [
-        {"id": content_id(text), "messages": messages, "task": "echo", "origin": "seed", "parent": ""}
-        for text, messages in (("a", chat("say ab", "ab")), ("b", chat("only asked")))
+        {"id": str(index), "messages": messages, "tools": "", "task": "echo", "origin": "seed", "parent": ""}
+        for index, messages in enumerate((chat("say ab", "ab"), chat("only asked")))
     ]
-    artifact.write_rows(tmp_path / "c", "chat/1", Chat.table(rows))
+    artifact.write_rows(tmp_path / "c", "chat/2", Chat.table(rows))
     config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
     metrics = sft(config, chats=tmp_path / "c", tasks=tasks, base_model=base, model=tmp_path / "m")
     assert metrics["sft/without_loss"] == 1 and metrics["sft/chats"] == 1
@@ -175,7 +175,7 @@ def test_cpt_lowers_the_perplexity_of_held_out_domain_text(base, tmp_path):
 
 
 def test_rejection_sampling_keeps_right_answers_and_pairs_them_with_wrong_ones(tuned, tasks, tmp_path):
-    rows = [("say ab", "ab"), ("say cd", "cd"), ("say zz", "zz")]
+    rows = [("say ab", "ab"), ("say cd", "cd"), ("say zz", "zz"), ("say " + 300 * "a", "aa")]
     prompts = [prompt_row("echo", "unlabelled", *row) for row in rows]
     artifact.write_rows(tmp_path / "p", "prompt/2", Prompt.table(prompts))
     seeds = write_chats(tmp_path / "s", [("say ab", "ab")])
@@ -194,11 +194,13 @@ def test_rejection_sampling_keeps_right_answers_and_pairs_them_with_wrong_ones(t
         ("say ab", "seed"),
         ("say cd", "sampled"),
     ]
-    assert artifact.read_table(out["rejects"], "reject/1").to_pylist()[0]["text"] == "say zz"
+    rejects = artifact.read_table(out["rejects"], "reject/1").to_pylist()
+    assert {row["text"][:6]: row["reason"] for row in rejects} == {"say zz": "no_right_sample", "say aa": "too_long"}
     for pair in artifact.read_table(out["preferences"], "preference/2").to_pylist():
         reference = dict(rows)[pair["messages"][0]["content"]]
         assert pair["chosen"][0]["content"] == reference and pair["rejected"][0]["content"] != reference
     assert metrics["rejection_sampling/pass_at_k"] == pytest.approx(2 / 3)
+    assert metrics["rejection_sampling/prompts"] == 4 and metrics["rejection_sampling/too_long"] == 1
 
 
 def test_an_answer_of_min_score_is_right_and_the_best_is_kept(base, make_tasks, tmp_path):
@@ -245,21 +247,17 @@ def test_dpo_without_pairs_passes_the_model_on(base, tmp_path):
     assert artifact.read_manifest(tmp_path / "m").digest == artifact.read_manifest(base).digest
 
 
-def preference(prompt, chosen, rejected):
-    return {"id": content_id(prompt, chosen), "task": "", "prompt": prompt, "chosen": chosen, "rejected": rejected}
-
-
 def test_dpo_leaves_out_and_counts_pairs_that_teach_nothing(tuned, tmp_path):
-    rows = [preference(f"say {n}", "ab", "ba") for n in range(12)]
-    rows += [preference("p1", "x" * 80, "y"), preference("p2", "y", "x" * 80), preference("p3", "same", "same")]
-    rows += [preference("p4", "", "y"), preference("p5", "y", " ")]
-    artifact.write_rows(tmp_path / "p", "preference/1", Preference.table(rows))
+    rows = [preference_row(f"say {n}", "ab", "ba") for n in range(12)]
+    useless = [("x" * 80, "y"), ("y", "x" * 80), ("same", "same"), ("", "y"), ("y", " ")]
+    rows += [preference_row(f"p{n}", *answers) for n, answers in enumerate(useless)]
+    artifact.write_rows(tmp_path / "p", "preference/2", Preference.table(rows))
     config = DpoConfig(learning_rate=1e-4, epochs=1, batch_size=4, max_length=64, validation_share=0.01)
     metrics = dpo(config, preferences=tmp_path / "p", base_model=tuned[0], model=tmp_path / "m")
     assert metrics["dpo/dropped_too_long"] == metrics["dpo/too_long"] == 2
     assert metrics["dpo/dropped_identical"] == 1 and metrics["dpo/dropped_empty"] == 2
     assert metrics["dpo/pairs"] == 12
-    artifact.write_rows(tmp_path / "q", "preference/1", Preference.table(rows[12:]))
+    artifact.write_rows(tmp_path / "q", "preference/2", Preference.table(rows[12:]))
     with pytest.raises(DataError, match="none of the 5 preference pairs .*: 2 empty, 1 identical, 2 too_long"):
         dpo(config, preferences=tmp_path / "q", base_model=tuned[0], model=tmp_path / "n")
 
@@ -267,8 +265,8 @@ def test_dpo_leaves_out_and_counts_pairs_that_teach_nothing(tuned, tmp_path):
 def test_a_pair_that_is_too_long_loses_the_beginning_of_its_prompt_or_stops_the_run(base):
     _, tokenizer = checkpoints.load(base)
     config = DpoConfig(learning_rate=1e-4, epochs=1, max_length=20)
-    row = preference("0123456789012345", "ab", "longer")  # 18 tokens of prompt, and 3 or 7 of answer
-    assert usable(tokenizer, [row, preference("p", "a", "b")], config)[1]["dropped_too_long"] == 1
+    row = preference_row("0123456789012345", "ab", "longer")  # 18 tokens of prompt, and 3 or 7 of answer
+    assert usable(tokenizer, [row, preference_row("p", "a", "b")], config)[1]["dropped_too_long"] == 1
     cut = config.model_copy(update={"too_long": "truncate_left"})
     ((_, pair),), told = usable(tokenizer, [row], cut)
     assert len(pair.prompt) == 13 and tokenizer.decode(pair.prompt) == "456789012345<|assistant|>"

@@ -7,6 +7,7 @@ import datetime
 import gzip
 import json
 import lzma
+import math
 import random
 import tracemalloc
 
@@ -16,7 +17,7 @@ import pytest
 import zstandard
 
 from bloomery.components.core.data import formats
-from bloomery.components.core.data.tables import content_position, read_rows
+from bloomery.components.core.data.tables import RowSource, content_position, read_rows
 from bloomery.components.data_curation.clean import clean
 
 COMPRESSORS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".zst": zstandard.compress}
@@ -100,14 +101,17 @@ def test_deep_nesting_is_told_and_what_passes_can_be_written_again(tmp_path):
 
 
 @pytest.mark.parametrize("constant", [b"NaN", b"Infinity", b"-Infinity"])
-def test_not_every_number_of_python_is_json(tmp_path, constant):
-    assert outcome(write(tmp_path / "a.jsonl", b'{"n": %s}' % constant)) == [(1, "broken_json")]
-    assert outcome(write(tmp_path / "a.json", b'[{"n": %s}]' % constant)) == [(0, "broken_json")]
+def test_a_number_that_is_not_json_costs_no_row(tmp_path, constant):
+    for name, data in (("a.jsonl", b'{"n": %s, "text": "a"}'), ("a.json", b'[{"n": %s, "text": "a"}]')):
+        uri = write(tmp_path / name, data % constant)
+        assert outcome(uri) == [(1, "")]
+        (row,) = read_rows(uri)
+        assert row.value["text"] == "a" and not math.isfinite(row.value["n"]) and 0 <= content_position(row.value) < 1
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be"])
 @pytest.mark.parametrize("text", ["The shop opens at nine", "가게는 아홉 시에 연다"])
-def test_utf_16_and_32_are_told_in_every_format(tmp_path, encoding, text):
+def test_utf_16_and_32_are_read_by_their_mark_or_key_and_told_without(tmp_path, encoding, text):
     for name, content in {
         "a.txt": text,
         "a.html": f"<html><p>{text}</p></html>",
@@ -115,8 +119,12 @@ def test_utf_16_and_32_are_told_in_every_format(tmp_path, encoding, text):
         "a.jsonl": json.dumps({"text": text}, ensure_ascii=False),
         "a.csv": f"id,text\n1,{text}\n",
     }.items():
-        rows = list(read_rows(write(tmp_path / name, content.encode(encoding))))
-        assert [row.problem for row in rows] == ["bad_encoding"], name
+        bare = "-" in encoding.removeprefix("utf-")
+        uri = write(tmp_path / name, content.encode(encoding))
+        rows = list(read_rows(uri))
+        assert [row.problem for row in rows] == ["bad_encoding" if bare else ""], name
+        (row,) = read_rows(uri, RowSource(path=uri, encoding=encoding))
+        assert not row.problem and text in row.value["text"], name
 
 
 def test_a_few_nuls_are_left_to_the_repair_and_many_are_not(tmp_path):

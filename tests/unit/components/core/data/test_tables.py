@@ -15,8 +15,17 @@ import pytest
 import zstandard
 
 from bloomery.components.core.config import parse
+from bloomery.components.core.data import encodings
 from bloomery.components.core.data.formats import RawRow
-from bloomery.components.core.data.tables import RowSource, content_position, format_of, list_files, read_rows, select
+from bloomery.components.core.data.tables import (
+    RowSource,
+    content_position,
+    format_of,
+    list_files,
+    read_rows,
+    read_source,
+    select,
+)
 from bloomery.components.core.errors import ConfigError, DataError, MissingExtraError, ServiceError
 
 COMPRESSORS = {".gz": gzip.compress, ".xz": lzma.compress, ".bz2": bz2.compress, ".zst": zstandard.compress}
@@ -40,7 +49,7 @@ EXPECTED = [
     (5, "bad_encoding"),
     (6, "bad_encoding"),
     (7, "broken_json"),
-    (8, "broken_json"),
+    (8, ""),
     (9, "broken_json"),
     (10, ""),
 ]
@@ -212,3 +221,91 @@ def test_a_file_without_permission_is_told(tmp_path):
     os.chmod(uri, 0)
     with pytest.raises(DataError, match="permission denied"):
         list(read_rows(uri))
+
+
+KOREAN = "question,answer\n서울 사무실은 몇 시에 여나요?,오전 7시에 엽니다.\n부산은?,오전 8시에 엽니다.\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "looks"),
+    [
+        (KOREAN, "cp949", "cp949"),
+        (KOREAN, "utf-16-le", "utf_16_le"),
+        ("id,text\n1,東京の事務所は何時に開きますか\n2,大阪の店は八時に閉まります\n", "cp932", "cp932"),
+        ("id,text\n1,北京办公室几点开门\n2,上海的商店晚上八点关门\n", "gb18030", "gb18030"),
+        ("id,text\n1,Le café ouvre à huit heures\n2,la fenêtre est fermée\n", "cp1252", "cp1252"),
+        ("id,text\n1,Офис открывается в семь утра\n2,Магазин закрыт\n", "cp1251", "cp1251"),
+    ],
+)
+def test_bytes_of_another_encoding_are_told_by_what_they_look_like_and_read_by_the_key(tmp_path, text, name, looks):
+    uri = write(tmp_path / "a.csv", text.encode(name))
+    with pytest.raises(DataError, match=f"here.*bad_encoding at .*a.csv.*look like {looks} .*set `encoding: {looks}`"):
+        list(read_source(RowSource(path=uri), [uri], "here"))
+    source = parse(RowSource, {"path": uri, "encoding": looks})
+    found = [list(row.value.values()) for row in read_source(source, [uri], "here")]
+    assert found == [line.split(",") for line in text.splitlines()[1:]]
+
+
+def test_a_stray_line_is_a_reject_and_no_guess(tmp_path):
+    uri = write(tmp_path / "a.csv", "t\n한글\n다른 글\n또 다른\n".encode() + "café\n".encode("latin-1"))
+    assert [(row.problem, row.hint) for row in read_rows(uri)] == [("", "")] * 3 + [("bad_encoding", "")]
+    uri = write(tmp_path / "b.csv", "t\n한글\n".encode("cp949") + b"\x81\n")
+    rows = list(read_rows(uri, RowSource(path=uri, encoding="euc-kr")))
+    assert [(row.problem, row.hint) for row in rows] == [("", ""), ("bad_encoding", "not all of it is cp949")]
+
+
+@pytest.mark.parametrize(
+    "head", ['<meta charset="euc-kr">', "<meta http-equiv='a' content='text/html; charset=ks_c_5601-1987'>"]
+)
+def test_a_page_is_read_as_it_declares_unless_it_is_utf_8(tmp_path, head):
+    page = f"<html><head>{head}</head><p>똠방각하의 배송 안내</p></html>"  # the first syllable is in cp949 alone
+    for name in ("cp949", "utf-8"):
+        (row,) = read_rows(write(tmp_path / f"{name}.html", page.encode(name)))
+        assert row.value == {"text": page}
+    assert outcome(write(tmp_path / "a.txt", page.encode("cp949"))) == [(0, "bad_encoding")]
+    assert encodings.declared(b'<?xml version="1.0" encoding="Shift_JIS"?><html>') == "cp932"
+    assert encodings.declared(b"<meta charset=utf-16>") == encodings.declared(b"<meta charset=x-nobody>") == ""
+
+
+@pytest.mark.parametrize(("mark", "name"), [("", ";"), ("", "\t"), ("", "|")])
+def test_another_delimiter_is_told_and_read_by_its_key(tmp_path, mark, name):
+    uri = write(tmp_path / "a.csv", f"question{name}answer\nWhen, then?{name}At 7\nWhere?{name}There\n".encode())
+    told = f"a.csv.*set `delimiter: {json.dumps(name)}`".replace("|", "[|]").replace("\\", "\\\\")
+    with pytest.raises(DataError, match=told):
+        list(read_source(RowSource(path=uri), [uri], "here", ["{question}"]))
+    source = parse(RowSource, {"path": uri, "delimiter": name})
+    assert [row.value["answer"] for row in read_source(source, [uri], "here", ["{question}"])] == ["At 7", "There"]
+
+
+def test_what_excel_writes_is_read(tmp_path):
+    data = "\ufeffsep=;\r\nid;text\r\n1;a, b\r\n".encode()
+    assert [(row.line, row.value) for row in read_rows(write(tmp_path / "a.csv", data))] == [
+        (3, {"id": "1", "text": "a, b"})
+    ]
+    data = "\ufeffid\ttext\r\n1\t글\r\n".encode("utf-16-le")
+    assert [row.value for row in read_rows(write(tmp_path / "b.tsv", data))] == [{"id": "1", "text": "글"}]
+
+
+@pytest.mark.parametrize("wrong", [{"encoding": "klingon"}, {"encoding": "base64"}, {"delimiter": ", "}])
+def test_a_wrong_key_of_a_file_is_refused(wrong):
+    with pytest.raises(ConfigError, match="expected"):
+        parse(RowSource, {"path": "x", **wrong})
+
+
+CARD = "---\nlicense: mit\ntask_categories:\n- question-answering\n---\n# Card\n"
+
+
+def test_in_a_folder_from_a_hub_the_rows_are_the_data(tmp_path):
+    for name in ("README.md", "LICENSE", "usage.md", "dataset_infos.json", "load.py", "data/a.jsonl.gz", "data/b.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(CARD if name == "README.md" else "{}")
+    assert list_files(str(tmp_path)) == [str(tmp_path / "data/a.jsonl.gz")]
+    assert list_files(str(tmp_path / "*.md")) == [str(tmp_path / "README.md"), str(tmp_path / "usage.md")]
+
+
+def test_pages_beside_rows_are_data_and_a_readme_of_pages_too(tmp_path):
+    for name in ("README.md", "LICENSE.txt", "guide.md", "rows.csv"):
+        (tmp_path / name).write_text("# About\n")
+    assert [file.rpartition("/")[2] for file in list_files(str(tmp_path))] == ["guide.md", "rows.csv"]
+    (tmp_path / "rows.csv").unlink()
+    assert len(list_files(str(tmp_path))) == 3

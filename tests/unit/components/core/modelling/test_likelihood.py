@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from bloomery.components.core.modelling import likelihood
+from bloomery.components.core.modelling import generation, likelihood
 from bloomery.components.core.modelling.likelihood import log_likelihoods
 
 SMALL = {
@@ -109,3 +109,10 @@ def test_logits_never_exceed_their_bytes(monkeypatch):
     log_likelihoods(model, [list(range(3, 60))] * 5)
     assert max(seen[2:]) == 4 * 4 * 96  # after the two of the probe
     assert len(seen) == 2 + -(-5 * 56 // 4)
+
+
+def test_answers_are_sampled_for_no_more_rows_than_their_logits_allow():
+    asked = [[1, 2, 3]] * 10
+    assert [len(batch) for batch in generation._batches(asked, 4, 1, 0, most_rows=4)] == [4, 4, 2]
+    assert [len(batch) for batch in generation._batches(asked, 4, 3, 0, most_rows=7)] == [2] * 5
+    assert [len(batch) for batch in generation._batches(asked, 4, 3, 0, most_rows=1)] == [1] * 10

@@ -1,0 +1,1 @@
+"""Given chats and preference pairs, read, masked, without copies and evaluation questions."""

@@ -1,0 +1,177 @@
+"""Files of chats become chats: every turn reaches training, nothing twice, no secrets, no evaluation question."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from chats import write_chats
+
+from bloomery.components.chat_curation.config import ChatCurationConfig
+from bloomery.components.chat_curation.step import run
+from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import chat, for_template, message
+from bloomery.components.core.data.tables import list_files
+from bloomery.components.core.errors import DataError
+from bloomery.components.core.records import Source
+
+CASES = Path("/work/shared/cases")
+TASK = {
+    "role": "domain",
+    "templates": [{"prompt": "{q}", "answer": "{a}"}],
+    "verifier": {"kind": "exact"},
+    "splits": {"test": {"path": ""}},
+}
+EVALUATED = "Which clerk hands over parcels on Sunday afternoons?"
+
+
+def turns(*texts):
+    return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+
+@pytest.fixture
+def curate(tmp_path, make_tasks):
+    tasks = make_tasks({"t": TASK}, [{"task": "t", "split": "test", "prompt": EVALUATED, "reference": "Kim"}])
+
+    def go(chats=(), pairs=(), seeds=None, **settings):
+        named = {"chats": [], "preferences": []}
+        for key, rows in (("chats", chats), ("preferences", pairs)):
+            if isinstance(rows, str | Path):
+                named[key] = [{"name": key, "path": str(rows)}]
+            elif rows:
+                (tmp_path / f"{key}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+                named[key] = [{"name": key, "path": str(tmp_path / f"{key}.jsonl")}]
+        config = ChatCurationConfig(**named, **settings)
+        found = [
+            {"uri": uri, "name": source.name, "bytes": 1, "sha256": ""}
+            for source in config.inputs
+            for uri in list_files(source.path)
+        ]
+        artifact.write_rows(tmp_path / "sources", "source/1", Source.table(found))
+        out = {name: tmp_path / "out" / name for name in ("chats", "preferences", "rejects")}
+        metrics = run(config, sources=tmp_path / "sources", tasks=tasks, seeds=seeds, **out)
+        schemas = {"chats": "chat/2", "preferences": "preference/2", "rejects": "reject/1"}
+        return metrics, *(artifact.read_table(out[name], schema).to_pylist() for name, schema in schemas.items())
+
+    return go
+
+
+def test_mixed_forms_are_read_told_and_passed_on_after_the_seeds(curate, tmp_path, caplog):
+    rows = [
+        {"messages": turns("Where is the desk?", "In the hall.")},
+        {"conversations": [{"from": "human", "value": "Who is there?"}, {"from": "gpt", "value": "The clerk is."}]},
+        {"messages": turns("Only a question")},
+    ]
+    seeds = write_chats(tmp_path / "s", [("say ab", "ab")])
+    metrics, chats, pairs, rejects = curate(rows, seeds=seeds)
+    assert [row["messages"] for row in chats] == [
+        chat("say ab", "ab"), chat("Where is the desk?", "In the hall."), chat("Who is there?", "The clerk is."),
+    ]  # fmt: skip
+    assert [row["origin"] for row in chats] == ["seed", "given", "given"]
+    assert chats[1]["parent"] == "chats:chats.jsonl#1" and pairs == []
+    assert [(row["reason"], row["source"]) for row in rejects] == [("no_assistant_turn", "chats:chats.jsonl#3")]
+    assert metrics["chat_curation/form_messages"] == metrics["chat_curation/form_sharegpt"] == 1
+    assert metrics["chat_curation/chats"] == 3 and metrics["chat_curation/rejects_no_assistant_turn"] == 1
+    assert "chats:chats.jsonl holds 1 messages, 1 sharegpt" in caplog.text
+
+
+def test_copies_go_and_the_like_with_other_facts_stays(curate):
+    context = "The handbook says that parcels are weighed at the counter and stamped before they leave the house. " * 5
+    rows = [
+        {"messages": turns("When does the office in Aldport open?", "The office in Aldport opens early at 7.")},
+        {"messages": turns("when does the office in  Aldport open?", "The office in Aldport opens early at 7.")},
+        {"messages": turns("When does the office in Aldport open today?", "The office in Aldport opens early at 7!!")},
+        {"messages": turns("When does the office in Aldport open?", "The office in Aldport opens early at 8.")},
+        {"messages": turns(f"{context}Who weighs?", "It is the clerk at the counter who weighs them.")},
+        {"messages": turns(f"{context}Who stamps?", "Nobody: a machine does.")},
+        {"system": "Be rude.", "messages": turns("When does the office in Aldport open?",
+                                                 "The office in Aldport opens early at 7.")},
+    ]  # fmt: skip
+    _, chats, _, rejects = curate(rows)
+    assert [row["parent"].rpartition("#")[2] for row in chats] == ["1", "4", "5", "6", "7"]
+    assert [(row["reason"], row["detail"].partition(",")[0]) for row in rejects] == [
+        ("exact_duplicate", "of chats:chats.jsonl#1"),
+        ("near_duplicate", "of chats:chats.jsonl#1"),
+    ]
+
+
+def test_a_chat_that_asks_an_evaluation_question_is_dropped(curate):
+    rows = [{"messages": turns("hi", "hello", EVALUATED.upper(), "Kim")}, {"messages": turns("New?", "Nothing.")}]
+    pairs = [{"prompt": asked, "chosen": "Kim", "rejected": "Lee"} for asked in (EVALUATED, "Who?")]
+    _, chats, preferences, rejects = curate(rows, pairs)
+    assert len(chats) == len(preferences) == 1
+    assert [row["reason"] for row in rejects] == ["contaminated", "contaminated"]
+    assert rejects[0]["detail"].endswith("t/test, overlap 1.00")
+
+
+def test_personal_data_is_masked_in_every_text_and_json_stays_json(curate):
+    call = {"id": "c", "function": {"name": "mail", "arguments": json.dumps({"to": "kim@shop.kr", "n": 3})}}
+    rows = [
+        {
+            "messages": [
+                {"role": "system", "content": "Write as kim@shop.kr."},
+                {"role": "user", "content": "call 010-1234-5678"},
+                {"role": "assistant", "content": None, "reasoning": "kim@shop.kr?", "tool_calls": [call]},
+                {"role": "tool", "tool_call_id": "c", "content": '{"from": "kim@shop.kr"}'},
+                {"role": "assistant", "content": "Done."},
+            ]
+        }
+    ]
+    metrics, (found,), _, _ = curate(rows)
+    system, user, calling, result, _ = for_template(found["messages"])
+    assert (system["content"], user["content"]) == ("Write as [EMAIL].", "call [PHONE]")
+    assert calling["reasoning_content"] == "[EMAIL]?" and json.loads(result["content"]) == {"from": "[EMAIL]"}
+    assert calling["tool_calls"][0]["function"]["arguments"] == {"to": "[EMAIL]", "n": 3}
+    assert metrics["chat_curation/masked_email"] == 4 and metrics["chat_curation/masked_phone"] == 1
+    _, (found,), _, _ = curate(rows, mask=["phone"])
+    assert found["messages"][0]["content"] == "Write as kim@shop.kr."
+
+
+def test_pairs_and_labels_become_preferences(curate):
+    pairs = [
+        {"prompt": "Who?", "chosen": "The clerk.", "rejected": "No."},
+        {"prompt": "Who?", "chosen": "The clerk.", "rejected": "No."},
+        {"prompt": "Who?", "chosen": "The clerk.", "rejected": "Nobody."},
+        {"prompt": "Who?", "completion": "The clerk.", "label": False},
+        {"prompt": "Who?", "chosen": "Same.", "rejected": "Same."},
+    ]
+    metrics, chats, found, rejects = curate(pairs=pairs)
+    assert chats == [] and metrics["chat_curation/preferences"] == 3
+    assert [(row["chosen"], row["rejected"]) for row in found] == [
+        ([message("assistant", "The clerk.")], [message("assistant", "No.")]),
+        ([message("assistant", "The clerk.")], [message("assistant", "Nobody.")]),
+        ([], [message("assistant", "The clerk.")]),
+    ]
+    assert [row["reason"] for row in rejects] == ["exact_duplicate", "identical"]
+
+
+def test_a_file_without_a_conversation_is_no_source_of_chats(curate):
+    with pytest.raises(DataError, match=r"no row is a conversation of a known form in chats \(.*'unknown_form': 1"):
+        curate([{"question": "Who?", "answer": "The clerk."}])
+
+
+def test_no_source_or_a_name_twice_is_refused():
+    with pytest.raises(ValueError, match="nothing to read"):
+        ChatCurationConfig()
+    with pytest.raises(ValueError, match="share the name a"):
+        ChatCurationConfig(chats=[{"name": "a", "path": "x"}], preferences=[{"name": "a", "path": "y"}])
+
+
+def test_the_same_rows_give_the_same_bytes(curate, tmp_path):
+    rows = [{"messages": turns(f"Where is desk {n}?", f"In hall {n}.")} for n in range(30)]
+    digests = []
+    for _ in range(2):
+        curate(rows)
+        digests.append(artifact.read_manifest(tmp_path / "out" / "chats").digest)
+    assert digests[0] == digests[1]
+
+
+def test_the_files_of_the_field(curate):
+    if not CASES.is_dir():
+        pytest.skip(f"{CASES} is not here")
+    for name, kept in (("messages.jsonl", 12), ("sharegpt.jsonl", 12), ("tools.jsonl", 12), ("alpaca_nulls.json", 12)):
+        metrics, chats, _, _ = curate(CASES / name)
+        assert len(chats) == kept == metrics["chat_curation/kept_chats"]
+        text = json.dumps([for_template(row["messages"]) for row in chats])
+        assert "None" not in text and "'" not in text
