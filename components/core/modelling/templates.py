@@ -368,14 +368,14 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str, *, o
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:  # apply_chat_template drops content that is None, by which DeepSeek V3 knows a call
-        rendered, _ = render_jinja_template(  # type: ignore[str-unpack]
+        rendered: Any = render_jinja_template(
             [list(messages)],
             tools=json.loads(tools) if tools else None,
             chat_template=_template(tokenizer, tools),
             add_generation_prompt=opened,
             **tokenizer.special_tokens_map,
         )
-        return rendered[0]
+        return rendered[0][0]
     except TemplateSyntaxError as error:
         raise ModelError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from None
     except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
