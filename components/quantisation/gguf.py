@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, gguf_tokenizer
 from bloomery.components.quantisation import k_quants
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import CannotRun, calibration_chats
@@ -32,7 +32,6 @@ def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) 
             of 32, or a tokenizer that the file cannot hold so that it cuts the calibration chats into the same tokens.
     """
     from gguf import GGUFWriter, LlamaFileType
-    from transformers import AutoTokenizer
 
     network, tokenizer = checkpoints.load(source)
     settings = network.config
@@ -66,7 +65,7 @@ def export(config: QuantisationConfig, source: Path, chats: Path, target: Path) 
     writer.close()
     sample = calibration_chats(chats, config.calibration_chats)
     texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in sample]
-    _check_tokenizer(config, AutoTokenizer.from_pretrained(target, gguf_file=file.name), tokenizer, texts)
+    _check_tokenizer(config, gguf_tokenizer.load(file), tokenizer, texts)
     settings.save_pretrained(target)
     network.generation_config.save_pretrained(target)
     tokenizer.save_pretrained(target)
