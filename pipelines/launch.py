@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import importlib
 import json
 import logging
 import os
@@ -29,24 +30,26 @@ logger = logging.getLogger(__name__)
 
 
 def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool) -> Recipe:
-    """Load a recipe; one that uses `${quickstart}` gets the folder of the demo domain, which `prepare` makes on
-    first use."""
-    if not recipes.uses(recipe, "quickstart"):
-        return recipes.load(recipe, settings)
-    from bloomery.pipelines.quickstart.prepare import prepare as make
-    from bloomery.pipelines.quickstart.prepare import source_digest
+    """Load a recipe; one that uses `${quickstart}` (the demo domain) or `${smollm2}` (a real pre-trained model) gets
+    their folders, which `prepare` makes on first use."""
+    folders = {name: _folder(name, prepare) for name in ("quickstart", "smollm2") if recipes.uses(recipe, name)}
+    return recipes.load(recipe, settings, folders)
 
-    folder = cache_folder() / f"quickstart-{source_digest()[:12]}"
+
+def _folder(name: str, prepare: bool) -> str:
+    """The folder in the cache that the package `name` of this one fills."""
+    made = importlib.import_module(f"bloomery.pipelines.{name}.prepare")
+    folder = cache_folder() / f"{name}-{made.source_digest()[:12]}"
     if prepare:
         if not folder.is_dir():
-            logger.info("first use: making the demo domain and its base model (two minutes) in %s", folder)
-        make(folder)
-    return recipes.load(recipe, settings, {"quickstart": str(folder)})
+            logger.info("first use: %s, in %s", made.DOING, folder)
+        made.prepare(folder)
+    return str(folder)
 
 
 def cache_folder() -> Path:
-    """Where the demo domain and its base model are kept: `$BLOOMERY_CACHE`, or `bloomery` under the user's cache
-    folder."""
+    """Where the demo domain, its base model and the real one are kept: `$BLOOMERY_CACHE`, or `bloomery` under the
+    user's cache folder."""
     default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bloomery"
     return Path(os.environ.get("BLOOMERY_CACHE", default))
 

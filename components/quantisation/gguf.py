@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core.modelling import checkpoints, templates
+from bloomery.components.core.modelling import checkpoints, gguf_tokenizer, templates
 from bloomery.components.quantisation import k_quants
 from bloomery.components.quantisation.calibration import calibration_texts
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
@@ -32,7 +32,6 @@ def export(config: QuantisationConfig, source: Path, chats: Path | None, target:
             of 32, or a tokenizer that the file cannot hold so that it cuts the calibration chats into the same tokens.
     """
     from gguf import GGUFWriter, LlamaFileType
-    from transformers import AutoTokenizer
 
     network, tokenizer = checkpoints.load(source)
     settings = network.config
@@ -65,7 +64,7 @@ def export(config: QuantisationConfig, source: Path, chats: Path | None, target:
     writer.write_tensors_to_file()
     writer.close()
     texts = calibration_texts(tokenizer, chats, config.calibration_chats)
-    _check_tokenizer(config, AutoTokenizer.from_pretrained(target, gguf_file=file.name), tokenizer, texts)
+    _check_tokenizer(config, gguf_tokenizer.load(file), tokenizer, texts)
     settings.save_pretrained(target)
     network.generation_config.save_pretrained(target)
     tokenizer.save_pretrained(target)

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bloomery.pipelines.quickstart import corpus, documents, general, questions, safety, shop, traffic
 
+DOING = "making the demo domain and its base model (two minutes)"
 MARKER = "quickstart.json"
 NUM_LEAKED_PER_SPLIT = {"test": corpus.NUM_LEAKED // 2, "validation": corpus.NUM_LEAKED // 2}
 

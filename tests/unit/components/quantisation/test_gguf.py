@@ -10,13 +10,15 @@ from chats import write_chats
 
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, gguf_tokenizer
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 from bloomery.components.quantisation.export import export
 from bloomery.components.quantisation.gguf import plain_template
 
 PAIRS = [("What's 12345 in 2019?", "don't know"), ("가격은 35,000원 ①인가요?\n\n  두 줄", "네, 그렇습니다.")]
+STEPS = "1\n\n2\n\n3"
+"""Two line ends before a digit that stands alone are one token of `base`."""
 UNSEEN = "unseen words, 처음 보는 말 1,234.5 🙂\t끝"
 QUESTION = chat("안녕? It's 2 o'clock")
 
@@ -160,6 +162,14 @@ def test_the_tokenizer_inside_is_the_one_outside(base, chats, tmp_path):
         assert told[0] == told[1]
 
 
+def test_digits_that_stand_alone_are_no_other_tokenizer(base, tmp_path):
+    chats = write_chats(tmp_path / "chats", [("Which?", STEPS)])
+    export(QuantisationConfig(scheme="gguf_q8_0"), base, chats, tmp_path / "m")
+    _, tokenizer = checkpoints.load(base)
+    assert len(tokenizer(STEPS)["input_ids"]) == 5
+    assert gguf_tokenizer.load(tmp_path / "m/model.gguf")(STEPS)["input_ids"] == tokenizer(STEPS)["input_ids"]
+
+
 @pytest.mark.parametrize(
     ("model", "scheme"),
     [("base", "gguf_q8_0"), ("base", "gguf_q4_k_m"), ("wide", "gguf_q4_k_m"), ("wide", "gguf_q6_k")],
@@ -181,7 +191,7 @@ def test_llama_cpp_reads_and_answers_as_the_checkpoint(request, model, scheme, c
     network, tokenizer = checkpoints.load(tmp_path / "m")
     text = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
     assert ask("/apply-template", messages=QUESTION)["prompt"] == text
-    for each in (*PAIRS[0], *PAIRS[1], UNSEEN, text):
+    for each in (*PAIRS[0], *PAIRS[1], STEPS, UNSEEN, text):
         assert ask("/tokenize", content=each, add_special=True)["tokens"] == tokenizer(each)["input_ids"]
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
