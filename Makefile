@@ -1,17 +1,20 @@
-# Two commands: `make quickstart` and `make test`. Each installs what it needs into .venv first.
+# Two commands: `make quickstart` and `make test`. Each installs what it needs into .venv first, in the versions that
+# constraints.txt names.
 PYTHON ?= python3
 BIN := .venv/bin
+LOCKED := --quiet --constraint constraints.txt
 
-.PHONY: quickstart test check install install-test compile image clean bench-data bench-eval bench-drift
+.PHONY: quickstart test check lock install install-test compile image clean bench-data bench-eval bench-drift \
+  bench-memory
 
-.venv/installed: pyproject.toml
+.venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python -m pip install $(LOCKED) --upgrade pip
+	$(BIN)/python -m pip install $(LOCKED) --build-constraint constraints.txt --editable .
 	touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install $(LOCKED) --build-constraint constraints.txt --editable '.[test]'
 	touch $@
 
 install: .venv/installed  ## install into .venv
@@ -29,6 +32,18 @@ test: .venv/installed-test  ## everything that must hold
 check: .venv/installed-test  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/mypy --explicit-package-bases components/core
+
+# Without local suffixes such as torch's +cpu, which differ by where a build comes from.
+lock:  ## the newest versions that pyproject.toml allows, into constraints.txt; run the tests after it
+	rm -rf build/lock
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/python -m pip install --quiet --upgrade pip setuptools
+	build/lock/bin/python -m pip install --quiet '.[test]'
+	{ echo '# What `make quickstart`, `make test` and the image install; `make lock` wrote it, with' \
+	  "$$(build/lock/bin/python --version) on $$(uname -sm)."; \
+	  build/lock/bin/python -m pip freeze --all --exclude bloomery | sed 's/+[A-Za-z0-9.]*$$//' | LC_ALL=C sort --ignore-case; \
+	} > build/constraints.txt
+	mv build/constraints.txt constraints.txt
 
 compile: .venv/installed  ## the quickstart as a Kubeflow pipeline
 	$(BIN)/bloomery compile quickstart --output build/quickstart.yaml
@@ -62,3 +77,6 @@ bench-eval: .venv/installed-test  ## the gate's errors, evaluation, quantisation
 
 bench-drift: .venv/installed-test  ## delay and false alarms of drift detection, and what a check costs
 	$(BIN)/python tests/benchmarks/drift.py $(BLOOMERY_DATA) $(TRAFFIC)
+
+bench-memory: .venv/installed-test  ## peak memory of likelihoods, fine-tuning and preference optimisation by vocabulary
+	$(BIN)/python tests/benchmarks/memory.py

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from bloomery.components.core.data.chats import Turn, as_json, as_text
+from bloomery.components.core.modelling import templates
 from bloomery.components.core.records import Prediction
 from bloomery.monitoring.chat_api import ApiError
 from bloomery.monitoring.engine import Row
@@ -54,16 +55,16 @@ class Answer:
 
     def _advance(self, available: int, *, is_last: bool) -> str:
         """The text that stands for certain with `available` tokens; sets `finish_reason` where a stop ends it."""
-        decode = self.row.served.tokenizer.decode
+        tokenizer = self.row.served.tokenizer
         # Token by token where it may stop: how far the decoding thread has come must not change the answer.
         for count in range(self.num_tokens + 1, available + 1) if self._stops else ():
-            text = decode(self.row.tokens[:count], skip_special_tokens=True)
+            text = templates.answer_text(tokenizer, self.row.tokens[:count], is_open=True)
             ends = [place for stop in self._stops if (place := text.find(stop)) >= 0]
             if ends:
                 self.num_tokens, self.finish_reason = count, "stop"
                 return text[: min(ends)].strip()
         self.num_tokens = available
-        text = decode(self.row.tokens[:available], skip_special_tokens=True).lstrip()
+        text = templates.answer_text(tokenizer, self.row.tokens[:available], is_open=not is_last)
         if is_last:
             return text.rstrip()
         begun = (

@@ -36,7 +36,7 @@ class Champion:
             )
         self.served = load(name, found, config)
         self.problem = ""
-        """Why the champion of the registry is not the one served, or ''."""
+        """Why the champion of the registry is not the one served, or where its aliases and its record differ, or ''."""
         self._name = name
         self._config = config
         self._stopping = threading.Event()
@@ -52,6 +52,7 @@ class Champion:
             problem = ""
             try:
                 self._look()
+                problem = registry.differences(self._name)
             except BloomeryError as error:
                 problem = str(error)
             except Exception as error:  # whatever keeps a new champion from loading, the old one goes on
@@ -75,8 +76,6 @@ def load(name: str, found: Any, config: ServingConfig) -> Served:
 
     Raises: ModelError if it does not load; MissingExtraError if vLLM is asked for and not installed.
     """
-    from transformers import AutoTokenizer
-
     folder = Path(found.source.removeprefix("file://"))
     with tempfile.TemporaryDirectory(prefix="bloomery-champion-") as copy:
         if not folder.is_dir():
@@ -84,8 +83,8 @@ def load(name: str, found: Any, config: ServingConfig) -> Served:
             checkpoints.fetch(found.source, folder)
         if config.engine == "vllm":
             checkpoints.check(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-            model: Any = VllmModel(folder, tokenizer.eos_token_id, config.vllm_arguments)
+            tokenizer = checkpoints.load_tokenizer(folder)
+            model: Any = VllmModel(folder, tokenizer, config.vllm_arguments)
         else:
             model, tokenizer = checkpoints.load(folder, on=checkpoints.device())
         served = Served(model, tokenizer, name, str(found.version))

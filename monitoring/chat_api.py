@@ -5,34 +5,71 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, Field, model_validator
 
 from bloomery.components.core.config import Config
 
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "top_k": (0, -1),
+    "min_p": (0,),
+    "min_tokens": (0,),
+    "repetition_penalty": (1,),
+    "length_penalty": (1,),
+    "best_of": (1,),
+    "skip_special_tokens": (True,),
+    "spaces_between_special_tokens": (True,),
+    "add_generation_prompt": (True,),
+}
+"""Fields that vLLM adds to OpenAI's, with the values that change no answer of ours."""
 
-class TextPart(Config):
-    """A part of a message; text is all that is understood."""
+
+class TextPart(BaseModel):
+    """A part of a message; text is all that is understood. What else stands in it, such as `cache_control`, says
+    nothing to a model."""
 
     type: Literal["text"]
     text: str
 
 
-class ChatMessage(Config):
-    """One turn of the conversation."""
+class ChatMessage(BaseModel):
+    """One turn of the conversation, as clients write it and send it back. Fields that are not listed (ids, times,
+    annotations) reach no chat template and are passed over; those that would are listed."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[TextPart]
-    name: str | None = None
-    """Accepted, and not shown to the model: chat templates have no place for it."""
-    refusal: None = None
-    """Clients send back the message they were given, which holds this."""
+    content: str | list[TextPart] = ""
+    """May be left out or null where the assistant speaks, who then said nothing."""
+    reasoning_content: str = ""
+    """What an earlier answer was thought with; the template decides whether the model sees it."""
+    refusal: str = ""
+    """Said instead of content."""
+    tool_calls: list[Any] = Field(default=[], max_length=0)
+    """Not offered."""
+    function_call: None = None
+    """Not offered."""
+    audio: None = None
+    """Not offered."""
+    images: list[Any] = Field(default=[], max_length=0)
+    """Not offered."""
+    prefix: Literal[False] = False
+    """Not offered: an answer begins anew."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_not_given(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        given = {name: value for name, value in values.items() if value is not None}
+        if given.get("role") != "assistant" and "content" not in given:
+            return {**given, "content": None}  # refused: only the assistant may have said nothing
+        return given
 
     def plain(self) -> dict[str, str]:
         """The message as chat templates take it; `developer` is OpenAI's newer word for `system`."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+        message = {"role": "system" if self.role == "developer" else self.role, "content": content or self.refusal}
+        return {**message, "reasoning_content": self.reasoning_content} if self.reasoning_content else message
 
 
 class StreamOptions(Config):
@@ -40,10 +77,23 @@ class StreamOptions(Config):
 
     include_usage: bool = False
     """End with a chunk of token counts."""
+    include_obfuscation: bool = False
+    """Accepted; nothing is added to hide the length of a chunk."""
+    continuous_usage_stats: Literal[False] = False
+    """Not offered."""
+
+
+class TextFormat(Config):
+    """The one form of an answer that is offered."""
+
+    type: Literal["text"]
 
 
 class ChatRequest(Config):
-    """The body of POST /v1/chat/completions. What is not listed is refused: ignored, it would answer something else."""
+    """The body of POST /v1/chat/completions. What is not listed is refused: ignored, it would answer something else.
+
+    A null is as good as nothing, everywhere, and so are the empty values that clients send along: false, "", [] and {}.
+    """
 
     messages: list[ChatMessage] = Field(min_length=1)
     """The conversation so far."""
@@ -75,12 +125,55 @@ class ChatRequest(Config):
     """Not offered: only 0."""
     frequency_penalty: float | None = Field(default=None, ge=0, le=0)
     """Not offered: only 0."""
+    logit_bias: dict[str, Annotated[float, Field(ge=0, le=0)]] | None = None
+    """Not offered: only 0."""
+    response_format: TextFormat | None = None
+    """Not offered: only text."""
+    modalities: list[Literal["text"]] | None = None
+    """Not offered: only text."""
+    tools: list[Any] | None = Field(default=None, max_length=0)
+    """Not offered: only none."""
+    functions: list[Any] | None = Field(default=None, max_length=0)
+    """Not offered: only none."""
+    tool_choice: Literal["none", "auto"] | None = None
+    """Without tools there is no choice."""
+    function_call: Literal["none", "auto"] | None = None
+    """The older name of `tool_choice`."""
+    parallel_tool_calls: bool | None = None
+    """Says nothing without tools."""
+    reasoning_effort: None = None
+    """Not offered: a model thinks as its template makes it."""
+    verbosity: Literal["medium"] | None = None
+    """Not offered: only OpenAI's default."""
+    audio: None = None
+    """Not offered."""
+    web_search_options: None = None
+    """Not offered."""
+    moderation: None = None
+    """Not offered."""
+    prediction: Any = None
+    """Accepted; it would make the same answer come sooner."""
+    service_tier: str | None = None
+    """Accepted; all are served alike."""
     user: str | None = None
     """Accepted and not kept."""
+    safety_identifier: str | None = None
+    """Accepted and not kept."""
+    prompt_cache_key: str | None = None
+    """Accepted; no cache outlives a request."""
+    prompt_cache_retention: str | None = None
+    """As `prompt_cache_key`."""
+    prompt_cache_options: Any = None
+    """As `prompt_cache_key`."""
     metadata: dict[str, str] | None = None
     """Accepted and not kept."""
     store: bool | None = None
     """Accepted; the prediction log is written in any case."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _what_asks_for_nothing_is_not_given(cls, values: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in values.items() if not _asks_for_nothing(name, value)}
 
     @property
     def stops(self) -> list[str]:
@@ -91,6 +184,13 @@ class ChatRequest(Config):
     def conversation(self) -> list[dict[str, str]]:
         """The messages as chat templates take them."""
         return [message.plain() for message in self.messages]
+
+
+def _asks_for_nothing(name: str, value: Any) -> bool:
+    """True for a null; of fields that are not known also for what is empty or changes no answer."""
+    if name in ChatRequest.model_fields:
+        return value is None
+    return value is None or value is False or value in ("", [], {}) or value in NEUTRAL.get(name, ())
 
 
 class Feedback(Config):

@@ -2,9 +2,9 @@
 
 B is the rows of a batch, L tokens of a prompt, V the vocabulary.
 
-The chat template, the padding and the greedy choice are those of `core/generation.py`, so that what was evaluated is
-what is served. A request stays with the model that it was taken for: while the champion changes, the old one answers
-what it had, and no answer comes half from each.
+The chat template, the padding and the greedy choice are those of `core/modelling/generation.py`, so that what was
+evaluated is what is served. A request stays with the model that it was taken for: while the champion changes, the old
+one answers what it had, and no answer comes half from each.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bloomery.components.core.modelling import templates
-from bloomery.components.core.modelling.generation import MAX_BATCH_TOKENS
+from bloomery.components.core.modelling.context import context_tokens
+from bloomery.components.core.modelling.generation import MAX_BATCH_TOKENS, left_padded
 from bloomery.monitoring.serving_config import ServingConfig
 
 logger = logging.getLogger(__name__)
@@ -34,12 +35,16 @@ class Served(NamedTuple):
     @property
     def context_tokens(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        return int(found or self.tokenizer.model_max_length)
+        return context_tokens(self.model, self.tokenizer)
 
-    def prompt_tokens(self, messages: Sequence[dict[str, str]]) -> list[int]:
+    @property
+    def ends(self) -> list[int]:
+        """The tokens that end an answer."""
+        return templates.end_tokens(self.tokenizer, getattr(self.model, "generation_config", None))
+
+    def prompt_tokens(self, messages: Sequence[dict[str, Any]], tools: str = "") -> list[int]:
         """The token ids of a conversation, as the model is asked to go on with it."""
-        return templates.prompt_tokens(self.tokenizer, messages)
+        return templates.prompt_tokens(self.tokenizer, messages, tools)
 
 
 class Row:
@@ -63,13 +68,13 @@ class Row:
         self.top_p = top_p
         self.random = random.Random(seed)
         self.tokens: list[int] = []
-        """Ids of the answer, without EOS."""
+        """Ids of the answer, without its end."""
         self.log_probabilities: list[float] = []
         """Of each token, in nats, at temperature 1."""
         self.entropies: list[float] = []
         """Of the distribution that each token was chosen from, in nats, at temperature 1."""
         self.finish_reason = ""
-        """`stop` (EOS or cancelled), `length` or `error`; '' while more may come."""
+        """`stop` (an end or cancelled), `length` or `error`; '' while more may come."""
         self.is_cancelled = False
         """Set by whoever needs no more tokens: the row ends with the next."""
 
@@ -163,13 +168,12 @@ def decode(rows: list[Row], on_step: Callable[[list[Row]], None] = lambda rows: 
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
     model, tokenizer = rows[0].served.model, rows[0].served.tokenizer
-    width = max(len(row.prompt) for row in rows)
-    ids_BL = torch.tensor([[tokenizer.pad_token_id] * (width - len(row.prompt)) + [*row.prompt] for row in rows])
-    mask_BL = torch.tensor([[0] * (width - len(row.prompt)) + [1] * len(row.prompt) for row in rows])
+    pad, ends = templates.pad_token(tokenizer), rows[0].served.ends
+    ids_BL, mask_BL = left_padded([row.prompt for row in rows], pad)
     choice = _Choice(rows)
 
     def progress(input_ids: Any, scores: Any, **_: Any) -> Any:
-        choice.record(input_ids[:, -1].tolist(), tokenizer.eos_token_id)
+        choice.record(input_ids[:, -1].tolist(), ends)
         on_step(rows)
         return torch.tensor([bool(row.finish_reason) for row in rows], device=input_ids.device)
 
@@ -181,8 +185,8 @@ def decode(rows: list[Row], on_step: Callable[[list[Row]], None] = lambda rows: 
             do_sample=False,  # the choice has been made when the likeliest token is taken
             logits_processor=LogitsProcessorList([choice]),
             stopping_criteria=StoppingCriteriaList([progress]),
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=ends,
+            pad_token_id=pad,
         )
 
 
@@ -212,12 +216,12 @@ class _Choice:
         self._entropies = torch.special.entr(log_probabilities_BV.exp()).sum(-1).tolist()
         return scores
 
-    def record(self, tokens: list[int], eos: int) -> None:
+    def record(self, tokens: list[int], ends: Sequence[int]) -> None:
         """Add the chosen token to every row that has not ended, and end those that are done."""
         for index, (row, token) in enumerate(zip(self._rows, tokens, strict=True)):
             if row.finish_reason:
                 continue
-            if token == eos or row.is_cancelled:
+            if token in ends or row.is_cancelled:
                 row.finish_reason = "stop"
                 continue
             row.tokens.append(token)

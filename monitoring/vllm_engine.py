@@ -27,6 +27,7 @@ from typing import Any
 import requests
 
 from bloomery.components.core.errors import MissingExtraError, ModelError
+from bloomery.components.core.modelling import templates
 from bloomery.monitoring.engine import QueueFullError, Row
 from bloomery.monitoring.serving_config import ServingConfig
 
@@ -46,19 +47,21 @@ ANSWER_SECONDS = 600
 class VllmModel:
     """A vLLM server of one checkpoint on a free port; it ends when nobody holds the model any more."""
 
-    def __init__(self, folder: Path, eos: int, arguments: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, tokenizer: Any, arguments: Sequence[str] = ()) -> None:
         """Start the server and wait until it answers.
 
         Raises: MissingExtraError without vLLM, ModelError with the first error of its log if it ends.
         """
-        from transformers import AutoConfig
+        from transformers import AutoConfig, GenerationConfig
 
         self.config = AutoConfig.from_pretrained(folder)
+        has_own = (folder / "generation_config.json").is_file()
+        self.generation_config = GenerationConfig.from_pretrained(folder) if has_own else None
+        self._ends = templates.end_tokens(tokenizer, self.generation_config)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
         self._url = f"http://127.0.0.1:{port}"
-        self._eos = eos
         # A server that is killed must not leave vLLM with the accelerator.
         command = ["setpriv", "--pdeathsig", "TERM"] if shutil.which("setpriv") else []
         command += [interpreter(), "-m", MODULE, "--model", str(folder), "--served-model-name", MODEL]
@@ -88,6 +91,7 @@ class VllmModel:
             "temperature": row.temperature,
             "top_p": row.top_p,
             "seed": row.random.getrandbits(63),
+            "stop_token_ids": self._ends,
             "logprobs": 0,
             "return_token_ids": True,
             "stream": True,
@@ -107,7 +111,7 @@ class VllmModel:
     def _take(self, row: Row, choice: dict[str, Any]) -> None:
         told = zip(choice["token_ids"] or [], choice["logprobs"]["token_logprobs"], strict=True)
         for token, log_probability in told:
-            if token != self._eos:
+            if token not in self._ends:
                 row.tokens.append(token)
                 row.log_probabilities.append(log_probability)
         row.finish_reason = choice["finish_reason"] or ""

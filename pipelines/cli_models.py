@@ -24,7 +24,7 @@ def models_list(
     workdir: WorkdirOption = WORKDIR,
     as_json: JsonOption = False,
 ) -> None:
-    """List registered versions and their aliases, newest first.
+    """List registered versions and their aliases, newest first, and whether MLflow's aliases differ from the record.
 
     Examples:
 
@@ -40,6 +40,9 @@ def models_list(
         typer.echo(
             f"{entry['name']:<24} version {entry['version']:<4} {', '.join(entry['aliases']):<22} {entry['source']}"
         )
+    for told in dict.fromkeys(entry["differs"] for entry in found):
+        if told:
+            typer.echo(told, err=True)
     if not found:
         typer.echo("no registered models yet")
 

@@ -26,10 +26,9 @@ from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
+NEEDED = ("kfp.dsl.executor_main", "bloomery.components.core.records", "mlflow.store.tracking.sqlalchemy_store")
+"""What every task needs."""
 PRELOADED = (
-    "kfp.dsl.executor_main",
-    "bloomery.components.core.records",
-    "mlflow.store.tracking.sqlalchemy_store",
     "torch",
     "transformers.modeling_utils",
     "transformers.models.auto.modeling_auto",
@@ -38,8 +37,13 @@ PRELOADED = (
     "trl.trainer.dpo_trainer",
     "sklearn.metrics",
 )
-"""In the order in which the tasks of a run come to need them. Imported one by one between two tasks, so that nobody
-waits for what he does not need."""
+"""In the order in which the tasks of a run come to need them. Imported one by one between two tasks, once a task after
+the first, which looks at the world anew in every run, takes longer than PATIENCE: where all results are reused nobody
+needs them, and a task that asks while one is imported has to wait."""
+PATIENCE = 2.0
+"""CPU seconds, which say the same on a busy machine; a task that reuses its result takes 0.3."""
+LOOK_SECONDS = 0.5
+"""How often the server looks at what its tasks have taken, while that matters."""
 
 ASK = """#!{python} -IS
 import json, os, socket, sys
@@ -55,8 +59,9 @@ sys.exit(ended[0] if ended else 1)
 
 
 @contextlib.contextmanager
-def running() -> Iterator[None]:
-    """Let `sys.executable` be a `python3 -m …` that forks a server, which ends with the context or with this process.
+def running(log: Path) -> Iterator[None]:
+    """Let `sys.executable` be a `python3 -m …` that forks a server, which ends with the context or with this process,
+    and writes to the file `log` what it has to say.
 
     On Linux alone: elsewhere system libraries do not stand a fork after they were loaded, and nothing changes.
     """
@@ -64,14 +69,20 @@ def running() -> Iterator[None]:
         yield
         return
     python = sys.executable
-    with tempfile.TemporaryDirectory(prefix="bloomery-") as folder, socket.socket(socket.AF_UNIX) as listener:
+    with (
+        tempfile.TemporaryDirectory(prefix="bloomery-") as folder,
+        socket.socket(socket.AF_UNIX) as listener,
+        log.open("ab") as output,
+    ):
         address, program = f"{folder}/server", Path(folder) / "python3"
         listener.bind(address)
         listener.listen()
         program.write_text(ASK.format(python=python, address=address))
         program.chmod(0o700)
         command = [python, "-m", __name__, str(listener.fileno())]
-        server = subprocess.Popen(command, stdin=subprocess.PIPE, pass_fds=[listener.fileno()])
+        server = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=[listener.fileno()]
+        )
         sys.executable = str(program)
         try:
             yield
@@ -83,13 +94,18 @@ def running() -> Iterator[None]:
 
 def serve(listener: socket.socket) -> None:
     """Fork for everyone who asks, and tell him how it ended, until stdin is closed."""
-    waiting = list(PRELOADED)
+    waiting, later = list(NEEDED), list(PRELOADED)
     asking: dict[int, tuple[ForkProcess, socket.socket]] = {}
+    num_tasks = 0
     while True:
-        ready, _, _ = select.select([listener, sys.stdin, *asking], [], [], 0 if waiting else None)
+        timeout = 0 if waiting else LOOK_SECONDS if later and asking and num_tasks > 1 else None
+        ready, _, _ = select.select([listener, sys.stdin, *asking], [], [], timeout)
         if sys.stdin in ready:
             return
-        if not ready:
+        if not ready and not waiting:
+            if any(_cpu_seconds(process) > PATIENCE for process, _ in asking.values()):
+                waiting, later = later, []
+        elif not ready:
             importlib.import_module(waiting.pop(0))
             if "torch" in sys.modules and sys.modules["torch"].version.cuda:
                 waiting.clear()  # a driver that an import has woken cannot be used by a fork
@@ -102,7 +118,17 @@ def serve(listener: socket.socket) -> None:
         if listener in ready:
             connection, _ = listener.accept()
             process = _forked(connection)
+            num_tasks += 1
             asking[process.sentinel] = process, connection
+
+
+def _cpu_seconds(process: ForkProcess) -> float:
+    """What a task has taken so far; 0 of one that has just ended."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _forked(connection: socket.socket) -> ForkProcess:

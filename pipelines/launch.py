@@ -55,10 +55,16 @@ def compile_to(recipe: Recipe, target: Path) -> None:
     """Write the recipe's pipeline as KFP IR YAML."""
     from kfp import compiler
 
+    target.parent.mkdir(parents=True, exist_ok=True)
+    compiler.Compiler().compile(_built(recipe), str(target))
+
+
+def _built(recipe: Recipe) -> Any:
+    from bloomery.infra.short_stacks import short_stacks
     from bloomery.pipelines.post_training import build
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(build(recipe), str(target))
+    with short_stacks():
+        return build(recipe)
 
 
 def submit(recipe: Recipe, endpoint: str | None, key: str | None = None) -> str:
@@ -67,13 +73,11 @@ def submit(recipe: Recipe, endpoint: str | None, key: str | None = None) -> str:
     With a `key`, the name of the run, the run that bears it already is returned instead of a second.
     Raises: ServiceError if the API does not answer.
     """
-    from bloomery.pipelines.post_training import build
-
     with kubeflow(endpoint) as client:
         known = run_named(client, keys.check_key(key)) if key else None
         if known is not None:
             return known.run_id
-        run = client.create_run_from_pipeline_func(build(recipe), experiment_name=recipe.name, run_name=key)
+        run = client.create_run_from_pipeline_func(_built(recipe), experiment_name=recipe.name, run_name=key)
         return run.run_id
 
 
@@ -135,8 +139,10 @@ def run_local(
         parent = None
         with _environment(workdir, run_dir), journal.following():
             try:
-                parent = _open_parent_run(recipe, run_dir)
-                _execute(_at(recipe, workdir), run_dir)
+                # It imports what tasks need while this process imports MLflow.
+                with fork_server.running(run_dir / "pipeline.log"):
+                    parent = _open_parent_run(recipe, run_dir)
+                    _execute(_at(recipe, workdir), run_dir)
             except BloomeryError as problem:
                 error = problem
             except (
@@ -154,13 +160,11 @@ def run_local(
 def _execute(recipe: Recipe, run_dir: Path) -> None:
     from kfp import local
 
-    from bloomery.pipelines.post_training import build
-
     local.init(
         runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(run_dir / "pipeline"), raise_on_error=True
     )
-    with _quiet(run_dir / "pipeline.log"), fork_server.running():
-        build(recipe)()
+    with _quiet(run_dir / "pipeline.log"):
+        _built(recipe)()
 
 
 def _at(recipe: Recipe, workdir: Path) -> Recipe:

@@ -23,7 +23,8 @@ PICTURES = (
 
 
 def read(outputs: Outputs, finished: dict[str, Any]) -> dict[str, Any]:
-    """The table of ptq with the evaluations of the variants, the schemes left out, and the Pareto pictures.
+    """The table of ptq with the evaluations of the variants, the schemes left out and those refused with the reasons,
+    and the Pareto pictures, where something was scored.
 
     Raises: DataError if ptq left no variants.
     """
@@ -31,8 +32,9 @@ def read(outputs: Outputs, finished: dict[str, Any]) -> dict[str, Any]:
         raise DataError("ptq did not finish, or its output `variants` is gone.")
     table = json.loads((outputs["ptq", "variants"].path / "variants.json").read_text(encoding="utf-8"))
     rows = [{**row, **evaluated(row["scheme"], finished)} for row in table if not row.get("skipped")]
-    pictures = [picture(rows, *told) for told in PICTURES if any(row.get(told[1]) is not None for row in rows)]
-    hidden = ("skipped", "prefill_tokens")
+    scored = [row for row in rows if row.get("score") is not None]
+    pictures = [picture(scored, *told) for told in PICTURES if any(row.get(told[1]) is not None for row in scored)]
+    hidden = ("skipped", "refused", "prefill_tokens")
     columns = [name for name in dict.fromkeys(name for row in rows for name in row) if name not in hidden]
     return {
         "rows": rows,
@@ -40,6 +42,7 @@ def read(outputs: Outputs, finished: dict[str, Any]) -> dict[str, Any]:
         "numeric": {name for row in rows for name, value in row.items() if isinstance(value, int | float)},
         "charts": [Markup(chart) for chart in pictures],
         "skipped": [(row["scheme"], row["skipped"]) for row in table if row.get("skipped")],
+        "refused": [(row["scheme"], row["refused"]) for row in rows if row.get("refused")],
     }
 
 

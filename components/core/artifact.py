@@ -320,7 +320,7 @@ class Shards:
 
 def ports(run: Any, kind: type) -> dict[str, str]:
     """Schema by argument name of the inputs (`kind=Reads`) or outputs (`kind=Writes`) of a step's `run`."""
-    return {name: mark.schema for name, mark in _marks(run) if isinstance(mark, kind)}
+    return {name: mark.schema for name, mark in _marks(run) if isinstance(mark, kind)}  # type: ignore[attr-defined]
 
 
 def optional_ports(run: Any) -> set[str]:

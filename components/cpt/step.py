@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
 from bloomery.components.core import artifact
-from bloomery.components.core.artifact import Reads, Writes
+from bloomery.components.core.artifact import Reads, Shards, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import checkpoints, training
+from bloomery.components.core.modelling import checkpoints, token_shards, training
 from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.modelling.token_shards import Encoded
+from bloomery.components.core.parallel import map_ordered
 from bloomery.components.cpt.config import CptConfig
+
+NUM_PROBES = 200
+"""Held-out documents of each kind whose perplexity is measured."""
 
 
 @declare(accelerator=True)
@@ -25,66 +32,98 @@ def run(
 ) -> dict[str, float]:
     """Train `base_model` on `documents` packed into blocks of `max_length` tokens, and write a checkpoint to `model`.
 
+    The documents are tokenised once, to disk, and neither they nor their tokens stand in memory.
     Returns: cpt/loss (nats per token at the end), cpt/trained_tokens, cpt/replay_fraction, and for held-out documents
              cpt/domain_perplexity_before and _after, cpt/general_perplexity_before and _after.
     Raises:  DataError if no domain document is left to train on; DivergedError before a non-finite step is taken.
     """
-    from datasets import Dataset
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
 
-    rows = artifact.read_table(documents, "document/2").to_pylist()
-    held_out = {row["id"] for row in rows if int(row["id"][:8], 16) < config.validation_share * 2**32}
-    domain = [row["text"] for row in rows if not row["general"] and row["id"] not in held_out]
-    general = [row["text"] for row in rows if row["general"] and row["id"] not in held_out]
-    if not domain:
-        raise DataError(f"cpt: none of the {len(rows)} documents is domain text; check data_curation.sources")
-    texts = domain + _replay(domain, general, config.replay_share)
-
+    shards = Shards(documents, "document/2")
+    probes, domain_characters = _probes(shards, config.validation_share)
+    if not domain_characters:
+        raise DataError(f"cpt: none of the {shards.num_rows} documents is domain text; check data_curation.sources")
     set_seed(config.seed)
-    network, tokenizer = checkpoints.load(base_model)
-    probes = {
-        name: [row["text"] for row in rows if row["id"] in held_out and row["general"] == (name == "general")][:200]
-        for name in ("domain", "general")
-    }
+    network, tokenizer = training.load(config, base_model)
     before = _perplexities(Generator(network, tokenizer), probes, config.max_length)
-    num_tokens = sum(len(ids) + 1 for ids in tokenizer(texts, add_special_tokens=False)["input_ids"])
-    trainer = SFTTrainer(
-        model=network,
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_dict({"text": texts}),
-        peft_config=training.peft_config(config),
-        callbacks=training.callbacks(),
-        args=SFTConfig(
-            packing=True,
-            packing_strategy="wrapped",
-            **training.arguments(config, num_rows=math.ceil(num_tokens / config.max_length), evaluations=0),
-        ),
-    )
-    trainer.optimizer = training.optimizer(config, trainer.model)
-    trainer.train()
+    parts = ["cpt", artifact.read_manifest(documents).digest, config.validation_share, config.replay_share]
+    encode = functools.partial(_encoded, shards, tokenizer, config, domain_characters)
+    with token_shards.tokenised(tokenizer, parts, encode) as tokens:
+        blocks = tokens.blocks(config.max_length)
+        trainer = SFTTrainer(
+            model=network,
+            processing_class=tokenizer,
+            train_dataset=blocks,
+            peft_config=training.peft_config(config),
+            callbacks=training.callbacks(),
+            args=SFTConfig(
+                dataset_kwargs={"skip_prepare_dataset": True},
+                **training.arguments(config, network, num_rows=len(blocks), evaluations=0),
+            ),
+        )
+        trainer.optimizer = training.optimizer(config, trainer.model)
+        trainer.train()
     network = training.merged(trainer.model)
     after = _perplexities(Generator(network.eval(), tokenizer), probes, config.max_length)
-    checkpoints.save(model, network, tokenizer)
+    checkpoints.save(model, network, tokenizer, like=base_model)
+    replayed = tokens.counts["general_characters"]
     return {
         "cpt/loss": training.final_loss(trainer.state.log_history),
-        "cpt/trained_tokens": float(trainer.state.log_history[-2].get("num_tokens", num_tokens * config.epochs)),
-        "cpt/replay_fraction": 1 - sum(map(len, domain)) / sum(map(len, texts)),
+        "cpt/trained_tokens": float(trainer.state.log_history[-2].get("num_tokens", tokens.num_tokens * config.epochs)),
+        "cpt/replay_fraction": replayed / (replayed + tokens.counts["domain_characters"]),
         **{f"cpt/{name}_perplexity_before": value for name, value in before.items()},
         **{f"cpt/{name}_perplexity_after": value for name, value in after.items()},
     }
 
 
-def _replay(domain: list[str], general: list[str], share: float) -> list[str]:
-    """General texts, in stored order, until they make up `share` of all characters."""
-    wanted = share / (1 - share) * sum(map(len, domain))
-    taken: list[str] = []
-    for text in general:
-        if wanted <= 0:
-            break
-        taken.append(text)
-        wanted -= len(text)
-    return taken
+def _documents(shards: Shards, validation_share: float) -> Iterator[tuple[str, bool, bool]]:
+    """(text, whether it is general, whether it is held out) of each document, in stored order."""
+    for table, _ in shards.tables():
+        for batch in table.select(["id", "text", "general"]).to_batches(max_chunksize=1_000):
+            for row in batch.to_pylist():
+                yield row["text"], row["general"], int(row["id"][:8], 16) < validation_share * 2**32
+
+
+def _probes(shards: Shards, validation_share: float) -> tuple[dict[str, list[str]], int]:
+    """The first held-out texts of each kind, and how many characters of domain text are left to train on."""
+    probes: dict[str, list[str]] = {"domain": [], "general": []}
+    characters = 0
+    for text, general, held_out in _documents(shards, validation_share):
+        kind = probes["general" if general else "domain"]
+        if held_out and len(kind) < NUM_PROBES:
+            kind.append(text)
+        if not general and not held_out:
+            characters += len(text)
+    return probes, characters
+
+
+def _encoded(shards: Shards, tokenizer: Any, config: CptConfig, domain_characters: int) -> Iterator[Encoded]:
+    """The tokens of all domain documents, then of general ones in stored order until they make up `replay_share` of all
+    characters."""
+
+    def training_texts(*, of_general: bool) -> Iterator[str]:
+        wanted = config.replay_share / (1 - config.replay_share) * domain_characters if of_general else math.inf
+        for text, general, held_out in _documents(shards, config.validation_share):
+            if wanted <= 0:
+                return
+            if general == of_general and not held_out:
+                wanted -= len(text)
+                yield text
+
+    kinds = {"domain_characters": False, "general_characters": True}
+    batches = (
+        (kind, batch)
+        for kind, of_general in kinds.items()
+        for batch in token_shards.in_batches(training_texts(of_general=of_general))
+    )
+    yield from map_ordered(functools.partial(_encode, tokenizer), batches)
+
+
+def _encode(tokenizer: Any, batch: tuple[str, list[str]]) -> Encoded:
+    kind, texts = batch
+    rows = token_shards.whole_texts(tokenizer, texts)
+    return token_shards.encoded([(ids, None) for ids in rows], {kind: sum(map(len, texts))})
 
 
 def _perplexities(generator: Generator, probes: dict[str, list[str]], max_length: int) -> dict[str, float]:

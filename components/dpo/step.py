@@ -8,11 +8,13 @@ from typing import Annotated, Any
 
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
-from bloomery.components.core.data.chats import for_template, identity
+from bloomery.components.core.data.chats import identity
 from bloomery.components.core.declare import declare
 from bloomery.components.core.modelling import checkpoints, training
+from bloomery.components.core.modelling.likelihood import log_likelihoods
 from bloomery.components.core.records import content_id
 from bloomery.components.dpo.config import DpoConfig
+from bloomery.components.dpo.pairs import Pair, usable
 
 logger = logging.getLogger(__name__)
 
@@ -27,50 +29,57 @@ def run(
 ) -> dict[str, float]:
     """Optimise `base_model` on `preferences`, with itself as the reference, and write `model`.
 
-    With fewer than two prompts there is nothing to learn from: the model is passed on as it is, with a warning.
-    Returns: dpo/pairs; and for the held-out pairs, before and after: dpo/margin_before, dpo/margin_after (mean
-             difference of
-             the log-likelihoods of chosen and rejected, in nats), dpo/accuracy_before, dpo/accuracy_after (share
-             of pairs with a positive difference), dpo/chosen_change (mean change of the chosen log-likelihood, in
-             nats: below zero, DPO is pushing down what it should keep).
-    Raises:  DivergedError before a non-finite step is taken.
+    With fewer than two prompts there is nothing to learn from: the model is passed on as it is, with a warning. With an
+    adapter the model without it is the reference, which costs no second copy.
+    Returns: dpo/pairs, dpo/too_long (pairs of more than max_length tokens) and dpo/too_long_fraction,
+             dpo/dropped_<reason> (pairs left out before training, see `pairs.usable`); and for the held-out pairs,
+             before and after: dpo/margin_before, dpo/margin_after (mean difference of the log-likelihoods of chosen and
+             rejected, in nats), dpo/accuracy_before, dpo/accuracy_after (share of pairs with a positive difference),
+             dpo/chosen_change (mean change of the chosen log-likelihood, in nats: below zero, DPO is pushing down what
+             it should keep).
+    Raises:  DataError if there are pairs and all are left out; DivergedError before a non-finite step is taken.
     """
     from datasets import Dataset
     from transformers import set_seed
     from trl import DPOConfig as Arguments
-    from trl import DPOTrainer
 
     rows = artifact.read_table(preferences, "preference/2").to_pylist()
-    keys = [content_id(identity(row["messages"], row["tools"])) for row in rows]
-    places = [int(key[:8], 16) / 2**32 for key in keys]
-    held_out = [row for row, place in zip(rows, places, strict=True) if place < config.validation_share]
-    kept = [row for row, place in zip(rows, places, strict=True) if place >= config.validation_share]
-    if not kept:
-        logger.warning("%d preference pairs: nothing to learn from, the model is passed on as it is", len(rows))
-        artifact.link_tree(base_model, model)
-        return {"dpo/pairs": 0.0}
-
+    if not rows:
+        return _passed_on(base_model, model, {})
     set_seed(config.seed)
-    network, tokenizer = checkpoints.load(base_model)
+    network, tokenizer = training.load(config, base_model)
     checkpoints.check_template(tokenizer, base_model)
-    before = log_likelihoods(network, tokenizer, held_out)
+    learnable, told = usable(tokenizer, rows, config)
+    held_out = [pair for row, pair in learnable if _is_held_out(row, config)]
+    kept = [pair for row, pair in learnable if not _is_held_out(row, config)]
+    if not kept:
+        return _passed_on(base_model, model, told)
+    before = answer_likelihoods(network, held_out)
     losses = {"loss_type": [config.loss], "loss_weights": [1.0]}
     if config.sft_weight:
         losses = {"loss_type": [config.loss, "sft"], "loss_weights": [1.0, config.sft_weight]}
-    trainer = DPOTrainer(
+    trainer = _trainer()(
         model=network,  # its reference is loaded again from base_model, which the network remembers as its path
         processing_class=tokenizer,
-        train_dataset=Dataset.from_list([_conversation(row) for row in kept]),
+        train_dataset=Dataset.from_list([pair.row() for pair in kept]),
         peft_config=training.peft_config(config),
         callbacks=training.callbacks(),
-        args=Arguments(beta=config.beta, **losses, **training.arguments(config, num_rows=len(kept), evaluations=0)),
+        args=Arguments(
+            beta=config.beta,
+            **losses,
+            **training.arguments(config, network, num_rows=len(kept), evaluations=0),
+        ),
     )
     trainer.optimizer = training.optimizer(config, trainer.model)
     trainer.train()
     network = training.merged(trainer.model).eval()
-    after = log_likelihoods(network, tokenizer, held_out)
-    checkpoints.save(model, network, tokenizer)
-    metrics = {"dpo/pairs": float(len(kept)), "dpo/loss": training.final_loss(trainer.state.log_history)}
+    after = answer_likelihoods(network, held_out)
+    checkpoints.save(model, network, tokenizer, like=base_model)
+    metrics = {
+        **_named(told),
+        "dpo/pairs": float(len(kept)),
+        "dpo/loss": training.final_loss(trainer.state.log_history),
+    }
     if held_out:
         changes = [new[0] - old[0] for new, old in zip(after, before, strict=True)]
         metrics |= {
@@ -83,32 +92,37 @@ def run(
     return metrics
 
 
-def log_likelihoods(network: Any, tokenizer: Any, pairs: list[dict[str, Any]]) -> list[tuple[float, float]]:
-    """(chosen, rejected) log-likelihoods in nats of the assistant turn, EOS included, given the prompt."""
-    import torch
-
-    totals: list[float] = []
-    texts = [for_template(row["messages"] + row[side]) for row in pairs for side in ("chosen", "rejected")]
-    for start in range(0, len(texts), 64):
-        encoded = tokenizer.apply_chat_template(
-            texts[start : start + 64],
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            padding=True,
-            return_tensors="pt",
-            tokenizer_kwargs={"padding_side": "right"},
-        ).to(network.device)
-        ids_BL, trained_BL = encoded["input_ids"], encoded["assistant_masks"]
-        with torch.inference_mode():
-            logits_BLV = network(input_ids=ids_BL, attention_mask=encoded["attention_mask"]).logits[:, :-1].float()
-        nats_BL = torch.log_softmax(logits_BLV, -1).gather(-1, ids_BL[:, 1:, None])[..., 0]
-        totals += (nats_BL * trained_BL[:, 1:]).sum(-1).tolist()
-    return list(zip(totals[::2], totals[1::2], strict=True))
+def _passed_on(base_model: Path, model: Path, told: dict[str, float]) -> dict[str, float]:
+    logger.warning("no preference pair to learn from: the model is passed on as it is")
+    artifact.link_tree(base_model, model)
+    return {**_named(told), "dpo/pairs": 0.0}
 
 
-def _conversation(row: dict[str, Any]) -> dict[str, Any]:
-    sides = {"prompt": "messages", "chosen": "chosen", "rejected": "rejected"}
-    return {side: for_template(row[field]) for side, field in sides.items()}
+def _named(told: dict[str, float]) -> dict[str, float]:
+    return {f"dpo/{name}": value for name, value in told.items()}
+
+
+def _is_held_out(row: dict[str, Any], config: DpoConfig) -> bool:
+    return int(content_id(identity(row["messages"], row["tools"]))[:8], 16) < config.validation_share * 2**32
+
+
+def _trainer() -> Any:
+    """TRL's trainer for pairs that are tokens already, so that training sees those of every other step."""
+    from trl import DPOTrainer
+
+    class OnTokens(DPOTrainer):
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    return OnTokens
+
+
+def answer_likelihoods(network: Any, pairs: list[Pair]) -> list[tuple[float, float]]:
+    """(chosen, rejected) log-likelihoods in nats of the answers, their ends included, given the prompts."""
+    answers = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
+    marks = [[False] * len(prompt) + [True] * len(answer) for prompt, answer in answers]
+    nats = [total for total, _ in log_likelihoods(network, [prompt + answer for prompt, answer in answers], marks)]
+    return list(zip(nats[::2], nats[1::2], strict=True))
 
 
 def _mean(values: list[float]) -> float:

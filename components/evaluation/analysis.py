@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from bloomery.components.core.scoring.verify import VerifierConfig, extract, normalise
+from bloomery.components.core.scoring.verify import VerifierConfig, extract, extract_reference, normalise
 
 NO_LABEL = "(no label)"
 """Stands for an answer that is no label of a reference, and is never right."""
@@ -22,7 +22,7 @@ Numbers = Sequence[float] | np.ndarray
 
 def label_pairs(rows: Sequence[dict[str, Any]], verifier: VerifierConfig) -> tuple[list[str], list[str]]:
     """(labels of the references, labels answered) of the eval_result rows of a label task."""
-    truth = [normalise(row["reference"], verifier.ignore_case) for row in rows]
+    truth = [normalise(extract_reference(verifier, row["reference"]), verifier.ignore_case) for row in rows]
     known = set(truth)
     answers = [normalise(extract(verifier, row["response"]) or "", verifier.ignore_case) for row in rows]
     return truth, [answer if answer in known else NO_LABEL for answer in answers]

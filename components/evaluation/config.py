@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.modelling.context import TooLong
 from bloomery.components.core.scoring.lm_eval_tasks import LmEvalConfig
 
 
@@ -11,6 +12,10 @@ class EvaluationConfig(Config):
 
     max_length: int = Field(default=1024, gt=1)
     """Longest text, in tokens, that a perplexity task scores; the rest of a longer one is cut off."""
+    too_long: TooLong = "drop"
+    """Of a question that leaves no room in the model's context for an answer of `max_new_tokens`: `drop` leaves it out,
+    counted in `evaluation/<task>.<set>.too_long`, `truncate_left` takes off the beginning of its last turn, `error`
+    ends the run. Answered beyond the context it would be scored wrong, and say nothing about the model."""
     limit: int | None = Field(default=None, gt=0)
     """Evaluate at most this many prompts of each set, in stored order; none: all."""
     repeats: int = Field(default=1, ge=1)

@@ -10,11 +10,13 @@ from typing import Any
 
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.modelling.likelihood import rows_of_logits
 from bloomery.components.core.records import content_id
 from bloomery.components.core.scoring.lm_eval_tasks import PREFIX, LmEvalConfig, as_json, harness_version, load
 
-BATCH = 16
-"""Sequences that the harness runs at once."""
+BATCH, EXPECTED_TOKENS = 16, 128
+"""Sequences that the harness runs at once: fewer where the logits of so many tokens of each exceed LOGIT_BYTES, as it
+makes those of whole batches."""
 SEED = 1234
 """Of the choice of examples: what lm-eval's own command line uses."""
 
@@ -40,7 +42,7 @@ def answer(generator: Generator, config: LmEvalConfig, tasks: Path) -> tuple[lis
     model = HFLM(
         pretrained=generator.model,
         tokenizer=generator.tokenizer,
-        batch_size=BATCH,
+        batch_size=max(1, min(BATCH, rows_of_logits(generator.model) // EXPECTED_TOKENS)),
         add_bos_token=config.add_bos_token,
     )
     found = lm_eval.evaluate(

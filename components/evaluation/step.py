@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -11,13 +13,16 @@ from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.data.chats import as_text
 from bloomery.components.core.data.text_metrics import CORPUS_METRICS, TextMetric, corpus_score
 from bloomery.components.core.declare import declare
+from bloomery.components.core.modelling.context import context_tokens, fitting
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.records import EvalResult
 from bloomery.components.core.scoring.statistics import mean_stderr
 from bloomery.components.core.scoring.tasks import TaskConfig, Tasks
-from bloomery.components.core.scoring.verify import extract
+from bloomery.components.core.scoring.verify import extract, extract_reference
 from bloomery.components.evaluation import analysis, harness
 from bloomery.components.evaluation.config import EvaluationConfig
+
+logger = logging.getLogger(__name__)
 
 
 @declare(accelerator=True)
@@ -35,20 +40,23 @@ def run(
     Returns: for each task and set, evaluation/<task>.<set>.<metric> (accuracy, chrf, bleu, rouge_1, rouge_2, rouge_l;
              perplexity a token), .stderr and .n; of chrF and BLEU also .corpus_chrf and .corpus_bleu, which are no
              means; for label tasks what `analysis.classification` measures; with repeats, .flipped_fraction: the
-             share of answers whose score changed in another batch.
+             share of answers whose score changed in another batch; .too_long: questions left out, where there are any.
+    Raises:  DataError where no question of a task fits into the context.
     """
     known = Tasks(tasks)
     rows: list[dict[str, Any]] = []
+    too_long: dict[str, float] = {}
     if artifact.read_manifest(model).files:
         generator = Generator.load(model)
         for repeat in range(config.repeats):
             rows += answer(generator, known, config, repeat=repeat)
+        too_long = _left_out(rows, known, config)
         if config.lm_eval:
             found, measured = harness.answer(generator, config.lm_eval, tasks)
             rows += found
             harness.write(measured, results)
     artifact.write_rows(results, "eval_result/2", EvalResult.table(rows), rows_in=0, rows_made=len(rows))
-    return summarise(rows, known)
+    return summarise(rows, known) | too_long
 
 
 def answer(
@@ -63,8 +71,18 @@ def answer(
     for name, task in tasks.configs.items():
         prompts = _limited(tasks.prompts(*splits, task=name), limit)
         if not tasks.is_scored_by_likelihood(name):
-            texts = generator.generate(
+            room = context_tokens(generator.model, generator.tokenizer) - task.max_new_tokens
+            asked = fitting(
+                generator.tokenizer,
                 tasks.conversations(prompts),
+                [row.tools for row in prompts],
+                room,
+                config.too_long,
+                f"evaluation: tasks.{name}",
+            )
+            prompts = [row for row, messages in zip(prompts, asked, strict=True) if messages]
+            texts = generator.generate(
+                [messages for messages in asked if messages],
                 tools=[row.tools for row in prompts],
                 max_new_tokens=task.max_new_tokens,
                 composition=repeat,
@@ -79,6 +97,18 @@ def answer(
                 for row, (nats, count) in zip(prompts, scores, strict=True)
             ]
     return rows
+
+
+def _left_out(rows: list[dict[str, Any]], tasks: Tasks, config: EvaluationConfig) -> dict[str, float]:
+    """`evaluation/<task>.<set>.too_long` of the sets of which questions are not among `rows`."""
+    missing = Counter(
+        (row.task, row.split) for name in tasks.configs for row in _limited(tasks.prompts(task=name), config.limit)
+    )
+    missing.subtract((row["task"], row["split"]) for row in rows if row["repeat"] == 0)
+    found = {f"evaluation/{task}.{split}.too_long": float(count) for (task, split), count in missing.items() if count}
+    if found:
+        logger.warning("questions longer than the model's context are left out: %s", found)
+    return found
 
 
 def summarise(rows: list[dict[str, Any]], tasks: Tasks) -> dict[str, float]:
@@ -111,7 +141,8 @@ def summarise(rows: list[dict[str, Any]], tasks: Tasks) -> dict[str, float]:
 def _corpus(rows: list[dict[str, Any]], task: TaskConfig) -> float:
     answers = [extract(task.verifier, row["response"]) or "" for row in rows]
     metric = cast(TextMetric, task.verifier.metric)
-    return corpus_score(metric, answers, [row["reference"] for row in rows], task.verifier.tokenizer)
+    references = [extract_reference(task.verifier, row["reference"]) for row in rows]
+    return corpus_score(metric, answers, references, task.verifier.tokenizer)
 
 
 def _flipped(first: list[dict[str, Any]], members: list[dict[str, Any]]) -> float:

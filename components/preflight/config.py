@@ -21,6 +21,8 @@ class PreflightConfig(Config):
     """Checkpoint folder, or the name of a model on the Hugging Face hub."""
     revision: str = "main"
     """Revision of a hub model; a commit hash makes the run repeatable."""
+    chat_template: str = ""
+    """The recipe's `chat_template`: `chatml`, or a file, for a model that has none; empty: the model's own."""
     tasks: dict[str, TaskConfig] = Field(min_length=1)
     """The recipe's tasks."""
     sources: list[SourceConfig] = []

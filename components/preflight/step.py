@@ -23,7 +23,7 @@ from bloomery.components.core.data.chats import Turn, as_text, identity, without
 from bloomery.components.core.data.tables import SourceConfig, list_files, read_source
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import BloomeryError, DataError, ModelError, ServiceError
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, inspection, templates
 from bloomery.components.core.records import Chat, Indexed, Prompt, Source, content_id
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring import lm_eval_tasks
@@ -32,15 +32,19 @@ from bloomery.components.core.scoring.tasks import (
     Perturbation,
     SplitConfig,
     TaskConfig,
+    Tasks,
     answered,
     ask,
     is_evaluation,
 )
-from bloomery.components.core.scoring.verify import REFUSAL_REFERENCES, normalise, verify
+from bloomery.components.core.scoring.verify import REFUSAL_REFERENCES, extract, extract_reference, normalise, verify
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.perturb import perturb
 
 logger = logging.getLogger(__name__)
+
+NUM_PROVEN = 200
+"""Chats on which preflight proves which tokens are trained; fine-tuning proves them all."""
 
 
 @declare(reuse=False)
@@ -77,7 +81,7 @@ def run(
         lambda: facts.update(_render_tasks(config, tasks, seeds)),
         lambda: _take_index(config.known_index, known),
         lambda: _take_encoder(config, encoder),
-        lambda: facts.update(_take_base_model(config, base_model)),
+        lambda: facts.update(_take_base_model(config, base_model, tasks)),
         lambda: registry.check_store(config.models_uri),
         lambda: _take_champion(config, base_model, start, champion, champion_version),
     ):
@@ -317,10 +321,18 @@ def _self_check(name: str, task: TaskConfig, rows: list[dict[str, Any]], folder:
                     "check its templates"
                 )
         return
+    for row in [row for row in rows if row["split"] == "train"][:50]:
+        if extract(task.verifier, row["reference"]) is None:
+            raise DataError(
+                f"tasks.{name}.splits.train: verifier.extract finds no answer in what the model is to learn to say, so "
+                f"it would be scored wrong: {row['reference'][-120:]!r}; check templates and {task.verifier.extract!r}"
+            )
     databases = [folder / database for database in task.verifier.databases]
+    plain = task.verifier.model_copy(update={"extract": ""})
     sample = [row for row in rows if row["split"] not in TRAINING_SPLITS][:50] or rows[:50]
     for row in sample:
-        score, reason = verify(task.verifier, row["reference"], row["reference"], databases)
+        wanted = extract_reference(task.verifier, row["reference"])
+        score, reason = verify(plain, wanted, wanted, databases)
         if score < 1.0:
             raise DataError(
                 f"tasks.{name}: the verifier refuses a reference answer ({reason}): {row['reference'][:120]!r}; "
@@ -328,9 +340,9 @@ def _self_check(name: str, task: TaskConfig, rows: list[dict[str, Any]], folder:
             )
 
 
-def _take_base_model(config: PreflightConfig, target: Path) -> dict[str, float]:
-    source = _checkpoint("base_model", config.base_model, config.revision)
-    checkpoints.check(source)
+def _take_base_model(config: PreflightConfig, target: Path, tasks: Path) -> dict[str, float]:
+    source = checkpoints.named("base_model", config.base_model, config.revision)
+    checkpoints.check(source, to_train=True, has_chats=not config.chat_template)
     size = checkpoints.num_bytes(source)
     target.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(target.parent).free
@@ -343,53 +355,53 @@ def _take_base_model(config: PreflightConfig, target: Path) -> dict[str, float]:
         )
     artifact.link_tree(source, target)
     (target / artifact.MANIFEST).unlink(missing_ok=True)
-    _check_template_once(target, artifact.seal(target, "model/1").digest, source)
+    facts = _looked_at(target, artifact.seal(target, "model/1").digest, source, config.chat_template, tasks)
+    for what in facts["supplied"]:
+        logger.info("base_model: supplied is %s", what)
+    inspection.supply(target, config.chat_template, facts["end_ids"])
+    (target / artifact.MANIFEST).unlink()
+    artifact.seal(target, "model/1")
     return {"preflight/base_model_bytes": float(size)}
 
 
-def _check_template_once(model: Path, model_digest: str, source: Path) -> None:
-    """`check_template`, remembered beside the finished results: to load a tokenizer is half of a preflight."""
-    store = os.environ.get("BLOOMERY_STORE")
-    key = digest([model_digest, artifact.file_digest(Path(checkpoints.__file__))])
-    passed = Path(store) / "preflight" / f"{key[:24]}.passed" if store else None
-    if passed is not None and passed.is_file():
-        return
-    from transformers import AutoTokenizer
+def _looked_at(model: Path, model_digest: str, source: Path, chat_template: str, tasks: Path) -> dict[str, Any]:
+    """The facts of `inspection.look`, remembered beside the finished results: loading a tokenizer takes long.
 
-    checkpoints.check_template(AutoTokenizer.from_pretrained(model), source)
+    Raises: ModelError with every reason to refuse the model.
+    """
+    store = os.environ.get("BLOOMERY_STORE")
+    given = Path(chat_template).read_text(encoding="utf-8") if Path(chat_template).is_file() else chat_template
+    code = [artifact.file_digest(Path(module.__file__)) for module in (checkpoints, inspection, templates)]
+    asked = artifact.read_manifest(tasks, "tasks/1").digest if (tasks / artifact.MANIFEST).is_file() else ""
+    key = digest([model_digest, given, asked, *code])
+    passed = Path(store) / "preflight" / f"{key[:24]}.json" if store else None
+    if passed is not None and passed.is_file():
+        return json.loads(passed.read_text(encoding="utf-8"))
+    facts = inspection.look(model, chats=_training_chats(tasks), chat_template=chat_template)
+    if facts["refused"]:
+        raise ModelError("\n".join(f"{source}: {reason.removeprefix(f'{model}: ')}" for reason in facts["refused"]))
     if passed is not None:
         passed.parent.mkdir(parents=True, exist_ok=True)
-        passed.touch()
+        artifact.write_atomically(passed, json.dumps(facts, ensure_ascii=False))
+    return facts
+
+
+def _training_chats(tasks: Path) -> list[tuple[list[dict[str, Any]], str]]:
+    """The first chats of the `train` splits, on which the template is proven before anything is trained."""
+    if not (tasks / artifact.MANIFEST).is_file():  # one of the problems that are told
+        return []
+    known = Tasks(tasks)
+    rows = [row for row in known.prompts("train") if not known.is_scored_by_likelihood(row.task)]
+    return [(answered(vars(row)), row.tools) for row in rows[:NUM_PROVEN]]
 
 
 def _take_encoder(config: PreflightConfig, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     if config.encoder:
-        source = _checkpoint("dedup.semantic.encoder", config.encoder, config.encoder_revision)
+        source = checkpoints.named("dedup.semantic.encoder", config.encoder, config.encoder_revision)
         artifact.link_tree(source, target)
         (target / artifact.MANIFEST).unlink(missing_ok=True)
     artifact.seal(target, "encoder/1")
-
-
-def _checkpoint(key: str, name: str, revision: str) -> Path:
-    """The folder `name`, or the hub's model of that name; `key` of the recipe names it in errors."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-
-    if name.count("/") > 1 or name.startswith((".", "/", "~")):
-        raise DataError(f"{key}: no folder {name}; give a checkpoint folder or a hub name such as org/model")
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
-    try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
-    except HFValidationError:
-        raise DataError(
-            f"{key}: no folder {name}, and it is no hub name; give a checkpoint folder or org/model"
-        ) from None
-    except (HfHubHTTPError, OSError) as error:
-        reason = str(error).split("\n")[0][:200]
-        raise ServiceError(f"{key}: no folder {name} here, and the hub did not give it: {reason}") from None
 
 
 def _take_champion(

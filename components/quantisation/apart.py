@@ -10,13 +10,11 @@ import tempfile
 from pathlib import Path
 
 from bloomery.components.core.errors import MissingExtraError, ModelError
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun
+from bloomery.components.quantisation.calibration import CALIBRATION_TOKENS
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 
 INTERPRETER = "BLOOMERY_LLM_COMPRESSOR"
 """Environment variable with the path of a Python that llm-compressor is installed for."""
-CALIBRATION_TOKENS = 512
-"""Tokens of a calibration chat that are read."""
 
 
 def interpreter(config: QuantisationConfig) -> str:

@@ -31,6 +31,10 @@ GROUPED = ("int4_weight_only", "mixed_int4", "gptq_int4", "awq_int4")
 """Schemes with one scale for `group_size` weights."""
 
 
+class CannotRun(Exception):
+    """This machine, or this model, cannot run the scheme; the message is the reason."""
+
+
 class QatConfig(FineTuningConfig):
     """Quantisation-aware training: fine-tuning on the training mix while the weights are rounded as the export will
     round them, and the gradient passes straight through the rounding."""

@@ -8,16 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.components.core import artifact
-from bloomery.components.core.data.chats import for_template
 from bloomery.components.core.errors import MissingExtraError
-from bloomery.components.quantisation.config import QuantisationConfig
+from bloomery.components.quantisation import apart
+from bloomery.components.quantisation.calibration import calibration_texts
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 
 APART = ("gptq_int4", "awq_int4", "smoothquant_int8", "fp8_dynamic")
 """Schemes of llm-compressor."""
-
-
-class CannotRun(Exception):
-    """This machine, or this model, cannot run the scheme; the message is the reason."""
 
 
 def installed(config: QuantisationConfig) -> bool:
@@ -27,8 +24,6 @@ def installed(config: QuantisationConfig) -> bool:
 
 def missing(config: QuantisationConfig) -> str:
     """What has to be installed before the scheme can run, as a sentence; "" if nothing."""
-    from bloomery.components.quantisation import apart
-
     try:
         if config.scheme in APART:
             apart.interpreter(config)
@@ -59,11 +54,8 @@ def export(
     elif config.scheme in APART:
         from transformers import AutoTokenizer
 
-        from bloomery.components.quantisation import apart
-
         tokenizer = AutoTokenizer.from_pretrained(source)
-        sample = calibration_chats(chats, config.calibration_chats)
-        texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in sample]
+        texts = calibration_texts(tokenizer, chats, config.calibration_chats)
         apart.export(config, source, texts, target)
     elif config.scheme.startswith("bitsandbytes"):
         _bitsandbytes(config, source, target)
@@ -111,17 +103,6 @@ def _bitsandbytes(config: QuantisationConfig, source: Path, target: Path) -> Non
     network = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype="auto")
     network.save_pretrained(target)
     AutoTokenizer.from_pretrained(source).save_pretrained(target)
-
-
-def calibration_chats(chats: Path | None, count: int) -> list[list[dict[str, Any]]]:
-    """The messages, as templates take them, of `count` chats of the training mix: those of the lowest ids, which are
-    digests and so a sample that every run draws alike.
-
-    Raises: CannotRun where there are none."""
-    if chats is None:
-        raise CannotRun("it calibrates on the chats of the training mix, and no stage of this recipe writes any")
-    rows = artifact.read_table(chats, "chat/2").sort_by("id").slice(0, count)
-    return [for_template(messages) for messages in rows["messages"].to_pylist()]
 
 
 def sort_header(file: Path) -> None:

@@ -13,10 +13,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, templates
 from bloomery.components.quantisation import k_quants
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun, calibration_chats
+from bloomery.components.quantisation.calibration import calibration_texts
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 
 BLOCK = 32
 """Weights that share a scale in Q8_0, Q5_0 and Q4_0: a row must be a multiple of it."""
@@ -64,8 +64,7 @@ def export(config: QuantisationConfig, source: Path, chats: Path | None, target:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    sample = calibration_chats(chats, config.calibration_chats)
-    texts = [tokenizer.apply_chat_template(messages, tokenize=False) for messages in sample]
+    texts = calibration_texts(tokenizer, chats, config.calibration_chats)
     _check_tokenizer(config, AutoTokenizer.from_pretrained(target, gguf_file=file.name), tokenizer, texts)
     settings.save_pretrained(target)
     network.generation_config.save_pretrained(target)
@@ -141,10 +140,12 @@ def _add_tokenizer(config: QuantisationConfig, writer: Any, tokenizer: Any, voca
         [types[added.get(index)] if index in ids else TokenType.UNUSED for index in range(vocab_size)]
     )
     writer.add_token_merges([" ".join(pair) for pair in content["model"]["merges"]])
+    ends = templates.end_tokens(tokenizer)
     for name, index in (
         ("bos", tokenizer.bos_token_id),
-        ("eos", tokenizer.eos_token_id),
-        ("pad", tokenizer.pad_token_id),
+        ("eos", next(iter(ends), None)),  # llama.cpp stops there: at the end of a turn
+        ("eot", next(iter(ends), None)),
+        ("pad", templates.pad_token(tokenizer)),
     ):
         if index is not None:
             getattr(writer, f"add_{name}_token_id")(index)

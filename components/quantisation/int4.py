@@ -15,16 +15,12 @@ from typing import Any
 
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.generation import Generator
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun, calibration_chats
+from bloomery.components.core.modelling.likelihood import log_likelihoods
+from bloomery.components.quantisation.calibration import calibration_chats, calibration_rows
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
+from bloomery.components.quantisation.rounding import in_16_bits, quantisable, rounded, scales
 
 logger = logging.getLogger(__name__)
-
-CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
-"""Shares of a group's largest weight that its scale may stand for. The one with the least squared error is taken:
-cutting the largest weight short leaves finer steps for the rest (OCTAV, arXiv 2206.06501)."""
-CALIBRATION_TOKENS, CALIBRATION_BATCH = 512, 32
-"""Tokens of a calibration chat that are read, and chats read at once."""
 
 
 def export(
@@ -59,21 +55,6 @@ def export(
     return details
 
 
-def quantisable(model: Any, *, embeddings: bool) -> dict[str, Any]:
-    """The linear layers of a model by name, and with `embeddings` its embeddings and an output head of its own."""
-    import torch
-
-    ends = (model.get_input_embeddings(), model.get_output_embeddings())
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, torch.nn.Linear | torch.nn.Embedding) and (embeddings or module not in ends)
-    }
-    if model.config.tie_word_embeddings:
-        found = {name: module for name, module in found.items() if module is not ends[1]}
-    return found
-
-
 def choose_kept(
     generator: Generator, layers: dict[str, Any], chats: list[Any], config: QuantisationConfig
 ) -> dict[str, Any]:
@@ -82,13 +63,13 @@ def choose_kept(
     The most sensitive are kept first; how many, is found by bisection, which takes the loss to fall with each.
     Costs one reading of `chats` for each layer, and the logarithm of their number for the bisection.
     """
-    batches = _batches(generator.tokenizer, chats)
+    rows = calibration_rows(generator.tokenizer, chats)
 
     def loss_with(names: Collection[str]) -> float:
         whole = {name: layers[name].weight.data for name in names}
         for name, weight_NK in whole.items():
             layers[name].weight.data = rounded(weight_NK, config.group_size)
-        nats = _answer_loss(generator.model, batches)
+        nats = _answer_loss(generator.model, rows)
         for name, weight_NK in whole.items():
             layers[name].weight.data = weight_NK
         return nats
@@ -112,77 +93,10 @@ def choose_kept(
     }
 
 
-def _batches(tokenizer: Any, chats: list[Any]) -> list[tuple[Any, Any, Any]]:
-    """(token ids [B, L], attention mask [B, L], mask of the tokens of the assistant [B, L]) of the rendered chats."""
-    import torch
-
-    encoded = [
-        tokenizer.apply_chat_template(
-            messages,
-            return_dict=True,
-            return_assistant_tokens_mask=True,
-            truncation=True,
-            max_length=CALIBRATION_TOKENS,
-        )
-        for messages in chats
-    ]
-    encoded.sort(key=lambda chat: len(chat["input_ids"]))
-    found = []
-    for start in range(0, len(encoded), CALIBRATION_BATCH):
-        batch = encoded[start : start + CALIBRATION_BATCH]
-        width = len(batch[-1]["input_ids"])
-
-        def padded(key: str, batch: list[Any] = batch, width: int = width) -> Any:
-            return torch.tensor([[*chat[key], *[0] * (width - len(chat[key]))] for chat in batch])
-
-        found.append((padded("input_ids"), padded("attention_mask"), padded("assistant_masks")))
-    return found
-
-
-def _answer_loss(model: Any, batches: list[tuple[Any, Any, Any]]) -> float:
+def _answer_loss(model: Any, rows: list[tuple[list[int], list[bool]]]) -> float:
     """Mean loss of the assistant's tokens in nats: the loss that the model was fine-tuned by."""
-    import torch
-
-    nats, count = 0.0, 0
-    with torch.inference_mode():
-        for ids_BL, attended_BL, answer_BL in batches:
-            ids_BL, attended_BL, answer_BL = (part.to(model.device) for part in (ids_BL, attended_BL, answer_BL))
-            logits_BLV = model(input_ids=ids_BL, attention_mask=attended_BL).logits[:, :-1].float()
-            loss_BL = -torch.log_softmax(logits_BLV, -1).gather(-1, ids_BL[:, 1:, None])[..., 0]
-            nats += float((loss_BL * answer_BL[:, 1:]).double().sum())
-            count += int(answer_BL[:, 1:].sum())
-    return nats / max(1, count)
-
-
-def scales(weight_NK: Any, group_size: int) -> Any:
-    """The scale of each group of a row, [N, K / group_size], by least squared error, as 16-bit numbers."""
-    import torch
-
-    weight_NGC = weight_NK.float().unflatten(-1, (-1, group_size))
-    kind = weight_NK.dtype if weight_NK.dtype.itemsize == 2 else torch.bfloat16
-    whole_NG = (weight_NGC.abs().amax(-1) / 7.5).clamp_min(torch.finfo(kind).tiny)
-    best_NG, least_NG = whole_NG.to(kind), torch.full_like(whole_NG, torch.inf)
-    for clip in CLIPS:
-        scale_NG = (whole_NG * clip).to(kind)
-        step_NG1 = scale_NG.float()[..., None]
-        error_NG = ((weight_NGC / step_NG1).round().clamp(-8, 7) * step_NG1 - weight_NGC).square().sum(-1)
-        best_NG = torch.where(error_NG < least_NG, scale_NG, best_NG)
-        least_NG = torch.minimum(error_NG, least_NG)
-    return best_NG
-
-
-def rounded(weight_NK: Any, group_size: int) -> Any:
-    """The weights that a loader of the packed ones gets back: it multiplies in the 16 bits of the scales."""
-    scale_NG1 = scales(weight_NK, group_size)[..., None]
-    step_NGC = (weight_NK.float().unflatten(-1, (-1, group_size)) / scale_NG1.float()).round().clamp(-8, 7)
-    return (step_NGC.to(scale_NG1.dtype) * scale_NG1).flatten(-2).to(weight_NK.dtype)
-
-
-def in_16_bits(weight: Any) -> Any:
-    """A weight that is not packed, as it is written."""
-    import torch
-
-    return weight.to(torch.bfloat16) if weight.dtype == torch.float32 else weight
+    found = log_likelihoods(model, [ids for ids, _ in rows], [trained for _, trained in rows])
+    return -sum(nats for nats, _ in found) / max(1, sum(count for _, count in found))
 
 
 def write(

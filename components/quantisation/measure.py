@@ -1,7 +1,7 @@
 """What a variant is worth and what it costs, measured on the checkpoint as it stands on disk.
 
-`python -m bloomery.components.quantisation.measure MODEL TASKS TARGET` writes the findings of `measure` to the JSON
-file TARGET, or the error's name and message. It runs in a process of its own, see `step.measured_apart`.
+`python -m bloomery.components.quantisation.measure MODEL TASKS CHATS TARGET` writes the findings of `measure` to
+the JSON file TARGET, or the error's name and message. It runs in a process of its own, see `step.measured_apart`.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
-import math
 import statistics
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core.errors import BloomeryError, DataError
+from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import chat
+from bloomery.components.core.errors import BloomeryError
 from bloomery.components.core.modelling import checkpoints, templates
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.scoring.tasks import Tasks
@@ -26,51 +28,76 @@ from bloomery.components.core.step import configure_logging
 PREFILLS, DECODED_TOKENS = 5, 8
 """Prefills timed after a warm-up, and tokens decoded after each; medians over few short runs, as the schemes of a
 model of a billion parameters on a CPU still have to be measured in minutes."""
+FEW, CHAT_TOKENS = 64, 96
+"""Questions to ask where the `validation` split has fewer: 62 equal answers of 64 show an agreement of 90 %; and the
+longest answer to one that is of no task, as `max_new_tokens` of a task."""
 PERPLEXITY_TEXTS, PERPLEXITY_TOKENS = 64, 512
 """Texts of each perplexity task that are read, and tokens of each: some 30,000 tokens a task at most."""
 LIBRARIES = {"torchao": "torchao", "compressed-tensors": "compressed_tensors", "bitsandbytes": "bitsandbytes"}
 """Library that loads a checkpoint by its `quant_method`; imported before memory is counted."""
 
 
-def measure(model: Path, tasks: Path) -> dict[str, Any]:
-    """Load `model` and let it answer the `validation` split, greedily.
+def measure(model: Path, tasks: Path, chats: Path | None) -> dict[str, Any]:
+    """Load `model` and let it answer questions that are in no evaluation set, greedily; `questions` says which.
 
     Returns: bytes (of the weight files), memory_bytes (rise of the resident memory from before loading to its peak
-             while loading and answering one prompt), weight_bytes (of the loaded weights), answers and scores by
-             prompt, perplexity per token (None without a perplexity task), prefill_tokens, prefill_seconds,
+             while loading and answering one prompt), weight_bytes (of the loaded weights), asked (questions by
+             where they come from), answers, scores (of those of the `validation` split, which come first),
+             likelihoods ([nats, tokens] of each text of the perplexity tasks), prefill_tokens, prefill_seconds,
              decode_seconds_per_token (medians, batch 1), kv_cache_bytes_per_token.
-    Raises:  DataError if no task has a validation split; ModelError if the checkpoint does not load.
+    Raises:  ModelError if the checkpoint does not load.
     """
     known = Tasks(tasks)
-    verifiable = [name for name in known.configs if not known.is_scored_by_likelihood(name)]
-    prompts = [row for name in verifiable for row in known.prompts("validation", task=name)]
-    if not prompts:
-        raise DataError(
-            "ptq: no task has a `validation` split to measure the variants on; add one to the recipe's tasks"
-        )
+    asked = questions(known, chats)
     _import_libraries(model)
     before = _restart_peak()
     loaded = Generator.load(model)
-    times = latency(loaded, [templates.prompt_tokens(loaded.tokenizer, row.messages, row.tools) for row in prompts])
+    prompts = [templates.prompt_tokens(loaded.tokenizer, row.messages, row.tools) for row in asked]
+    times = latency(loaded, prompts or [templates.prompt_tokens(loaded.tokenizer, chat("?"))])
     memory_bytes = _peak() - before
-    answers: list[str] = []
-    for name in verifiable:
-        mine = [row for row in prompts if row.task == name]
-        told = loaded.generate(
-            [row.messages for row in mine],
-            tools=[row.tools for row in mine],
-            max_new_tokens=known.configs[name].max_new_tokens,
+    answers = [""] * len(asked)
+    for name in sorted({row.task for row in asked}):
+        mine = [index for index, row in enumerate(asked) if row.task == name]
+        longest = known.configs[name].max_new_tokens if name in known.configs else CHAT_TOKENS
+        texts = loaded.generate(
+            [asked[index].messages for index in mine],
+            tools=[asked[index].tools for index in mine],
+            max_new_tokens=longest,
         )
-        answers += [text for (text,) in told]
+        for index, (text,) in zip(mine, texts, strict=True):
+            answers[index] = text
+    validated = [(row, text) for row, text in zip(asked, answers, strict=True) if row.split == "validation"]
     return {
         "bytes": checkpoints.num_bytes(model),
+        "asked": dict(Counter(row.split for row in asked)),
         "answers": answers,
-        "scores": [known.verify(row.task, text, row.reference)[0] for row, text in zip(prompts, answers, strict=True)],
-        "perplexity": perplexity(loaded, known),
+        "scores": [known.verify(row.task, text, row.reference)[0] for row, text in validated],
+        "likelihoods": likelihoods(loaded, known),
         **times,
         "weight_bytes": weight_bytes(loaded.model),
         "memory_bytes": memory_bytes,
     }
+
+
+def questions(tasks: Tasks, chats: Path | None) -> list[Any]:
+    """prompt/2 rows to ask: all of the `validation` split, and where they are fewer than FEW, others up to FEW, whose
+    answers are compared with those of the model before and not scored: `unlabelled`, `train`, and where no task has
+    one of these the beginnings of `chats`, where there are any. The evaluation sets choose nothing.
+    """
+    from bloomery.components.core.records import Prompt
+
+    verifiable = [name for name in tasks.configs if not tasks.is_scored_by_likelihood(name)]
+    found = [row for name in verifiable for row in tasks.prompts("validation", task=name)]
+    for split in ("unlabelled", "train"):
+        rows = [row for name in verifiable for row in tasks.prompts(split, task=name)]
+        found += sorted(rows, key=lambda row: row.id)[: max(0, FEW - len(found))]
+    if not found and chats is not None:
+        for row in artifact.read_table(chats, "chat/2").sort_by("id").slice(0, FEW).to_pylist():
+            roles = [turn["role"] for turn in row["messages"]]
+            asked = row["messages"][: roles.index("assistant")]
+            facts = {"id": row["id"], "task": "", "split": "chats", "reference": "", "group": ""}
+            found.append(Prompt.model_construct(**facts, messages=asked, tools=row["tools"]))
+    return found
 
 
 def latency(generator: Generator, prompts: list[list[int]]) -> dict[str, float]:
@@ -126,17 +153,16 @@ def cache_bytes(cache: Any) -> int:
     return sum(tensor.nbytes for tensor in tensors if isinstance(tensor, torch.Tensor))
 
 
-def perplexity(generator: Generator, tasks: Tasks) -> float | None:
-    """Perplexity per token over the texts of all perplexity tasks, of the `validation` split where there is one, else
-    of the evaluation sets; None without such a text."""
-    nats, count = 0.0, 0
+def likelihoods(generator: Generator, tasks: Tasks) -> list[tuple[float, int]]:
+    """(nats, tokens) of texts of all perplexity tasks, of the `validation` split where there is one, else of `train`;
+    texts without a token to score are left out."""
+    found: list[tuple[float, int]] = []
     for name in tasks.configs:
         if tasks.is_scored_by_likelihood(name):
-            rows = tasks.prompts("validation", task=name) or tasks.prompts(task=name)
+            rows = tasks.prompts("validation", task=name) or tasks.prompts("train", task=name)
             texts = [row.reference for row in rows[:PERPLEXITY_TEXTS]]
-            scored = generator.log_likelihood(texts, max_length=PERPLEXITY_TOKENS)
-            nats, count = nats + sum(part for part, _ in scored), count + sum(tokens for _, tokens in scored)
-    return math.exp(-nats / count) if count else None
+            found += generator.log_likelihood(texts, max_length=PERPLEXITY_TOKENS)
+    return [(nats, tokens) for nats, tokens in found if tokens]
 
 
 def weight_bytes(model: Any) -> int:
@@ -194,11 +220,11 @@ def _status(field: str) -> int:
 
 
 def main() -> None:
-    """Measure MODEL on TASKS of the command line and write TARGET."""
+    """Measure MODEL on TASKS and the CHATS that may follow on the command line, and write TARGET."""
     configure_logging()
-    model, tasks, target = map(Path, sys.argv[1:])
+    target, model, tasks, *chats = map(Path, sys.argv[1:])
     try:
-        found = measure(model, tasks)
+        found = measure(model, tasks, chats[0] if chats else None)
     except BloomeryError as error:
         found = {"error": type(error).__name__, "message": str(error)}
     target.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")

@@ -1,7 +1,7 @@
 """Quantisation-aware training: the forward pass computes with the weights that the export will hold.
 
-torchao 0.18's fake quantisers take a group's scale from its largest weight alone, where `int4.scales` cuts it by least
-squared error and keeps it in 16 bits. So the weights are rounded by int4's own functions.
+torchao 0.18's fake quantisers take a group's scale from its largest weight alone, where `rounding.scales` cuts it by
+least squared error and keeps it in 16 bits. So the weights are rounded by the functions of the export.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.fine_tuning import fine_tune
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.scoring.tasks import Tasks
-from bloomery.components.quantisation import int4
 from bloomery.components.quantisation.config import QatConfig
+from bloomery.components.quantisation.rounding import in_16_bits, rounded
 
 
 def train(
@@ -84,7 +84,7 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, weight: torch.Tensor, group_size: int | None) -> torch.Tensor:
-        return int4.in_16_bits(weight).to(weight.dtype) if group_size is None else int4.rounded(weight, group_size)
+        return in_16_bits(weight).to(weight.dtype) if group_size is None else rounded(weight, group_size)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:

@@ -15,8 +15,8 @@ from bloomery.components.core import artifact, errors
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import ModelError
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun, export, installed
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
+from bloomery.components.quantisation.export import export, installed
 
 logger = logging.getLogger(__name__)
 
@@ -33,14 +33,15 @@ def run(
 ) -> dict[str, float]:
     """Write `base_model` in the scheme of `config` to `model`, and what a fresh process measured on it.
 
-    `chats`, the training mix, is what schemes that need calibration read, and what `qat` trains on; it holds no
-    evaluation question.
+    `chats`, the training mix, is what schemes that need calibration read, what `qat` trains on, and what is asked where
+    no task has another question than those of the evaluation sets; it holds none of these.
     Writes:  model, empty where this machine cannot run the scheme; measurement (measurement.json: scheme, skipped (the
-             reason, or ""), details, and what `measure` found: answers and scores by prompt, perplexity, bytes,
-             memory, latencies).
-    Raises:  DataError if no task has a validation split; ModelError if the exported variant does not load or answer.
-    Returns: quantisation/bytes, quantisation/memory_bytes, quantisation/score, quantisation/prefill_seconds,
-             quantisation/decode_seconds_per_token; quantisation/skipped alone where the scheme was.
+             reason, or ""), details, and what `measure` found: answers and scores by prompt, likelihoods by text,
+             bytes, memory, latencies).
+    Raises:  ModelError if the exported variant does not load or answer.
+    Returns: quantisation/bytes, quantisation/memory_bytes, quantisation/score (of the `validation` split, where there
+             is one), quantisation/prefill_seconds, quantisation/decode_seconds_per_token; quantisation/skipped alone
+             where the scheme was.
     """
     found: dict[str, Any] = {"scheme": config.name, "skipped": "", "details": {}}
     try:
@@ -51,7 +52,7 @@ def run(
         shutil.rmtree(model, ignore_errors=True)
         model.mkdir(parents=True)
     else:
-        found |= measured_apart(model, tasks)
+        found |= measured_apart(model, tasks, chats)
     artifact.seal(model, "model/1")
     measurement.mkdir(parents=True, exist_ok=True)
     artifact.write_atomically(measurement / "measurement.json", json.dumps(found, ensure_ascii=False, indent=1))
@@ -59,17 +60,17 @@ def run(
     if found["skipped"]:
         return {"quantisation/skipped": 1.0}
     told = ("bytes", "memory_bytes", "prefill_seconds", "decode_seconds_per_token")
-    score = sum(found["scores"]) / len(found["scores"])
-    return {"quantisation/score": score, **{f"quantisation/{name}": float(found[name]) for name in told}}
+    scored = {"quantisation/score": sum(found["scores"]) / len(found["scores"])} if found["scores"] else {}
+    return {**scored, **{f"quantisation/{name}": float(found[name]) for name in told}}
 
 
-def measured_apart(model: Path, tasks: Path) -> dict[str, Any]:
+def measured_apart(model: Path, tasks: Path, chats: Path | None) -> dict[str, Any]:
     """What `measure.measure` finds in a process of its own: nothing of the exporting process can stand in for a
     fault of the export, and the peak of its memory is the variant's."""
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "found.json"
         module = "bloomery.components.quantisation.measure"
-        command = [sys.executable, "-m", module, str(model), str(tasks), str(target)]
+        command = [sys.executable, "-m", module, *map(str, (target, model, tasks, *([chats] if chats else [])))]
         child = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
         if not target.is_file():
             last = (child.stderr.strip().splitlines() or ["no word"])[-1]

@@ -13,12 +13,12 @@ def rejection_sampling(
     stage: str,
     config: dict,
     base_model: Input[Model],
-    chats: Input[Dataset],
     tasks: Input[Dataset],
     sampled_chats: Output[Dataset],
     preferences: Output[Dataset],
     rejects: Output[Dataset],
     metrics: Output[Metrics],
+    chats: Optional[Input[Dataset]] = None,  # noqa: UP045
     prompts: Optional[Input[Dataset]] = None,  # noqa: UP045
 ):
     """Sample answers, verify them, keep the right ones."""

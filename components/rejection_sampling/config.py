@@ -3,6 +3,7 @@
 from pydantic import Field
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.modelling.context import TooLong
 
 
 class RejectionSamplingConfig(Config):
@@ -14,6 +15,9 @@ class RejectionSamplingConfig(Config):
     """Softmax temperature; 0.7 to 1.0 are usual for rejection sampling (RFT, arXiv 2308.01825, uses 0.7)."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Nucleus of the sampling distribution."""
+    too_long: TooLong = "drop"
+    """Of a prompt that leaves no room in the model's context for an answer of `max_new_tokens`: `drop` makes it a
+    reject, `truncate_left` asks it without the beginning of its last turn, `error` ends the run."""
     min_score: float = Field(default=1.0, gt=0, le=1)
     """An answer with this score of its verifier or more is right. 1: exactly right, as RFT keeps; text metrics (chrf,
     rouge_l, bleu) need less, which sets the quality of what is learnt: look at scores of good answers first."""

@@ -6,6 +6,7 @@ a wrong answer to one prompt become an on-policy preference pair.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,10 +15,14 @@ from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.data.chats import as_text, identity, message
 from bloomery.components.core.declare import declare
+from bloomery.components.core.errors import DataError
+from bloomery.components.core.modelling.context import context_tokens, fitting
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.records import Chat, Preference, Prompt, Reject, content_id
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
+
+logger = logging.getLogger(__name__)
 
 
 @declare(accelerator=True)
@@ -25,12 +30,12 @@ def run(
     config: RejectionSamplingConfig,
     *,
     base_model: Annotated[Path, Reads("model/1")],
-    chats: Annotated[Path, Reads("chat/2")],
     tasks: Annotated[Path, Reads("tasks/1")],
+    chats: Annotated[Path | None, Reads("chat/2", optional=True)] = None,
+    prompts: Annotated[Path | None, Reads("prompt/2", optional=True)] = None,
     sampled_chats: Annotated[Path, Writes("chat/2")],
     preferences: Annotated[Path, Writes("preference/2")],
     rejects: Annotated[Path, Writes("reject/1")],
-    prompts: Annotated[Path | None, Reads("prompt/2", optional=True)] = None,
 ) -> dict[str, float]:
     """Sample answers to `prompts` from `base_model`, verify them, and write `chats` plus the accepted ones.
 
@@ -38,14 +43,18 @@ def run(
     Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need; none: the
              unlabelled questions of the domain tasks, or the training ones where there are none), tasks.
     Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest
-             failure).
-    Returns: rejection_sampling/prompts, /accepted_chats, /preferences, /pass_at_1 (mean share of right samples),
-             /pass_at_k (share of prompts with a right one).
+             failure; a prompt too long to be asked).
+    Returns: rejection_sampling/prompts, /too_long (prompts that were not asked), /accepted_chats, /preferences,
+             /pass_at_1 (mean share of right samples of those that were), /pass_at_k (share of prompts with a right
+             one).
+    Raises:  DataError if there is no question, or none of a task fits into the context.
     """
     known = Tasks(tasks)
-    made = artifact.read_table(prompts, "prompt/2").to_pylist() if prompts else []
-    rows = [Prompt.model_construct(**row) for row in made] or known.to_sample_from("domain")
-    seeds = artifact.read_table(chats, "chat/2").to_pylist()
+    given = artifact.read_table(prompts, "prompt/2").to_pylist() if prompts else []
+    rows = [Prompt.model_construct(**row) for row in given] or known.to_sample_from("domain")
+    if not rows:
+        raise DataError("rejection_sampling: no domain task has questions in `unlabelled` or `train`; add such a split")
+    seeds = artifact.read_table(chats, "chat/2").to_pylist() if chats else []
     answered = {identity(row["messages"][:-1], row["tools"]) for row in seeds}
     answers = sample(Generator.load(base_model), rows, known, config)
 
@@ -54,6 +63,9 @@ def run(
     failed: list[dict[str, Any]] = []
     shares: list[float] = []
     for row, texts in zip(rows, answers, strict=True):
+        if not texts:
+            failed.append(_reject(row, "too_long", "leaves no room for an answer in the model's context"))
+            continue
         counts = Counter(texts)
         verdicts = {text: known.verify(row.task, text, row.reference) for text in counts}
         likeliest = [text for text, _ in counts.most_common()]
@@ -63,15 +75,7 @@ def run(
         shares.append(sum(counts[text] for text in right) / len(texts))
         if not right:
             detail = f"likeliest of {len(texts)} samples: {verdicts[wrong[0]][1]}"
-            failed.append(
-                {
-                    "id": row.id,
-                    "source": row.task,
-                    "reason": "no_right_sample",
-                    "detail": detail,
-                    "text": as_text(row.messages)[:500],
-                }
-            )
+            failed.append(_reject(row, "no_right_sample", detail))
         elif identity(row.messages, row.tools) not in answered:
             accepted += [_chat(row, text) for text in right[: config.accepted_per_prompt]]
         for position in range(min(config.pairs_per_prompt, len(wrong)) if right else 0):
@@ -84,6 +88,7 @@ def run(
     artifact.write_rows(rejects, "reject/1", Reject.table(failed))
     return {
         "rejection_sampling/prompts": float(len(rows)),
+        "rejection_sampling/too_long": float(len(rows) - len(shares)),
         "rejection_sampling/accepted_chats": float(len(accepted)),
         "rejection_sampling/preferences": float(len(pairs)),
         "rejection_sampling/pass_at_1": sum(shares) / max(1, len(shares)),
@@ -92,12 +97,19 @@ def run(
 
 
 def sample(generator: Generator, rows: list[Any], tasks: Tasks, config: RejectionSamplingConfig) -> list[list[str]]:
-    """`num_samples` answers to each row, in order; tasks may differ in their longest answer."""
+    """`num_samples` answers to each row, in order, none to one that is too long; tasks may differ in their longest
+    answer."""
     answers: list[list[str]] = [[] for _ in rows]
+    context = context_tokens(generator.model, generator.tokenizer)
     for name, task in tasks.configs.items():
         mine = [index for index, row in enumerate(rows) if row.task == name]
+        room = context - task.max_new_tokens
+        where = f"rejection_sampling: tasks.{name}"
+        conversations, tools = [rows[i].messages for i in mine], [rows[i].tools for i in mine]
+        asked = fitting(generator.tokenizer, conversations, tools, room, config.too_long, where)
+        mine = [index for index, messages in zip(mine, asked, strict=True) if messages]
         texts = generator.generate(
-            [rows[index].messages for index in mine],
+            [messages for messages in asked if messages],
             tools=[rows[index].tools for index in mine],
             max_new_tokens=task.max_new_tokens,
             num_samples=config.num_samples,
@@ -107,7 +119,17 @@ def sample(generator: Generator, rows: list[Any], tasks: Tasks, config: Rejectio
         )
         for index, found in zip(mine, texts, strict=True):
             answers[index] = found
+    num_left_out = sum(not texts for texts in answers)
+    if num_left_out:
+        logger.warning(
+            "%d of %d prompts are longer than the model's context and are not asked", num_left_out, len(rows)
+        )
     return answers
+
+
+def _reject(row: Any, reason: str, detail: str) -> dict[str, Any]:
+    text = as_text(row.messages)[:500]
+    return {"id": row.id, "source": row.task, "reason": reason, "detail": detail, "text": text}
 
 
 def _chat(row: Any, answer: str) -> dict[str, Any]:

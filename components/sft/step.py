@@ -7,7 +7,7 @@ from typing import Annotated
 
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, training
 from bloomery.components.core.modelling.fine_tuning import fine_tune
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.sft.config import SftConfig
@@ -27,13 +27,13 @@ def run(
     The `train` rows of the perplexity tasks are read whole beside the chats.
 
     Returns: sft/loss and sft/validation_loss (nats per trained token), sft/chats, sft/texts, sft/trained_tokens
-             (assistant and text tokens of one epoch), sft/too_long (chats left out), sft/best_step (optimiser steps of
+             (assistant and text tokens of one epoch), sft/too_long (chats of more than max_length tokens),
+             sft/too_long_fraction, sft/without_loss (chats without a token to train), sft/best_step (optimiser steps of
              the kept weights).
-    Raises:  DataError if no chat fits in max_length; ModelError if the chat template trains nothing or does not
-             end a turn;
-             DivergedError before a non-finite step is taken.
+    Raises:  DataError if no chat fits in max_length, or one does not and `too_long` is `error`; ModelError if the chat
+             template trains nothing or does not end a turn; DivergedError before a non-finite step is taken.
     """
-    network, tokenizer = checkpoints.load(base_model)
+    network, tokenizer = training.load(config, base_model)
     checkpoints.check_template(tokenizer, base_model)
     known = Tasks(tasks)
     network, metrics = fine_tune(
@@ -45,5 +45,5 @@ def run(
         watched=known.validation_chats(),
         where="sft",
     )
-    checkpoints.save(model, network, tokenizer)
+    checkpoints.save(model, network, tokenizer, like=base_model)
     return {f"sft/{name}": value for name, value in metrics.items()}

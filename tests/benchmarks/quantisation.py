@@ -64,6 +64,7 @@ KEPT = (
     "perplexity",
     "agreement",
     "chosen",
+    "refused",
     "skipped",
 )
 

@@ -91,6 +91,19 @@ def test_a_room_of_core_uses_only_the_rooms_before_it(file: Path) -> None:
         assert not touches(imports(file), f"bloomery.components.core.{later}"), f"{file} imports the room {later}"
 
 
+@pytest.mark.parametrize("folder", sorted({file.parent for file in SOURCES}), ids=lambda f: str(f.relative_to(ROOT)))
+def test_the_files_of_a_folder_import_each_other_in_no_circle(folder: Path) -> None:
+    package = ".".join(("bloomery", *folder.relative_to(ROOT).parts))
+    files = {file.stem: file for file in folder.glob("*.py") if file.stem != "__init__"}
+    used = {
+        name: {other for other in files if touches(imports(file), f"{package}.{other}")} for name, file in files.items()
+    }
+    # What uses nothing that is left is taken away until nothing is left: in a circle everything uses something.
+    while free := [name for name, others in used.items() if not others & set(used)]:
+        used = {name: others for name, others in used.items() if name not in free}
+    assert not used, f"files that import each other, or wait for such ones: {used}"
+
+
 def test_only_component_files_and_pipelines_import_kfp() -> None:
     allowed = {"component.py"}
     offenders = [

@@ -136,6 +136,23 @@ def test_a_stop_text_ends_the_answer_before_it(service):
     assert body["choices"][0]["finish_reason"] == "stop" and body["usage"]["completion_tokens"] < 40
 
 
+def test_the_official_client_asks_and_goes_on_from_the_answer(service):
+    import openai
+
+    client = openai.OpenAI(base_url=f"{service.url}/v1", api_key="none", max_retries=0)
+    question = {"role": "user", "content": "x"}
+    settings = {"model": "colours", "max_tokens": 16, "tool_choice": "none", "response_format": {"type": "text"}}
+    answer = client.chat.completions.create(messages=[question], n=1, stop=None, tools=[], **settings)
+    assert answer.choices[0].message.content == service.answer("x")
+    turns = [question, answer.choices[0].message.model_dump(), question]
+    stream = client.chat.completions.create(messages=turns, stream=True, extra_body={"top_k": -1}, **settings)
+    further = "".join(chunk.choices[0].delta.content or "" for chunk in stream)
+    plain = [{"role": turn["role"], "content": turn["content"]} for turn in turns]
+    assert further == service.answer("", messages=plain)
+    with pytest.raises(openai.BadRequestError, match="reasoning_effort"):
+        client.chat.completions.create(model="colours", messages=[question], reasoning_effort="low")
+
+
 @pytest.mark.parametrize(
     ("fields", "status", "told"),
     [
@@ -143,7 +160,7 @@ def test_a_stop_text_ends_the_answer_before_it(service):
         ({"messages": [{"role": "robot", "content": "x"}]}, 400, "messages.0.role"),
         ({"temperature": 3}, 400, "temperature: found 3"),
         ({"temprature": 1}, 400, "did you mean 'temperature'?"),
-        ({"tools": []}, 400, "tools: unknown key"),
+        ({"tools": [{"type": "function"}]}, 400, "tools: found"),
         ({"model": "gpt"}, 404, "served is colours:1"),
         ({"max_tokens": 1000}, 400, "the context is 256 tokens"),
         ({"messages": [{"role": "user", "content": "x" * 300}]}, 400, "shorten the messages"),

@@ -3,13 +3,24 @@ silence."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from bloomery.components.core import artifact
-from bloomery.components.core.errors import ModelError
+from bloomery.components.core.data.chats import chat
+from bloomery.components.core.errors import DataError, ModelError, ServiceError
+from bloomery.components.core.modelling import faults, templates
+from bloomery.components.core.modelling.faults import weight_files
+
+__all__ = ["weight_files"]
+
+STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""torch's names of the dtypes that safetensors writes and that are trained."""
 
 
 def device() -> str:
@@ -23,11 +34,12 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
     """(model in evaluation mode, tokenizer with left padding) of a checkpoint folder; `dtype` as in transformers.
 
     `on` is the device of the weights: `device()` for what answers, while trainers take them from the CPU to theirs.
-    Weights of a GGUF are unpacked as they are loaded.
-    Raises: ModelError if the folder holds neither safetensors nor a GGUF, or its tokenizer has no chat template or EOS.
+    Weights of a GGUF are unpacked as they are loaded. A tokenizer without a pad token pads with EOS: masks and labels
+    come from lengths, so that nothing is lost by it.
+    Raises: ModelError as `check`, or if the tokenizer writes tokens that the model has no embedding for.
     """
     check(path)
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -36,16 +48,57 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
     weights = {"gguf_file": gguf.name} if gguf else {"use_safetensors": True}
     if gguf:
         _unpack_q5_0()
+    tokenizer = load_tokenizer(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(
             path, dtype=dtype, device_map=None if on == "cpu" else on, **weights
         )
         if gguf:  # transformers 5.23 then reads no generation_config.json
             model.generation_config = GenerationConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
         raise ModelError(f"{path}: the checkpoint does not load: {str(error).splitlines()[0][:300]}") from None
+    embeddings: Any = model.get_input_embeddings()
+    check_vocabulary(path, tokenizer, embeddings.weight.shape[0])
+    # torch gives the pad token's row no gradient; where the pad token ends turns too, it has to learn as others do.
+    embeddings.padding_idx = None
     return model.eval(), tokenizer
+
+
+def load_tokenizer(path: Path) -> Any:
+    """The tokenizer of a checkpoint folder, with left padding. Raises: ModelError if it does not load."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        raise ModelError(f"{path}: the tokenizer does not load: {str(error).splitlines()[0][:300]}") from None
+    if tokenizer.pad_token_id is None:
+        with contextlib.suppress(ModelError):
+            ends = templates.end_tokens(tokenizer)
+            tokenizer.pad_token = tokenizer.eos_token or (ends and tokenizer.convert_ids_to_tokens(ends[0])) or None
+    return tokenizer
+
+
+def check_vocabulary(path: Path, tokenizer: Any, rows: int) -> None:
+    """Raise ModelError if text can become tokens beyond the `rows` of the embeddings.
+
+    Added tokens that no text of ours holds may lie there, as Gemma 3's `<image_soft_token>` does in its text models.
+    """
+    beyond = {token: index for token, index in tokenizer.get_vocab().items() if index >= rows}
+    template = json.dumps(tokenizer.chat_template, ensure_ascii=False) or ""
+    used = [
+        token
+        for token, index in beyond.items()
+        if index not in tokenizer.added_tokens_decoder
+        or token in template
+        or token in (tokenizer.bos_token, tokenizer.eos_token, tokenizer.pad_token, tokenizer.unk_token)
+    ]
+    if used:
+        raise ModelError(
+            f"{path}: the tokenizer has {max(beyond.values()) + 1:,} tokens and the model embeddings for {rows:,}: "
+            f"{', '.join(map(repr, used[:3]))} stand for nothing; take the tokenizer that belongs to the model, "
+            "or resize its embeddings and train them"
+        )
 
 
 def _unpack_q5_0() -> None:
@@ -67,77 +120,103 @@ def _unpack_q5_0() -> None:
     dequant._DEQUANT[kind] = unpack
 
 
-def save(path: Path, model: Any, tokenizer: Any) -> artifact.Manifest:
-    """Write weights (safetensors), config and tokenizer under `path` and seal it as `model/1`."""
+def save(path: Path, model: Any, tokenizer: Any, *, like: Path | None = None) -> artifact.Manifest:
+    """Write weights (safetensors), config and tokenizer under `path` and seal it as `model/1`.
+
+    Each weight takes the dtype that it has in the checkpoint `like`, whatever it was trained in. What ends a turn
+    stands in generation_config.json, so that every engine that reads it stops there.
+    """
+    import torch
+
+    if like is not None:
+        stored = faults.tensors(like)
+        own = getattr(torch, own_dtype(like), None)
+        for name, weight in model.named_parameters():
+            kept = STORED.get(stored[name][0]) if name in stored else None
+            weight.data = weight.data.to(getattr(torch, kept) if kept else own or weight.dtype)
+        if own is not None:
+            model.config.dtype = own
+    settings = model.generation_config
+    settings.eos_token_id = templates.end_tokens(tokenizer, settings)
+    settings.pad_token_id = templates.pad_token(tokenizer)
+    if not settings.do_sample and (settings.temperature or settings.top_p or settings.top_k):
+        settings.do_sample = any(
+            value not in (None, default)
+            for value, default in ((settings.temperature, 1.0), (settings.top_p, 1.0), (settings.top_k, 50))
+        )  # else transformers refuses to write what some publish
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return artifact.seal(path, "model/1")
 
 
-def check(path: Path) -> None:
-    """Raise ModelError, naming every fault, unless `path` holds what training and serving need.
+def own_dtype(path: Path) -> str:
+    """The dtype that a checkpoint's weights are stored in, in torch's words: its config's, or that of most weights."""
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    named = config.get("dtype") or config.get("torch_dtype") or config.get("text_config", {}).get("dtype")
+    if named:
+        return str(named).removeprefix("torch.")
+    counted = Counter(STORED.get(kind, "float32") for kind, shape in faults.tensors(path).values() if len(shape) > 1)
+    return counted.most_common(1)[0][0] if counted else "float32"
 
-    Reads only the small files: config, tokenizer and the names of the weight files.
+
+def num_parameters(path: Path) -> int:
+    """Numbers in the safetensors of a checkpoint, from their heads; 0 for a GGUF."""
+    return sum(math.prod(shape) for _, shape in faults.tensors(path).values())
+
+
+def check(path: Path, *, to_train: bool = False, has_chats: bool = True) -> None:
+    """Raise ModelError, naming every fault, unless `path` holds what serving needs, and `to_train` what training needs.
+
+    Reads only the small files and the heads of the weights. `has_chats`: it needs a chat template.
     """
-    faults = []
-    if not (path / "config.json").is_file():
-        raise ModelError(f"{path}: no config.json, so this is no checkpoint; give a folder written by save_pretrained")
-    if not weight_files(path):
-        found = ", ".join(sorted(file.name for file in path.glob("*.bin"))) or "no weights"
-        faults.append(
-            f"found {found}; expected *.safetensors or *.gguf: pickled weights can run code, convert them first"
+    told = faults.found(path, to_train=to_train)
+    if has_chats and (path / "config.json").is_file() and not faults.has_template(path):
+        told.append(
+            "the tokenizer has no chat template; set `chat_template: chatml` in the recipe, or the path of the "
+            "template that the model was trained with"
         )
-    if not (path / "tokenizer_config.json").is_file():
-        faults.append("no tokenizer_config.json; save the tokenizer beside the weights")
-    else:
-        settings = json.loads((path / "tokenizer_config.json").read_text(encoding="utf-8"))
-        if not settings.get("chat_template") and not (path / "chat_template.jinja").is_file():
-            faults.append(
-                "the tokenizer has no chat template; set tokenizer.chat_template to the one the model was trained with"
-            )
-        if not settings.get("eos_token"):
-            faults.append("the tokenizer has no EOS token; answers would never end: set tokenizer.eos_token")
-    if faults:
-        raise ModelError("\n".join(f"{path}: {fault}" for fault in faults))
+    if told:
+        raise ModelError("\n".join(f"{path}: {fault}" for fault in told))
 
 
 def check_template(tokenizer: Any, where: Path) -> None:
-    """Raise ModelError unless the chat template ends an assistant turn with EOS and marks it for the loss.
-
-    A missing end is a model that never stops; a missing `{% generation %}` mark is a loss on the user's words, or
-    on nothing.
-    """
-    messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
-    tokens = tokenizer.apply_chat_template(messages, return_dict=True, return_assistant_tokens_mask=True)
-    trained = [token for token, mask in zip(tokens["input_ids"], tokens["assistant_masks"], strict=True) if mask]
-    if not trained:
-        raise ModelError(
-            f"{where}: the chat template has no {{% generation %}} … {{% endgeneration %}} around assistant "
-            f"turns, so no token "
-            "would be trained; add the marks to the template"
-        )
-    if tokenizer.eos_token_id not in trained:
-        raise ModelError(
-            f"{where}: an assistant turn of the chat template does not end with the EOS token "
-            f"{tokenizer.eos_token!r} inside "
-            "its generation marks, so the model would never learn to stop; move it inside"
-        )
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        raise ModelError(
-            f"{where}: the pad token is {tokenizer.pad_token!r} and EOS is {tokenizer.eos_token!r}; they must "
-            f"be two tokens, "
-            "or EOS is masked as padding: add a pad token"
-        )
-
-
-def weight_files(path: Path) -> list[Path]:
-    """The files of a checkpoint that hold its weights, in the order of their names: *.safetensors, or a *.gguf."""
-    return sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
+    """Raise ModelError, naming `where`, unless it can be proven which tokens of a chat are the assistant's, and a turn
+    ends with a token that stops an answer."""
+    try:
+        templates.trained_rows(tokenizer, chat("What is this?", "An answer."))
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from None
 
 
 def num_bytes(path: Path) -> int:
     """Bytes of the weight files on disk."""
     return sum(file.stat().st_size for file in weight_files(path))
+
+
+def named(key: str, name: str, revision: str) -> Path:
+    """The folder `name`, or the hub's model of that name; `key` of the recipe names it in errors."""
+    if Path(name).is_dir():
+        return Path(name)
+    if Path(name).suffix == ".gguf":
+        raise ModelError(
+            f"{key}: {name} is a GGUF, which can be asked and not trained; give the folder of the checkpoint in "
+            "safetensors"
+        )
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    if name.count("/") > 1 or name.startswith((".", "/", "~")):
+        raise DataError(f"{key}: no folder {name}; give a checkpoint folder or a hub name such as org/model")
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+    except HFValidationError:
+        raise DataError(
+            f"{key}: no folder {name}, and it is no hub name; give a checkpoint folder or org/model"
+        ) from None
+    except (HfHubHTTPError, OSError) as error:
+        reason = str(error).split("\n")[0][:200]
+        raise ServiceError(f"{key}: no folder {name} here, and the hub did not give it: {reason}") from None
 
 
 def fetch(uri: str, target: Path) -> None:

@@ -3,8 +3,10 @@ the assistant turns of chats."""
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,13 +14,18 @@ from pydantic import Field
 
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import templates, training
-from bloomery.components.core.modelling.training import TrainingConfig
+from bloomery.components.core.modelling import likelihood, templates, token_shards, training
+from bloomery.components.core.modelling.token_shards import IGNORED, Encoded
+from bloomery.components.core.modelling.training import TooLong, TrainingConfig
+from bloomery.components.core.parallel import map_ordered
 
 logger = logging.getLogger(__name__)
 
-IGNORED = -100
-"""Label of a token without loss, in torch and in TRL."""
+CHATS_AT_ONCE = 500
+"""Chats that a worker turns into tokens at once."""
+
+Row = tuple[list[int], list[bool]]
+"""Token ids, and which of them have a loss."""
 
 
 class FineTuningConfig(TrainingConfig):
@@ -33,6 +40,9 @@ class FineTuningConfig(TrainingConfig):
     keep: Literal["best", "last"] = "best"
     """`best`: the weights with the lowest validation loss; `last`: those at the end. With few examples exact
     answers can go on improving while the validation loss already rises; measure before choosing `last`."""
+    too_long: TooLong = "drop"
+    """What becomes of a chat of more than `max_length` tokens: `drop`: it is left out; `truncate_left`: its last
+    `max_length` tokens are kept, if one of them has a loss; `error`: the run stops and names the first."""
 
 
 def fine_tune(
@@ -47,11 +57,14 @@ def fine_tune(
 ) -> tuple[Any, dict[str, float]]:
     """Fine-tune `network` on `chats` (chat/2), read `texts` whole beside them, and watch the loss on `watched` chats.
 
-    `where` is the recipe section of `config`, for messages.
+    `where` is the recipe section of `config`, for messages. The chats are tokenised once, to disk, and stand in memory
+    neither as texts nor as tokens.
     Returns: the network with its adapter, if any, merged; loss and validation_loss (nats per trained token), chats,
-             texts, trained_tokens (assistant and text tokens of one epoch), too_long (chats left out), best_step
-             (optimiser steps of the kept weights).
-    Raises:  DataError if no chat fits in max_length; DivergedError before a non-finite step is taken.
+             texts, trained_tokens (assistant and text tokens of one epoch), too_long (chats of more than max_length
+             tokens) and too_long_fraction, without_loss (chats left out because no token of theirs would be trained),
+             best_step (optimiser steps of the kept weights).
+    Raises:  DataError if no chat fits in max_length, or if one does not and `too_long` is `error`; DivergedError before
+             a non-finite step is taken.
     """
     from datasets import Dataset
     from transformers import set_seed
@@ -59,73 +72,107 @@ def fine_tune(
     from trl import SFTTrainer
 
     set_seed(config.seed)
-    rows = artifact.read_table(chats, "chat/2").select(["messages", "tools"]).to_pylist()
-    fitting = _fitting(tokenizer, rows, config)
-    if not fitting:
-        raise DataError(
-            f"{where}: none of the {len(rows)} chats fits in {where}.max_length = {config.max_length} tokens; raise it"
-        )
-    if len(fitting) < len(rows):
-        logger.warning(
-            "%d of %d chats are longer than %d tokens and left out",
-            len(rows) - len(fitting),
-            len(rows),
-            config.max_length,
-        )
-    read = _read_whole(tokenizer, texts, config.max_length)
-    validation = _fitting(tokenizer, watched, config)
+    parts = ["chats", artifact.read_manifest(chats).digest, texts, config.max_length, config.too_long, config.train_on]
+    cut = functools.partial(_cut, tokenizer, config, where)
+    validation = _labelled(row for chat in watched for row in cut({"id": "", **chat})[0])
     evaluations = config.num_validations if validation else 0
-
     best = _Best() if evaluations and config.keep == "best" else None
-    trainer = SFTTrainer(
-        model=network,
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list(fitting + read),
-        eval_dataset=Dataset.from_list(validation) if evaluations else None,
-        peft_config=training.peft_config(config),
-        callbacks=[*training.callbacks(), *([best.callback()] if best else [])],
-        args=Arguments(
-            dataset_kwargs={"skip_prepare_dataset": True},
-            train_sampling_strategy="group_by_length",  # chats are short and uneven: padding was 40 % of a batch
-            **training.arguments(config, num_rows=len(fitting) + len(read), evaluations=evaluations),
-        ),
-    )
-    trainer.optimizer = training.optimizer(config, trainer.model)
-    trainer.train()
+    encode = functools.partial(_encoded, tokenizer, chats, texts, config.max_length, cut)
+    with token_shards.tokenised(tokenizer, parts, encode) as tokens:
+        told = _told(tokens.counts, config, where)
+        rows = tokens.rows()
+        trainer = SFTTrainer(
+            model=network,
+            processing_class=tokenizer,
+            train_dataset=rows,
+            eval_dataset=Dataset.from_list(validation) if evaluations else None,
+            peft_config=training.peft_config(config),
+            callbacks=[*training.callbacks(), *([best.callback()] if best else [])],
+            args=Arguments(
+                dataset_kwargs={"skip_prepare_dataset": True},
+                train_sampling_strategy="group_by_length",  # chats are short and uneven: padding was 40 % of a batch
+                per_device_eval_batch_size=_rows_at_once(validation),
+                **training.arguments(config, network, num_rows=len(rows), evaluations=evaluations),
+            ),
+        )
+        trainer.optimizer = training.optimizer(config, trainer.model)
+        trainer.train()
     best_step = best.restore(trainer.model) if best else trainer.state.global_step
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
-    metrics = {
-        "loss": training.final_loss(trainer.state.log_history),
-        "chats": float(len(fitting)),
-        "texts": float(len(read)),
-        "too_long": float(len(rows) - len(fitting)),
-        "trained_tokens": float(sum(label != IGNORED for row in fitting + read for label in row["labels"])),
-        "best_step": float(best_step),
-    }
+    metrics = {"loss": training.final_loss(trainer.state.log_history), **told, "best_step": float(best_step)}
     if losses:
         metrics["validation_loss"] = min(losses) if best else losses[-1]
     return training.merged(trainer.model), metrics
 
 
-def _fitting(tokenizer: Any, chats: list[dict[str, Any]], config: FineTuningConfig) -> list[dict[str, list[int]]]:
-    """Tokens and labels of the chats of at most `max_length` tokens; the loss is on the assistant's alone."""
-    encoded = (
-        templates.trained_tokens(tokenizer, row["messages"], row["tools"], config.train_on) for row in chats
-    )
+def _encoded(tokenizer: Any, chats: Path, texts: list[str], max_length: int, cut: Any) -> Iterator[Encoded]:
+    """The rows of all chats, then those of the texts, each to its first `max_length` tokens."""
+    tables = (table for table, _ in artifact.Shards(chats, "chat/2").tables())
+    batches = (batch.to_pylist() for table in tables for batch in table.to_batches(max_chunksize=CHATS_AT_ONCE))
+    yield from map_ordered(functools.partial(_rows_of_chats, cut), batches)
+    for batch in token_shards.in_batches(texts):
+        rows = [ids[:max_length] for ids in token_shards.whole_texts(tokenizer, batch)]
+        counts = {"texts": len(rows), "trained_tokens": sum(map(len, rows))}
+        yield token_shards.encoded([(ids, [True] * len(ids)) for ids in rows], counts)
+
+
+def _rows_of_chats(cut: Any, chats: list[dict[str, Any]]) -> Encoded:
+    """Rows of some chats, with how many chats were read, kept, too long or without a token to train."""
+    rows: list[Row] = []
+    counts = {"read": len(chats), "chats": 0, "too_long": 0, "without_loss": 0, "trained_tokens": 0}
+    for chat in chats:
+        kept, too_long = cut(chat)
+        rows += kept
+        counts["chats"] += bool(kept)
+        counts["too_long"] += too_long
+        counts["without_loss"] += not kept and not too_long
+        counts["trained_tokens"] += sum(sum(trained) for _, trained in kept)
+    return token_shards.encoded(rows, counts)
+
+
+def _cut(tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, Any]) -> tuple[list[Row], bool]:
+    """(rows of at most `max_length` tokens that have something to train, whether one was longer) of a chat/2 row."""
+    max_length, too_long = config.max_length, config.too_long
+    if not any(turn["role"] == "assistant" for turn in chat["messages"]):
+        return [], False
+    made = templates.trained_rows(tokenizer, chat["messages"], chat["tools"], config.train_on)
+    longest = max(len(ids) for ids, _ in made)
+    if longest > max_length and too_long == "error":
+        raise DataError(
+            f"{where}: chat {chat['id']} is {longest} tokens long and {where}.max_length is {max_length}, with "
+            f"{where}.too_long: error; raise max_length, or set too_long to drop or truncate_left"
+        )
+    if too_long == "truncate_left":
+        made = [(ids[-max_length:], trained[-max_length:]) for ids, trained in made]
+    # The first token has nothing before it that it could be learnt from.
+    kept = [(ids, trained) for ids, trained in made if len(ids) <= max_length and any(trained[1:])]
+    return kept, longest > max_length
+
+
+def _told(counts: dict[str, int], config: FineTuningConfig, where: str) -> dict[str, float]:
+    """What is told of the rows, with a warning where many chats are too long; DataError if none is left."""
+    if not counts["chats"]:
+        raise DataError(
+            f"{where}: none of the {counts['read']} chats fits in {where}.max_length = {config.max_length} tokens with "
+            f"a token to train ({counts['too_long']} too long, {counts['without_loss']} without one); raise it"
+        )
+    fraction = counts["too_long"] / counts["read"]
+    training.warn_of_too_long(counts["too_long"], counts["read"], "chats", config.max_length, config.too_long)
+    names = ("chats", "texts", "too_long", "without_loss", "trained_tokens")
+    return {**{name: float(counts[name]) for name in names}, "too_long_fraction": fraction}
+
+
+def _labelled(rows: Iterator[Row]) -> list[dict[str, list[int]]]:
     return [
         {"input_ids": ids, "labels": [token if own else IGNORED for token, own in zip(ids, trained, strict=True)]}
-        for ids, trained in encoded
-        if len(ids) <= config.max_length
+        for ids, trained in rows
     ]
 
 
-def _read_whole(tokenizer: Any, texts: list[str], max_length: int) -> list[dict[str, list[int]]]:
-    """Tokens and labels of the texts as continued pre-training reads them, each to its first `max_length` tokens."""
-    if not texts:
-        return []
-    encoded = tokenizer(texts, add_special_tokens=False)["input_ids"]
-    cut = [[*ids, tokenizer.eos_token_id][:max_length] for ids in encoded]
-    return [{"input_ids": ids, "labels": ids} for ids in cut]
+def _rows_at_once(rows: Sequence[dict[str, list[int]]]) -> int:
+    """Rows of a validation batch: 64, or fewer where that would be more tokens than go through the layers at once."""
+    longest = max((len(row["input_ids"]) for row in rows), default=1)
+    return max(1, min(64, likelihood.BATCH_TOKENS // longest))
 
 
 class _Best:

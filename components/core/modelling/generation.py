@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.components.core.modelling import checkpoints, templates
+from bloomery.components.core.modelling.likelihood import log_likelihoods, rows_of_logits
 
 MAX_BATCH_TOKENS = 16_384
 """Prompts times (prompt + answer) tokens of one batch; bounds the KV cache: 512 sequences of a short-answer task,
@@ -51,68 +52,57 @@ class Generator:
         told = zip(prompts, tools or [""] * len(prompts), strict=True)
         asked = [templates.prompt_tokens(self.tokenizer, messages, own) for messages, own in told]
         answers: list[list[str]] = [[] for _ in asked]
+        ends = templates.end_tokens(self.tokenizer, self.model.generation_config)
         torch.manual_seed(seed)
         choice = LogitsProcessorList([_choice(temperature, top_p)] if temperature > 0 else [])
-        for batch in _batches(asked, max_new_tokens, num_samples, composition):
-            encoded = self.tokenizer.pad(
-                {"input_ids": [asked[index] for index in batch]}, padding_side="left", return_tensors="pt"
-            ).to(self.model.device)
+        most_rows = rows_of_logits(self.model)
+        for batch in _batches(asked, max_new_tokens, num_samples, composition, most_rows):
+            ids_BL, mask_BL = left_padded([asked[index] for index in batch], templates.pad_token(self.tokenizer))
             with torch.inference_mode():
                 output = self.model.generate(
-                    input_ids=encoded["input_ids"].repeat_interleave(num_samples, 0),
-                    attention_mask=encoded["attention_mask"].repeat_interleave(num_samples, 0),
+                    input_ids=ids_BL.to(self.model.device).repeat_interleave(num_samples, 0),
+                    attention_mask=mask_BL.to(self.model.device).repeat_interleave(num_samples, 0),
                     max_new_tokens=max_new_tokens,
                     do_sample=False,  # the choice has been made when the likeliest token is taken
                     logits_processor=choice,
-                    eos_token_id=self.tokenizer.eos_token_id,
-                    pad_token_id=self.tokenizer.pad_token_id,
+                    eos_token_id=ends,
+                    pad_token_id=templates.pad_token(self.tokenizer),
                 )
-            decoded = self.tokenizer.batch_decode(output[:, encoded["input_ids"].shape[1] :], skip_special_tokens=True)
+            decoded = [self._answer(ids, ends) for ids in output[:, ids_BL.shape[1] :].tolist()]
             for position, index in enumerate(batch):
-                answers[index] = [
-                    text.strip() for text in decoded[position * num_samples : (position + 1) * num_samples]
-                ]
+                answers[index] = decoded[position * num_samples : (position + 1) * num_samples]
         return answers
+
+    def _answer(self, ids: list[int], ends: Sequence[int]) -> str:
+        """The text of an answer up to its end; what follows is padding, whichever token that is."""
+        first = next((place for place, token in enumerate(ids) if token in ends), len(ids))
+        return templates.answer_text(self.tokenizer, ids[:first])
 
     def log_likelihood(self, texts: Sequence[str], *, max_length: int) -> list[tuple[float, int]]:
         """(sum of log-likelihoods in nats, number of scored tokens) of each text, cut to `max_length` tokens.
 
-        A text is scored from its first token where the tokenizer has a BOS token, else from its second.
+        A text is scored from its first token where the tokenizer writes a BOS before it, else from its second.
         """
-        import torch
+        rows = [templates.text_tokens(self.tokenizer, text) for text in texts]
+        begun = [row[:1] == [self.tokenizer.bos_token_id] for row in rows]
+        return log_likelihoods(self.model, [row[: max_length + bos] for row, bos in zip(rows, begun, strict=True)])
 
-        if not texts:
-            return []
-        encoded = self.tokenizer(list(texts), add_special_tokens=False, truncation=True, max_length=max_length)[
-            "input_ids"
-        ]
-        bos = self.tokenizer.bos_token_id
-        sequences = [[bos, *ids] if bos is not None else ids for ids in encoded]
-        order = sorted(range(len(sequences)), key=lambda index: len(sequences[index]))
-        scores: list[tuple[float, int]] = [(0.0, 0)] * len(sequences)
-        for start in range(0, len(order), 32):
-            batch = [index for index in order[start : start + 32] if len(sequences[index]) > 1]
-            if not batch:
-                continue
-            width = max(len(sequences[index]) for index in batch)
-            ids_BL = torch.full((len(batch), width), self.tokenizer.pad_token_id)
-            mask_BL = torch.zeros((len(batch), width), dtype=torch.long)
-            for row, index in enumerate(batch):
-                ids_BL[row, : len(sequences[index])] = torch.tensor(sequences[index])
-                mask_BL[row, : len(sequences[index])] = 1
-            ids_BL, mask_BL = ids_BL.to(self.model.device), mask_BL.to(self.model.device)
-            with torch.inference_mode():
-                logits_BLV = self.model(input_ids=ids_BL, attention_mask=mask_BL).logits[:, :-1].float()
-            nats_BL = torch.log_softmax(logits_BLV, -1).gather(-1, ids_BL[:, 1:, None])[..., 0] * mask_BL[:, 1:]
-            for row, index in enumerate(batch):
-                scores[index] = (float(nats_BL[row].double().sum()), int(mask_BL[row, 1:].sum()))
-        return scores
+
+def left_padded(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Any, Any]:
+    """(ids, attention mask) [B, L] of `sequences`, which end together; the mask comes from their lengths."""
+    import torch
+
+    width = max(map(len, sequences))
+    ids_BL = torch.tensor([[pad] * (width - len(ids)) + [*ids] for ids in sequences])
+    mask_BL = torch.tensor([[0] * (width - len(ids)) + [1] * len(ids) for ids in sequences])
+    return ids_BL, mask_BL
 
 
 def _batches(
-    asked: Sequence[Sequence[int]], max_new_tokens: int, num_samples: int, composition: int
+    asked: Sequence[Sequence[int]], max_new_tokens: int, num_samples: int, composition: int, most_rows: int
 ) -> Iterator[list[int]]:
-    """Indices of `asked` in order of length, as many at once as MAX_BATCH_TOKENS allows."""
+    """Indices of `asked` in order of length, as many at once as MAX_BATCH_TOKENS allows, and as logits of `most_rows`
+    sequences, each with one vocabulary at a time."""
     chance = random.Random(composition)
     lengths = [len(ids) for ids in asked]
     # Lengths that are blurred by some tokens give each prompt other neighbours at little more padding.
@@ -124,7 +114,8 @@ def _batches(
         longest = lengths[batch[0]]
         while order:
             longest = max(longest, lengths[order[0]])
-            if (len(batch) + 1) * (longest + max_new_tokens) * num_samples > most:
+            sequences = (len(batch) + 1) * num_samples
+            if sequences * (longest + max_new_tokens) > most or sequences > most_rows:
                 break
             batch.append(order.popleft())
         yield batch

@@ -1,40 +1,448 @@
-"""Chats as the tokens of a model: one function renders what training, evaluation and serving see."""
+"""Chats as the tokens of a model: one place renders what training, evaluation and serving see.
+
+A published chat template says how a chat looks, not which of its tokens are the model's. They follow from two
+renderings: what the model is asked to go on from (the chat up to a turn, with the generation prompt), and the same chat
+with that turn at its end. What the second has more is the turn as the model has to produce it. So what is trained at a
+turn is what is seen and produced at that turn in serving, by construction, whatever the template does to earlier turns.
+Each turn is proven before it is trained: its tokens decode to it, it holds its content, reasoning and calls, and ends.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from typing import Any, Literal
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any, Literal, NamedTuple
 
 from bloomery.components.core.data.chats import for_template
+from bloomery.components.core.errors import ModelError
 
 TrainOn = Literal["all_turns", "last_turn"]
 
+TODAY = {
+    "%Y": "2024",
+    "%m": "07",
+    "%d": "26",
+    "%B": "July",
+    "%b": "Jul",
+    "%y": "24",
+    "%A": "Friday",
+    "%H": "00",
+    "%M": "00",
+}
+"""The day that every template sees: some print today's (Llama 3.2, gpt-oss), so that what was measured in the evening
+would be another prompt in the morning. It is Llama 3.1's own default; a system prompt tells a model the real one."""
+PROBE = "zqxjkv"
+"""Content that stands nowhere else, to find what a template writes around it."""
+ASK = {"role": "user", "content": "?"}
+SAY = {"role": "assistant", "content": PROBE}
+LOOK_UP = {"name": "look_up", "description": "Looks up.", "parameters": {"type": "object", "properties": {}}}
+
+
+class Turns(NamedTuple):
+    """How a template opens and ends the assistant's turns."""
+
+    header: str
+    """What opens a turn and `add_generation_prompt` leaves out, or ''."""
+    prelude: str
+    """What the model has to write between the generation prompt and an answer without reasoning, as in gpt-oss."""
+    end: int
+    """The token that ends an answer."""
+    ends: tuple[int, ...]
+    """It, and what ends a tool call where that is another."""
+    is_supplied: bool
+    """The template writes no end, so the end is ours: what begins the next turn, if it is a token, or EOS."""
+
+
+class _Step(NamedTuple):
+    prompt: list[int]
+    answer: list[int]
+
 
 def prompt_tokens(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str = "") -> list[int]:
-    """The token ids of a conversation as the model is asked to go on with it: the assistant's turn is open. `tools` is
-    a JSON list of definitions, or ''."""
-    text = tokenizer.apply_chat_template(
-        for_template(messages), tools=_definitions(tools), add_generation_prompt=True, tokenize=False
-    )
-    return tokenizer(text, add_special_tokens=False)["input_ids"]
+    """The token ids of a conversation as the model is asked to go on with it: the assistant's turn is open.
+
+    `messages` are in their stored form, `tools` is a JSON list of definitions or ''.
+    Raises: ModelError if the template refuses the conversation, or leaves a message or the tools out.
+    """
+    shaped = _shaped(tokenizer, messages, tools)
+    text = _prompt_text(tokenizer, shaped, tools)
+    _prove_prompt(text, shaped, tools)
+    return _ids(tokenizer, text)
 
 
 def trained_tokens(
     tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str = "", train_on: TrainOn = "all_turns"
 ) -> tuple[list[int], list[bool]]:
-    """(token ids, which of them have a loss) of a whole chat: the assistant's turns, with the end of each; with
-    `last_turn` the last of them alone."""
-    encoded = tokenizer.apply_chat_template(
-        for_template(messages), tools=_definitions(tools), return_dict=True, return_assistant_tokens_mask=True
+    """(token ids, which of them have a loss) of a chat up to its last assistant turn: that turn with its end, and with
+    `all_turns` the earlier ones that stand in it as they are produced. `trained_rows` gives the rest as well.
+
+    Raises: ModelError, with the text, for what cannot be proven.
+    """
+    return trained_rows(tokenizer, messages, tools, train_on)[-1]
+
+
+def trained_rows(
+    tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str = "", train_on: TrainOn = "all_turns"
+) -> list[tuple[list[int], list[bool]]]:
+    """The rows, each (token ids, which have a loss), that train every assistant turn of a chat once.
+
+    It is one row where a template writes an earlier turn as it is produced. Where it does not (Qwen3 and gpt-oss drop
+    earlier reasoning, and write or end the last turn otherwise) a turn that differs has a row that ends with it.
+    Raises: ModelError, with the text, for what cannot be proven.
+    """
+    shaped = _shaped(tokenizer, messages, tools)
+    turns = [index for index, message in enumerate(shaped) if message["role"] == "assistant"]
+    if not turns:
+        raise ModelError(f"a chat without an assistant turn has nothing to train: {_shown(messages)}")
+    left = [_step(tokenizer, shaped, tools, turn) for turn in (turns if train_on == "all_turns" else turns[-1:])]
+    rows = []
+    while left:
+        ids = left[-1].prompt + left[-1].answer
+        trained, others = [False] * len(ids), []
+        for step in left:
+            start, end = len(step.prompt), len(step.prompt) + len(step.answer)
+            if ids[:start] == step.prompt and ids[start:end] == step.answer:
+                trained[start:end] = [True] * len(step.answer)
+            else:
+                others.append(step)
+        rows.append((ids, trained))
+        left = others
+    return rows[::-1]
+
+
+def text_tokens(tokenizer: Any, text: str, *, end: bool = False) -> list[int]:
+    """The token ids of a whole text: BOS where the tokenizer writes one, and EOS with `end`, each once."""
+    ids = _ids(tokenizer, text)
+    return [*ids, tokenizer.eos_token_id] if end and ids[-1:] != [tokenizer.eos_token_id] else ids
+
+
+def end_tokens(tokenizer: Any, generation_config: Any = None) -> list[int]:
+    """Every token that ends an answer, first that of the template: then a call's, the tokenizer's EOS, and those of the
+    model's `generation_config`."""
+    own = getattr(generation_config, "eos_token_id", None)
+    listed = own if isinstance(own, list) else [own]
+    ends = turns(tokenizer).ends if tokenizer.chat_template else ()
+    return list(dict.fromkeys(token for token in (*ends, tokenizer.eos_token_id, *listed) if token is not None))
+
+
+def pad_token(tokenizer: Any) -> int:
+    """What fills a batch; masks and labels come from lengths, so any token does where a tokenizer has none."""
+    return next(t for t in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if t is not None)
+
+
+def answer_text(tokenizer: Any, ids: Sequence[int], *, is_open: bool = False) -> str:
+    """The answer that generated `ids` hold, without the reasoning and the words before it that the template asks for.
+
+    `is_open`: more may come, so that what may still turn out to be reasoning is no answer yet.
+    """
+    marker = _marker(tokenizer)
+    for start in range(len(ids) - len(marker), -1, -1) if marker else ():
+        if tuple(ids[start : start + len(marker)]) == marker:
+            ids = ids[start + len(marker) :]
+            break
+    else:
+        if marker and is_open:
+            return ""
+    return tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+
+
+def turns(tokenizer: Any) -> Turns:
+    """How the tokenizer's template opens and ends the assistant's turns. Raises: ModelError if it does not."""
+    return _turns(tokenizer, _template(tokenizer))
+
+
+def _marker(tokenizer: Any) -> tuple[int, ...]:
+    """The tokens that an answer follows, where a model writes more before it: `</think>`, or what opens a channel."""
+    prelude = turns(tokenizer).prelude if tokenizer.chat_template else ""
+    closing = re.search(r"</\w+>\s*$", prelude)
+    words = closing[0].strip() if closing else prelude
+    return tuple(tokenizer(words, add_special_tokens=False)["input_ids"]) if prelude.strip() else ()
+
+
+@lru_cache(maxsize=16)
+def _turns(tokenizer: Any, template: str) -> Turns:
+    closed, opened = (_render(tokenizer, [ASK], "", opened=flag) for flag in (False, True))
+    said = [ASK, SAY]
+    text = _render(tokenizer, said, "", opened=False)
+    if PROBE not in text:
+        raise ModelError(f"the chat template leaves out what the assistant says; it makes of a chat: {text!r}")
+    header = ""
+    if opened == closed and text.startswith(opened):
+        header = text[len(opened) : text.index(PROBE)].rstrip(" ")
+    prompt = opened + (header if header.strip() else "")
+    answer = _after(prompt, text, said)
+    end, is_supplied = _end(tokenizer, said, text[text.index(PROBE) + len(PROBE) :])
+    call = json.dumps([{"id": "abcdef012", "name": PROBE, "arguments": {}}])
+    ends = [end]
+    try:
+        called = _shaped(tokenizer, [ASK, {"role": "assistant", "content": "", "tool_calls": call}], "")
+        tail = _render(tokenizer, called, "", opened=False).rpartition(PROBE)[2]
+        own = [token for token in _added(tokenizer, tail) if token in _control(tokenizer)]
+        own = [token for token in own if not re.search("call.*end", tokenizer.convert_ids_to_tokens(token))]
+        follows = _end(tokenizer, called, "")[0] if not own else own[-1]
+        ends.append(end if end in own else follows)
+    except ModelError:
+        pass  # it knows no tools
+    return Turns(header.strip() and header, answer.partition(PROBE)[0], end, tuple(dict.fromkeys(ends)), is_supplied)
+
+
+def _end(tokenizer: Any, said: list[dict[str, Any]], tail: str) -> tuple[int, bool]:
+    """(the token that ends the last turn of `said`, whether it is ours); `tail` is what stands after it."""
+    added = _added(tokenizer, tail)
+    if added:
+        return added[0], False
+    if tail.strip():
+        raise ModelError(
+            f"the chat template ends a turn with {tail!r}, which is no token of the tokenizer, so nothing would end an "
+            "answer; take the tokenizer that belongs to the template"
+        )
+    asked = (
+        {"role": "tool", "name": PROBE, "tool_call_id": "abcdef012", "content": "."}
+        if "tool_calls" in said[-1]
+        else ASK
     )
-    ids, own = encoded["input_ids"], [bool(mark) for mark in encoded["assistant_masks"]]
-    if train_on == "last_turn":
-        last = max(index for index, turn in enumerate(messages) if turn["role"] == "assistant")
-        shared = len(prompt_tokens(tokenizer, messages[:last], tools))
-        own = [mark and index >= shared for index, mark in enumerate(own)]
-    return ids, own
+    before = _render(tokenizer, said, "", opened=False)
+    try:
+        after = _render(tokenizer, [*said, asked], "", opened=False)
+    except ModelError:
+        after = ""
+    follows = _ids(tokenizer, after[len(before) :].lstrip())[:1] if after.startswith(before) else []
+    if follows and follows[0] in _control(tokenizer) and follows[0] != tokenizer.bos_token_id:
+        return follows[0], True
+    if tokenizer.eos_token_id is None:
+        raise ModelError("neither the chat template nor the tokenizer has a token that ends an answer; set eos_token")
+    return tokenizer.eos_token_id, True
 
 
-def _definitions(tools: str) -> list[dict[str, Any]] | None:
-    return json.loads(tools) if tools else None
+def _step(tokenizer: Any, messages: list[dict[str, Any]], tools: str, turn: int) -> _Step:
+    """Prompt and answer of the assistant's `turn` as tokens, proven."""
+    prompt = _prompt_text(tokenizer, messages[:turn], tools)
+    answer = _after(prompt, _render(tokenizer, messages[: turn + 1], tools, opened=False), messages[: turn + 1])
+    _prove_prompt(prompt, messages[:turn], tools)
+    asked, whole = _ids(tokenizer, prompt), _ids(tokenizer, prompt + answer)
+    is_whole = whole[: len(asked)] == asked
+    # Where the seam is inside a token, the model is asked with the tokens before it and goes on with those after it.
+    ids = whole[len(asked) :] if is_whole else tokenizer(answer, add_special_tokens=False)["input_ids"]
+    end = _end_of(tokenizer, ids, bool(messages[turn].get("tool_calls")))
+    ids = [*ids[: end[0]], end[1]]
+    _prove_answer(tokenizer, ids, answer, messages[turn])
+    return _Step(asked, ids)
+
+
+def _end_of(tokenizer: Any, ids: list[int], is_call: bool) -> tuple[int, int]:
+    """(position, token) of the end of a turn: the first known end among the added tokens and spaces that close it."""
+    known, control, start = turns(tokenizer), _control(tokenizer), len(ids)
+    while start and (ids[start - 1] in control or not tokenizer.decode([ids[start - 1]]).strip()):
+        start -= 1
+    for position in range(start, len(ids)):
+        if ids[position] in known.ends or ids[position] == tokenizer.eos_token_id:
+            return position, ids[position]
+    spaces = len(ids)
+    while spaces > start and not tokenizer.decode([ids[spaces - 1]]).strip():
+        spaces -= 1
+    return spaces, known.ends[-1] if is_call else known.end
+
+
+def _prompt_text(tokenizer: Any, messages: list[dict[str, Any]], tools: str) -> str:
+    """What the model is asked to go on from: with the words that open its turn, also if the template forgets them."""
+    text = _render(tokenizer, messages, tools, opened=True)
+    if not turns(tokenizer).header and messages[-1]["role"] != "tool":
+        return text
+    said = _render(tokenizer, [*messages, SAY], tools, opened=False)
+    if not said.startswith(text) or _render(tokenizer, messages, tools, opened=False) != text or PROBE not in said:
+        return text
+    header = said[len(text) :].partition(PROBE)[0].rstrip(" ")
+    return text + header if header.strip() else text
+
+
+def _after(prompt: str, whole: str, messages: Sequence[dict[str, Any]]) -> str:
+    """What the last of `messages` adds to `prompt`; `whole` is the text that ends with it."""
+    if whole.startswith(prompt):
+        return whole[len(prompt) :]
+    before, opens, _ = prompt.rpartition("<think>")
+    if opens and whole.startswith(before) and "</think>" not in prompt[len(before) :]:
+        # DeepSeek-R1 is asked to think and its template leaves the thoughts out: they are put where they were made.
+        own = messages[-1]
+        thought = own.get("reasoning_content") or _thought(own)
+        rest = whole[len(before) :].lstrip()
+        if rest.startswith("<think>"):  # it was asked with a line break that an empty thought has not
+            return rest.removeprefix("<think>").lstrip("\n")
+        return f"{thought.strip()}\n</think>\n\n{rest}"
+    if whole.startswith(prompt.rstrip()):
+        return whole[len(prompt.rstrip()) :].lstrip()
+    # The last turn changes how earlier ones are written (Mistral puts the system prompt into the last user's turn).
+    asked = str(messages[-2].get("content") or "").strip() if len(messages) > 1 else ""
+    seam = prompt[prompt.rfind(asked) :].rstrip() if asked and asked in prompt else ""
+    if seam and seam in whole:
+        return whole[whole.rfind(seam) + len(seam) :]
+    raise ModelError(
+        "the chat template does not write an assistant turn after what it asks the model to go on from, so the turn's "
+        f"tokens cannot be told. Asked: {prompt[-300:]!r}; written: {whole[-300:]!r}"
+    )
+
+
+def _prove_prompt(text: str, messages: Sequence[dict[str, Any]], tools: str) -> None:
+    """Raise ModelError unless the rendered prompt holds every message but the assistant's, and every tool."""
+    for message in messages:
+        content = message.get("content") or ""
+        if message["role"] != "assistant" and content.strip() not in text and not _holds(text, content):
+            raise ModelError(
+                f"the chat template leaves out the {message['role']}'s turn {content[:200]!r}: this model knows no "
+                f"such turns. It makes of the chat: {text[:600]!r}"
+            )
+    for tool in json.loads(tools) if tools else []:
+        name = tool.get("function", tool).get("name", "")
+        if f"{name}" not in text:
+            raise ModelError(
+                f"the chat template leaves out the tool {name!r}: this model knows no tools, and would be trained "
+                f"and asked without them. Leave `tools` out, or take a model that has them. It makes of the chat: "
+                f"{text[:600]!r}"
+            )
+
+
+def _prove_answer(tokenizer: Any, ids: list[int], text: str, message: dict[str, Any]) -> None:
+    """Raise ModelError unless `ids` decode to the beginning of `text`, which holds all of the turn, and end once."""
+    decoded = tokenizer.decode(ids[:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    left_out = []
+    if not _plain(text).startswith(_plain(decoded)):
+        left_out.append("tokens that decode to it")
+    content = (message.get("content") or "").rpartition("</think>")[2]
+    if content.strip() and _plain(content) not in _plain(decoded):
+        left_out.append("its content")
+    if not _holds(decoded, message.get("reasoning_content") or _thought(message)):
+        left_out.append("its reasoning")
+    for call in message.get("tool_calls") or []:
+        if not _holds(decoded, f"{call['function']['name']} {_values(call['function']['arguments'])}"):
+            left_out.append(f"the call of {call['function']['name']}")
+    if ids[-1] in ids[:-1]:
+        left_out.append(f"an end that is not inside of it as well ({tokenizer.decode(ids[-1:])!r})")
+    if left_out:
+        raise ModelError(
+            f"an assistant turn comes through the chat template without {', '.join(left_out)}: {_shown([message])}. "
+            f"What would be trained: {decoded[:600]!r}"
+        )
+
+
+def _shaped(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str) -> list[dict[str, Any]]:
+    """`messages` in the form that the template takes: templates differ in how they expect a call without words."""
+    shaped = [{"content": "", **message} for message in for_template(messages)]
+    calls = [call for message in shaped for call in message.get("tool_calls") or []]
+    if not calls:
+        return shaped
+    told: ModelError | None = None
+    for content in ("", None):
+        for written in (False, True):
+            probed = _with_calls(shaped, content, written, PROBE)
+            try:
+                if _render(tokenizer, probed, tools, opened=False).count(PROBE) >= len(calls):
+                    return _with_calls(shaped, content, written)
+            except ModelError as error:
+                told = error
+    names = ", ".join(sorted({call["function"]["name"] for call in calls}))
+    reason = f" ({told})" if told else ""
+    raise ModelError(f"the chat template leaves out the calls of {names}: this model knows no tool calls{reason}")
+
+
+def _with_calls(messages: list[dict[str, Any]], content: Any, written: bool, name: str = "") -> list[dict[str, Any]]:
+    """`messages` whose calls without words have `content`, with arguments as JSON text where `written`."""
+    changed = []
+    for message in messages:
+        if message.get("tool_calls"):
+            calls = []
+            for call in message["tool_calls"]:
+                own = call["function"]["arguments"]
+                arguments = json.dumps(own, ensure_ascii=False) if written and not isinstance(own, str) else own
+                function = {"name": name or call["function"]["name"], "arguments": arguments}
+                calls.append({**call, "type": "function", "function": function})
+            message = {**message, "content": message["content"] or content, "tool_calls": calls}
+        changed.append(message)
+    return changed
+
+
+def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str, *, opened: bool) -> str:
+    """The text of a chat. Raises: ModelError with what the template says if it refuses it."""
+    from jinja2 import TemplateError, TemplateSyntaxError
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:  # apply_chat_template drops content that is None, by which DeepSeek V3 knows a call
+        rendered: Any = render_jinja_template(
+            [list(messages)],
+            tools=json.loads(tools) if tools else None,
+            chat_template=_template(tokenizer, tools),
+            add_generation_prompt=opened,
+            **tokenizer.special_tokens_map,
+        )
+        return rendered[0][0]
+    except TemplateSyntaxError as error:
+        raise ModelError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from None
+    except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise ModelError(f"the chat template refuses a chat: {error}; the chat: {_shown(messages)}") from None
+
+
+def _template(tokenizer: Any, tools: str = "") -> str:
+    """The tokenizer's own template, on a day that stays."""
+    template = tokenizer.chat_template
+    if isinstance(template, dict):  # several by name, as Command R has them
+        template = (tools and template.get("tool_use")) or template.get("default")
+    if not template:
+        raise ModelError("the tokenizer has no chat template; set `chat_template: chatml` or a file in the recipe")
+    if "strftime_now" not in template:
+        return template
+    filled = "".join(f" | replace('{code}', '{value}')" for code, value in TODAY.items())
+    return f"{{%- macro strftime_now(format) -%}}{{{{ format{filled} }}}}{{%- endmacro %}}{template}"
+
+
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    """The tokens of a text that begin with one BOS, where the tokenizer writes it or the text has it."""
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    bos = tokenizer.bos_token_id
+    return [bos, *ids] if _writes_bos(tokenizer) and ids[:1] != [bos] else ids
+
+
+@lru_cache(maxsize=16)
+def _writes_bos(tokenizer: Any) -> bool:
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
+
+
+@lru_cache(maxsize=16)
+def _control(tokenizer: Any) -> frozenset[int]:
+    """Added tokens that are no part of a text: special ones, and others that close nothing that a turn opens."""
+    added = {index: token for index, token in tokenizer.added_tokens_decoder.items()}
+    plain = {index for index, token in added.items() if not token.special and not token.content.startswith("<|")}
+    return frozenset({*added, *tokenizer.all_special_ids} - plain)
+
+
+def _added(tokenizer: Any, text: str) -> list[int]:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
+    return [token for token in ids if token in tokenizer.added_tokens_decoder or token in tokenizer.all_special_ids]
+
+
+def _thought(message: dict[str, Any]) -> str:
+    """The reasoning that stands in a message's content."""
+    return (message.get("content") or "").rpartition("</think>")[0].rpartition("<think>")[2]
+
+
+def _plain(text: str) -> str:
+    """What is left of a text when a tokenizer's normaliser went over it."""
+    return unicodedata.normalize("NFKC", text).strip()
+
+
+def _holds(text: str, content: str) -> bool:
+    """Whether every word of `content` stands in `text`, which may have escaped or laid it out in another way."""
+    return all(word in text for word in re.findall(r"[^\W_]{2,}", _plain(re.sub(r"\\u[0-9a-f]{4}|\\.", " ", content))))
+
+
+def _values(arguments: Any) -> str:
+    """The keys and values of a call's arguments, as text."""
+    held: Any = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
+    parts: Iterable[Any] = held if isinstance(held, list) else [*held.keys(), *held.values()]
+    return " ".join(_values(part) if isinstance(part, dict | list) else str(part) for part in parts)
+
+
+def _shown(messages: Sequence[dict[str, Any]]) -> str:
+    return json.dumps(
+        [{key: value for key, value in message.items() if value} for message in messages], ensure_ascii=False
+    )[:600]

@@ -66,8 +66,15 @@ def champion(name: str) -> str | None:
         return succession.read(connect(), name)[1].champion
 
 
+def differences(name: str) -> str:
+    """Where MLflow's aliases of `name` differ from its record, and what to do; '' where they do not."""
+    with service():
+        return succession.differences(connect(), name)
+
+
 def versions(name: str | None = None) -> list[dict[str, Any]]:
-    """Every version of one registered model or of all: name, version, aliases, source, tags; newest first."""
+    """Every version of one registered model or of all: name, version, aliases (of the record), source, tags, and
+    `differs`, where MLflow's aliases of the model say something else; newest first."""
     with service():
         client = connect()
         found = []
@@ -76,6 +83,7 @@ def versions(name: str | None = None) -> list[dict[str, Any]]:
         for model_name in sorted({entry.name for entry in entries}):
             model, standing = succession.read(client, model_name)
             pointing = {**model.aliases, **standing.aliases} if model else {}
+            differs = succession.differences(client, model_name)
             found += [
                 {
                     "name": entry.name,
@@ -83,6 +91,7 @@ def versions(name: str | None = None) -> list[dict[str, Any]]:
                     "aliases": sorted(key for key, version in pointing.items() if str(version) == str(entry.version)),
                     "source": entry.source,
                     "tags": dict(entry.tags),
+                    "differs": differs,
                 }
                 for entry in sorted(entries, key=lambda entry: -int(entry.version))
                 if entry.name == model_name

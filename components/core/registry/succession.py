@@ -125,6 +125,33 @@ def settle(client: Any, name: str) -> None:
                     raise
 
 
+def differences(client: Any, name: str) -> str:
+    """Where the aliases in MLflow do not say what the newest record does, '' where they do or there is no record.
+
+    Somebody moved or deleted one by hand, or a promotion died before it had set them. A recorded version that was
+    deleted took its aliases along, which is no difference.
+    """
+    model, standing = read(client, name)
+    if model is None or not standing.told:
+        return ""
+    aliases = {key: str(version) for key, version in model.aliases.items()}
+
+    def exists(version: str) -> bool:
+        return or_none(lambda: client.get_model_version(name, version)) is not None
+
+    wrong = [
+        f"the alias {key} is {found or 'none'}, in the record it is {version or 'none'}"
+        for key, version in standing.aliases.items()
+        if (found := aliases.get(key)) != version and (found or (version and exists(version)))
+    ]
+    if not wrong:
+        return ""
+    return (
+        f"{name}: {'; '.join(wrong)} ({standing.told}). The record holds: `bloomery models promote {name} "
+        f"{standing.champion}` sets the aliases by it; to keep what was done by hand, promote that version"
+    )
+
+
 def read(client: Any, name: str) -> tuple[Any | None, Standing]:
     """(registered model or None, its standing): by the newest record, or where there is none by the aliases."""
     model = or_none(lambda: client.get_registered_model(name))

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from statistics import NormalDist
 
 import numpy as np
 
@@ -91,6 +92,30 @@ def paired_difference(a: Numbers, b: Numbers, weights: Numbers | None = None) ->
     from scipy.special import stdtr
 
     return difference, stderr, float(2 * stdtr(x.size - 1, -abs(difference) / stderr))
+
+
+def lowest_difference(a: Numbers, b: Numbers, confidence: float) -> float:
+    """The one-sided lower bound, at `confidence`, of the mean of a - b for scores in [0, 1] of the same prompts.
+
+    Two pairs are added, one won and one lost whole, so that few prompts on which the models are equal are no proof
+    that they always are: with none won or lost the bound at 95 % is -21 points of 9 prompts, -1.2 of 200 (Bonett and
+    Price, Journal of Educational and Behavioral Statistics 37, 2012, recommended for proportions by Fagerland,
+    Lydersen and Laake, Statistics in Medicine 33, 2014).
+    Raises: ValueError if the lengths differ.
+    """
+    x, y = _pair(a, b)
+    differences = np.append(x - y, (1.0, -1.0))
+    return float(differences.mean()) - NormalDist().inv_cdf(confidence) * float(differences.std()) / math.sqrt(
+        differences.size
+    )
+
+
+def lowest_share(hits: int, n: int, confidence: float) -> float:
+    """The one-sided lower bound, at `confidence`, of a share of which `hits` of `n` were seen: Wilson's."""
+    z = NormalDist().inv_cdf(confidence)
+    share = hits / n
+    half = z * math.sqrt(share * (1 - share) / n + (z / (2 * n)) ** 2)
+    return max(0.0, (share + z * z / (2 * n) - half) / (1 + z * z / n))
 
 
 def holm(p_values: Numbers) -> list[float]:

@@ -10,8 +10,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal, cast, get_args
 
+from pydantic import field_validator
+
 from bloomery.components.core.config import Config, LocalPath
 from bloomery.components.core.data.text_metrics import TextMetric, sentence_score
+from bloomery.components.core.scoring.numbers import last_number
 from bloomery.components.core.scoring.refusal import is_refusal
 
 REFUSAL_REFERENCES = ("refuse", "answer")
@@ -22,14 +25,17 @@ class VerifierConfig(Config):
     """How an answer is taken out of a response and compared with the reference."""
 
     kind: Literal["exact", "numeric", "regex", "label", "sql_execution", "perplexity", "refusal"] | TextMetric
-    """`exact`: equal text; `numeric`: equal numbers; `regex`: the reference is a pattern that the answer matches;
-    `label`: equal text out of a closed set; `sql_execution`: equal rows on every database; `perplexity`: no
-    answer, the reference is scored; `refusal`: the reference is `refuse` or `answer`, and the response does that (a
-    reference in other words, as training has them, is a model's response, and asks for what it does itself);
-    `chrf`, `bleu`, `rouge_1`, `rouge_2`, `rouge_l`: nearness of the texts, in [0, 1]."""
+    """`exact`: equal text; `numeric`: equal last numbers, however they are written (1,036 · $521 · −4 · 3/4 · 50%);
+    `regex`: the reference is a pattern that the answer matches; `label`: equal text out of a closed set;
+    `sql_execution`: equal rows on every database; `perplexity`: no answer, the reference is scored; `refusal`: the
+    reference is `refuse` or `answer`, and the response does that (a reference in other words, as training has them, is
+    a model's response, and asks for what it does itself); `chrf`, `bleu`, `rouge_1`, `rouge_2`, `rouge_l`: nearness of
+    the texts, in [0, 1]."""
     extract: str = ""
-    """Regular expression whose first group (or whole match) of the last match is the answer; empty: the whole
-    response."""
+    """Regular expression of the answer in a text: of its last match the first group that took part, or without groups
+    the whole. It is applied to responses and to references alike, such as `#### 1,036` at the end of a solution; a
+    reference in which it finds nothing is taken whole (a response is then wrong). `regex` and `refusal` take
+    references as they are. Empty: the whole text."""
     ignore_case: bool = False
     """Compare text without case."""
     tolerance: float = 1e-6
@@ -44,6 +50,15 @@ class VerifierConfig(Config):
     `13a`: that of the English papers; `char`: characters; `ko-mecab`: Korean morphemes (pip install
     'sacrebleu[ko]')."""
 
+    @field_validator("extract")
+    @classmethod
+    def _extract_is_a_pattern(cls, extract: str) -> str:
+        try:
+            re.compile(extract)
+        except re.error as error:
+            raise ValueError(f"{extract!r} is no regular expression: {error}") from None
+        return extract
+
     @property
     def metric(self) -> str:
         """What a score of this verifier is: the text metric itself, `log_likelihood`, or `accuracy`."""
@@ -57,21 +72,22 @@ def verify(config: VerifierConfig, response: str, reference: str, databases: Seq
     answer = extract(config, response)
     if answer is None:
         return 0.0, "no answer found"
-    if config.kind == "sql_execution":
-        return _sql(answer, reference, databases, config.timeout_seconds)
-    if config.kind == "numeric":
-        return _numeric(answer, reference, config.tolerance)
     if config.kind == "refusal":
         wanted = reference.strip() if reference.strip() in REFUSAL_REFERENCES else _behaviour(reference)
         found = _behaviour(answer)
         return float(found == wanted), {"refuse": "refused", "answer": "answered"}[found]
-    if config.kind in get_args(TextMetric):
-        score = sentence_score(cast(TextMetric, config.kind), answer, reference, config.tokenizer)
-        return score, f"{config.kind} {score:.3f}"
     if config.kind == "regex":
         flags = re.IGNORECASE if config.ignore_case else 0
         return (1.0, "match") if re.fullmatch(reference, answer, flags) else (0.0, "no match")
-    left, right = normalise(answer, config.ignore_case), normalise(reference, config.ignore_case)
+    wanted = extract_reference(config, reference)
+    if config.kind == "sql_execution":
+        return _sql(answer, wanted, databases, config.timeout_seconds)
+    if config.kind == "numeric":
+        return _numeric(answer, wanted, config.tolerance)
+    if config.kind in get_args(TextMetric):
+        score = sentence_score(cast(TextMetric, config.kind), answer, wanted, config.tokenizer)
+        return score, f"{config.kind} {score:.3f}"
+    left, right = normalise(answer, config.ignore_case), normalise(wanted, config.ignore_case)
     return (1.0, "equal") if left == right else (0.0, "different")
 
 
@@ -87,7 +103,13 @@ def extract(config: VerifierConfig, response: str) -> str | None:
     if not matches:
         return None
     last = matches[-1]
-    return (last.group(1) if last.re.groups else last.group(0)).strip()
+    return next((group for group in last.groups() if group is not None), last[0]).strip()
+
+
+def extract_reference(config: VerifierConfig, reference: str) -> str:
+    """The answer inside a reference, found as in a response; all of it where the pattern finds nothing, as then only
+    the answer was written down."""
+    return extract(config, reference) or reference.strip()
 
 
 def normalise(text: str, ignore_case: bool = False) -> str:
@@ -97,13 +119,11 @@ def normalise(text: str, ignore_case: bool = False) -> str:
 
 
 def _numeric(answer: str, reference: str, tolerance: float) -> tuple[float, str]:
-    numbers = re.findall(r"[-+]?\d[\d,]*\.?\d*(?:[eE][-+]?\d+)?", answer)
-    if not numbers:
+    found, wanted = last_number(answer), last_number(reference)
+    if wanted is None:
+        return 0.0, "the reference is no number"
+    if found is None:
         return 0.0, "no number found"
-    try:
-        found, wanted = float(numbers[-1].replace(",", "")), float(reference.replace(",", ""))
-    except ValueError:
-        return 0.0, "not a number"
     close = abs(found - wanted) <= tolerance * max(1.0, abs(wanted))
     return (1.0, "equal") if close else (0.0, "different")
 

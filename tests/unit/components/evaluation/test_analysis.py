@@ -5,6 +5,7 @@ import math
 import numpy as np
 import pytest
 
+from bloomery.components.core.scoring.verify import VerifierConfig
 from bloomery.components.evaluation import analysis
 
 
@@ -130,3 +131,13 @@ def test_variance_may_mend_a_wrong_majority():
     assert found["bias"] == 0.5 and found["variance_unbiased"] == pytest.approx(1 / 6)
     assert found["variance_biased"] == pytest.approx(1 / 6) and found["loss"] == pytest.approx(0.5)
     assert found["loss"] == pytest.approx(found["bias"] + found["variance"])
+
+
+def test_labels_are_taken_out_of_references_as_out_of_responses():
+    verifier = VerifierConfig(kind="label", extract=r"label: (\w+)")
+    rows = [
+        {"reference": "Card lost. label: card", "response": "label: card"},
+        {"reference": "fee", "response": "label: card"},
+        {"reference": "label: fee", "response": "fee"},
+    ]
+    assert analysis.label_pairs(rows, verifier) == (["card", "fee", "fee"], ["card", "card", analysis.NO_LABEL])

@@ -4,6 +4,7 @@ import pytest
 
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
+from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.scoring.tasks import TaskConfig, Tasks
 from bloomery.components.evaluation.config import EvaluationConfig
@@ -110,3 +111,31 @@ def test_flips_are_told_from_the_repeats(make_tasks):
             (("a", 0, 1.0), ("b", 0, 0.0), ("a", 1, 1.0), ("b", 1, 1.0), ("a", 2, 1.0), ("b", 2, 0.0))]  # fmt: skip
     metrics = summarise(rows, known)
     assert metrics["evaluation/t.test.accuracy"] == 0.5 and metrics["evaluation/t.test.flipped_fraction"] == 0.25
+
+
+def test_a_question_beyond_the_context_is_counted_and_not_scored(tmp_path, tiny_model, make_tasks):
+    # 256 tokens of context, a byte each; 6 for the answer and 2 for the roles leave 248.
+    rows = [row("near", 0, prompt="x" * 248), row("near", 1, prompt="x" * 249), row("near", 2, prompt="한" * 83)]
+    rows.append(row("near", 3, split="other", prompt="x" * 249))
+    tasks = make_tasks({"near": task("chrf", splits={"test": {"path": ""}, "other": {"path": ""}})}, rows)
+
+    def answered(**settings):
+        target = tmp_path / "-".join(settings.values())
+        metrics = run(EvaluationConfig(repeats=2, **settings), model=tiny_model, tasks=tasks, results=target)
+        kept = artifact.read_table(target, "eval_result/2").to_pylist()
+        return metrics, [len(r["prompt"]) for r in kept if r["repeat"] == 0]
+
+    metrics, lengths = answered(too_long="drop")
+    assert lengths == [248]
+    assert metrics["evaluation/near.test.too_long"] == 2 and metrics["evaluation/near.other.too_long"] == 1
+    assert metrics["evaluation/near.test.n"] == 1 and "evaluation/near.other.n" not in metrics
+    metrics, lengths = answered(too_long="truncate_left")
+    assert lengths == [248, 249, 83, 249] and not any("too_long" in name for name in metrics)
+    with pytest.raises(DataError, match="tasks.near: 3 of 4 questions do not fit: the longest has 251 tokens"):
+        answered(too_long="error")
+
+
+def test_a_task_of_which_nothing_fits_is_an_error(tmp_path, tiny_model, make_tasks):
+    tasks = make_tasks({"near": task("chrf", max_new_tokens=400)}, [row("near", 0)])
+    with pytest.raises(DataError, match="1 of 1 questions do not fit.*leaves 0 beside an answer of `max_new_tokens`"):
+        run(EvaluationConfig(), model=tiny_model, tasks=tasks, results=tmp_path / "r")

@@ -12,8 +12,8 @@ from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.generation import Generator
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun, export
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
+from bloomery.components.quantisation.export import export
 from bloomery.components.quantisation.gguf import plain_template
 
 PAIRS = [("What's 12345 in 2019?", "don't know"), ("가격은 35,000원 ①인가요?\n\n  두 줄", "네, 그렇습니다.")]

@@ -8,9 +8,9 @@ from chats import write_chats
 
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.generation import Generator
-from bloomery.components.quantisation import int4
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun, calibration_chats
+from bloomery.components.quantisation import int4, rounding
+from bloomery.components.quantisation.calibration import calibration_chats
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 
 
 @pytest.fixture
@@ -20,17 +20,17 @@ def chats(tmp_path):
 
 def test_a_group_on_the_grid_comes_back_exactly():
     weight = torch.tensor([[-7.5, 1.0, 2.0, 3.0, 4.0, -5.0, 6.0, 7.0], [0.0] * 8])
-    assert int4.scales(weight, 8)[0].item() == 1.0
-    assert int4.rounded(weight, 8)[0].tolist() == [-8.0, 1.0, 2.0, 3.0, 4.0, -5.0, 6.0, 7.0]
-    assert int4.rounded(weight, 8)[1].tolist() == [0.0] * 8
+    assert rounding.scales(weight, 8)[0].item() == 1.0
+    assert rounding.rounded(weight, 8)[0].tolist() == [-8.0, 1.0, 2.0, 3.0, 4.0, -5.0, 6.0, 7.0]
+    assert rounding.rounded(weight, 8)[1].tolist() == [0.0] * 8
 
 
 def test_a_lonely_large_weight_is_cut_short_for_the_others():
     weight = torch.tensor([[7.5] + [0.6] * 31])
     whole = weight.abs().amax() / 7.5
     plain = ((weight / whole).round() * whole - weight).square().sum()
-    assert (int4.rounded(weight, 32) - weight).square().sum() < plain
-    assert int4.scales(weight, 32).item() < whole
+    assert (rounding.rounded(weight, 32) - weight).square().sum() < plain
+    assert rounding.scales(weight, 32).item() < whole
 
 
 def test_a_packed_checkpoint_loads_as_the_rounded_weights(tiny_model, chats, tmp_path):
@@ -38,11 +38,11 @@ def test_a_packed_checkpoint_loads_as_the_rounded_weights(tiny_model, chats, tmp
     assert int4.export(config, tiny_model, chats, tmp_path / "q") == {}
     network, _ = checkpoints.load(tmp_path / "q")
     before, _ = checkpoints.load(tiny_model)
-    layers = int4.quantisable(before, embeddings=True)
+    layers = rounding.quantisable(before, embeddings=True)
     assert "lm_head" not in layers and "model.embed_tokens" in layers  # the head is tied
     with torch.no_grad():
         for layer in layers.values():
-            layer.weight.data = int4.rounded(layer.weight.data, 32)
+            layer.weight.data = rounding.rounded(layer.weight.data, 32)
     ids = torch.arange(20)[None]
     assert torch.allclose(network(ids).logits, before(ids).logits, atol=0.02)  # the norms are rounded to 16 bits, too
     quantised = json.loads((tmp_path / "q/config.json").read_text())["quantization_config"]
@@ -60,7 +60,7 @@ def test_the_most_sensitive_layers_are_kept_first_and_as_few_as_needed(tiny_mode
     def kept(tolerance):
         config = QuantisationConfig(scheme="mixed_int4", loss_tolerance=tolerance)
         generator = Generator.load(tiny_model)
-        layers = int4.quantisable(generator.model, embeddings=True)
+        layers = rounding.quantisable(generator.model, embeddings=True)
         return int4.choose_kept(generator, layers, calibration_chats(chats, 3), config)
 
     strict, loose = kept(0.0), kept(10.0)

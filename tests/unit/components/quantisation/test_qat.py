@@ -10,7 +10,8 @@ from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.generation import Generator
-from bloomery.components.quantisation import int4, qat
+from bloomery.components.quantisation import int4, qat, rounding
+from bloomery.components.quantisation.calibration import calibration_rows
 from bloomery.components.quantisation.config import QatConfig, QuantisationConfig
 
 PAIRS = [(f"say {word}", word) for word in ("ab", "cd", "ef", "gh")]
@@ -47,7 +48,7 @@ def test_the_fake_quantised_model_is_the_exported_one(tiny_model, chats, tmp_pat
     int4.export(variant(embeddings=embeddings), tmp_path / "m", chats, tmp_path / "q")
     exported, _ = checkpoints.load(tmp_path / "q")
     assert exported.dtype == getattr(torch, dtype)
-    layers = int4.quantisable(network.float(), embeddings=embeddings)
+    layers = rounding.quantisable(network.float(), embeddings=embeddings)
     before = network(IDS).logits
     with qat.fake_quantised(network, layers, 32):
         assert torch.equal(network(IDS).logits, exported.float()(IDS).logits)
@@ -75,7 +76,8 @@ def test_a_trained_variant_answers_in_four_bits_and_has_the_loss_that_training_s
     generator = Generator.load(tmp_path / "q")
     answers = generator.generate([chat(prompt) for prompt, _ in PAIRS], max_new_tokens=8)
     assert [answer for (answer,) in answers] == [answer for _, answer in PAIRS]
-    loss = int4._answer_loss(generator.model, int4._batches(generator.tokenizer, [chat(*pair) for pair in PAIRS]))
+    rows = calibration_rows(generator.tokenizer, [{"messages": chat(*pair), "tools": ""} for pair in PAIRS])
+    loss = int4._answer_loss(generator.model, rows)
     assert loss == pytest.approx(details["validation_loss"], rel=1e-4)
 
 

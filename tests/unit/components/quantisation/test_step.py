@@ -1,16 +1,20 @@
 """One variant: exported, loaded again by a fresh process, measured, the same each time."""
 
 import json
+import shutil
 import sys
+from collections import Counter
 
 import pytest
 from chats import write_chats
 
 from bloomery.components.core import artifact
-from bloomery.components.core.errors import DataError, ModelError
+from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import checkpoints
-from bloomery.components.quantisation.config import QuantisationConfig
-from bloomery.components.quantisation.export import CannotRun, export, installed
+from bloomery.components.core.scoring.tasks import Tasks
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
+from bloomery.components.quantisation.export import export, installed
+from bloomery.components.quantisation.measure import questions
 from bloomery.components.quantisation.step import measured_apart, run
 
 TASKS = {
@@ -29,7 +33,8 @@ def base(tiny_model):
 @pytest.fixture
 def tasks(make_tasks):
     rows = [{"task": "echo", "split": "validation", "prompt": p, "reference": a} for p, a in PAIRS]
-    return make_tasks(TASKS, [*rows, {"task": "texts", "split": "test", "prompt": "", "reference": "a b c"}])
+    texts = [{"task": "texts", "split": split, "prompt": "", "reference": split} for split in ("train", "test")]
+    return make_tasks(TASKS, [*rows, *texts])
 
 
 @pytest.fixture
@@ -52,7 +57,10 @@ def test_a_variant_is_measured_as_it_stands_on_disk(base, tasks, chats, tmp_path
     )
     found = measured(tmp_path / "v")
     assert found["scheme"] == "int8_weight_only" and found["skipped"] == ""
-    assert len(found["answers"]) == len(found["scores"]) == 4 and found["perplexity"] > 1
+    assert len(found["answers"]) == len(found["scores"]) == 4 and found["asked"] == {"validation": 4}
+    # The text of `train`, whose first byte has nothing before it: the evaluation set `test` is not looked at.
+    ((nats, tokens),) = found["likelihoods"]
+    assert tokens == 4 and nats < 0
     assert metrics["quantisation/bytes"] == found["bytes"] == checkpoints.num_bytes(tmp_path / "m")
     assert found["weight_bytes"] < found["bytes"] < checkpoints.num_bytes(base) / 2
     assert found["prefill_seconds"] > 0 and found["decode_seconds_per_token"] > 0
@@ -84,11 +92,31 @@ def test_a_scheme_that_cannot_run_here_is_skipped_with_its_reason(base, tasks, c
     assert artifact.read_manifest(tmp_path / "m", "model/1").files == {}
 
 
-def test_errors_of_the_measuring_process_keep_their_kind(base, make_tasks, tmp_path):
-    with pytest.raises(DataError, match="`validation` split"):
-        measured_apart(base, make_tasks(TASKS, []))
+def test_where_nothing_is_held_out_for_choosing_other_questions_are_asked(base, make_tasks, chats, tmp_path):
+    def rows(split, n):
+        return [{"task": "echo", "split": split, "prompt": f"{split} {i}", "reference": "a"} for i in range(n)]
+
+    def asked(name, *members):
+        known = Tasks(make_tasks(TASKS, [*rows("test", 3), *members], name))
+        return Counter(row.split for row in questions(known, chats))
+
+    assert asked("few", *rows("validation", 2), *rows("unlabelled", 60), *rows("train", 9)) == {
+        "validation": 2, "unlabelled": 60, "train": 2,
+    }  # fmt: skip
+    assert asked("many", *rows("validation", 70), *rows("train", 9)) == {"validation": 70}
+    assert asked("none") == {"chats": 4}
+    found = measured_apart(base, make_tasks(TASKS, rows("test", 3)), chats)
+    assert found["asked"] == {"chats": 4} and len(found["answers"]) == 4
+    assert found["scores"] == found["likelihoods"] == [] and found["prefill_tokens"] == 8
+
+
+def test_errors_of_the_measuring_process_keep_their_kind(base, tasks, chats, tmp_path):
+    broken = shutil.copytree(base, tmp_path / "broken")
+    (broken / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="safetensors"):
+        measured_apart(broken, tasks, chats)
     with pytest.raises(ModelError, match="could not be measured"):
-        measured_apart(base, tmp_path / "nothing")
+        measured_apart(base, tmp_path / "nothing", chats)
 
 
 def test_a_scheme_without_its_library_is_told_how_to_be_had_and_no_result_to_reuse(base, chats, tmp_path, monkeypatch):

@@ -115,6 +115,27 @@ def test_a_reference_that_its_verifier_refuses_is_found_before_training(call):
         call(spoil)
 
 
+def test_worked_solutions_and_bare_numbers_are_both_references(call, tmp_path):
+    def worked(values, *, train="{a}"):
+        rows = [
+            {"q": "3 at $2?", "a": "3*2=<<3*2=6>>6\n#### 6", "split": "train"},
+            {"q": "4 at $259?", "a": "4*259=<<4*259=1036>>1,036\n#### 1,036", "split": "test"},
+            {"q": "Of 4, 8 are sold?", "a": "−4", "split": "test"},
+        ]
+        (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        task = values["tasks"]["sql"]
+        task["verifier"] = {"kind": "numeric", "extract": r"#### (\S+)"}
+        for name, split in task["splits"].items():
+            split["templates"] = [{"prompt": "{q}", "answer": train if name == "train" else "{a}"}]
+
+    tasks = Tasks(call(worked)[1]["tasks"])
+    long, bare = tasks.prompts("test")
+    assert tasks.verify("sql", "#### 1036", long.reference) == (1.0, "equal")
+    assert tasks.verify("sql", "#### -4", bare.reference) == (1.0, "equal")
+    with pytest.raises(DataError, match="verifier.extract finds no answer in what the model is to learn"):
+        call(lambda values: worked(values, train="It is {a[7]}"))
+
+
 def test_a_base_model_without_a_template_is_refused(call, tiny_model, tmp_path):
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     (broken / "chat_template.jinja").unlink()
@@ -147,13 +168,26 @@ def test_a_template_that_passed_is_not_rendered_again(call, tiny_model, tmp_path
     shutil.rmtree(tmp_path / "out")
     call(change)
     assert [file.stat().st_mtime_ns for file in (tmp_path / "store" / "preflight").iterdir()] == [before]
-    for template in (own / "tokenizer_config.json", own / "chat_template.jinja"):
-        if template.exists():
-            text = template.read_text().replace("{% generation %}", "").replace("{% endgeneration %}", "")
-            template.write_text(text)
+    template = own / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|eos|>", "</s>"))
     shutil.rmtree(tmp_path / "out")
-    with pytest.raises(BloomeryError, match="generation"):
+    with pytest.raises(ModelError, match="'</s>', which is no token of the tokenizer"):
         call(change)
+
+
+def test_what_a_base_model_lacks_is_supplied_to_every_step(call, tiny_model, tmp_path):
+    bare = shutil.copytree(tiny_model, tmp_path / "bare")
+    (bare / "chat_template.jinja").unlink()
+    (bare / "generation_config.json").write_text('{"eos_token_id": 9}')
+    before = {file.name: file.read_bytes() for file in bare.iterdir()}
+    _, out = call(lambda values: values.update(base_model=str(bare), chat_template="chatml"))
+    for folder in (out["base_model"], out["start"]):
+        model, tokenizer = checkpoints.load(folder)
+        checkpoints.check_template(tokenizer, folder)
+        assert "<|im_start|>" in tokenizer.chat_template
+        assert model.generation_config.eos_token_id == [tokenizer.eos_token_id, 9]
+        artifact.read_manifest(folder, "model/1")
+    assert {file.name: file.read_bytes() for file in bare.iterdir()} == before
 
 
 def test_only_evaluation_sets_need_the_field_of_the_group(call, tmp_path):

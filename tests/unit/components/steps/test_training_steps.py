@@ -9,12 +9,13 @@ from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import DataError, DivergedError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.generation import Generator
-from bloomery.components.core.records import Document, Preference, Prompt, content_id
+from bloomery.components.core.records import Chat, Document, Preference, Prompt, content_id
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.cpt.config import CptConfig
 from bloomery.components.cpt.step import run as cpt
 from bloomery.components.dpo.config import DpoConfig
-from bloomery.components.dpo.step import log_likelihoods
+from bloomery.components.dpo.pairs import usable
+from bloomery.components.dpo.step import answer_likelihoods
 from bloomery.components.dpo.step import run as dpo
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 from bloomery.components.rejection_sampling.step import run as rejection_sampling
@@ -80,9 +81,45 @@ def test_sft_with_an_adapter_writes_a_plain_merged_checkpoint(base, tasks, tmp_p
 def test_sft_counts_what_is_too_long_and_refuses_when_nothing_fits(base, tasks, tmp_path):
     long = write_chats(tmp_path / "c", [*PAIRS, ("x" * 100, "y")])
     config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
-    assert sft(config, chats=long, tasks=tasks, base_model=base, model=tmp_path / "m")["sft/too_long"] == 1
+    metrics = sft(config, chats=long, tasks=tasks, base_model=base, model=tmp_path / "m")
+    assert metrics["sft/too_long"] == 1 and metrics["sft/too_long_fraction"] == 0.2 and metrics["sft/chats"] == 4
     with pytest.raises(DataError, match="none of the 5 chats fits in sft.max_length = 4"):
         sft(config.model_copy(update={"max_length": 4}), chats=long, tasks=tasks, base_model=base, model=tmp_path / "n")
+
+
+def test_sft_keeps_the_end_of_what_is_too_long_or_stops_at_it(base, tasks, tmp_path):
+    # With its role marks, the first chat is 100 + 3 tokens long and its answer 1 + EOS; of the second nothing but an
+    # answer longer than any row is left.
+    long = write_chats(tmp_path / "c", [*PAIRS, ("x" * 100, "y"), ("q", "z" * 100)])
+    config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
+    cut = config.model_copy(update={"too_long": "truncate_left"})
+    metrics = sft(cut, chats=long, tasks=tasks, base_model=base, model=tmp_path / "m")
+    assert metrics["sft/too_long"] == 2 and metrics["sft/chats"] == 6
+    assert metrics["sft/trained_tokens"] == 12 + 2 + 64
+    stop = config.model_copy(update={"too_long": "error"})
+    with pytest.raises(DataError, match="chat [0-9a-f]{16} is 104 tokens long and sft.max_length is 64"):
+        sft(stop, chats=long, tasks=tasks, base_model=base, model=tmp_path / "n")
+
+
+def test_a_chat_without_a_token_to_train_is_counted_and_left_out(base, tasks, tmp_path):
+    rows = [
+        {"id": str(index), "messages": messages, "tools": "", "task": "echo", "origin": "seed", "parent": ""}
+        for index, messages in enumerate((chat("say ab", "ab"), chat("only asked")))
+    ]
+    artifact.write_rows(tmp_path / "c", "chat/2", Chat.table(rows))
+    config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
+    metrics = sft(config, chats=tmp_path / "c", tasks=tasks, base_model=base, model=tmp_path / "m")
+    assert metrics["sft/without_loss"] == 1 and metrics["sft/chats"] == 1
+
+
+def test_another_learning_rate_tokenises_nothing_again(base, tasks, tmp_path, monkeypatch):
+    monkeypatch.setenv("BLOOMERY_STORE", str(tmp_path / "store"))
+    config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
+    source = write_chats(tmp_path / "c", PAIRS)
+    for name, rate in (("m", 1e-3), ("n", 2e-3)):
+        sft(config.model_copy(update={"learning_rate": rate}), chats=source, tasks=tasks, base_model=base,
+            model=tmp_path / name)  # fmt: skip
+    assert len(list((tmp_path / "store" / "tokens").iterdir())) == 1
 
 
 def test_sft_reads_the_texts_of_perplexity_tasks_whole(base, make_tasks, tmp_path):
@@ -138,7 +175,7 @@ def test_cpt_lowers_the_perplexity_of_held_out_domain_text(base, tmp_path):
 
 
 def test_rejection_sampling_keeps_right_answers_and_pairs_them_with_wrong_ones(tuned, tasks, tmp_path):
-    rows = [("say ab", "ab"), ("say cd", "cd"), ("say zz", "zz")]
+    rows = [("say ab", "ab"), ("say cd", "cd"), ("say zz", "zz"), ("say " + 300 * "a", "aa")]
     prompts = [prompt_row("echo", "unlabelled", *row) for row in rows]
     artifact.write_rows(tmp_path / "p", "prompt/2", Prompt.table(prompts))
     seeds = write_chats(tmp_path / "s", [("say ab", "ab")])
@@ -157,11 +194,13 @@ def test_rejection_sampling_keeps_right_answers_and_pairs_them_with_wrong_ones(t
         ("say ab", "seed"),
         ("say cd", "sampled"),
     ]
-    assert artifact.read_table(out["rejects"], "reject/1").to_pylist()[0]["text"] == "say zz"
+    rejects = artifact.read_table(out["rejects"], "reject/1").to_pylist()
+    assert {row["text"][:6]: row["reason"] for row in rejects} == {"say zz": "no_right_sample", "say aa": "too_long"}
     for pair in artifact.read_table(out["preferences"], "preference/2").to_pylist():
         reference = dict(rows)[pair["messages"][0]["content"]]
         assert pair["chosen"][0]["content"] == reference and pair["rejected"][0]["content"] != reference
     assert metrics["rejection_sampling/pass_at_k"] == pytest.approx(2 / 3)
+    assert metrics["rejection_sampling/prompts"] == 4 and metrics["rejection_sampling/too_long"] == 1
 
 
 def test_an_answer_of_min_score_is_right_and_the_best_is_kept(base, make_tasks, tmp_path):
@@ -208,10 +247,39 @@ def test_dpo_without_pairs_passes_the_model_on(base, tmp_path):
     assert artifact.read_manifest(tmp_path / "m").digest == artifact.read_manifest(base).digest
 
 
+def test_dpo_leaves_out_and_counts_pairs_that_teach_nothing(tuned, tmp_path):
+    rows = [preference_row(f"say {n}", "ab", "ba") for n in range(12)]
+    useless = [("x" * 80, "y"), ("y", "x" * 80), ("same", "same"), ("", "y"), ("y", " ")]
+    rows += [preference_row(f"p{n}", *answers) for n, answers in enumerate(useless)]
+    artifact.write_rows(tmp_path / "p", "preference/2", Preference.table(rows))
+    config = DpoConfig(learning_rate=1e-4, epochs=1, batch_size=4, max_length=64, validation_share=0.01)
+    metrics = dpo(config, preferences=tmp_path / "p", base_model=tuned[0], model=tmp_path / "m")
+    assert metrics["dpo/dropped_too_long"] == metrics["dpo/too_long"] == 2
+    assert metrics["dpo/dropped_identical"] == 1 and metrics["dpo/dropped_empty"] == 2
+    assert metrics["dpo/pairs"] == 12
+    artifact.write_rows(tmp_path / "q", "preference/2", Preference.table(rows[12:]))
+    with pytest.raises(DataError, match="none of the 5 preference pairs .*: 2 empty, 1 identical, 2 too_long"):
+        dpo(config, preferences=tmp_path / "q", base_model=tuned[0], model=tmp_path / "n")
+
+
+def test_a_pair_that_is_too_long_loses_the_beginning_of_its_prompt_or_stops_the_run(base):
+    _, tokenizer = checkpoints.load(base)
+    config = DpoConfig(learning_rate=1e-4, epochs=1, max_length=20)
+    row = preference_row("0123456789012345", "ab", "longer")  # 18 tokens of prompt, and 3 or 7 of answer
+    assert usable(tokenizer, [row, preference_row("p", "a", "b")], config)[1]["dropped_too_long"] == 1
+    cut = config.model_copy(update={"too_long": "truncate_left"})
+    ((_, pair),), told = usable(tokenizer, [row], cut)
+    assert len(pair.prompt) == 13 and tokenizer.decode(pair.prompt) == "456789012345<|assistant|>"
+    assert tokenizer.decode(pair.rejected) == "longer<|eos|>" and told["too_long"] == 1
+    with pytest.raises(DataError, match="is 25 tokens long and dpo.max_length is 20"):
+        usable(tokenizer, [row], config.model_copy(update={"too_long": "error"}))
+
+
 def test_log_likelihoods_count_the_answer_and_its_end_alone(base):
     network, tokenizer = checkpoints.load(base)
-    pair = preference_row("p", "ab", "longer answer")
-    ((chosen, _),) = log_likelihoods(network, tokenizer, [pair])
+    row = preference_row("p", "ab", "longer answer")
+    ((_, pair),), _ = usable(tokenizer, [row], DpoConfig(learning_rate=1e-4, epochs=1, max_length=64))
+    ((chosen, _),) = answer_likelihoods(network, [pair])
     ids = tokenizer.apply_chat_template(chat("p", "ab"), return_tensors="pt", return_dict=True)["input_ids"]
     with torch.no_grad():
         nats = torch.log_softmax(network(ids).logits[0, :-1].float(), -1).gather(-1, ids[0, 1:, None])[:, 0]

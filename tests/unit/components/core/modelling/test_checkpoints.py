@@ -30,13 +30,14 @@ def test_a_good_checkpoint_passes(tiny_model):
 
 
 def test_every_fault_of_a_checkpoint_is_named_at_once(copy):
-    edit(copy, eos_token=None)
+    (copy / "tokenizer.json").unlink()
+    (copy / "tokenizer_config.json").unlink()
     (copy / "chat_template.jinja").unlink()
     (copy / "model.safetensors").rename(copy / "pytorch_model.bin")
     with pytest.raises(ModelError) as caught:
         checkpoints.check(copy)
     told = str(caught.value)
-    assert "pytorch_model.bin" in told and "no chat template" in told and "no EOS token" in told
+    assert "pytorch_model.bin" in told and "no chat template" in told and "no tokenizer.json" in told
 
 
 def test_a_folder_that_is_no_checkpoint(tmp_path):
@@ -47,24 +48,105 @@ def test_a_folder_that_is_no_checkpoint(tmp_path):
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda t: t.replace("{% generation %}", "").replace("{% endgeneration %}", ""), "no token would be trained"),
-        (lambda t: t.replace("<|eos|>{% endgeneration %}", "{% endgeneration %}<|eos|>"), "never learn to stop"),
-        (lambda t: t.replace("<|eos|>", ""), "never learn to stop"),
+        (lambda t: t.replace("{%- endfor -%}", ""), "syntax error"),
+        (lambda t: t.replace("<|eos|>", "</s>"), "is no token of the tokenizer"),
+        (lambda t: "hello", "leaves out what the assistant says"),
     ],
 )
-def test_a_template_that_trains_nothing_or_never_ends_is_refused(copy, change, told):
+def test_a_template_that_cannot_be_made_right_is_refused(copy, change, told):
     file = copy / "chat_template.jinja"
     file.write_text(change(file.read_text()))
     _, tokenizer = checkpoints.load(copy)
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=told) as caught:
         checkpoints.check_template(tokenizer, copy)
+    assert str(copy) in str(caught.value)
 
 
-def test_padding_with_eos_is_refused(tiny_model):
-    _, tokenizer = checkpoints.load(tiny_model)
+@pytest.mark.parametrize("quantised", [True, False])
+def test_what_can_be_asked_and_not_trained_is_told_so(copy, quantised):
+    if quantised:
+        config = json.loads((copy / "config.json").read_text())
+        (copy / "config.json").write_text(
+            json.dumps({**config, "quantization_config": {"quant_method": "bitsandbytes"}})
+        )
+    else:
+        (copy / "model.safetensors").rename(copy / "model.gguf")
+    checkpoints.check(copy)
+    with pytest.raises(ModelError, match=r"quantised \(bitsandbytes\)" if quantised else "are a GGUF"):
+        checkpoints.check(copy, to_train=True)
+
+
+def rewritten(folder, **changes):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+
+
+FAULTS = {
+    "adapter": (
+        lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}'),
+        "org/base",
+    ),
+    "encoder": (lambda f: rewritten(f, architectures=["BertForMaskedLM"]), "BertForMaskedLM, which does not go on"),
+    "seq2seq": (lambda f: rewritten(f, is_encoder_decoder=True), "an encoder and a decoder"),
+    "code": (lambda f: rewritten(f, model_type="mine", auto_map={"AutoConfig": "c.C"}), "trust_remote_code is off"),
+    "json": (lambda f: (f / "config.json").write_text("{"), "is no JSON"),
+    "shards": (
+        lambda f: (f / "model.safetensors.index.json").write_text(
+            json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model.safetensors"}})
+        ),
+        "1 are missing: model-00001-of-00002.safetensors",
+    ),
+    "cut": (
+        lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
+        "and should have",
+    ),
+    "pointer": (
+        lambda f: (f / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\n"),
+        "lfs pull",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_is_no_base_model_gets_one_message(copy, name):
+    spoil, told = FAULTS[name]
+    spoil(copy)
+    with pytest.raises(ModelError, match=told) as caught:
+        checkpoints.check(copy)
+    assert "\n" not in str(caught.value)
+
+
+def test_tokens_without_an_embedding_are_refused_unless_no_text_holds_them(copy):
+    _, tokenizer = checkpoints.load(copy)
+    tokenizer.add_tokens(["<picture>"])
+    tokenizer.save_pretrained(copy)
+    checkpoints.load(copy)
+    tokenizer.chat_template = tokenizer.chat_template + "<picture>"
+    tokenizer.save_pretrained(copy)
+    with pytest.raises(ModelError, match="'<picture>' stand for nothing"):
+        checkpoints.load(copy)
+
+
+def test_padding_with_the_end_of_a_turn_changes_no_answer_and_no_gradient(tiny_model):
+    model, tokenizer = checkpoints.load(tiny_model)
+    asked = [chat("a"), chat("abcdefgh")]
+    before = Generator(model, tokenizer).generate(asked, max_new_tokens=8)
     tokenizer.pad_token = tokenizer.eos_token
-    with pytest.raises(ModelError, match="must be two tokens"):
-        checkpoints.check_template(tokenizer, tiny_model)
+    model.config.pad_token_id = model.generation_config.pad_token_id = tokenizer.eos_token_id
+    assert Generator(model, tokenizer).generate(asked, max_new_tokens=8) == before
+    # torch would leave the pad token's embedding as it is, and here it is what ends a turn.
+    ids = torch.tensor([[5, tokenizer.eos_token_id, 6]])
+    model.model(input_ids=ids).last_hidden_state.sum().backward()
+    assert model.get_input_embeddings().weight.grad[tokenizer.eos_token_id].abs().sum() > 0
+
+
+def test_what_ends_a_turn_stands_in_the_exported_generation_config(tiny_model, tmp_path):
+    model, tokenizer = checkpoints.load(tiny_model)
+    model.generation_config.eos_token_id = 7
+    model.generation_config.temperature = 0.6  # published so, without do_sample
+    checkpoints.save(tmp_path / "m", model, tokenizer)
+    stored = json.loads((tmp_path / "m" / "generation_config.json").read_text())
+    assert stored["eos_token_id"] == [tokenizer.eos_token_id, 7]
 
 
 def test_answers_do_not_depend_on_the_batch(tiny_model):

@@ -25,11 +25,12 @@ def test_tools_and_thoughts_reach_the_template(tiny_model):
     tokenizer.chat_template = (
         "{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}"
         "{% for m in messages %}{{ m.role }}:{{ m.reasoning_content }}/{{ m.content }}"
-        "{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments.city }}){% endfor %};"
-        "{% endfor %}"
+        "{% for c in m.tool_calls or [] %}{{ c.function.name }}({{ c.function.arguments.city }}){% endfor %}"
+        "{{ '<|eos|>' if m.role == 'assistant' else ';' }}{% endfor %}"
+        "{% if add_generation_prompt %}assistant:{% endif %}"
     )
     call = '[{"id": "c", "name": "weather", "arguments": {"city": "Seoul"}}]'
     turns = [*chat("how?"), message("assistant", "", reasoning="ask", tool_calls=call), message("tool", "21")]
     tools = '[{"type": "function", "function": {"name": "weather", "parameters": {}}}]'
     shown = tokenizer.decode(templates.prompt_tokens(tokenizer, turns, tools))
-    assert shown == "[weather]user:/how?;assistant:ask/weather(Seoul);tool:/21;"
+    assert shown == "[weather]user:/how?;assistant:ask/weather(Seoul)<|eos|>tool:/21;assistant:"

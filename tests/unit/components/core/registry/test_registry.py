@@ -58,6 +58,24 @@ def test_an_alias_that_was_moved_past_the_record_is_put_back_by_the_next_change(
     assert str(mlflow_client.connect().get_model_version_by_alias(shop, "champion").version) == "2"
 
 
+def test_aliases_that_were_moved_or_deleted_by_hand_are_told(shop):
+    client = mlflow_client.connect()
+    assert registry.differences(shop) == "" and registry.versions(shop)[0]["differs"] == ""
+    client.set_registered_model_alias(shop, "champion", "1")
+    client.delete_registered_model_alias(shop, "candidate")
+    told = registry.differences(shop)
+    assert "the alias champion is 1, in the record it is 3" in told and "version 3)" in told
+    assert "the alias candidate is none, in the record it is 3" in told and "previous" not in told
+    assert {entry["differs"] for entry in registry.versions(shop)} == {told}
+    registry.promote(shop, "3", expected_champion="3", why="as it was")
+    assert registry.differences(shop) == ""
+    # A version that was deleted took its alias along.
+    client.delete_model_version(shop, "2")
+    assert registry.differences(shop) == ""
+    client.set_registered_model_alias(shop, "previous", "1")
+    assert "the alias previous is 1, in the record it is 2" in registry.differences(shop)
+
+
 def test_a_deleted_champion_is_told_and_passed_over_by_a_rollback(shop):
     mlflow_client.connect().delete_model_version(shop, "2")
     assert registry.rollback(shop) == ("3", "1")

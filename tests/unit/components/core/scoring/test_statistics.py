@@ -12,6 +12,8 @@ from bloomery.components.core.scoring.statistics import (
     holm,
     interval,
     is_binary,
+    lowest_difference,
+    lowest_share,
     mcnemar,
     mean_stderr,
     paired_difference,
@@ -116,3 +118,19 @@ def test_holm_by_hand():
     # sorted .01 .02 .03 .04 times 4 3 2 1: .04 .06 .06 .04, none below the one before it
     assert holm([0.04, 0.01, 0.03, 0.02]) == pytest.approx([0.06, 0.04, 0.06, 0.06])
     assert holm([0.6, 0.7]) == [1.0, 1.0] and holm([0.03]) == [0.03] and holm([]) == []
+
+
+def test_equal_scores_of_few_prompts_prove_little():
+    # 9 pairs that are equal, one won and one lost: mean 0, variance 2/11; 1.645 · √(2/11/11) = .21147
+    assert lowest_difference([0] * 9, [0] * 9, 0.95) == pytest.approx(-0.21147, abs=1e-5)
+    # 1 lost of 198 and the two: mean -1/200, variance 3/200 - 1/200²
+    scores = [1] * 197 + [0]
+    expected = -1 / 200 - 1.6448536 * ((3 / 200 - 1 / 200**2) / 200) ** 0.5
+    assert lowest_difference(scores, [1] * 198, 0.95) == pytest.approx(expected, abs=1e-8)
+
+
+def test_the_lower_bound_of_a_share_is_wilsons():
+    # all of n: n / (n + z²); none of n: 0
+    assert lowest_share(25, 25, 0.95) == pytest.approx(25 / (25 + 1.6448536**2), abs=1e-7)
+    assert lowest_share(0, 9, 0.95) == 0.0
+    assert lowest_share(62, 64, 0.95) > 0.9 > lowest_share(61, 64, 0.95)

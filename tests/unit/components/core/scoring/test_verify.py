@@ -79,3 +79,37 @@ def test_an_endless_query_is_ended_at_its_time_box(database):
 def test_a_flood_of_rows_is_refused(database):
     flood = "WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n LIMIT 20000) SELECT i FROM n"
     assert run_sql(database, flood, 5.0)[1] == "more than 10000 rows"
+
+
+SOLUTION = "Together that is 36+1000=$<<36+1000=1036>>1,036.\n#### 1,036"
+
+
+@pytest.mark.parametrize("kind", ["exact", "label", "numeric", "rouge_1"])
+def test_a_reference_is_taken_apart_as_a_response_is(kind):
+    assert score(kind, "I think\n#### 1,036", SOLUTION, extract=r"#### (\S+)") == 1
+    assert score(kind, "I think\n#### 1,035", SOLUTION, extract=r"#### (\S+)") < 1
+    # A reference that is the answer alone is taken whole; a response without the pattern is still wrong.
+    assert score(kind, "I think\n#### 1,036", "1,036", extract=r"#### (\S+)") == 1
+    assert score(kind, "1,036", "1,036", extract=r"#### (\S+)") == 0
+
+
+def test_numbers_are_read_alike_on_both_sides():
+    assert score("numeric", "1036", "$1,036") == 1 and score("numeric", "−4", "-4") == 1
+    assert verify(VerifierConfig(kind="numeric"), "4", "four") == (0.0, "the reference is no number")
+
+
+def test_sql_in_a_fence_is_the_same_reference(database):
+    config = VerifierConfig(kind="sql_execution", databases=["x"], extract=r"```sql\n(.*?)```")
+    fenced = "Take all:\n```sql\nSELECT name FROM t\n```"
+    assert verify(config, fenced, fenced, [database]) == (1.0, "equal rows")
+
+
+def test_of_several_groups_the_one_that_took_part_is_the_answer():
+    pattern = r"#### (\S+)|answer is (\S+)"
+    assert score("exact", "the answer is 4", "4", extract=pattern) == 1
+    assert score("exact", "#### 4", "the answer is 4", extract=pattern) == 1
+
+
+def test_an_extract_that_is_no_pattern_is_refused_where_it_is_written():
+    with pytest.raises(ValueError, match="is no regular expression: missing"):
+        VerifierConfig(kind="exact", extract="(")

@@ -1,0 +1,73 @@
+"""What fits into a model's context, and what becomes of a question that does not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from bloomery.components.core.errors import DataError
+from bloomery.components.core.modelling import templates
+
+TooLong = Literal["drop", "truncate_left", "error"]
+"""What becomes of a row of more tokens than `max_length`, and of a question that leaves no room for its answer."""
+
+
+def context_tokens(model: Any, tokenizer: Any) -> int:
+    """Tokens that a prompt and its answer may have together."""
+    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return int(found or tokenizer.model_max_length)
+
+
+def fitting(
+    tokenizer: Any,
+    conversations: Sequence[Sequence[dict[str, Any]]],
+    tools: Sequence[str],
+    room: int,
+    too_long: TooLong,
+    where: str,
+) -> list[list[dict[str, Any]] | None]:
+    """Each conversation, with its tools, as it can be asked in `room` tokens, or None where it is left out.
+
+    `truncate_left` takes the beginning off the last turn, token by token; the turns before it stay, and where they fill
+    the room alone it is left out. `where` names the questions in errors.
+    Raises: DataError with the longest for `too_long` error, and where all are left out.
+    """
+    fixed: dict[tuple[str, ...], int] = {}
+    found: list[list[dict[str, Any]] | None] = []
+    longest = 0
+    for messages, own in zip(conversations, tools, strict=True):
+        form = (own, *(message["role"] for message in messages))
+        is_plain = not any(message.get("tool_calls") or message.get("reasoning") for message in messages)
+        if is_plain and form not in fixed:
+            bare = [{**message, "content": "?"} for message in messages]
+            fixed[form] = len(templates.prompt_tokens(tokenizer, bare, own))
+        # No token is shorter than a byte, so most need not be counted.
+        if is_plain and fixed[form] + sum(len(message["content"].encode()) for message in messages) <= room:
+            found.append(list(messages))
+            continue
+        length = len(templates.prompt_tokens(tokenizer, messages, own))
+        longest = max(longest, length)
+        if length <= room:
+            found.append(list(messages))
+        else:
+            found.append(_cut(tokenizer, list(messages), own, room) if too_long == "truncate_left" else None)
+    num_left_out = sum(messages is None for messages in found)
+    if num_left_out and (too_long == "error" or num_left_out == len(found)):
+        raise DataError(
+            f"{where}: {num_left_out} of {len(found)} questions do not fit: the longest has {longest} tokens, and the "
+            f"model's context leaves {max(0, room)} beside an answer of `max_new_tokens`; shorten them, lower the "
+            "task's max_new_tokens, or set too_long to drop or truncate_left"
+        )
+    return found
+
+
+def _cut(tokenizer: Any, messages: list[dict[str, Any]], tools: str, room: int) -> list[dict[str, Any]] | None:
+    ids = tokenizer(messages[-1]["content"], add_special_tokens=False)["input_ids"]
+    while ids:
+        # A sign of several tokens that was cut in two is gone whole.
+        cut = [*messages[:-1], {**messages[-1], "content": tokenizer.decode(ids).lstrip("\ufffd")}]
+        over = len(templates.prompt_tokens(tokenizer, cut, tools)) - room
+        if over <= 0:
+            return cut
+        ids = ids[over:]
+    return None

@@ -1,0 +1,146 @@
+"""What is wrong with a checkpoint folder, read from its small files and the heads of its large ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "LMHead")
+"""How architectures that go on with a text end, in transformers' names."""
+INDEX = "model.safetensors.index.json"
+
+
+def weight_files(path: Path) -> list[Path]:
+    """The files of a checkpoint that hold its weights, in the order of their names: *.safetensors, or a *.gguf."""
+    return sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
+
+
+def found(path: Path, *, to_train: bool = False) -> list[str]:
+    """Every fault of a checkpoint folder, in words, with what to do; `to_train`: also what keeps it from being trained.
+
+    Reads config, the tokenizer's settings and the heads of the weight files.
+    """
+    if (path / "adapter_config.json").is_file():
+        base = _json(path / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+        return [
+            f"found adapter_config.json: these are adapter weights for {base}, no model; merge them first "
+            "(PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)) and give the merged "
+            "folder"
+        ]
+    if not (path / "config.json").is_file():
+        return ["no config.json, so this is no checkpoint; give a folder written by save_pretrained"]
+    try:
+        config = _json(path / "config.json")
+    except ValueError as error:
+        return [f"config.json is no JSON ({error}); fetch the checkpoint again"]
+    faults = [*_architecture(config), *_weights(path)]
+    if to_train:
+        faults += _untrainable(config, path)
+    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
+        faults.append("no tokenizer.json and no tokenizer_config.json; save the tokenizer beside the weights")
+    return faults
+
+
+def has_template(path: Path) -> bool:
+    """Whether the folder holds a chat template, in any of the places where it may stand."""
+    if any((path / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    settings = path / "tokenizer_config.json"
+    return settings.is_file() and bool(_json(settings).get("chat_template"))
+
+
+def tensors(path: Path) -> dict[str, tuple[str, list[int]]]:
+    """(dtype as safetensors names it, shape) of each tensor in the folder's safetensors, from their heads alone."""
+    held = {}
+    for file in sorted(path.glob("*.safetensors")):
+        for name, entry in _head(file).items():
+            if name != "__metadata__":
+                held[name] = (entry["dtype"], entry["shape"])
+    return held
+
+
+def _architecture(config: dict[str, Any]) -> list[str]:
+    named = config.get("architectures") or []
+    kind = ", ".join(named) or config.get("model_type", "none")
+    if config.get("is_encoder_decoder"):
+        return [f"the architecture is {kind}, an encoder and a decoder; expected a causal language model"]
+    if named and not any(name.endswith(CAUSAL) for name in named):
+        return [
+            f"the architecture is {kind}, which does not go on with a text; expected a causal language model, whose "
+            "config.json names an architecture such as LlamaForCausalLM"
+        ]
+    if "auto_map" in config:
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+
+        if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+            return [
+                f"the architecture {kind} is code in the model's repository (auto_map in config.json), and code from a "
+                "repository is never run here (trust_remote_code is off); take a model whose architecture is part of "
+                "transformers, or a conversion of this one"
+            ]
+    return []
+
+
+def _weights(path: Path) -> list[str]:
+    files = weight_files(path)
+    index = path / INDEX
+    if index.is_file():
+        wanted = set(_json(index).get("weight_map", {}).values())
+        missing = sorted(wanted - {file.name for file in files})
+        if missing:
+            return [
+                f"{INDEX} names {len(wanted)} files of weights and {len(missing)} are missing: {', '.join(missing[:3])}"
+                f"{' …' if len(missing) > 3 else ''}; fetch the checkpoint again"
+            ]
+    if not files:
+        pickled = ", ".join(sorted(file.name for file in (*path.glob("*.bin"), *path.glob("*.pt*")))) or "no weights"
+        return [f"found {pickled}; expected *.safetensors or *.gguf: pickled weights can run code, convert them first"]
+    return [fault for file in files if (fault := _broken(file))]
+
+
+def _broken(file: Path) -> str:
+    size = file.stat().st_size
+    with file.open("rb") as opened:
+        if opened.read(20).startswith(b"version https://git"):
+            return f"{file.name} is a pointer of Git LFS and not the weights; run `git lfs pull`"
+    if file.suffix != ".safetensors":
+        return ""
+    try:
+        head = _head(file)
+    except (ValueError, OverflowError, MemoryError):
+        return f"{file.name} is no safetensors file; fetch the checkpoint again"
+    wanted = max((entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__"), default=0)
+    with file.open("rb") as opened:
+        wanted += 8 + int.from_bytes(opened.read(8), "little")
+    return f"{file.name} has {size:,} bytes and should have {wanted:,}; fetch it again" if size < wanted else ""
+
+
+def _untrainable(config: dict[str, Any], path: Path) -> list[str]:
+    quantised = config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "quantised")
+        return [
+            f"the weights are quantised ({method}), and rounded numbers cannot be trained; take the checkpoint in 16 "
+            "bits that it was made of (quantisation is a step after training)"
+        ]
+    if any(path.glob("*.gguf")):
+        return [
+            "the weights are a GGUF, which loads to be asked but not to be trained; take the checkpoint in "
+            "safetensors, or unpack it once: copy the state dict of from_pretrained(folder, gguf_file=...) into "
+            "AutoModelForCausalLM.from_config(config) and save that"
+        ]
+    return []
+
+
+def _head(file: Path) -> dict[str, Any]:
+    """The table of contents of a safetensors file: github.com/huggingface/safetensors#format."""
+    with file.open("rb") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        if not 2 <= size <= file.stat().st_size:
+            raise ValueError("no table of contents")
+        return json.loads(opened.read(size))
+
+
+def _json(file: Path) -> dict[str, Any]:
+    return json.loads(file.read_text(encoding="utf-8"))

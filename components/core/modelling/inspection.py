@@ -1,0 +1,194 @@
+"""What a checkpoint is, what it lacks and what will be supplied, without training: preflight and `bloomery check` ask
+here."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bloomery.components.core import artifact
+from bloomery.components.core.errors import ConfigError, ModelError
+from bloomery.components.core.modelling import checkpoints, faults, templates
+from bloomery.components.core.modelling.templates import TrainOn
+
+logger = logging.getLogger(__name__)
+
+Chats = Sequence[tuple[Sequence[dict[str, Any]], str]]
+"""Chats with their tools."""
+CHATML = (
+    "{%% for message in messages %%}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + %s + '\n' }}"
+    "{%% endfor %%}{%% if add_generation_prompt %%}{{ '<|im_start|>assistant\n' }}{%% endif %%}"
+)
+"""https://github.com/openai/openai-python/blob/release-v0.28.0/chatml.md, with the token that ends a turn left open."""
+EXAMPLE: Chats = [
+    (
+        [
+            {"role": "system", "content": "Answer in one word."},
+            {"role": "user", "content": "What is the capital of Korea?"},
+            {"role": "assistant", "content": "Seoul"},
+            {"role": "user", "content": "프랑스의 수도는?"},
+            {"role": "assistant", "content": "파리"},
+        ],
+        "",
+    )
+]
+"""What `bloomery check` shows where no recipe gives chats."""
+
+
+def look(
+    path: Path, *, chats: Chats = (), chat_template: str = "", max_length: int = 0, train_on: TrainOn = "all_turns"
+) -> dict[str, Any]:
+    """The facts of the checkpoint folder `path` as JSON takes them, with every reason to refuse it under `refused`.
+
+    `chats` are rendered, proven and measured against `max_length` (tokens; 0: none); without any, an example is.
+    `chat_template` is the recipe's: `chatml`, a path, or ''.
+    """
+    facts: dict[str, Any] = {"model": str(path), "refused": faults.found(path, to_train=True)}
+    if not (path / "config.json").is_file() or facts["refused"]:
+        return facts
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    text = {**config, **config.get("text_config", {})}
+    facts |= {
+        "architecture": ", ".join(config.get("architectures") or [config.get("model_type", "")]),
+        "parameters": checkpoints.num_parameters(path),
+        "bytes": checkpoints.num_bytes(path),
+        "dtype": checkpoints.own_dtype(path),
+        "context_tokens": text.get("max_position_embeddings"),
+    }
+    try:
+        tokenizer = checkpoints.load_tokenizer(path)
+        own = tokenizer.chat_template
+        facts["vocabulary"] = {"tokenizer": len(tokenizer), "embeddings": text.get("vocab_size")}
+        if chat_template:
+            tokenizer.chat_template = template_text(tokenizer, chat_template)
+        facts["template"] = "supplied" if chat_template else "own" if own else "none"
+        names = ("bos", "eos", "pad", "unk")
+        facts["special_tokens"] = {name: getattr(tokenizer, f"{name}_token") for name in names}
+        checkpoints.check_vocabulary(path, tokenizer, text.get("vocab_size") or len(tokenizer))
+        facts |= _turns(path, tokenizer, chat_template)
+        facts |= _rendered(tokenizer, chats or _example(tokenizer), max_length, train_on)
+    except ModelError as error:
+        facts["refused"].append(str(error))
+    return facts
+
+
+def template_text(tokenizer: Any, chat_template: str) -> str:
+    """The template that the recipe's `chat_template` names: `chatml`, or that of a file.
+
+    ChatML ends turns with `<|im_end|>` where the tokenizer has it, else with EOS. Raises: ConfigError without the file.
+    """
+    if chat_template != "chatml":
+        try:
+            return Path(chat_template).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(
+                f"chat_template: found {chat_template}, expected `chatml` or the path of a Jinja template: {error}"
+            ) from None
+    has_end = "<|im_end|>" in tokenizer.get_vocab()
+    return CHATML % ("'<|im_end|>'" if has_end else "eos_token")
+
+
+def supply(path: Path, chat_template: str, ends: Sequence[int]) -> None:
+    """Write into the checkpoint folder what it lacks: the recipe's chat template, and what ends a turn.
+
+    Files are replaced, not changed: they may be links to the user's own.
+    """
+    if chat_template:
+        tokenizer = checkpoints.load_tokenizer(path)
+        artifact.write_atomically(path / "chat_template.jinja", template_text(tokenizer, chat_template))
+    file = path / "generation_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if settings.get("eos_token_id") not in (list(ends), *ends[: len(ends) == 1]):
+        settings["eos_token_id"] = list(ends)
+        artifact.write_atomically(file, json.dumps(settings, indent=2))
+
+
+def describe(facts: dict[str, Any]) -> str:
+    """The facts of `look` for people; trained tokens stand in ⟦ ⟧."""
+    lines = [f"{facts['model']}: {facts['architecture']}" if "architecture" in facts else facts["model"]]
+    if "architecture" in facts:
+        size, context = f"{facts['parameters']:,} parameters", facts["context_tokens"]
+        lines.append(f"  {size}, {facts['dtype']}, {facts['bytes'] / 1e6:,.0f} MB, context {context} tokens")
+    if "vocabulary" in facts:
+        known = facts["vocabulary"]
+        lines.append(f"  vocabulary    {known['tokenizer']:,} tokens, {known['embeddings']:,} embeddings")
+        special = facts["special_tokens"].items()
+        lines.append("  special       " + ", ".join(f"{name} {token!r}" for name, token in special if token))
+    if "ends" in facts:
+        lines.append(f"  template      {facts['template']}, marks for the loss derived and proven")
+        lines.append(f"  ends a turn   {', '.join(map(repr, facts['ends']))}")
+    lines += [f"  supplied      {what}" for what in facts.get("supplied", [])]
+    if "lengths" in facts:
+        found = facts["lengths"]
+        over = f", {found['over']:.1%} over max_length {found['max_length']}" if found["max_length"] else ""
+        lines.append(f"  rows          {found['rows']} of {found['chats']} chats, longest {found['longest']}{over}")
+    sample = facts.get("sample", [])
+    for number, row in enumerate(sample, start=1):
+        shown = "".join(f"⟦{text}⟧" if trained else text for text, trained in row)
+        which = f", row {number} of {len(sample)}" if len(sample) > 1 else ""
+        lines += [f"  first chat{which}, trained tokens in ⟦ ⟧:", *(f"    {line}" for line in shown.split("\n"))]
+    lines += [f"refused: {reason}" for reason in facts["refused"]]
+    return "\n".join(lines)
+
+
+def _turns(path: Path, tokenizer: Any, chat_template: str) -> dict[str, Any]:
+    """How turns end and what is supplied."""
+    turns = templates.turns(tokenizer)
+    file = path / "generation_config.json"
+    stored = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
+    named = stored if isinstance(stored, list) else [stored] if stored is not None else []
+    ends = list(dict.fromkeys([*templates.end_tokens(tokenizer), *named]))
+    supplied = []
+    if chat_template:
+        supplied.append(f"the chat template {chat_template}")
+    if turns.header:
+        supplied.append(f"{turns.header!r} after a prompt, which the template forgets")
+    if turns.is_supplied:
+        supplied.append(f"{tokenizer.decode([turns.end])!r} at the end of a turn, where the template writes nothing")
+    if set(ends) - set(named):
+        told = ", ".join(repr(tokenizer.decode([end])) for end in ends)
+        supplied.append(f"eos_token_id of generation_config.json: {told}")
+    if tokenizer.pad_token_id in (None, *ends):
+        supplied.append(
+            f"nothing for padding: {tokenizer.pad_token!r} fills batches, masks and labels know the lengths"
+        )
+    if "strftime_now" in str(tokenizer.chat_template):
+        supplied.append("one date for every prompt (26 July 2024), where the template would print today's")
+    return {"ends": [tokenizer.decode([end]) for end in ends], "end_ids": ends, "supplied": supplied}
+
+
+def _rendered(tokenizer: Any, chats: Chats, max_length: int, train_on: TrainOn) -> dict[str, Any]:
+    """The first chat in pieces, each (text, whether trained), and how long the rows of all are."""
+    sample: list[list[tuple[str, bool]]] = []
+    lengths = []
+    for number, (messages, tools) in enumerate(chats):
+        try:
+            rows = templates.trained_rows(tokenizer, messages, tools, train_on)
+        except ModelError as error:
+            raise ModelError(f"chat {number + 1} of {len(chats)}: {error}") from None
+        lengths += [len(ids) for ids, _ in rows]
+        sample = sample or [
+            [
+                (tokenizer.decode([token for token, _ in run]), trained)
+                for trained, run in itertools.groupby(zip(*row, strict=True), key=lambda pair: pair[1])
+            ]
+            for row in rows
+        ]
+    longest = sorted(lengths, reverse=True)[:3]
+    over = sum(length > max_length for length in lengths) / len(lengths) if max_length else 0.0
+    counted = {"chats": len(chats), "rows": len(lengths), "longest": longest, "max_length": max_length, "over": over}
+    return {"sample": sample, "lengths": counted}
+
+
+def _example(tokenizer: Any) -> Chats:
+    """The built-in chat, without its system prompt where the template forbids one."""
+    messages, tools = EXAMPLE[0]
+    try:
+        templates.prompt_tokens(tokenizer, messages[:2])
+    except ModelError:
+        return [(messages[1:], tools)]
+    return EXAMPLE

@@ -1,0 +1,74 @@
+"""`bloomery check`: a model before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+
+from bloomery.pipelines.cli_options import JsonOption, SetOption
+
+
+def check(
+    model: Annotated[str, typer.Argument(help="Checkpoint folder, or the name of a model on the Hugging Face hub.")],
+    recipe: Annotated[
+        str | None, typer.Option(help="Recipe whose training rows are rendered and measured, instead of an example.")
+    ] = None,
+    set: SetOption = [],  # noqa: A002, B006
+    revision: Annotated[str, typer.Option(help="Revision of a hub model.")] = "main",
+    chat_template: Annotated[
+        str, typer.Option(help="Template for a model that has none: chatml, or a file; else the recipe's.")
+    ] = "",
+    as_json: JsonOption = False,
+) -> None:
+    """Tell what a model is, which tokens of a chat it would be trained on, what it lacks, and why it is refused.
+
+    Nothing is trained and no weight is read. Exit code 4 if the model is refused.
+
+    Examples:
+
+        bloomery check ./SmolLM2-135M-Instruct
+
+        bloomery check Qwen/Qwen3-0.6B --recipe my.yaml --json
+
+        bloomery check ./base-model --chat-template chatml
+    """
+    from bloomery.components.core.modelling import checkpoints, inspection
+
+    chats: list[Any] = []
+    limits: dict[str, Any] = {}
+    if recipe:
+        from bloomery.pipelines import launch
+
+        loaded = launch.load(recipe, set, prepare=False)
+        chat_template = chat_template or loaded.chat_template
+        learns = next((stage.config for stage in loaded.stages if hasattr(stage.config, "train_on")), None)
+        if learns is not None:
+            limits = {"max_length": learns.max_length, "train_on": learns.train_on}
+        chats = training_chats(loaded.tasks)
+    folder = checkpoints.named("MODEL", model, revision)
+    facts = inspection.look(folder, chats=chats, chat_template=chat_template, **limits)
+    typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else inspection.describe(facts))
+    if facts["refused"]:
+        raise typer.Exit(4)
+
+
+def training_chats(tasks: dict[str, Any]) -> list[tuple[list[dict[str, Any]], str]]:
+    """The `train` rows of a recipe's tasks as chats with their tools, in every phrasing."""
+    from bloomery.components.core.data.chats import message
+    from bloomery.components.core.data.tables import list_files, read_rows, select
+    from bloomery.components.core.scoring.tasks import ask
+
+    found: list[tuple[list[dict[str, Any]], str]] = []
+    for name, task in tasks.items():
+        for split, source in task.splits.items():
+            if task.counted_to(split) != "train" or task.verifier.kind == "perplexity":
+                continue
+            rows = (row for uri in list_files(source.path) for row in read_rows(uri))
+            for row in select(rows, source):
+                for template in source.templates or task.templates if row.value is not None else ():
+                    asked = ask(template, row.value, f"tasks.{name}.splits.{split}")
+                    if not asked.problem:
+                        found.append(([*asked.messages, message("assistant", asked.reference)], asked.tools))
+    return found

@@ -1,0 +1,112 @@
+"""Chains that are not the quickstart's, each through the command line on a tiny real model."""
+
+import json
+from pathlib import Path
+
+import colours
+import pytest
+import yaml
+
+TRAINING = {"batch_size": 8, "max_length": 64}
+LEARNING = {"learning_rate": 1e-2, "epochs": 30, **TRAINING}
+
+
+@pytest.fixture
+def project(tmp_path: Path, tiny_model: Path) -> Path:
+    return colours.write_recipe(tmp_path, tiny_model)
+
+
+def write(project: Path, stages: list, splits: tuple[str, ...], **changes: object) -> None:
+    """Make the recipe's chain `stages`, with the questions of `splits` alone and nothing quantised."""
+    recipe = yaml.safe_load((project / "recipe.yaml").read_text())
+    questions = recipe["tasks"]["colour"]["splits"]
+    recipe["tasks"]["colour"]["splits"] = {name: questions[name] for name in splits}
+    recipe |= {"stages": stages, "quantisation": [], **changes}
+    (project / "recipe.yaml").write_text(yaml.safe_dump({key: value for key, value in recipe.items() if value != ""}))
+
+
+def questions(project: Path, split: str) -> list[dict]:
+    rows = [json.loads(line) for line in (project / "q.jsonl").read_text().split("\n")]
+    return [row for row in rows if row["split"] == split]
+
+
+def test_fine_tuning_alone_on_a_file_of_conversations(project):
+    lines = [
+        {"messages": [{"role": "user", "content": row["q"]}, {"role": "assistant", "content": row["a"]}]}
+        for row in questions(project, "train")
+    ]
+    (project / "chats.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"messages": []}\n')
+    write(project, [{"sft": LEARNING}], ("test",), chats=[{"name": "own", "path": "chats.jsonl"}])
+    summary = colours.run(project, "w")
+    assert summary["status"] == "promoted", summary["reason"]
+    assert summary["chain"] == [
+        *("preflight", "evaluation_base", "chat_curation", "sft", "evaluation_sft"),
+        *("evaluation_champion", "promotion"),
+    ]
+    assert summary["stages"]["chat_curation"]["chat_curation/rejects"] == 1
+    assert summary["stages"]["sft"]["sft/chats"] == summary["stages"]["chat_curation"]["chat_curation/chats"]
+    assert summary["stages"]["evaluation_sft"]["evaluation/colour.test.accuracy"] == 1.0
+
+
+def test_preference_optimisation_alone_on_a_file_of_pairs(project):
+    lines = [{"prompt": row["q"], "chosen": row["a"], "rejected": "blue"} for row in questions(project, "train")]
+    lines.append({"prompt": "colour of nothing?", "chosen": "red", "rejected": "red"})
+    (project / "pairs.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    write(
+        project,
+        [{"dpo": {"learning_rate": 1e-3, "epochs": 2, **TRAINING}}],
+        ("test",),
+        preferences=[{"name": "own", "path": "pairs.jsonl"}],
+    )
+    summary = colours.run(project, "w")
+    assert summary["status"] in ("promoted", "rejected"), summary["reason"]
+    assert summary["stages"]["chat_curation"]["chat_curation/preferences"] == len(lines) - 1
+    dpo = summary["stages"]["dpo"]
+    assert dpo["dpo/margin_after"] > dpo["dpo/margin_before"]
+
+
+def test_two_rounds_of_sampling_and_preferences_twice(project):
+    again = {"learning_rate": 1e-3, "epochs": 2, **TRAINING}
+    sampling = {"num_samples": 4, "temperature": 1.2}
+    preferring = {"learning_rate": 1e-4, "epochs": 1, "batch_size": 2, "max_length": 64}
+    stages = [
+        {"sft": {**LEARNING, "epochs": 15}},
+        {"rejection_sampling": sampling},
+        {"sft": {"as": "sft_2", **again}},
+        {"rejection_sampling": {"as": "sampling_2", **sampling, "seed": 5}},
+        {"sft": {"as": "sft_3", **again}},
+        {"dpo": preferring},
+        {"rejection_sampling": {"as": "sampling_3", **sampling, "temperature": 2.0}},
+        {"dpo": {"as": "dpo_2", **preferring}},
+    ]
+    write(project, stages, ("train", "unlabelled", "validation", "test"))
+    summary = colours.run(project, "w")
+    assert summary["status"] == "promoted", summary["reason"]
+    names = [next(iter(stage.values())).get("as", next(iter(stage))) for stage in stages]
+    assert [name for name in summary["chain"] if name in names] == names
+    assert set(summary["stages"]) == set(summary["chain"])
+    first = summary["stages"]["rejection_sampling"]
+    assert summary["stages"]["sft_2"]["sft/chats"] == (
+        summary["stages"]["sft"]["sft/chats"] + first["rejection_sampling/accepted_chats"]
+    )
+
+
+def test_continued_pre_training_alone_is_judged_by_perplexity(project):
+    recipe = yaml.safe_load((project / "recipe.yaml").read_text())
+    texts = {"role": "domain", "templates": [{"answer": "{text}"}], "verifier": {"kind": "perplexity"}}
+    held_out = [{"text": f"The {thing} in the shop is painted red every May."} for thing in ("gate", "spoon", "ladder")]
+    (project / "held_out.jsonl").write_text("\n".join(map(json.dumps, held_out)))
+    tasks = {"pages": {**texts, "splits": {"test": {"path": "held_out.jsonl"}}}}
+    stages = [recipe["stages"][0], "dedup", {"cpt": {"learning_rate": 1e-2, "epochs": 4, **TRAINING}}]
+    recipe |= {"stages": stages, "quantisation": [], "tasks": tasks}
+    (project / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    summary = colours.run(project, "w")
+    assert summary["status"] == "promoted", summary["reason"]
+    verdict = json.loads(Path(_output(summary, "promotion", "verdict"), "verdict.json").read_text())
+    (leg,) = [leg for leg in verdict["legs"] if leg["kind"] == "task"]
+    assert leg["name"] == "pages.test perplexity against base" and leg["value"] < leg["baseline"]
+
+
+def _output(summary: dict, stage: str, port: str) -> str:
+    events = [json.loads(line) for line in (Path(summary["run"]) / "journal.jsonl").read_text().split("\n") if line]
+    return next(e["outputs"][port] for e in events if e["event"] == "finished" and e["stage"] == stage)

@@ -1,0 +1,43 @@
+"""What is asked of a conversation that does not fit."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from bloomery.components.core.data.chats import chat
+from bloomery.components.core.errors import DataError
+from bloomery.components.core.modelling import templates
+from bloomery.components.core.modelling.context import fitting
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path):
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def test_the_last_turn_loses_its_beginning_and_nothing_else(tokenizer) -> None:
+    # user, 2 bytes, assistant, 2 bytes and the end, user, 4 bytes, assistant: 13 tokens
+    messages = [*chat("ab", "cd"), *chat("efgh")]
+    assert len(templates.prompt_tokens(tokenizer, messages)) == 13
+    assert fitting(tokenizer, [messages], [""], 13, "error", "here") == [messages]
+    assert fitting(tokenizer, [messages], [""], 11, "truncate_left", "here") == [[*messages[:2], *chat("gh")]]
+    short = chat("ab")
+    # The turns before it fill the room alone.
+    assert fitting(tokenizer, [messages, short], ["", ""], 9, "truncate_left", "here") == [None, short]
+    assert fitting(tokenizer, [messages, short], ["", ""], 12, "drop", "here") == [None, short]
+    with pytest.raises(DataError, match="^here: 1 of 2 questions do not fit: the longest has 13 tokens.*leaves 12 "):
+        fitting(tokenizer, [messages, short], ["", ""], 12, "error", "here")
+    with pytest.raises(DataError, match="1 of 1"):
+        fitting(tokenizer, [messages], [""], 12, "drop", "here")
+
+
+def test_a_sign_of_several_tokens_that_is_cut_in_two_still_fits(tokenizer) -> None:
+    # 4 signs of 3 bytes; 8 tokens leave 6 for the text: two signs
+    (cut,) = fitting(tokenizer, [chat("가나다라")], [""], 8, "truncate_left", "here")
+    assert cut == chat("다라")
+    (cut,) = fitting(tokenizer, [chat("가나다라")], [""], 7, "truncate_left", "here")
+    assert cut and len(templates.prompt_tokens(tokenizer, cut)) <= 7 and cut[0]["content"].endswith("라")

@@ -1,0 +1,73 @@
+"""What is told of a model before it is trained, and what it is given."""
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.modelling import checkpoints, inspection, templates
+from bloomery.pipelines.cli import app
+
+
+@pytest.fixture
+def bare(tiny_model, tmp_path):
+    """A base model without a chat template and a pad token."""
+    folder = shutil.copytree(tiny_model, tmp_path / "bare")
+    (folder / "chat_template.jinja").unlink()
+    settings = json.loads((folder / "tokenizer_config.json").read_text())
+    settings.pop("pad_token")
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def test_the_first_chat_is_shown_with_what_would_be_trained(tiny_model):
+    chats = [([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}], "")]
+    facts = inspection.look(tiny_model, chats=chats, max_length=5)
+    assert facts["refused"] == [] and facts["template"] == "own"
+    assert facts["sample"] == [[("<|user|>hi<|assistant|>", False), ("yes<|eos|>", True)]]
+    assert facts["lengths"] == {"chats": 1, "rows": 1, "longest": [8], "max_length": 5, "over": 1.0}
+    assert facts["vocabulary"] == {"tokenizer": 260, "embeddings": 260}
+    text = inspection.describe(facts)
+    assert "<|user|>hi<|assistant|>⟦yes<|eos|>⟧" in text and "100.0% over max_length 5" in text
+
+
+def test_what_a_base_model_lacks_is_written_into_the_folder_and_not_into_the_users(bare, tmp_path):
+    from bloomery.components.core import artifact
+
+    assert "has no chat template" in inspection.look(bare)["refused"][0]
+    facts = inspection.look(bare, chat_template="chatml")
+    assert facts["refused"] == [] and facts["template"] == "supplied"
+    assert any("chat template chatml" in what for what in facts["supplied"])
+    artifact.link_tree(bare, tmp_path / "given")
+    inspection.supply(tmp_path / "given", "chatml", facts["end_ids"])
+    assert not (bare / "chat_template.jinja").exists()
+    model, tokenizer = checkpoints.load(tmp_path / "given")
+    checkpoints.check_template(tokenizer, bare)
+    # Its vocabulary has no <|im_end|>, so EOS ends a turn; and without a pad token, pads too.
+    assert (
+        templates.end_tokens(tokenizer, model.generation_config) == [tokenizer.eos_token_id] == [tokenizer.pad_token_id]
+    )
+
+
+def test_a_template_file_that_is_not_there(bare):
+    with pytest.raises(ConfigError, match=r"chat_template: found nowhere\.jinja"):
+        inspection.look(bare, chat_template="nowhere.jinja")
+
+
+def test_the_ends_of_a_turn_are_added_to_a_published_list(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "copy")
+    (folder / "generation_config.json").write_text('{"eos_token_id": [7], "temperature": 0.5}')
+    facts = inspection.look(folder)
+    inspection.supply(folder, "", facts["end_ids"])
+    stored = json.loads((folder / "generation_config.json").read_text())
+    assert stored == {"eos_token_id": [1, 7], "temperature": 0.5}
+
+
+def test_check_tells_and_ends_with_4_if_the_model_is_refused(tiny_model, bare):
+    told = CliRunner().invoke(app, ["check", str(tiny_model)])
+    assert told.exit_code == 0 and "⟦Seoul<|eos|>⟧" in told.stdout
+    refused = CliRunner().invoke(app, ["check", str(bare), "--json"])
+    assert refused.exit_code == 4 and json.loads(refused.stdout)["refused"]
+    assert CliRunner().invoke(app, ["check", str(bare), "--chat-template", "chatml"]).exit_code == 0

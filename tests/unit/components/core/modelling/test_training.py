@@ -1,0 +1,53 @@
+"""What the trainers are told: nothing is cut by them, and their loss holds bounded logits."""
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from bloomery.components.core.modelling import training
+from bloomery.components.core.modelling.fine_tuning import _rows_at_once
+from bloomery.components.core.modelling.training import TrainingConfig
+
+SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="with an accelerator TRL's own tiles are in place")
+@pytest.mark.parametrize(
+    ("vocabulary", "tokens"),
+    [(2_048, 4_096), (32_768, 512), (49_152, 512), (152_000, 512)],  # 64 MiB / 4 bytes / columns, at most 4,096
+)
+def test_a_tile_of_the_loss_takes_64_mebibytes(vocabulary, tokens):
+    from trl.kernels import chunked_logprob
+    from trl.trainer import utils
+
+    with torch.device("meta"):
+        network = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **SMALL))
+    config = TrainingConfig(learning_rate=1e-3, epochs=1, max_length=64)
+    given = training.arguments(config, network, num_rows=10, evaluations=0)
+    assert chunked_logprob.TOKEN_CHUNK_SIZE == tokens
+    assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == 32_768  # the columns that the bound counts with
+    assert given["max_length"] is None  # rows are whole
+
+
+def test_small_tiles_give_the_loss_and_gradients_of_large_ones(monkeypatch):
+    from trl.kernels import chunked_logprob
+    from trl.trainer.utils import add_fused_lm_head
+
+    found = []
+    for tokens in (4_096, 7):
+        monkeypatch.setattr(chunked_logprob, "TOKEN_CHUNK_SIZE", tokens)
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=60, **SMALL))
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+        ids = torch.arange(3, 43)[None]
+        loss = model(input_ids=ids, labels=ids, fused_lm_head=True).loss
+        loss.backward()
+        found.append((loss.detach(), model.lm_head.weight.grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_validation_batches_hold_64_rows_or_8192_tokens():
+    row = {"input_ids": [1] * 128}
+    assert _rows_at_once([row]) == 64
+    assert _rows_at_once([row, {"input_ids": [1] * 2_048}]) == 4
+    assert _rows_at_once([{"input_ids": [1] * 20_000}]) == 1
