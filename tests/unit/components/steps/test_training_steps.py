@@ -104,12 +104,18 @@ def test_sft_keeps_the_end_of_what_is_too_long_or_stops_at_it(base, tasks, tmp_p
 def test_a_chat_without_a_token_to_train_is_counted_and_left_out(base, tasks, tmp_path):
     rows = [
         {"id": content_id(text), "messages": messages, "task": "echo", "origin": "seed", "parent": ""}
-        for text, messages in (("a", chat("say ab", "ab")), ("b", chat("only asked")))
+        for text, messages in (
+            ("a", chat("say ab", "ab")),
+            ("b", chat("only asked")),
+            ("c", [*chat("say cd", "cd"), *chat("x" * 100)]),  # its answer is cut off
+        )
     ]
     artifact.write_rows(tmp_path / "c", "chat/1", Chat.table(rows))
-    config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
+    config = SftConfig(
+        learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0, too_long="truncate_left"
+    )
     metrics = sft(config, chats=tmp_path / "c", tasks=tasks, base_model=base, model=tmp_path / "m")
-    assert metrics["sft/without_loss"] == 1 and metrics["sft/chats"] == 1
+    assert metrics["sft/without_loss"] == 2 and metrics["sft/chats"] == metrics["sft/too_long"] == 1
 
 
 def test_another_learning_rate_tokenises_nothing_again(base, tasks, tmp_path, monkeypatch):
