@@ -53,10 +53,10 @@ def read(outputs: Mapping[tuple[str, str], Output], finished: Mapping[str, Any])
         ("chat/2", ["origin"], "Where the chats come from"),
     ):
         last = next((output for output in reversed(tables) if output.manifest.schema_name == schema), None)
-        if last:
+        if last and last.manifest.rows:
             pictures.append(_counted(title, _counts(last.path, columns), f"rows of {last.stage}.{last.name}"))
         else:
-            missing.append(f"{title}: no step that writes them finished.")
+            missing.append(f"{title}: {'none are left' if last else 'no stage wrote any'}.")
     for stage, counts in reasons.items():
         if counts:
             note = f"{counts.total():,} rows, by reason"

@@ -70,7 +70,7 @@ def test_two_rounds_of_sampling_and_preferences_twice(project):
     sampling = {"num_samples": 4, "temperature": 1.2}
     preferring = {"learning_rate": 1e-4, "epochs": 1, "batch_size": 2, "max_length": 64}
     stages = [
-        {"sft": {**LEARNING, "epochs": 15}},
+        {"sft": {**LEARNING, "epochs": 40}},
         {"rejection_sampling": sampling},
         {"sft": {"as": "sft_2", **again}},
         {"rejection_sampling": {"as": "sampling_2", **sampling, "seed": 5}},

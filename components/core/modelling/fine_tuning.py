@@ -121,20 +121,21 @@ def _rows_of_chats(cut: Any, chats: list[dict[str, Any]]) -> Encoded:
     rows: list[Row] = []
     counts = {"read": len(chats), "chats": 0, "too_long": 0, "without_loss": 0, "trained_tokens": 0}
     for chat in chats:
-        kept, too_long = cut(chat)
+        kept, too_long, lacks_loss = cut(chat)
         rows += kept
         counts["chats"] += bool(kept)
         counts["too_long"] += too_long
-        counts["without_loss"] += not kept and not too_long
+        counts["without_loss"] += lacks_loss
         counts["trained_tokens"] += sum(sum(trained) for _, trained in kept)
     return token_shards.encoded(rows, counts)
 
 
-def _cut(tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, Any]) -> tuple[list[Row], bool]:
-    """(rows of at most `max_length` tokens that have something to train, whether one was longer) of a chat/2 row."""
+def _cut(tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, Any]) -> tuple[list[Row], bool, bool]:
+    """(rows of at most `max_length` tokens that have something to train, whether one was longer, whether there is none
+    because nothing that fits is trained) of a chat/2 row."""
     max_length, too_long = config.max_length, config.too_long
     if not any(turn["role"] == "assistant" for turn in chat["messages"]):
-        return [], False
+        return [], False, True
     made = templates.trained_rows(tokenizer, chat["messages"], chat["tools"], config.train_on)
     longest = max(len(ids) for ids, _ in made)
     if longest > max_length and too_long == "error":
@@ -145,8 +146,9 @@ def _cut(tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, A
     if too_long == "truncate_left":
         made = [(ids[-max_length:], trained[-max_length:]) for ids, trained in made]
     # The first token has nothing before it that it could be learnt from.
-    kept = [(ids, trained) for ids, trained in made if len(ids) <= max_length and any(trained[1:])]
-    return kept, longest > max_length
+    fitting = [(ids, trained) for ids, trained in made if len(ids) <= max_length]
+    kept = [(ids, trained) for ids, trained in fitting if any(trained[1:])]
+    return kept, longest > max_length, bool(fitting) and not kept
 
 
 def _told(counts: dict[str, int], config: FineTuningConfig, where: str) -> dict[str, float]:

@@ -192,7 +192,7 @@ def test_files_of_chats_and_pairs_are_curated_first(load, on_a_short_stack):
     ("chain", "files", "told"),
     [
         ([{"sft": TRAINING}], ("preferences",), "preferences: no stage reads them; add one that reads preference/2"),
-        ([{"dpo": TRAINING}], ("chats",), "stages.dpo: reads preferences (preference/2), which nothing before it writes"),
+        ([{"dpo": TRAINING}], ("chats",), "stages.dpo: reads preferences (preference/2), which nothing before it"),
         (
             [{"sft": TRAINING}, "rejection_sampling", {"dpo": TRAINING}],
             ("preferences",),
