@@ -7,7 +7,7 @@ first stage stand what preflight made of the recipe's data and model.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ NAMED = re.compile(r"[a-z][a-z0-9_]*")
 GIVEN_BY = {
     "source/1": "a stage with `sources`, such as data_curation",
     "document/2": "a stage data_curation before it",
-    "chat/2": "a `train` split of a task, or a stage synthetic_data before it",
-    "preference/2": "a stage rejection_sampling before it",
+    "chat/2": "files of `chats`, or a `train` split of a task",
+    "preference/2": "files of `preferences`, or a stage rejection_sampling before it",
     "prompt/2": "an `unlabelled` or `train` split of a task",
 }
 """What brings data of a schema into a chain, for messages."""
@@ -43,6 +43,12 @@ class Stage(Config):
     def declared(self) -> steps.Step:
         """What the step says of itself."""
         return steps.find(self.step)
+
+    @property
+    def writes(self) -> dict[str, str]:
+        """Schema by output port, without the outputs that these settings leave empty."""
+        idle = getattr(self.config, "idle_outputs", set())
+        return {port: schema for port, schema in self.declared.writes.items() if port not in idle}
 
     @model_serializer
     def _as_written(self) -> dict[str, Any]:
@@ -113,23 +119,26 @@ def read(entries: Any, *, seed: int, folder: Path | None = None) -> list[Stage]:
     return stages
 
 
-def problems(stages: Sequence[Stage], given: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong with the order of `stages`, where `given` are the schemas that stand before the first, each with
-    the key of the recipe that it comes from."""
-    newest = dict(given)
-    unread = {schema: key for schema, key in given.items() if key}
+def problems(stages: Sequence[Stage], given: Collection[str]) -> Iterator[str]:
+    """What is wrong with the order of `stages`, where `given` are the schemas that stand before the first."""
+    known = set(given)
+    unread: dict[str, str] = {}
     for stage in stages:
         step = stage.declared
         for port, schema in step.reads.items():
             unread.pop(schema, None)
-            if schema not in newest and port not in step.optional:
+            if schema not in known and port not in step.optional:
                 brings = GIVEN_BY.get(schema) or " or ".join(_writers(schema)) or "no step"
                 yield f"stages.{stage.name}: reads {port} ({schema}), which nothing before it writes; add {brings}"
-        newest |= dict.fromkeys(step.writes.values(), stage.name)
-    if not any("model/1" in stage.declared.writes.values() for stage in stages):
-        yield "stages: no stage writes a model, so the gate has nothing to judge; add a stage that trains, such as sft"
+        for schema in unread.keys() & set(stage.writes.values()):
+            yield f"{unread.pop(schema)}: stages.{stage.name} writes {schema} anew before a stage has read them"
+        known |= set(stage.writes.values())
+        if stage.step == "chat_curation":
+            unread |= {schema: port for port, schema in stage.writes.items() if schema in ("chat/2", "preference/2")}
     for schema, key in unread.items():
-        yield f"{key}: no stage reads {schema}; add a stage that does, or leave the key out"
+        yield f"{key}: no stage reads them; add one that reads {schema}, or leave the key out"
+    if not any("model/1" in stage.writes.values() for stage in stages):
+        yield "stages: no stage writes a model, so the gate has nothing to judge; add a stage that trains, such as sft"
 
 
 def _writers(schema: str) -> list[str]:

@@ -19,7 +19,7 @@ def stages(recipe: Recipe) -> tuple[str, ...]:
     told = ["preflight", "evaluation_base"]
     for stage in recipe.stages:
         told.append(stage.name)
-        if "model/1" in stage.declared.writes.values():
+        if "model/1" in stage.writes.values():
             told.append(f"evaluation_{stage.name}")
     for variant in variants(recipe):
         told += [variant["stage"], variant["evaluation"]]
@@ -76,8 +76,8 @@ def build(recipe: Recipe) -> Any:
             step = stage.declared
             inputs = {port: newest[schema] for port, schema in step.reads.items() if schema in newest}
             made = done[stage.step] = task(stage.step, stage.name, given[stage.name], **inputs)
-            newest |= {schema: made[port] for port, schema in step.writes.items()}
-            if "model/1" in step.writes.values():
+            newest |= {schema: made[port] for port, schema in stage.writes.items()}
+            if "model/1" in stage.writes.values():
                 is_candidate = stage.name == recipe.last_model() and not recipe.quantisation
                 results = evaluate(
                     stage.name, newest["model/1"], "evaluation_of_rivals" if is_candidate else "evaluation"

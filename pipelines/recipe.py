@@ -15,6 +15,7 @@ from pydantic import Field, field_validator, model_validator
 
 from bloomery.components.chat_curation.config import ChatCurationConfig
 from bloomery.components.core.config import MOST_PACKED, Config, ModelName, packed, parameters, parse
+from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.scoring.lm_eval_tasks import PREFIX
 from bloomery.components.core.scoring.tasks import TaskConfig
@@ -56,6 +57,13 @@ class Recipe(Config):
     """Seed of every step that does not set its own."""
     tasks: dict[str, TaskConfig] = Field(min_length=1)
     """What the model is for, and what it must not forget."""
+    chats: list[ChatSource] = []
+    """Files of conversations to learn from: OpenAI `messages`, ShareGPT, Alpaca, prompt and completion. A stage
+    `chat_curation`, which stands first unless the list has one, masks personal data in them, and takes out copies and
+    what holds a question of an evaluation set."""
+    preferences: list[ChatSource] = []
+    """Files of preference pairs (`chosen`, `rejected`, with or without `prompt`), or of answers with a `label`, curated
+    as `chats` are."""
     stages: list[Stage] = Field(min_length=1)
     """What is done, in this order: steps, each with its settings, such as `[sft: {epochs: 1, …}, dpo]`. A stage reads
     the newest artifact of each schema that its step reads. A step that is used twice gets a name of its own, by
@@ -92,7 +100,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         problems = [*self._unknown_floors(), *self._unknown_steps(), *self._unfit_gate(), *self._too_large()]
-        problems += chain.problems(self.stages, self._given())
+        problems += chain.problems(self.stages, self.start().values())
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -134,11 +142,6 @@ class Recipe(Config):
                     f"parameter at most {MOST_PACKED:,}; shorten the longest of them"
                 )
 
-    def _given(self) -> dict[str, str]:
-        """The schemas that preflight writes for the first stage, each with the key that would be idle if none read it;
-        '' where it is always there."""
-        return dict.fromkeys(self.start().values(), "")
-
     def start(self) -> dict[str, str]:
         """What stands before the first stage: the schema of each output of preflight that a stage may read, by port."""
         return {
@@ -159,7 +162,7 @@ class Recipe(Config):
 
     def last_model(self) -> str:
         """The stage whose model is the candidate, or is quantised to it."""
-        return [stage.name for stage in self.stages if "model/1" in stage.declared.writes.values()][-1]
+        return [stage.name for stage in self.stages if "model/1" in stage.writes.values()][-1]
 
     def preflight(self) -> PreflightConfig:
         """What preflight checks: the top-level keys, and what data_curation and dedup read from outside."""
@@ -259,7 +262,7 @@ def parse_recipe(values: dict[str, Any], folder: Path) -> Recipe:
     ]
     values = {key: value for key, value in values.items() if key in Recipe.model_fields or key not in steps.names()}
     try:
-        stages = chain.read(values["stages"], seed=seed, folder=folder) if "stages" in values else None
+        stages = chain.read(_curated(values), seed=seed, folder=folder) if "stages" in values else None
     except ConfigError as error:
         problems.append(str(error))
         # The rest is looked at all the same: every problem is told at once.
@@ -279,6 +282,18 @@ def _unshared(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _unshared(item) for key, item in value.items()}
     return [_unshared(item) for item in value] if isinstance(value, list) else value
+
+
+def _curated(values: dict[str, Any]) -> Any:
+    """The raw stages, with the files of `chats` and `preferences` given to the stage that curates them."""
+    files = {key: values[key] for key in ("chats", "preferences") if values.get(key)}
+    if not files:
+        return values["stages"]
+    found = [settings for step, _, settings in chain.written(values["stages"]) if step == "chat_curation"]
+    if found:
+        found[0].update(files)
+        return values["stages"]
+    return [{"chat_curation": files}, *values["stages"]]
 
 
 def uses(recipe: str, variable: str) -> bool:

@@ -33,6 +33,11 @@ class ChatCurationConfig(Config):
         """Every source."""
         return [*self.chats, *self.preferences]
 
+    @property
+    def idle_outputs(self) -> set[str]:
+        """Outputs that hold nothing of their own: those of the kind that is not read."""
+        return {name for name, sources in (("chats", self.chats), ("preferences", self.preferences)) if not sources}
+
     @model_validator(mode="after")
     def _has_sources_of_different_names(self) -> ChatCurationConfig:
         names = [source.name for source in self.inputs]

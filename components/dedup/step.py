@@ -22,7 +22,15 @@ import pyarrow.compute as pc
 import xxhash
 
 from bloomery.components.core.artifact import Reads, Shards, Writer, Writes, read_manifest
-from bloomery.components.core.data.near import Permutations, band_keys, candidate_pairs, jaccard_similarities
+from bloomery.components.core.data.near import (
+    MAX_RECORD_SIMILARITY,
+    Permutations,
+    band_keys,
+    candidate_pairs,
+    is_record_of_template,
+    jaccard_similarities,
+    neighbourhoods,
+)
 from bloomery.components.core.data.shingles import fold, ngram_lengths
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.parallel import map_ordered
@@ -41,6 +49,10 @@ ROWS_PER_FOLD = 500
 the pages were new each time (2.2 instead of 1.9 s for 200,000)."""
 PAIRS_PER_BATCH = 2_000
 """Candidate pairs that a worker compares at once."""
+
+MAX_LOST = 0.2
+"""A source that loses more of its documents is told: web pages lose about a tenth to copies, the quickstart's shop with
+all its planted ones as much; a source that loses a fifth holds something that its user does not know of."""
 
 Dropped = dict[int, tuple[str, str]]
 """(reason, detail) by index of the document."""
@@ -66,7 +78,8 @@ def run(
     Writes:  kept (document/2), duplicates (reject/1; `detail` names the survivor or the question, and the
              overlap), index (index/1; the known documents and those kept where `write_index` is set, else empty)
     Returns: dedup/documents, contaminated, exact_duplicates, near_duplicates, semantic_duplicates, known_documents,
-             candidate_pairs, similar_pairs, evaluation_items, evaluation_items_found, evaluation_items_too_short
+             candidate_pairs, similar_pairs, template_pairs (similar, but records of one template), evaluation_items,
+             evaluation_items_found, evaluation_items_too_short, lost_fraction_<source>
     Raises:  DataError if no document is left, or `known` was made with other settings.
     """
     old, new = Shards(known, "index/1"), Shards(documents, "document/2")
@@ -80,8 +93,8 @@ def run(
     dropped |= _exact(ids, sketch, rank, _standing(rank, dropped))
     pairs = _pairs(sketch, num_known, _standing(rank, dropped))
     kept.parent.mkdir(parents=True, exist_ok=True)
-    similarities = _similarities(old, new, pairs, config, kept.parent)
-    similar = similarities >= config.jaccard_threshold
+    similarities, is_record = _similarities(old, new, pairs, config, kept.parent)
+    similar = (similarities >= config.jaccard_threshold) & ~is_record
     dropped |= _copies(ids, pairs[similar], similarities[similar], rank, "near_duplicate", "Jaccard")
     if config.semantic:
         standing = _standing(rank, dropped)
@@ -108,11 +121,32 @@ def run(
         "known_documents": num_known,
         "candidate_pairs": len(pairs),
         "similar_pairs": similar.sum(),
+        "template_pairs": is_record.sum(),
         "evaluation_items": len(items),
         "evaluation_items_found": len({found.item.id for found in sketch.found.values()}),
         "evaluation_items_too_short": num_short,
     }
+    metrics |= _lost(new.column("source"), num_known, dropped)
     return {f"dedup/{name}": float(value) for name, value in metrics.items()}
+
+
+def _lost(sources: pa.ChunkedArray, num_known: int, dropped: Dropped) -> dict[str, float]:
+    """lost_fraction_<source>: share of each source's documents that were dropped; a large one is told with reasons."""
+    names = pc.replace_substring_regex(sources, ":.*", "").to_pylist()
+    total = Counter(names)
+    lost: dict[str, Counter[str]] = {name: Counter() for name in total}
+    for index, (reason, _) in dropped.items():
+        lost[names[index - num_known]][reason] += 1
+    for name, reasons in lost.items():
+        if reasons.total() > MAX_LOST * total[name]:
+            share = reasons.total() / total[name]
+            told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+            logger.warning(
+                "the source %s loses %.0f %% of its %d documents: %s; `detail` in duplicates names for each "
+                "the copy that stays, or the question that it holds",
+                *(name, 100 * share, total[name], told),
+            )
+    return {f"lost_fraction_{name}": reasons.total() / total[name] for name, reasons in sorted(lost.items())}
 
 
 def _check_settings(known: Path, config: DedupConfig) -> None:
@@ -245,8 +279,9 @@ def _pairs(sketch: Sketch, num_known: int, standing: np.ndarray) -> np.ndarray:
 
 def _similarities(
     old: Shards, new: Shards, pairs: np.ndarray, config: DedupConfig, scratch: Path
-) -> np.ndarray:
-    """Jaccard similarity of the shingles of each pair, float64; 0 where it is below the threshold.
+) -> tuple[np.ndarray, np.ndarray]:
+    """(Jaccard similarity of the shingles of each pair, float64, 0 where it is below the threshold; whether the pair
+    are records of one template, bool).
 
     The texts are copied to a file in `scratch` in one pass over the shards, and read from there pair by pair: to find
     them in compressed shards each time would cost a pass for every block of pairs.
@@ -261,10 +296,20 @@ def _similarities(
             file.write(memoryview(data or b"")[ends[0] : ends[-1]])
         file.flush()
         ends = np.cumsum(np.concatenate([[0], *lengths]))
+        places = places.reshape(-1, 2)
         starts = range(0, len(pairs), PAIRS_PER_BATCH)
-        batches = (_read_pairs(file, ends, places.reshape(-1, 2)[at : at + PAIRS_PER_BATCH]) for at in starts)
+        batches = (_read_pairs(file, ends, places[at : at + PAIRS_PER_BATCH]) for at in starts)
         parts = list(map_ordered(partial(_compare, config), batches, releases_gil=True))
-    return np.concatenate([np.empty(0), *parts])
+        similarities = np.concatenate([np.empty(0), *parts])
+        similar = np.flatnonzero(similarities >= config.jaccard_threshold)
+        near = neighbourhoods(places[similar])
+        told = np.flatnonzero((similarities >= config.jaccard_threshold) & (similarities < MAX_RECORD_SIMILARITY))
+        starts = range(0, len(told), PAIRS_PER_BATCH)
+        groups = (_read_groups(file, ends, places[told[at : at + PAIRS_PER_BATCH]], near) for at in starts)
+        flags = list(map_ordered(partial(_are_records, config), groups, releases_gil=True))
+    is_record = np.zeros(len(pairs), np.bool_)
+    is_record[told] = np.concatenate([np.empty(0, np.bool_), *flags])
+    return similarities, is_record
 
 
 def _texts(old: Shards, new: Shards, members: np.ndarray) -> Iterator[pa.Array]:
@@ -280,17 +325,40 @@ def _texts(old: Shards, new: Shards, members: np.ndarray) -> Iterator[pa.Array]:
 def _read_pairs(file: Any, ends: np.ndarray, places: np.ndarray) -> tuple[pa.Array, np.ndarray]:
     """(texts of a batch of pairs, their places among them)."""
     members, places = np.unique(places, return_inverse=True)
+    return _read_texts(file, ends, members), places.reshape(-1, 2)
+
+
+def _read_groups(
+    file: Any, ends: np.ndarray, places: np.ndarray, near: dict[int, list[int]]
+) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray]:
+    """(texts of a batch of pairs and of their neighbours, the pairs' places among them, where the neighbours of each
+    text begin, their places)."""
+    own = np.unique(places)
+    members = np.unique(np.concatenate([own, *(near[index] for index in own.tolist())]))
+    asked = set(own.tolist())
+    groups = [near[index] if index in asked else [] for index in members.tolist()]
+    starts = np.cumsum([0, *map(len, groups)])
+    neighbours = np.searchsorted(members, np.array([other for group in groups for other in group], np.int64))
+    return _read_texts(file, ends, members), np.searchsorted(members, places), starts, neighbours
+
+
+def _read_texts(file: Any, ends: np.ndarray, members: np.ndarray) -> pa.Array:
     sizes = np.diff(ends)[members]
     data = b"".join(map(os.pread, repeat(file.fileno()), sizes.tolist(), ends[members].tolist()))
     offsets = np.cumsum(np.concatenate([[0], sizes]))
-    texts = pa.LargeStringArray.from_buffers(len(members), pa.py_buffer(offsets), pa.py_buffer(data))
-    return texts, places.reshape(-1, 2)
+    return pa.LargeStringArray.from_buffers(len(members), pa.py_buffer(offsets), pa.py_buffer(data))
 
 
 def _compare(config: DedupConfig, batch: tuple[pa.Array, np.ndarray]) -> np.ndarray:
     texts, pairs = batch
     folded = fold(texts)
     return jaccard_similarities(folded, _shingle_lengths(folded, config), pairs, config.jaccard_threshold)
+
+
+def _are_records(config: DedupConfig, batch: tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
+    texts, pairs, starts, neighbours = batch
+    folded = fold(texts)
+    return is_record_of_template(folded, _shingle_lengths(folded, config), pairs, starts, neighbours)
 
 
 def _copies(

@@ -106,7 +106,7 @@ _CONTEXT_CHARACTERS = 48
 _ISSUED = re.compile(
     r"4\d{12}(?:\d{3}|\d{6})?|5[1-5]\d{14}|2(?:22[1-9]|2[3-9]\d|[3-6]\d\d|7[01]\d|720)\d{12}|3[47]\d{13}"
     r"|3(?:0[0-5]|[689]\d)\d{11}|35(?:2[89]|[3-8]\d)\d{12}|6(?:011|4[4-9]\d|5\d\d)\d{12}|62\d{14,17}"
-    r"|(?:5[06-8]|6\d)\d{14}"
+    r"|[56]\d{15}"
 )
 # Country calling codes (ITU-T E.164), by their first digits.
 _CALLING_CODE = re.compile(

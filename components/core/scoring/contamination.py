@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterable
-from string import Formatter
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from numba import njit
 
+from bloomery.components.core.data import render
 from bloomery.components.core.data.chats import said, without_system
 from bloomery.components.core.data.shingles import (
     Folded,
@@ -28,6 +28,11 @@ NGRAM_CHARACTERS = 8
 too."""
 DENSE_NGRAM_CHARACTERS = 5
 """n-gram length of items in Hangul, kana or Chinese."""
+MIN_FIELD = (32, 16)
+"""Letters and digits from which the field of a template is a question by itself, in alphabetic scripts and in dense
+ones; names of products and codes are shorter."""
+MIN_QUESTION = (16, 8)
+"""The same where the template is the field alone: the field holds the words that ask as well."""
 
 _PREFIX_BITS = 20
 _PREFIX_SHIFT = np.uint64(64 - _PREFIX_BITS)
@@ -43,6 +48,8 @@ class Item(NamedTuple):
     """Characters in an n-gram."""
     hashes: np.ndarray
     """Sorted, different."""
+    name: np.ndarray
+    """n-grams of the fields that have to be there as well, of an item that is mostly words of a template."""
 
 
 class Found(NamedTuple):
@@ -52,35 +59,62 @@ class Found(NamedTuple):
     overlap: float
 
 
+class _Asked(NamedTuple):
+    """An evaluation row as text."""
+
+    own: str
+    """What the user wrote of the question: the fields of the row, without the words of the template."""
+    whole: str
+    """The question as it is asked, and its answer."""
+    is_field: bool
+    """Whether the template wrote words around the fields."""
+
+
 def evaluation_items(tasks: Tasks) -> tuple[list[Item], int]:
     """(items of every evaluation set and of validation, number too short to be told from chance).
 
-    An item is what the user wrote: the fields of its row, without the words of the prompt template. For a
-    perplexity task it is the reference text.
+    An item is what the user wrote: the fields of its row, without the words of the prompt template. Where that is
+    little more than a name, a page that mentions it states a fact and gives no question away: the item is then the
+    question as it is asked together with its answer. For a perplexity task it is the reference text.
     """
-    asked = [*tasks.prompts(), *tasks.prompts("validation")]
-    texts = [row.reference if tasks.is_scored_by_likelihood(row.task) else _asked(row, tasks) for row in asked]
-    letters = letters_and_digits(fold(pa.array(texts, pa.large_string())))
-    lengths = ngram_lengths(letters, NGRAM_CHARACTERS, DENSE_NGRAM_CHARACTERS)
+    rows = [*tasks.prompts(), *tasks.prompts("validation")]
+    asked = [_asked(row, tasks) for row in rows]
+    own, own_lengths = _letters([text.own for text in asked])
+    whole, whole_lengths = _letters([text.whole for text in asked])
     items: dict[tuple[int, bytes], Item] = {}
-    for index, row in enumerate(asked):
-        codes, length = letters.text(index), int(lengths[index])
-        if len(codes) >= length and (length, codes.tobytes()) not in items:
+    for index, (row, text) in enumerate(zip(rows, asked, strict=True)):
+        codes, length = own.text(index), int(own_lengths[index])
+        if len(codes) < length:
+            continue
+        name = np.empty(0, np.uint64)
+        is_dense = length == DENSE_NGRAM_CHARACTERS
+        if len(codes) < (MIN_FIELD if text.is_field else MIN_QUESTION)[is_dense]:
+            length = int(whole_lengths[index])
+            name, codes = np.unique(ngram_hashes(codes, length)), whole.text(index)
+        if (length, codes.tobytes()) not in items:
             hashes = np.unique(ngram_hashes(codes, length))
-            items[length, codes.tobytes()] = Item(row.id, row.task, row.split, length, hashes)
-    return list(items.values()), int((letters.lengths < lengths).sum())
+            items[length, codes.tobytes()] = Item(row.id, row.task, row.split, length, hashes, name)
+    return list(items.values()), int((own.lengths < own_lengths).sum())
 
 
-def _asked(prompt: Any, tasks: Tasks) -> str:
+def _letters(texts: list[str]) -> tuple[Folded, np.ndarray]:
+    """(letters and digits of the texts, characters in an n-gram of each)."""
+    letters = letters_and_digits(fold(pa.array(texts, pa.large_string())))
+    return letters, ngram_lengths(letters, NGRAM_CHARACTERS, DENSE_NGRAM_CHARACTERS)
+
+
+def _asked(row: Any, tasks: Tasks) -> _Asked:
     """What the template did not write of a prompt: a long instruction would drown a short question."""
-    text = "\n".join(map(said, without_system(prompt.messages)))
-    for template in tasks.configs[prompt.task].templates_of(prompt.split):
-        parts = Formatter().parse(template.prompt)
-        pieces = [re.escape(literal) + ("" if field is None else "(.*?)") for literal, field, *_ in parts]
-        match = re.fullmatch("".join(pieces), text, re.DOTALL)
-        if match and "".join(match.groups()).strip():
-            return " ".join(match.groups())
-    return text
+    if tasks.is_scored_by_likelihood(row.task):
+        return _Asked(row.reference, row.reference, False)
+    text = "\n".join(map(said, without_system(row.messages)))
+    whole = f"{text} {row.reference}"
+    for phrasing in tasks.configs[row.task].templates_of(row.split):
+        match = re.fullmatch(render.template(phrasing.prompt).pattern(), text, re.DOTALL)
+        own = " ".join(match.groups()) if match else ""
+        if own.strip():
+            return _Asked(own, whole, sum(map(str.isalnum, own)) < sum(map(str.isalnum, text)))
+    return _Asked(text, whole, False)
 
 
 class Detector:
@@ -109,9 +143,12 @@ class Detector:
             for place in np.flatnonzero(touched).tolist():
                 hashes = ngram_hashes(letters.text(place), length)
                 for owner in index.owners_of(hashes):
-                    overlap = _local_overlap(self._items[owner].hashes, hashes)
+                    item = self._items[owner]
+                    overlap = _local_overlap(item.hashes, hashes)
+                    if len(item.name) and _local_overlap(item.name, hashes) < self._min_overlap:
+                        continue
                     if overlap >= self._min_overlap and (place not in best or overlap > best[place].overlap):
-                        best[place] = Found(self._items[owner], overlap)
+                        best[place] = Found(item, overlap)
         return best
 
 
@@ -171,6 +208,8 @@ def _local_overlap(item: np.ndarray, text: np.ndarray) -> float:
     places = np.searchsorted(item, text)
     places[places == len(item)] = 0
     positions = np.flatnonzero(item[places] == text)
+    if not len(positions):
+        return 0.0
     width = 2 * len(item)
     best = 0
     for start, end in _windows(positions, width):

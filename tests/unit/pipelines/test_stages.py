@@ -110,7 +110,7 @@ def test_a_resolved_recipe_is_a_recipe(load, tmp_path):
 @pytest.mark.parametrize(
     ("chain", "told"),
     [
-        ([{"dpo": TRAINING}], "stages.dpo: reads preferences (preference/2), which nothing before it writes; add a"),
+        ([{"dpo": TRAINING}], "stages.dpo: reads preferences (preference/2), which nothing before it writes; add"),
         ([CURATION, "dedup"], "stages: no stage writes a model, so the gate has nothing to judge"),
         ([], "stages: found []; List should have at least 1 item"),
         (["sfft"], "sfft: no such step; did you mean 'sft'?"),
@@ -133,7 +133,7 @@ def test_a_wrong_list_is_told_with_what_to_do(load, chain, told):
 def test_fine_tuning_alone_learns_from_a_train_split(load):
     load([{"sft": TRAINING}])
     unseeded = {"t": {**QUESTIONS, "splits": {"test": {"path": "t.jsonl"}}}}
-    told = r"stages.sft: reads chats \(chat/2\), which nothing before it writes; add a `train` split"
+    told = r"stages.sft: reads chats \(chat/2\), which nothing before it writes; add files of"
     with pytest.raises(ConfigError, match=told):
         load([{"sft": TRAINING}], tasks=unseeded)
 
@@ -178,3 +178,29 @@ def test_large_settings_are_packed_and_too_large_ones_are_refused(load, on_a_sho
 def test_every_step_is_found_by_its_folder():
     root = Path(steps.__file__).parents[1] / "components"
     assert set(steps.names()) == {file.parent.name for file in root.glob("*/component.py")}
+
+
+def test_files_of_chats_and_pairs_are_curated_first(load, on_a_short_stack):
+    files = {"chats": [{"name": "own", "path": "own.jsonl"}], "preferences": [{"name": "pairs", "path": "p.jsonl"}]}
+    tasks = {"t": {**QUESTIONS, "splits": {"test": {"path": "t.jsonl"}}}}
+    found = wiring(load([{"sft": TRAINING}, {"dpo": TRAINING}], tasks=tasks, **files), on_a_short_stack)
+    assert found["chat_curation"] == {"sources": "preflight.sources", "tasks": "preflight.tasks"}
+    assert found["sft"]["chats"] == "chat_curation.chats" and found["dpo"]["preferences"] == "chat_curation.preferences"
+
+
+@pytest.mark.parametrize(
+    ("chain", "files", "told"),
+    [
+        ([{"sft": TRAINING}], ("preferences",), "preferences: no stage reads them; add one that reads preference/2"),
+        ([{"dpo": TRAINING}], ("chats",), "stages.dpo: reads preferences (preference/2), which nothing before it writes"),
+        (
+            [{"sft": TRAINING}, "rejection_sampling", {"dpo": TRAINING}],
+            ("preferences",),
+            "preferences: stages.rejection_sampling writes preference/2 anew before a stage has read them",
+        ),
+    ],
+)
+def test_files_that_no_stage_reads_are_told(load, chain, files, told):
+    with pytest.raises(ConfigError) as caught:
+        load(chain, **{key: [{"name": "own", "path": "own.jsonl"}] for key in files})
+    assert told in str(caught.value)

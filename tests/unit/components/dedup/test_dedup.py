@@ -26,7 +26,8 @@ from bloomery.components.core.data.shingles import (
 )
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Document, Indexed, Prompt, content_id
-from bloomery.components.core.scoring.tasks import TaskConfig
+from bloomery.components.core.scoring.contamination import Detector, evaluation_items
+from bloomery.components.core.scoring.tasks import TaskConfig, Tasks
 from bloomery.components.dedup import semantic, step
 from bloomery.components.dedup.config import DedupConfig
 from bloomery.components.dedup.step import run
@@ -402,3 +403,61 @@ def test_edited_versions_of_real_pages_are_found_as_often_as_the_formula_says():
     alike = versions[near.jaccard_similarities(texts, lengths, versions) >= 0.7]
     found = set(map(tuple, candidates.tolist()))
     assert sum(pair in found for pair in map(tuple, alike.tolist())) >= 0.98 * len(alike) > 0
+
+
+SHEET = (
+    "# {0} {1}\n\nThe {0} is a desk lamp for the office and the home. It has a light of {2} lumens and uses {3} watts. "
+    "The arm can be turned by {4} degrees. It costs {5} euros. To change the lamp, switch it off, let it cool down for "
+    "five minutes and turn the cover to the left. Keep the lamp away from water, and call our service if it flickers."
+)
+
+
+def sheets(count):
+    rng = random.Random(2)
+    names = [words(1, seed).title() for seed in range(count)]
+    return [SHEET.format(name, *(rng.randrange(100, 999) for _ in range(5))) for name in names]
+
+
+def test_records_of_one_template_stay_and_copies_of_one_record_go(tmp_path):
+    texts = sheets(30)
+    copy = texts[3].replace("let it cool down for five minutes", "wait until it is cold again")
+    kept, dropped, metrics = deduplicate(tmp_path, [*texts, copy])
+    assert len(kept) == 30 and [row["reason"] for row in dropped] == ["near_duplicate"]
+    assert metrics["dedup/template_pairs"] > 300
+
+
+def test_independent_edits_of_one_text_are_copies(tmp_path):
+    text = words(80, 1).split()
+    copies = []
+    for seed in range(8):
+        rng = random.Random(seed)
+        copies.append(" ".join("edited" + words(1, seed) if rng.random() < 0.02 else word for word in text))
+    kept, _, metrics = deduplicate(tmp_path, copies)
+    assert len(kept) == 1, metrics["dedup/template_pairs"]
+
+
+def test_a_source_that_loses_much_is_told(tmp_path, caplog):
+    first, second = words(40, 1), words(40, 2)
+    texts = [first, f"{first} more", f"{first} much more", second]
+    _, _, metrics = deduplicate(tmp_path, texts, sources=["a", "a", "a", "b"])
+    assert metrics["dedup/lost_fraction_a"] == pytest.approx(2 / 3) and metrics["dedup/lost_fraction_b"] == 0
+    assert "the source a loses 67 % of its 3 documents: near_duplicate 2" in caplog.text
+    assert "source b" not in caplog.text
+
+
+def test_a_page_that_mentions_a_name_stays_and_one_that_answers_the_question_goes(tmp_path):
+    tasks = write_tasks(tmp_path / "tasks")
+    template = {"prompt": "What is the price of the {product}?", "answer": "{price}"}
+    config = json.loads((tasks / "tasks.json").read_text())["sql"] | {"templates": [template]}
+    (tasks / "tasks.json").write_text(json.dumps({"sql": config}))
+    asked, price = "What is the price of the Zephyr Bolt 9000?", "210 euros"
+    row = {"id": "a", "task": "sql", "split": "test", "prompt": asked, "reference": price, "group": ""}
+    pq.write_table(Prompt.table([row]), tasks / "part-00000.parquet")
+    items, num_short = evaluation_items(Tasks(tasks))
+    pages = [
+        f"The Zephyr Bolt 9000 costs {price} and comes with a cable.",
+        "What is the price of the Aria Lamp 332? 184 euros",
+        f"{words(40, 1)} {asked.upper()} {price}. {words(40, 2)}",
+    ]
+    assert (len(items), num_short) == (1, 0)
+    assert list(Detector(items, 0.8).find(folded(*pages))) == [2]
