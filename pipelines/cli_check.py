@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
@@ -46,7 +48,7 @@ def check(
         learns = next((stage.config for stage in loaded.stages if hasattr(stage.config, "train_on")), None)
         if learns is not None:
             limits = {"max_length": learns.max_length, "train_on": learns.train_on}
-        chats = training_chats(loaded.tasks)
+        chats = [*training_chats(loaded.tasks), *own_chats(loaded.chats)]
     folder = checkpoints.named("MODEL", model, revision)
     facts = inspection.look(folder, chats=chats, chat_template=chat_template, **limits)
     typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else inspection.describe(facts))
@@ -65,10 +67,24 @@ def training_chats(tasks: dict[str, Any]) -> list[tuple[list[dict[str, Any]], st
         for split, source in task.splits.items():
             if task.counted_to(split) != "train" or task.verifier.kind == "perplexity":
                 continue
-            rows = (row for uri in list_files(source.path) for row in read_rows(uri))
+            rows = (row for uri in list_files(source.path) for row in read_rows(uri, source))
             for row in select(rows, source):
                 for template in source.templates or task.templates if row.value is not None else ():
                     asked = ask(template, row.value, f"tasks.{name}.splits.{split}")
                     if not asked.problem:
                         found.append(([*asked.messages, message("assistant", asked.reference)], asked.tools))
+    return found
+
+
+def own_chats(sources: Sequence[Any]) -> list[tuple[list[dict[str, Any]], str]]:
+    """The chats of a recipe's `chats` with their tools, without what is no chat."""
+    from bloomery.components.core.data.chat_forms import Unfit, read_chat
+    from bloomery.components.core.data.tables import list_files, read_rows, select
+
+    found: list[tuple[list[dict[str, Any]], str]] = []
+    for source in sources:
+        for row in select((row for uri in list_files(source.path) for row in read_rows(uri, source)), source):
+            with contextlib.suppress(Unfit):  # chat_curation counts them
+                read = read_chat(row.value or {})
+                found.append(([*read.messages], read.tools))
     return found

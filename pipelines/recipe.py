@@ -31,6 +31,7 @@ from bloomery.monitoring.config import MonitoringConfig
 from bloomery.monitoring.serving_config import ServingConfig
 from bloomery.pipelines import chain, steps
 from bloomery.pipelines.chain import Stage
+from bloomery.pipelines.settings import put
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -324,23 +325,3 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
         hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
         raise ConfigError(f"--set {setting}: no stage and no key {key}; {hint}")
     put(values, setting)
-
-
-def put(values: dict[str, Any], setting: str, *, told: str = "") -> None:
-    """Put the YAML value of `a.b=value` into the nested `values`; `told` is what the user wrote, where that is more.
-
-    Raises: ConfigError if it has another form."""
-    told = told or setting
-    key, separator, text = setting.partition("=")
-    if not separator or not key:
-        raise ConfigError(f"--set {told}: expected stage.key=value, such as --set dpo.beta=0.2")
-    *parents, last = key.split(".")
-    place = values
-    for parent in parents:
-        place = place.setdefault(parent, {})
-        if not isinstance(place, dict):
-            raise ConfigError(f"--set {told}: '{parent}' is no section")
-    try:
-        place[last] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"--set {told}: the value is no YAML: {str(error)[:200]}") from None

@@ -22,6 +22,7 @@ from bloomery.components.core.config import Config
 from bloomery.components.core.declare import declared
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.step import config_class, execute
+from bloomery.pipelines.settings import put
 
 FRAME = ("preflight", "quantisation", "ptq", "evaluation", "promotion")
 """Steps that stand before, between and after the stages of every recipe, and have a key of their own there."""
@@ -133,8 +134,6 @@ def _values(config: Path | None, settings: list[str]) -> dict[str, Any]:
         if not config.is_file():
             raise ConfigError(f"{config}: no such config file")
         values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-    from bloomery.pipelines.recipe import put
-
     for setting in settings:
         put(values, setting)
     return values

@@ -23,7 +23,7 @@ from bloomery.components.core.data.chats import Turn, as_text, identity, without
 from bloomery.components.core.data.tables import SourceConfig, list_files, read_source
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import BloomeryError, DataError, ModelError, ServiceError
-from bloomery.components.core.modelling import checkpoints, inspection, templates
+from bloomery.components.core.modelling import checkpoints, inspection, proof, templates
 from bloomery.components.core.records import Chat, Indexed, Prompt, Source, content_id
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring import lm_eval_tasks
@@ -371,7 +371,7 @@ def _looked_at(model: Path, model_digest: str, source: Path, chat_template: str,
     """
     store = os.environ.get("BLOOMERY_STORE")
     given = Path(chat_template).read_text(encoding="utf-8") if Path(chat_template).is_file() else chat_template
-    code = [artifact.file_digest(Path(module.__file__)) for module in (checkpoints, inspection, templates)]
+    code = [artifact.file_digest(Path(module.__file__)) for module in (checkpoints, inspection, proof, templates)]
     asked = artifact.read_manifest(tasks, "tasks/1").digest if (tasks / artifact.MANIFEST).is_file() else ""
     key = digest([model_digest, given, asked, *code])
     passed = Path(store) / "preflight" / f"{key[:24]}.json" if store else None

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 from bloomery.components.core.data.chats import for_template
 from bloomery.components.core.errors import ModelError
+from bloomery.components.core.modelling import proof
 
 TrainOn = Literal["all_turns", "last_turn"]
 
@@ -69,7 +69,7 @@ def prompt_tokens(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str
     """
     shaped = _shaped(tokenizer, messages, tools)
     text = _prompt_text(tokenizer, shaped, tools)
-    _prove_prompt(text, shaped, tools)
+    proof.prove_prompt(text, shaped, tools)
     return _ids(tokenizer, text)
 
 
@@ -96,7 +96,7 @@ def trained_rows(
     shaped = _shaped(tokenizer, messages, tools)
     turns = [index for index, message in enumerate(shaped) if message["role"] == "assistant"]
     if not turns:
-        raise ModelError(f"a chat without an assistant turn has nothing to train: {_shown(messages)}")
+        raise ModelError(f"a chat without an assistant turn has nothing to train: {proof.shown(messages)}")
     left = [_step(tokenizer, shaped, tools, turn) for turn in (turns if train_on == "all_turns" else turns[-1:])]
     rows = []
     while left:
@@ -221,14 +221,14 @@ def _step(tokenizer: Any, messages: list[dict[str, Any]], tools: str, turn: int)
     """Prompt and answer of the assistant's `turn` as tokens, proven."""
     prompt = _prompt_text(tokenizer, messages[:turn], tools)
     answer = _after(prompt, _render(tokenizer, messages[: turn + 1], tools, opened=False), messages[: turn + 1])
-    _prove_prompt(prompt, messages[:turn], tools)
+    proof.prove_prompt(prompt, messages[:turn], tools)
     asked, whole = _ids(tokenizer, prompt), _ids(tokenizer, prompt + answer)
     is_whole = whole[: len(asked)] == asked
     # Where the seam is inside a token, the model is asked with the tokens before it and goes on with those after it.
     ids = whole[len(asked) :] if is_whole else tokenizer(answer, add_special_tokens=False)["input_ids"]
     end = _end_of(tokenizer, ids, bool(messages[turn].get("tool_calls")))
     ids = [*ids[: end[0]], end[1]]
-    _prove_answer(tokenizer, ids, answer, messages[turn])
+    proof.prove_answer(tokenizer, ids, answer, messages[turn])
     return _Step(asked, ids)
 
 
@@ -266,7 +266,7 @@ def _after(prompt: str, whole: str, messages: Sequence[dict[str, Any]]) -> str:
     if opens and whole.startswith(before) and "</think>" not in prompt[len(before) :]:
         # DeepSeek-R1 is asked to think and its template leaves the thoughts out: they are put where they were made.
         own = messages[-1]
-        thought = own.get("reasoning_content") or _thought(own)
+        thought = own.get("reasoning_content") or proof.thought(own)
         rest = whole[len(before) :].lstrip()
         if rest.startswith("<think>"):  # it was asked with a line break that an empty thought has not
             return rest.removeprefix("<think>").lstrip("\n")
@@ -282,48 +282,6 @@ def _after(prompt: str, whole: str, messages: Sequence[dict[str, Any]]) -> str:
         "the chat template does not write an assistant turn after what it asks the model to go on from, so the turn's "
         f"tokens cannot be told. Asked: {prompt[-300:]!r}; written: {whole[-300:]!r}"
     )
-
-
-def _prove_prompt(text: str, messages: Sequence[dict[str, Any]], tools: str) -> None:
-    """Raise ModelError unless the rendered prompt holds every message but the assistant's, and every tool."""
-    for message in messages:
-        content = message.get("content") or ""
-        if message["role"] != "assistant" and content.strip() not in text and not _holds(text, content):
-            raise ModelError(
-                f"the chat template leaves out the {message['role']}'s turn {content[:200]!r}: this model knows no "
-                f"such turns. It makes of the chat: {text[:600]!r}"
-            )
-    for tool in json.loads(tools) if tools else []:
-        name = tool.get("function", tool).get("name", "")
-        if f"{name}" not in text:
-            raise ModelError(
-                f"the chat template leaves out the tool {name!r}: this model knows no tools, and would be trained "
-                f"and asked without them. Leave `tools` out, or take a model that has them. It makes of the chat: "
-                f"{text[:600]!r}"
-            )
-
-
-def _prove_answer(tokenizer: Any, ids: list[int], text: str, message: dict[str, Any]) -> None:
-    """Raise ModelError unless `ids` decode to the beginning of `text`, which holds all of the turn, and end once."""
-    decoded = tokenizer.decode(ids[:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    left_out = []
-    if not _plain(text).startswith(_plain(decoded)):
-        left_out.append("tokens that decode to it")
-    content = (message.get("content") or "").rpartition("</think>")[2]
-    if content.strip() and _plain(content) not in _plain(decoded):
-        left_out.append("its content")
-    if not _holds(decoded, message.get("reasoning_content") or _thought(message)):
-        left_out.append("its reasoning")
-    for call in message.get("tool_calls") or []:
-        if not _holds(decoded, f"{call['function']['name']} {_values(call['function']['arguments'])}"):
-            left_out.append(f"the call of {call['function']['name']}")
-    if ids[-1] in ids[:-1]:
-        left_out.append(f"an end that is not inside of it as well ({tokenizer.decode(ids[-1:])!r})")
-    if left_out:
-        raise ModelError(
-            f"an assistant turn comes through the chat template without {', '.join(left_out)}: {_shown([message])}. "
-            f"What would be trained: {decoded[:600]!r}"
-        )
 
 
 def _shaped(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str) -> list[dict[str, Any]]:
@@ -379,7 +337,7 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str, *, o
     except TemplateSyntaxError as error:
         raise ModelError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from None
     except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise ModelError(f"the chat template refuses a chat: {error}; the chat: {_shown(messages)}") from None
+        raise ModelError(f"the chat template refuses a chat: {error}; the chat: {proof.shown(messages)}") from None
 
 
 def _template(tokenizer: Any, tools: str = "") -> str:
@@ -418,31 +376,3 @@ def _control(tokenizer: Any) -> frozenset[int]:
 def _added(tokenizer: Any, text: str) -> list[int]:
     ids = tokenizer(text, add_special_tokens=False)["input_ids"] if text else []
     return [token for token in ids if token in tokenizer.added_tokens_decoder or token in tokenizer.all_special_ids]
-
-
-def _thought(message: dict[str, Any]) -> str:
-    """The reasoning that stands in a message's content."""
-    return (message.get("content") or "").rpartition("</think>")[0].rpartition("<think>")[2]
-
-
-def _plain(text: str) -> str:
-    """What is left of a text when a tokenizer's normaliser went over it."""
-    return unicodedata.normalize("NFKC", text).strip()
-
-
-def _holds(text: str, content: str) -> bool:
-    """Whether every word of `content` stands in `text`, which may have escaped or laid it out in another way."""
-    return all(word in text for word in re.findall(r"[^\W_]{2,}", _plain(re.sub(r"\\u[0-9a-f]{4}|\\.", " ", content))))
-
-
-def _values(arguments: Any) -> str:
-    """The keys and values of a call's arguments, as text."""
-    held: Any = json.loads(arguments or "{}") if isinstance(arguments, str) else arguments
-    parts: Iterable[Any] = held if isinstance(held, list) else [*held.keys(), *held.values()]
-    return " ".join(_values(part) if isinstance(part, dict | list) else str(part) for part in parts)
-
-
-def _shown(messages: Sequence[dict[str, Any]]) -> str:
-    return json.dumps(
-        [{key: value for key, value in message.items() if value} for message in messages], ensure_ascii=False
-    )[:600]

@@ -170,6 +170,22 @@ def test_digits_that_stand_alone_are_no_other_tokenizer(base, tmp_path):
     assert gguf_tokenizer.load(tmp_path / "m/model.gguf")(STEPS)["input_ids"] == tokenizer(STEPS)["input_ids"]
 
 
+def test_what_ends_a_turn_ends_it_in_llama_cpp_too(base, chats, tmp_path):
+    from gguf import GGUFReader
+
+    other = shutil.copytree(base, tmp_path / "other")
+    template = other / "chat_template.jinja"
+    template.write_text(
+        template.read_text().replace("<|eos|>", "<|user|>")
+    )  # EOS ends a text, and another token a turn
+    export(QuantisationConfig(scheme="gguf_q8_0"), other, chats, tmp_path / "m")
+    fields = GGUFReader(tmp_path / "m/model.gguf").fields
+    _, tokenizer = checkpoints.load(other)
+    user = tokenizer.convert_tokens_to_ids("<|user|>")
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == user != tokenizer.eos_token_id
+    assert fields["tokenizer.ggml.eot_token_id"].contents() == user
+
+
 @pytest.mark.parametrize(
     ("model", "scheme"),
     [("base", "gguf_q8_0"), ("base", "gguf_q4_k_m"), ("wide", "gguf_q4_k_m"), ("wide", "gguf_q6_k")],

@@ -204,6 +204,43 @@ def test_the_date_is_the_same_on_every_day():
     assert tokenizer.decode(templates.prompt_tokens(tokenizer, TWO[:1])).startswith("26 Jul 2024\n<|im_start|>user")
 
 
+def sentencepiece(template, scheme):
+    """A tokenizer in the manner of Llama 2: a space is `▁`, put before a text as well, and BOS is written."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    pieces = [
+        "<unk>",
+        "<s>",
+        "</s>",
+        *(f"<0x{byte:02X}>" for byte in range(256)),
+        *"▁abcdefghilnorstuy",
+        "▁h",
+        "▁c",
+        "he",
+    ]
+    merges = [("▁", "h"), ("▁", "c"), ("h", "e")]
+    vocabulary = {piece: index for index, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+    steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(steps)
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing("<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>", chat_template=template
+    )
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+def test_words_that_begin_with_their_space_are_trained_as_they_are_generated(scheme):
+    tokenizer = sentencepiece(SYSTEM_IN_LAST, scheme)
+    ((ids, trained),) = templates.trained_rows(tokenizer, TWO)
+    own = tokenizer.convert_ids_to_tokens([token for token, mark in zip(ids, trained, strict=True) if mark])
+    assert own == ["▁h", "e", "l", "l", "o", "</s>", "▁c", "i", "a", "o", "</s>"]
+    assert ids[: trained.index(True)] == templates.prompt_tokens(tokenizer, TWO[:1]) and ids.count(1) == 1
+
+
 CALL = json.dumps([{"id": "abcdef012", "name": "weather", "arguments": {"city": "Seoul"}}])
 TOOLS = json.dumps([{"type": "function", "function": {"name": "weather", "description": "", "parameters": {}}}])
 GEMMA = KINDS["gemma"]
