@@ -1,0 +1,73 @@
+"""The JSON Schema of recipes, and what is told of their keys."""
+
+import json
+
+import pytest
+import yaml
+
+from bloomery.components.core.errors import ConfigError
+from bloomery.pipelines import schema, steps
+from bloomery.pipelines.recipe import RECIPES, Recipe
+
+
+def test_the_file_is_what_the_code_says():
+    assert schema.FILE.read_text(encoding="utf-8") == schema.written(), "python -m bloomery.pipelines.schema"
+
+
+def test_every_shipped_recipe_names_it_and_fits_it():
+    known = schema.recipe_schema()
+    assert set(known["required"]) == {"name", "registered_model", "base_model", "tasks", "stages"}
+    entries = known["properties"]["stages"]["items"]["anyOf"]
+    shapes = {next(iter(entry["properties"])): entry for entry in entries if "properties" in entry}
+    for file in RECIPES.glob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n"), file
+        recipe = yaml.safe_load(text)
+        assert set(recipe) <= set(known["properties"])
+        for stage in recipe["stages"]:
+            if isinstance(stage, str):
+                assert stage in entries[0]["enum"]
+                continue
+            ((name, settings),) = stage.items()
+            place = shapes[name]["properties"][name]["$ref"].rpartition("/")[2]
+            assert set(settings) <= set(known["$defs"][place]["properties"])
+
+
+def test_every_step_that_can_be_a_stage_is_in_it_with_its_documentation():
+    known = schema.recipe_schema()
+    entries = known["properties"]["stages"]["items"]["anyOf"]
+    named = {next(iter(entry["properties"])) for entry in entries if "properties" in entry}
+    assert named == set(steps.names()) - set(steps.FRAME)
+    beta = known["$defs"]["DpoConfig"]["properties"]["beta"]
+    assert beta["default"] == 0.1 and "pull to the reference model" in beta["description"]
+    json.dumps(known)
+
+
+def test_every_key_of_a_recipe_is_told():
+    for name in Recipe.model_fields:
+        assert Recipe.model_fields[name].description.split()[0] in schema.documentation(name)
+    for name in set(steps.names()) - set(steps.FRAME):
+        for key in steps.find(name).config.model_fields:
+            assert schema.documentation(f"{name}.{key}").startswith(f"{key} (")
+    assert "sft: " in schema.documentation("stages") and "-> model/1" in schema.documentation("stages")
+
+
+@pytest.mark.parametrize(
+    ("key", "told"),
+    [
+        ("dpo.beta", "beta (float, default 0.1)"),
+        ("tasks.shop.verifier.kind", "kind ("),
+        ("promotion.gate.max_forgetting", "max_forgetting (float, default 0.05)"),
+        ("sft.learning_rate", "learning_rate (float, required)"),
+    ],
+)
+def test_a_key_is_found_by_its_path(key, told):
+    assert schema.documentation(key).startswith(told)
+
+
+@pytest.mark.parametrize(
+    ("key", "told"), [("dpo.bta", "dpo has no key bta; did you mean 'beta'"), ("dppo", "did you mean 'dpo'")]
+)
+def test_a_key_that_there_is_not_is_met_with_the_nearest(key, told):
+    with pytest.raises(ConfigError, match=told):
+        schema.documentation(key)
