@@ -3,8 +3,8 @@
 import json
 import lzma
 import shutil
-from pathlib import Path
 
+import outside
 import pytest
 import torch
 
@@ -19,7 +19,6 @@ from bloomery.components.sft.config import SftConfig
 from bloomery.components.sft.step import run as sft
 from bloomery.monitoring.engine import Row, Served, decode
 
-DATA = Path("/work/shared/data/tokenizers")
 TASK = {"echo": {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 4}}
 SIZES = {
     "hidden_size": 16,
@@ -70,9 +69,7 @@ def architecture(name, ids):
 @pytest.fixture(params=MODELS)
 def published(request, tmp_path):
     """(name, folder) of a bfloat16 checkpoint with the published tokenizer and template."""
-    source = DATA / request.param
-    if not source.is_dir():
-        pytest.skip(f"{source} is not there")
+    source = outside.folder("BLOOMERY_DATA", "tokenizers", request.param)
     folder = tmp_path / "published"
     folder.mkdir()
     for file in source.iterdir():

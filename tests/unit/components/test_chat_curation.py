@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import outside
 import pytest
 from chats import write_chats
 
@@ -16,7 +17,6 @@ from bloomery.components.core.data.tables import list_files
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Source
 
-CASES = Path("/work/shared/cases")
 TASK = {
     "role": "domain",
     "templates": [{"prompt": "{q}", "answer": "{a}"}],
@@ -168,10 +168,9 @@ def test_the_same_rows_give_the_same_bytes(curate, tmp_path):
 
 
 def test_the_files_of_the_field(curate):
-    if not CASES.is_dir():
-        pytest.skip(f"{CASES} is not here")
+    cases = outside.folder("BLOOMERY_CASES")
     for name, kept in (("messages.jsonl", 12), ("sharegpt.jsonl", 12), ("tools.jsonl", 12), ("alpaca_nulls.json", 12)):
-        metrics, chats, _, _ = curate(CASES / name)
+        metrics, chats, _, _ = curate(cases / name)
         assert len(chats) == kept == metrics["chat_curation/kept_chats"]
         text = json.dumps([for_template(row["messages"]) for row in chats])
         assert "None" not in text and "'" not in text

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 
+import outside
 import pytest
 
 from bloomery.components.core.data.chat_forms import Unfit, check, read_chat, read_pair, read_question
 from bloomery.components.core.data.chats import as_text, chat, for_template, identity, message
 from bloomery.components.core.data.tables import read_rows
 
-CASES = Path("/work/shared/cases")
 USER, ANSWER = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}
 CALL = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": '{"zone": "KST"}'}}
 CALLING = {"role": "assistant", "content": None, "tool_calls": [CALL]}
@@ -233,12 +232,11 @@ def test_the_identity_of_a_lone_user_turn_is_its_text_and_of_others_none_that_a_
 
 
 def test_the_files_of_the_field():
-    if not CASES.is_dir():
-        pytest.skip(f"{CASES} is not here")
+    cases = outside.folder("BLOOMERY_CASES")
 
     def read(name):
         told = Counter()
-        for row in read_rows(str(CASES / name)):
+        for row in read_rows(str(cases / name)):
             try:
                 told[read_chat(row.value).form] += 1
             except Unfit as error:
