@@ -214,7 +214,7 @@ def test_every_shipped_recipe_validates_and_compiles(file: Path, tmp_path: Path,
 
     from bloomery.pipelines.post_training import build
 
-    variables = {"quickstart": str(tmp_path), "BLOOMERY_DATA": str(tmp_path)}
+    variables = dict.fromkeys(("quickstart", "smollm2", "BLOOMERY_DATA"), str(tmp_path))
     loaded = recipe.load(str(file), variables=variables)
     compiler.Compiler().compile(on_a_short_stack(build, loaded), str(tmp_path / "pipeline.yaml"))
     spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))

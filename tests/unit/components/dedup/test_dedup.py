@@ -451,8 +451,7 @@ def test_a_page_that_mentions_a_name_stays_and_one_that_answers_the_question_goe
     config = json.loads((tasks / "tasks.json").read_text())["sql"] | {"templates": [template]}
     (tasks / "tasks.json").write_text(json.dumps({"sql": config}))
     asked, price = "What is the price of the Zephyr Bolt 9000?", "210 euros"
-    row = {"id": "a", "task": "sql", "split": "test", "prompt": asked, "reference": price, "group": ""}
-    pq.write_table(Prompt.table([row]), tasks / "part-00000.parquet")
+    pq.write_table(Prompt.table([prompt_row("sql", "test", asked, price)]), tasks / "part-00000.parquet")
     items, num_short = evaluation_items(Tasks(tasks))
     pages = [
         f"The Zephyr Bolt 9000 costs {price} and comes with a cable.",

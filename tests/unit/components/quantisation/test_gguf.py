@@ -9,7 +9,7 @@ import torch
 from chats import write_chats
 
 from bloomery.components.core import artifact
-from bloomery.components.core.data.chats import chat
+from bloomery.components.core.data.chats import chat, for_template
 from bloomery.components.core.modelling import checkpoints, gguf_tokenizer
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
@@ -20,7 +20,7 @@ PAIRS = [("What's 12345 in 2019?", "don't know"), ("가격은 35,000원 ①인�
 STEPS = "1\n\n2\n\n3"
 """Two line ends before a digit that stands alone are one token of `base`."""
 UNSEEN = "unseen words, 처음 보는 말 1,234.5 🙂\t끝"
-QUESTION = chat("안녕? It's 2 o'clock")
+QUESTION = for_template(chat("안녕? It's 2 o'clock"))
 
 
 @pytest.fixture(scope="module")

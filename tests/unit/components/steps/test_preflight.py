@@ -133,7 +133,7 @@ def test_worked_solutions_and_bare_numbers_are_both_references(call, tmp_path):
     assert tasks.verify("sql", "#### 1036", long.reference) == (1.0, "equal")
     assert tasks.verify("sql", "#### -4", bare.reference) == (1.0, "equal")
     with pytest.raises(DataError, match="verifier.extract finds no answer in what the model is to learn"):
-        call(lambda values: worked(values, train="It is {a[7]}"))
+        call(lambda values: worked(values, train="It is {q}"))
 
 
 def test_a_base_model_without_a_template_is_refused(call, tiny_model, tmp_path):
