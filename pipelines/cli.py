@@ -56,6 +56,9 @@ def run(
 
         bloomery run my.yaml --workdir runs --set dpo.beta=0.2 --set seed=3 --json
     """
+    from bloomery.infra import surroundings
+
+    surroundings.enter()  # the demo's base model is trained in this process, and threads that spin starve beside others
     from bloomery.pipelines import launch
     from bloomery.pipelines.post_training import stages
     from bloomery.pipelines.progress import Lines, Live
