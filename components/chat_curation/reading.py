@@ -82,7 +82,8 @@ def read(config: ChatCurationConfig, batch: Batch) -> tuple[pa.RecordBatch, Coun
         try:
             found = _unfit(raw) or (_pair if batch.is_pair else _chat)(raw, place, mask)
         except Unfit as error:
-            found = {"problem": error.reason, "detail": error.detail, "row": raw.raw}
+            detail = "; ".join(filter(None, (error.detail, raw.hint)))
+            found = {"problem": error.reason, "detail": detail, "row": raw.raw}
         if found.get("problem"):
             found["row"] = pii.mask(pii.mask_secrets(found["row"])[0])[0]
         rows.append({**dict.fromkeys(SPOOLED.names, ""), **told, **found})
@@ -90,7 +91,7 @@ def read(config: ChatCurationConfig, batch: Batch) -> tuple[pa.RecordBatch, Coun
 
 
 def _unfit(raw: RawRow) -> dict[str, str]:
-    return {"problem": raw.problem, "row": raw.raw} if raw.value is None else {}
+    return {"problem": raw.problem, "detail": raw.hint, "row": raw.raw} if raw.value is None else {}
 
 
 def _chat(raw: RawRow, place: str, mask: Callable[[str], str]) -> dict[str, str]:
@@ -130,6 +131,6 @@ def _json(value: Any) -> str:
 
 def _relative(uri: str, root: str) -> str:
     """The place of a file inside its source, so that ids and digests are the same wherever the data lie."""
-    base = root.removeprefix("file://").split("*")[0].rstrip("/")
+    base = re.split(r"[^/]*[*?[]", root.removeprefix("file://"))[0].rstrip("/")
     inside = uri.removeprefix("file://").removeprefix(base).lstrip("/")
     return inside if inside and inside != uri else PurePosixPath(uri).name

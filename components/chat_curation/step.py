@@ -23,6 +23,7 @@ from bloomery.components.chat_curation.config import ChatCurationConfig
 from bloomery.components.chat_curation.reading import SPOOLED, batches, read
 from bloomery.components.core.artifact import Reads, Shards, Writer, Writes, read_table
 from bloomery.components.core.data import pii
+from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.data.tables import read_source
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.parallel import map_ordered
@@ -105,11 +106,13 @@ def _tell_forms(config: ChatCurationConfig, rows: pa.Table) -> Counter[str]:
     """
     by_file: dict[str, Counter[str]] = {}
     problems: dict[str, Counter[str]] = {source.name: Counter() for source in config.inputs}
+    first: dict[str, str] = {}
     read_of: Counter[str] = Counter()
-    for batch in rows.select(["source", "place", "form", "problem"]).to_batches():
-        for source, place, form, problem in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+    for batch in rows.select(["source", "place", "form", "problem", "detail"]).to_batches():
+        for source, place, form, problem, detail in zip(*(column.to_pylist() for column in batch.columns), strict=True):
             if problem:
                 problems[source][problem] += 1
+                first.setdefault(source, f"; the first is {place}, {problem}" + (f": {detail}" if detail else ""))
             else:
                 by_file.setdefault(place.rpartition("#")[0], Counter())[form] += 1
                 read_of[source] += 1
@@ -118,13 +121,20 @@ def _tell_forms(config: ChatCurationConfig, rows: pa.Table) -> Counter[str]:
         logger.log(logging.WARNING if len(forms) > 1 else logging.INFO, "%s holds %s", file, told)
     empty = [source for source in config.inputs if not read_of[source.name]]
     if empty:
-        told = "; ".join(f"{source.name} ({source.path}): {dict(problems[source.name])}" for source in empty)
-        raise DataError(
-            f"chat_curation: no row is a conversation of a known form in {told}; expected messages, conversations, "
-            "instruction and output, prompt and completion, or for `preferences` chosen and rejected, or a label; "
-            "rows of other fields are asked through a task's templates"
-        )
+        raise DataError("\n".join(_nothing_in(source, problems[source.name], first) for source in empty))
     return sum(by_file.values(), Counter())
+
+
+def _nothing_in(source: ChatSource, problems: Counter[str], first: dict[str, str]) -> str:
+    where = f"chat_curation: {source.name}"
+    if not problems:
+        return f"{where}: there is no row in {source.path}; check the file, `where` and `share`"
+    told = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
+    return (
+        f"{where}: no row of {source.path} is a conversation of a known form ({told}{first[source.name]}); expected "
+        "messages, conversations, instruction and output, prompt and completion, or for `preferences` chosen and "
+        "rejected, or a label; rows of other fields are asked through a task's templates"
+    )
 
 
 def _write(

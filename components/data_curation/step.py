@@ -8,6 +8,7 @@ not grow with the corpus.
 from __future__ import annotations
 
 import logging
+import re
 import tempfile
 import time
 from collections import Counter
@@ -176,7 +177,7 @@ def _read(item: tuple[SourceConfig, list[RawRow]]) -> tuple[str, pa.RecordBatch,
 
 def _relative(uri: str, root: str) -> str:
     """The place of a file inside its source, so that ids and digests are the same wherever the data lie."""
-    base = root.removeprefix("file://").split("*")[0].rstrip("/")
+    base = re.split(r"[^/]*[*?[]", root.removeprefix("file://"))[0].rstrip("/")
     inside = uri.removeprefix("file://").removeprefix(base).lstrip("/")
     return inside if inside and inside != uri else PurePosixPath(uri).name
 

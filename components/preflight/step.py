@@ -37,7 +37,14 @@ from bloomery.components.core.scoring.tasks import (
     ask,
     is_evaluation,
 )
-from bloomery.components.core.scoring.verify import REFUSAL_REFERENCES, extract, extract_reference, normalise, verify
+from bloomery.components.core.scoring.verify import (
+    REFUSAL_REFERENCES,
+    extract,
+    extract_reference,
+    normalise,
+    pattern_problem,
+    verify,
+)
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.perturb import perturb
 
@@ -215,14 +222,16 @@ def _write_seeds(config: PreflightConfig, rows: list[dict[str, Any]], target: Pa
 
 def _tell_lost(name: str, problems: dict[tuple[str, int], str]) -> Counter[str]:
     """How many rows of a task ask nothing, by reason; with a warning that names the first."""
-    counts = Counter(problems.values())
-    if counts:
-        (uri, line), reason = next(iter(problems.items()))
-        told = ", ".join(f"{count} {reason}" for reason, count in counts.most_common())
-        logger.warning(
-            "tasks.%s: %d rows are lost (%s); the first is %s row %d, %s", name, counts.total(), told, uri, line, reason
-        )
-    return counts
+    if problems:
+        logger.warning("tasks.%s: %d rows are lost: %s", name, len(problems), _told(problems))
+    return Counter(problems.values())
+
+
+def _told(problems: dict[tuple[str, int], str]) -> str:
+    """How many rows ask nothing, by reason, and the first of them."""
+    (uri, line), reason = next(iter(problems.items()))
+    counts = ", ".join(f"{count} {reason}" for reason, count in Counter(problems.values()).most_common())
+    return f"{counts}; the first is {uri}{f' row {line}' if line else ''}, {reason}"
 
 
 def _ask(name: str, task: TaskConfig, split: str, problems: dict[tuple[str, int], str]) -> list[dict[str, Any]]:
@@ -261,10 +270,8 @@ def _ask(name: str, task: TaskConfig, split: str, problems: dict[tuple[str, int]
                 }
             )
     if not found:
-        reasons = dict(Counter(here.values()))
-        raise DataError(
-            f"{where}: no usable row in {source.path} (left out: {reasons}); check `where`, `share` and the file"
-        )
+        told = _told(here) if here else "no row is meant"
+        raise DataError(f"{where}: no usable row in {source.path}: {told}; check `where`, `share` and the file")
     problems |= here
     return found
 
@@ -309,7 +316,15 @@ def _attach(name: str, task: TaskConfig, folder: Path) -> TaskConfig:
 
 def _self_check(name: str, task: TaskConfig, rows: list[dict[str, Any]], folder: Path) -> None:
     """A reference that its own verifier refuses would be counted as a wrong answer of every model."""
-    if task.verifier.kind in ("perplexity", "regex"):
+    if task.verifier.kind == "perplexity":
+        return
+    if task.verifier.kind == "regex":
+        for row in rows:
+            if problem := pattern_problem(row["reference"]):
+                raise DataError(
+                    f"tasks.{name}.splits.{row['split']}: the reference {row['reference'][:120]!r} is no regular "
+                    f"expression ({problem}); the verifier `regex` takes references as patterns"
+                )
         return
     if task.verifier.kind == "refusal":
         for row in rows:

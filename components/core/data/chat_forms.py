@@ -20,6 +20,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from bloomery.components.core.data.chats import Turn, chat, message, said
+from bloomery.components.core.data.formats import MAX_DEPTH, is_too_deep
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -32,7 +33,10 @@ ROLES = {
 
 _FORMS = (("messages",), ("conversations",), ("conversation",), ("instruction", "output"), ("prompt", "completion"))
 """Fields that a conversation stands in; the first form whose fields hold something is read."""
+_LABELS = {"true": True, "1": True, "false": False, "0": False}
+"""Labels of answers as tables without types write them."""
 _MEDIA = ("images", "image", "videos", "audios", "audio")
+_SPEAKERS = (("messages", "role"), ("sharegpt", "from"))
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
@@ -66,22 +70,22 @@ class Pair(NamedTuple):
 
 def read_chat(row: Mapping[str, Any]) -> Conversation:
     """The conversation of a row, which ends with an answer. Raises: Unfit."""
-    label = row.get("label", row.get("kto_tag"))
-    is_labelled = isinstance(label, bool) or ("completion" in row and label in (0, 1))
-    if is_labelled or not (is_missing(row.get("chosen")) and is_missing(row.get("rejected"))):
+    label = _label(row)
+    is_labelled = isinstance(label, bool) and ("completion" in row or isinstance(_raw_label(row), bool))
+    if is_labelled or not _is_single(row):
         raise Unfit("preference", "the answers are compared or labelled; it belongs to `preferences`")
     return _conversation(row)
 
 
 def read_pair(row: Mapping[str, Any]) -> Pair:
     """The pair, or the labelled answer, of a row. Raises: Unfit."""
-    if "chosen" in row and "rejected" in row:
+    label = _label(row)
+    if "chosen" in row and "rejected" in row and (is_missing(label) or not _is_single(row)):
         return _compared(row)
-    label = row.get("label", row.get("kto_tag"))
     if is_missing(label):
         raise Unfit("no_pair", f"neither chosen and rejected nor label among the fields {', '.join(row)}")
-    if label not in (True, False):
-        raise Unfit("wrong_label", f"{label!r}"[:80])
+    if not isinstance(label, bool):
+        raise Unfit("wrong_label", f"{label!r}, expected true or false"[:80])
     form, messages, tools = _conversation(row)
     answer = messages[-1:]
     return Pair(f"labelled_{form}", messages[:-1], tools, answer if label else [], [] if label else answer)
@@ -98,6 +102,23 @@ def read_question(value: Any, tools: Any, *, is_answered: bool) -> Conversation:
     else:
         check_question(messages)
     return Conversation(form, messages, read_tools(tools))
+
+
+def _raw_label(row: Mapping[str, Any]) -> Any:
+    return row.get("label", row.get("kto_tag"))
+
+
+def _label(row: Mapping[str, Any]) -> Any:
+    """Whether the row's answer is a good one; what stands there where it is neither true nor false."""
+    label = _raw_label(row)
+    if isinstance(label, int | float) and label in (0, 1):
+        return bool(label)
+    return _LABELS.get(label.strip().lower(), label) if isinstance(label, str) else label
+
+
+def _is_single(row: Mapping[str, Any]) -> bool:
+    """Whether there are no two answers to compare."""
+    return is_missing(row.get("chosen")) and is_missing(row.get("rejected"))
 
 
 def is_missing(value: Any) -> bool:
@@ -154,7 +175,7 @@ def _answered(waiting: list[str], identity: str) -> list[str]:
 
 def _conversation(row: Mapping[str, Any]) -> Conversation:
     present = [fields for fields in _FORMS if all(field in row for field in fields)]
-    filled = (fields for fields in present if any(not is_missing(row[field]) for field in fields))
+    filled = (fields for fields in present if any(not is_missing(row[field]) and row[field] != [] for field in fields))
     fields = next(filled, present[0] if present else None)
     if fields is None:
         raise Unfit("unknown_form", f"fields: {', '.join(map(str, row))}"[:200])
@@ -284,11 +305,18 @@ def _turns(value: Any) -> tuple[str, list[Turn]]:
         raise Unfit("no_turns", _kind(value))
     if any(not isinstance(turn, dict) for turn in value):
         raise Unfit("no_turns", "a turn is no object")
-    forms = {"messages" if "role" in turn else "sharegpt" if "from" in turn else "" for turn in value}
+    forms = {_turn_form(turn) for turn in value}
     if "" in forms or len(forms) > 1:
         raise Unfit("mixed_turns", "expected role and content, or from and value, in every turn")
     form = forms.pop()
     return form, [_turn(turn, *(("role", "content") if form == "messages" else ("from", "value"))) for turn in value]
+
+
+def _turn_form(turn: dict[str, Any]) -> str:
+    """The form of a turn by the field that names its speaker; a table has both, one of them empty."""
+    named = [form for form, speaker in _SPEAKERS if speaker in turn]
+    filled = [form for form, speaker in _SPEAKERS if not is_missing(turn.get(speaker))]
+    return (filled or named or [""])[0]
 
 
 def _turn(turn: dict[str, Any], speaker: str, text: str) -> Turn:
@@ -308,7 +336,7 @@ def _turn(turn: dict[str, Any], speaker: str, text: str) -> Turn:
     calls = turn.get("tool_calls")
     if is_missing(calls) and not is_missing(turn.get("function_call")):
         calls = [turn["function_call"]]
-    thought = next((turn[field] for field in _THOUGHTS if not is_missing(turn.get(field))), "")
+    thought = next((turn[field] for field in _THOUGHTS if not is_missing(turn.get(field)) and turn[field] != ""), "")
     return message(
         role,
         _content(turn.get(text)),
@@ -356,6 +384,8 @@ def read_tools(*values: Any) -> str:
     if value is None:
         return ""
     value = _parsed(value, "broken_tools") if isinstance(value, str) else value
+    if value is None:
+        return ""
     if not isinstance(value, list):
         raise Unfit("broken_tools", f"{_kind(value)}, no list")
     if not value:
@@ -384,7 +414,12 @@ def _parsed(text: str, reason: str) -> Any:
         raise ValueError(f"{constant} is not JSON")
 
     try:
-        return json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=refuse)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # JSON can name half of a surrogate pair, which is no text
+        if is_too_deep(value):
+            raise ValueError(f"nested deeper than {MAX_DEPTH}")
+        return value
     except (ValueError, RecursionError) as error:
         raise Unfit(reason, f"not JSON: {error}"[:200]) from None
 

@@ -101,10 +101,10 @@ def _changed_text(text: str, change: Callable[[str], str]) -> str:
     if text.lstrip()[:1] in ("{", "["):
         try:
             value = json.loads(text)
+            new = _changed_json(value, change)
+            return text if new == value else json.dumps(new, ensure_ascii=False)
         except (ValueError, RecursionError):
             return change(text)
-        new = _changed_json(value, change)
-        return text if new == value else json.dumps(new, ensure_ascii=False)
     return change(text)
 
 

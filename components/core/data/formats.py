@@ -189,11 +189,16 @@ def _value_row(number: int, value: Any, raw: str, is_suspect: bool) -> RawRow:
     problem = ""
     if not isinstance(value, dict):
         problem = "wrong_type"
-    elif is_suspect and any(depth >= MAX_DEPTH for depth, _ in enumerate(_levels(value))):
+    elif is_suspect and is_too_deep(value):
         problem = "broken_json"
     elif is_suspect and not _is_text(value):
         problem = "bad_encoding"
     return RawRow(number, None if problem else value, problem, raw)
+
+
+def is_too_deep(value: Any) -> bool:
+    """Whether lists and objects are nested deeper in it than is read."""
+    return any(depth >= MAX_DEPTH for depth, _ in enumerate(_levels(value)))
 
 
 def _levels(value: Any) -> Iterator[list[Any]]:

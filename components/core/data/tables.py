@@ -73,7 +73,7 @@ class RowSource(Config):
     """Character between the cells of CSV and TSV files, such as `;`; empty: a comma, in TSV a tab, or what a first line
     `sep=;` says."""
     where: dict[str, Any] = {}
-    """Keep the rows whose fields have these values."""
+    """Keep the rows whose fields have these values; `meta.lang` reaches into an object."""
     share: tuple[float, float] = (0.0, 1.0)
     """Keep the rows whose content hash falls in this part of [0, 1): disjoint shares are disjoint splits."""
     limit: int | None = Field(default=None, gt=0)
@@ -225,7 +225,7 @@ def select(rows: Iterable[RawRow], source: RowSource) -> Iterator[RawRow]:
         for index, row in enumerate(rows):
             if row.value is None:
                 yield -1.0, index, row
-            elif all(_as_text(row.value.get(field)) == text for field, text in wanted.items()):
+            elif all(_as_text(render.value(field, row.value)) == text for field, text in wanted.items()):
                 position = content_position(row.value)
                 if low <= position < high:
                     yield position, index, row

@@ -5,8 +5,12 @@ from __future__ import annotations
 import re
 import unicodedata
 
-_SPACES_IN_NUMBERS = re.compile("(?<=\\d)[\u00a0\u2009\u202f](?=\\d{3}(?!\\d))")
-"""Spaces that do not break, as thousands separators; a plain space may stand between two numbers."""
+_SPACES_IN_NUMBERS = re.compile("(?<=\\d)[_\u00a0\u2009\u202f](?=\\d{3}(?!\\d))")
+"""Spaces that do not break and underscores, as thousands separators; a plain space may stand between two numbers."""
+_ARABIC = {ord("٫"): ".", ord("٬"): ","}
+"""The decimal and the thousands separator of Arabic numbers."""
+_APART = re.compile(r"(?<=\d)(?=[¼-¾⅐-⅞]|\\[dt]?frac\{)")
+"""Where a whole number ends and a fraction begins."""
 _VULGAR = re.compile("[¼-¾⅐-⅞]")
 _RAISED = re.compile("[⁰¹²³⁴-⁹⁻]+")
 _LATEX = re.compile(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}")
@@ -30,15 +34,17 @@ def last_number(text: str) -> float | None:
     """Value of the last number in `text`; None if there is none.
 
     Read are thousands separators (1,036 · 1.036,5 · 1'036), a decimal comma where it can be no thousands separator
-    (3,5), a sign of any kind (−4), full-width digits, currencies ($521, -$5), powers (1e3, 2×10⁵), fractions (3/4, 1½).
-    Units, a per cent sign and full stops after it say nothing: 50% is 50. A digit behind a letter (m2, CO2) is part of
-    a name, and counts only where there is no other number. Lists (1,2,3), versions and dates with dots are no numbers.
+    (3,5), a sign of any kind (−4), the digits of every script, currencies ($521, -$5), powers (1e3, 2×10⁵),
+    fractions (3/4, 1½). Units, a per cent sign and full stops after it say nothing: 50% is 50. A digit behind a letter
+    (m2, CO2) is part of a name, and counts only where there is no other number. Lists (1,2,3), versions and dates with
+    dots are no numbers.
     """
+    text = re.sub("[^\\D0-9]", lambda found: str(unicodedata.digit(found[0])), text.translate(_ARABIC))
     text = _SPACES_IN_NUMBERS.sub("", text)
-    text = _VULGAR.sub(lambda found: " " + unicodedata.normalize("NFKC", found[0]).replace("⁄", "/"), text)
+    text = _VULGAR.sub(lambda found: unicodedata.normalize("NFKC", found[0]).replace("⁄", "/"), _APART.sub(" ", text))
     text = _RAISED.sub(lambda found: "^" + unicodedata.normalize("NFKC", found[0]), text)
-    text = _LATEX.sub(r" \1/\2", unicodedata.normalize("NFKC", text))
-    text = re.sub("[−–](?=[$€£¥₩]?[ ]?[.\\d])", "-", text)
+    text = _LATEX.sub(r"\1/\2", unicodedata.normalize("NFKC", text))
+    text = re.sub("[−–‐](?=[$€£¥₩]?[ ]?[.\\d])", "-", text)
     values = [
         (value, found.start() > 0 and text[found.start() - 1].isascii() and text[found.start() - 1].isalpha())
         for found in _NUMBER.finditer(text)

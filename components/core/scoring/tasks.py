@@ -49,6 +49,13 @@ class Template(Config):
             raise ValueError("system: stands before a question, and there is none; give `prompt` or `messages`")
         return self
 
+    @field_validator("messages")
+    @classmethod
+    def _is_field(cls, field: str) -> str:
+        if "{" in field:
+            raise ValueError(f"{field!r} is a template; expected the name of a field, {field.strip('{}')!r}")
+        return field
+
     @field_validator("prompt", "system", "answer")
     @classmethod
     def _is_template(cls, text: str) -> str:
@@ -226,6 +233,8 @@ def ask(template: Template, row: dict[str, Any]) -> Question:
         return Question(messages, "", answer, problem or ("" if answer.strip() else "empty_answer"))
     try:
         turns = render.value(template.messages, row)
+        if turns is None and render.template(f"{{{template.messages}}}").fill(row).problem:
+            return Question([], "", "", "missing_field")
         read = read_question(turns, row.get("tools"), is_answered=not template.answer)
     except Unfit as error:
         return Question([], "", "", error.reason)

@@ -53,10 +53,8 @@ class VerifierConfig(Config):
     @field_validator("extract")
     @classmethod
     def _extract_is_a_pattern(cls, extract: str) -> str:
-        try:
-            re.compile(extract)
-        except re.error as error:
-            raise ValueError(f"{extract!r} is no regular expression: {error}") from None
+        if problem := pattern_problem(extract):
+            raise ValueError(f"{extract!r} is no regular expression: {problem}")
         return extract
 
     @property
@@ -65,6 +63,15 @@ class VerifierConfig(Config):
         if self.kind in get_args(TextMetric):
             return self.kind
         return "log_likelihood" if self.kind == "perplexity" else "accuracy"
+
+
+def pattern_problem(pattern: str) -> str:
+    """'' or why a text is no regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        return str(error)
+    return ""
 
 
 def verify(config: VerifierConfig, response: str, reference: str, databases: Sequence[Path] = ()) -> tuple[float, str]:
@@ -77,6 +84,8 @@ def verify(config: VerifierConfig, response: str, reference: str, databases: Seq
         found = _behaviour(answer)
         return float(found == wanted), {"refuse": "refused", "answer": "answered"}[found]
     if config.kind == "regex":
+        if problem := pattern_problem(reference):
+            return 0.0, f"the reference is no regular expression: {problem}"
         flags = re.IGNORECASE if config.ignore_case else 0
         return (1.0, "match") if re.fullmatch(reference, answer, flags) else (0.0, "no match")
     wanted = extract_reference(config, reference)

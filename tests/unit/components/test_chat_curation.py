@@ -147,8 +147,37 @@ def test_pairs_and_labels_become_preferences(curate):
 
 
 def test_a_file_without_a_conversation_is_no_source_of_chats(curate):
-    with pytest.raises(DataError, match=r"no row is a conversation of a known form in chats \(.*'unknown_form': 1"):
+    told = r"chats.jsonl is .*1 unknown_form; the first is chats:chats.jsonl#1, .*fields: question, answer"
+    with pytest.raises(DataError, match=told):
         curate([{"question": "Who?", "answer": "The clerk."}])
+
+
+def test_a_table_of_another_delimiter_and_an_empty_file_are_told(curate, tmp_path):
+    (tmp_path / "t.csv").write_text("instruction|output\nWho?|The clerk.\n")
+    with pytest.raises(DataError, match=r'the first is chats:t.csv#2, .*set `delimiter: "\|"`'):
+        curate(tmp_path / "t.csv")
+    (tmp_path / "e.jsonl").write_text("\n")
+    with pytest.raises(DataError, match=r"there is no row in .*e.jsonl"):
+        curate(tmp_path / "e.jsonl")
+
+
+def test_deep_json_that_a_tool_answers_is_masked_as_text(curate):
+    call = {"id": "c", "function": {"name": "now", "arguments": "{}"}}
+    deep = "[" * 600 + '"010-1234-5678"' + "]" * 600
+    rows = [
+        {"role": "user", "content": "What?"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": deep},
+        {"role": "assistant", "content": "That."},
+    ]
+    (chat_row,) = curate([{"messages": rows}])[1]
+    assert chat_row["messages"][2]["content"] == deep.replace("010-1234-5678", "[PHONE]")
+
+
+def test_a_file_of_a_glob_keeps_its_name(curate, tmp_path):
+    (tmp_path / "train-1.jsonl").write_text(json.dumps({"messages": turns("Where is the desk?", "In the hall.")}))
+    (row,) = curate(tmp_path / "train-*.jsonl")[1]
+    assert row["parent"] == "chats:train-1.jsonl#1"
 
 
 def test_no_source_or_a_name_twice_is_refused():

@@ -136,6 +136,34 @@ def test_worked_solutions_and_bare_numbers_are_both_references(call, tmp_path):
         call(lambda values: worked(values, train="It is {q}"))
 
 
+def test_a_reference_that_is_no_pattern_is_found_before_training(call, tmp_path):
+    def patterns(values, second="a("):
+        rows = [{"q": "1?", "a": "[0-9]+", "split": "train"}, {"q": "2?", "a": second, "split": "test"}]
+        (tmp_path / "q.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+        values["tasks"]["sql"]["verifier"] = {"kind": "regex"}
+        for split in values["tasks"]["sql"]["splits"].values():
+            split["templates"] = [{"prompt": "{q}", "answer": "{a}"}]
+
+    with pytest.raises(DataError, match=r"tasks.sql.splits.test: the reference 'a\(' is no regular expression"):
+        call(patterns)
+    shutil.rmtree(tmp_path / "out")
+    tasks = Tasks(call(lambda values: patterns(values, "b+"))[1]["tasks"])
+    assert tasks.verify("sql", "bb", tasks.prompts("test")[0].reference) == (1.0, "match")
+
+
+def test_a_field_of_conversations_that_no_row_has_is_told(call):
+    def ask_of(field):
+        def change(values):
+            values["tasks"]["sql"]["splits"]["test"]["templates"] = [{"messages": field}]
+
+        return change
+
+    with pytest.raises(DataError, match=r"no usable row in .*: 1 missing_field.*; the first is .*q.jsonl row 2, miss"):
+        call(ask_of("mesages"))
+    with pytest.raises(ValueError, match="'{messages}' is a template; expected the name of a field, 'messages'"):
+        call(ask_of("{messages}"))
+
+
 def test_a_base_model_without_a_template_is_refused(call, tiny_model, tmp_path):
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     (broken / "chat_template.jinja").unlink()
@@ -325,7 +353,8 @@ def test_a_champion_without_a_parent_cannot_be_started_from(call, tiny_model, tm
 def test_lost_rows_are_told_once_with_the_first(call, caplog):
     call()
     (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
-    assert "tasks.sql: 1 rows are lost (1 broken_json)" in told and told.endswith("q.jsonl row 4, broken_json")
+    assert "tasks.sql: 1 rows are lost: 1 broken_json; the first is " in told
+    assert told.endswith("q.jsonl row 4, broken_json")
 
 
 def test_an_empty_question_is_no_row(call, tmp_path):
@@ -368,7 +397,8 @@ def test_a_template_asks_in_one_way():
     for values in ({"prompt": "{q}", "messages": "m"}, {"prompt": "{q}"}, {"system": "s", "answer": "{a}"}):
         with pytest.raises(ValueError):
             Template(**values)
-    assert ask(Template(messages="a.b"), {"a": {}}).problem == "no_turns"
+    assert ask(Template(messages="a.b"), {"a": {}}).problem == "missing_field"
+    assert ask(Template(messages="a.b"), {"a": {"b": None}}).problem == "no_turns"
 
 
 def test_conversations_are_asked_perturbed_and_told_apart(call, tmp_path):

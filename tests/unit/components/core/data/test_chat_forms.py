@@ -23,6 +23,7 @@ HI = chat("hi", "hello")
 
 def said_by(who, text):
     return {"from": who, "value": text}
+DEEP = '{"a": ' + "[" * 200 + "]" * 200 + "}"
 
 
 @pytest.mark.parametrize(
@@ -64,6 +65,12 @@ def said_by(who, text):
          [message("system", "s"), *chat("a", "b"), *HI]),
         ({"prompt": "hi", "completion": "hello"}, "prompt_completion", HI),
         ({"prompt": [USER], "completion": [ANSWER]}, "prompt_completion", HI),
+        ({"messages": [], "instruction": "hi", "output": "hello"}, "alpaca", HI),
+        ({"instruction": "hi", "output": "hello", "label": "true"}, "alpaca", HI),
+        ({"messages": [USER, {**ANSWER, "reasoning_content": "", "reasoning": "who?"}]}, "messages",
+         [*HI[:1], message("assistant", "hello", reasoning="who?")]),
+        ({"conversations": [{**said_by("human", "hi"), "role": None, "content": None},
+                            {**said_by("gpt", "hello"), "role": None, "content": None}]}, "sharegpt", HI),
         ({"prompt": [USER, ANSWER, USER], "completion": "hello"}, "prompt_completion", HI + HI),
     ],
 )  # fmt: skip
@@ -128,6 +135,9 @@ def test_every_form_is_read(row, form, messages):
         ({"instruction": "hi", "output": "hello", "history": "before"}, "broken_history"),
         ({"prompt": "hi", "chosen": "hello", "rejected": "no"}, "preference"),
         ({"prompt": "hi", "completion": "hello", "label": True}, "preference"),
+        ({"prompt": "hi", "completion": "hello", "label": "false"}, "preference"),
+        ({"messages": '[{"role": "user", "content": "\\ud83d"}]'}, "no_turns"),
+        ({"messages": [USER, {**ANSWER, "tool_calls": [{"name": "now", "arguments": DEEP}]}]}, "broken_tool_call"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(row, reason):
@@ -142,7 +152,8 @@ def test_tools_are_read_in_each_form():
     for row in ({"tools": [whole]}, {"tools": json.dumps([flat])}, {"functions": [flat]}):
         found = read_chat({"messages": [USER, ANSWER], **row})
         assert json.loads(found.tools) == [whole]
-    assert read_chat({"messages": [USER, ANSWER], "tools": "[]"}).tools == ""
+    for nothing in ("[]", "null", "", None):
+        assert read_chat({"messages": [USER, ANSWER], "tools": nothing}).tools == ""
 
 
 @pytest.mark.parametrize(
@@ -164,6 +175,14 @@ def test_tools_are_read_in_each_form():
          ("pair_text", HI[:1], HI[1:], [message("assistant", "no\n\nreally")])),
         ({"prompt": "hi", "completion": "hello", "label": True}, ("labelled_prompt_completion", HI[:1], HI[1:], [])),
         ({"messages": [USER, ANSWER], "label": False}, ("labelled_messages", HI[:1], [], HI[1:])),
+        *[({"prompt": "hi", "completion": "hello", "label": bad}, ("labelled_prompt_completion", HI[:1], [], HI[1:]))
+          for bad in (0, 0.0, "0", "false", "False")],
+        *[({"prompt": "hi", "completion": "hello", "label": good}, ("labelled_prompt_completion", HI[:1], HI[1:], []))
+          for good in (1, 1.0, "1", "true", "TRUE")],
+        ({"prompt": "hi", "chosen": None, "rejected": None, "completion": "hello", "label": True},
+         ("labelled_prompt_completion", HI[:1], HI[1:], [])),
+        ({"prompt": "hi", "chosen": "hello", "rejected": "no", "completion": None, "label": None},
+         ("pair_text", HI[:1], HI[1:], NO_ANSWER)),
     ],
 )  # fmt: skip
 def test_pairs_are_read_in_each_form(row, expected):

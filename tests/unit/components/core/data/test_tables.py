@@ -207,6 +207,8 @@ def test_where_compares_as_text_so_that_csv_and_pipeline_numbers_match():
     typed = [RawRow(1, {"week": 3}, "", ""), RawRow(2, {"week": "3"}, "", ""), RawRow(3, {"week": 4}, "", "")]
     assert [row.line for row in select(typed, RowSource(path="x", where={"week": 3.0}))] == [1, 2]
     assert [row.line for row in select(typed, RowSource(path="x", where={"month": 1}))] == []
+    nested = [RawRow(1, {"m": {"lang": "ko"}}, "", ""), RawRow(2, {"m": {"lang": "en"}}, "", "")]
+    assert [row.line for row in select(nested, RowSource(path="x", where={"m.lang": "ko"}))] == [1]
 
 
 @pytest.mark.parametrize("share", [[0.5, 0.5], [-0.1, 1], [0, 1.5], [0.9, 0.1]])

@@ -35,6 +35,7 @@ def test_the_answer_is_extracted_from_the_last_match():
 def test_regex_reference_must_match_the_whole_answer():
     assert score("regex", "C2001", r"C\d{4}") == 1
     assert score("regex", "C2001!", r"C\d{4}") == 0
+    assert verify(VerifierConfig(kind="regex"), "a", "a(")[1].startswith("the reference is no regular expression")
 
 
 def sql(database, query, reference, timeout_seconds=2.0):
