@@ -61,7 +61,16 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
     check_vocabulary(path, tokenizer, embeddings.weight.shape[0])
     # torch gives the pad token's row no gradient; where the pad token ends turns too, it has to learn as others do.
     embeddings.padding_idx = None
+    _leave_routers_alone(model)
     return model.eval(), tokenizer
+
+
+def _leave_routers_alone(model: Any) -> None:
+    """Keep what the routers of a mixture of experts say out of every output: where TRL turns it on to balance them, and
+    it is stored so, transformers weighs it against the whole mask in each decoding step, and fails."""
+    settings = model.config.get_text_config()
+    if getattr(settings, "output_router_logits", False):
+        settings.output_router_logits = False
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -136,6 +145,7 @@ def save(path: Path, model: Any, tokenizer: Any, *, like: Path | None = None) ->
             weight.data = weight.data.to(getattr(torch, kept) if kept else own or weight.dtype)
         if own is not None:
             model.config.dtype = own
+    _leave_routers_alone(model)
     settings = model.generation_config
     settings.eos_token_id = templates.end_tokens(tokenizer, settings)
     settings.pad_token_id = templates.pad_token(tokenizer)

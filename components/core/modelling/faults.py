@@ -8,6 +8,8 @@ from typing import Any
 
 CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "LMHead")
 """How architectures that go on with a text end, in transformers' names."""
+UNMASKED = ("rwkv",)
+"""Architectures, by model_type, whose states take in what fills a batch: they have no attention to mask it in."""
 INDEX = "model.safetensors.index.json"
 
 
@@ -69,6 +71,11 @@ def _architecture(config: dict[str, Any]) -> list[str]:
         return [
             f"the architecture is {kind}, which does not go on with a text; expected a causal language model, whose "
             "config.json names an architecture such as LlamaForCausalLM"
+        ]
+    if config.get("model_type") in UNMASKED:
+        return [
+            f"the architecture {kind} reads the padding of a batch as text, so that an answer would change with those "
+            "beside it; take another"
         ]
     if "auto_map" in config:
         from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES

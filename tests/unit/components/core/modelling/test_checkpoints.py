@@ -87,6 +87,7 @@ FAULTS = {
         "org/base",
     ),
     "encoder": (lambda f: rewritten(f, architectures=["BertForMaskedLM"]), "BertForMaskedLM, which does not go on"),
+    "padding read as text": (lambda f: rewritten(f, model_type="rwkv"), "reads the padding of a batch as text"),
     "seq2seq": (lambda f: rewritten(f, is_encoder_decoder=True), "an encoder and a decoder"),
     "code": (lambda f: rewritten(f, model_type="mine", auto_map={"AutoConfig": "c.C"}), "trust_remote_code is off"),
     "json": (lambda f: (f / "config.json").write_text("{"), "is no JSON"),
