@@ -50,13 +50,27 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
         _unpack_q5_0()
     tokenizer = load_tokenizer(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, device_map=None if on == "cpu" else on, **weights
+        model, told = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            device_map=None if on == "cpu" else on,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
+            **weights,
         )
         if gguf:  # transformers 5.23 then reads no generation_config.json
             model.generation_config = GenerationConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise ModelError(f"{path}: the checkpoint does not load: {str(error).splitlines()[0][:300]}") from None
+    except Exception as error:  # of any kind: config and weights are read by code of each architecture
+        raise ModelError(f"{path}: the checkpoint does not load: {_first_line(error)}") from None
+    lacking = [f"{name} (not there)" for name in sorted(told["missing_keys"])]
+    lacking += [
+        f"{name} ({list(stored)} instead of {list(wanted)})" for name, stored, wanted in sorted(told["mismatched_keys"])
+    ]
+    if lacking:
+        raise ModelError(
+            f"{path}: {len(lacking)} of the weights that config.json wants would be random numbers: "
+            f"{', '.join(lacking[:3])}{' …' if len(lacking) > 3 else ''}; fetch the checkpoint again, whole"
+        )
     embeddings: Any = model.get_input_embeddings()
     check_vocabulary(path, tokenizer, embeddings.weight.shape[0])
     # torch gives the pad token's row no gradient; where the pad token ends turns too, it has to learn as others do.
@@ -79,13 +93,17 @@ def load_tokenizer(path: Path) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
-        raise ModelError(f"{path}: the tokenizer does not load: {str(error).splitlines()[0][:300]}") from None
+    except Exception as error:  # of any kind: a tokenizer is made by code of its class, after config.json
+        raise ModelError(f"{path}: the tokenizer does not load: {_first_line(error)}") from None
     if tokenizer.pad_token_id is None:
         with contextlib.suppress(ModelError):
             ends = templates.end_tokens(tokenizer)
             tokenizer.pad_token = tokenizer.eos_token or (ends and tokenizer.convert_ids_to_tokens(ends[0])) or None
     return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
 def check_vocabulary(path: Path, tokenizer: Any, rows: int) -> None:
@@ -212,6 +230,8 @@ def named(key: str, name: str, revision: str) -> Path:
             f"{key}: {name} is a GGUF, which can be asked and not trained; give the folder of the checkpoint in "
             "safetensors"
         )
+    if Path(name).is_file():
+        raise ModelError(f"{key}: {name} is a file; give the folder of the checkpoint, with config and tokenizer")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -226,7 +246,10 @@ def named(key: str, name: str, revision: str) -> Path:
         ) from None
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).split("\n")[0][:200]
-        raise ServiceError(f"{key}: no folder {name} here, and the hub did not give it: {reason}") from None
+        raise ServiceError(
+            f"{key}: no folder {name} here, and the hub did not give it: {reason}; give the path of a checkpoint "
+            "folder, or see to the name, the network (HF_ENDPOINT names a mirror) and, for a gated model, HF_TOKEN"
+        ) from None
 
 
 def fetch(uri: str, target: Path) -> None:

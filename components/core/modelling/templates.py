@@ -335,7 +335,7 @@ def _with_calls(messages: list[dict[str, Any]], content: Any, written: bool, nam
 
 def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str, *, opened: bool) -> str:
     """The text of a chat. Raises: ModelError with what the template says if it refuses it."""
-    from jinja2 import TemplateError, TemplateSyntaxError
+    from jinja2 import TemplateSyntaxError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:  # apply_chat_template drops content that is None, by which DeepSeek V3 knows a call
@@ -349,7 +349,7 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str, *, o
         return rendered[0][0]
     except TemplateSyntaxError as error:
         raise ModelError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from None
-    except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except Exception as error:  # a template is a program of others
         raise ModelError(f"the chat template refuses a chat: {error}; the chat: {proof.shown(messages)}") from None
 
 
