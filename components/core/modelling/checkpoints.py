@@ -50,7 +50,7 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
         _unpack_q5_0()
     tokenizer = load_tokenizer(path)
     try:
-        model, told = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=dtype,
             device_map=None if on == "cpu" else on,
@@ -58,6 +58,7 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
             ignore_mismatched_sizes=True,  # they are told below, by name
             **weights,
         )
+        model, told = loaded
         if gguf:  # transformers 5.23 then reads no generation_config.json
             model.generation_config = GenerationConfig.from_pretrained(path)
     except Exception as error:  # of any kind: config and weights are read by code of each architecture
@@ -197,12 +198,7 @@ def check(path: Path, *, to_train: bool = False, has_chats: bool = True) -> None
 
     Reads only the small files and the heads of the weights. `has_chats`: it needs a chat template.
     """
-    told = faults.found(path, to_train=to_train)
-    if has_chats and (path / "config.json").is_file() and not faults.has_template(path):
-        told.append(
-            "the tokenizer has no chat template; set `chat_template: chatml` in the recipe, or the path of the "
-            "template that the model was trained with"
-        )
+    told = faults.found(path, to_train=to_train, has_chats=has_chats)
     if told:
         raise ModelError("\n".join(f"{path}: {fault}" for fault in told))
 

@@ -25,13 +25,14 @@ def weight_files(path: Path) -> list[Path]:
     return sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
 
 
-def found(path: Path, *, to_train: bool = False) -> list[str]:
-    """Every fault of a checkpoint folder, in words, with what to do; `to_train`: also what keeps it from being trained.
+def found(path: Path, *, to_train: bool = False, has_chats: bool = False) -> list[str]:
+    """Every fault of a checkpoint folder, in words, with what to do; `to_train`: also what keeps it from being trained;
+    `has_chats`: also that it has no chat template.
 
     Reads config, the tokenizer's settings and the heads of the weight files.
     """
     try:
-        return _found(path, to_train)
+        return _found(path, to_train, has_chats)
     except ValueError as error:
         return [str(error)]
     except OSError as error:
@@ -49,7 +50,7 @@ def read_json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _found(path: Path, to_train: bool) -> list[str]:
+def _found(path: Path, to_train: bool, has_chats: bool) -> list[str]:
     if (path / "adapter_config.json").is_file():
         base = read_json(path / "adapter_config.json").get("base_model_name_or_path") or "its base model"
         return [
@@ -67,6 +68,11 @@ def _found(path: Path, to_train: bool) -> list[str]:
         faults += _untrainable(config, path)
     if not any(file for pattern in VOCABULARIES for file in path.glob(pattern)) and not any(path.glob("*.gguf")):
         faults.append("no tokenizer.json and no other vocabulary; save the tokenizer beside the weights")
+    if has_chats and not has_template(path):
+        faults.append(
+            "the tokenizer has no chat template; set `chat_template: chatml` in the recipe, or the path of the "
+            "template that the model was trained with"
+        )
     return faults
 
 
