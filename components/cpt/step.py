@@ -55,7 +55,7 @@ def run(
             model=network,
             processing_class=tokenizer,
             train_dataset=blocks,
-            peft_config=training.peft_config(config),
+            peft_config=training.peft_config(config, network),
             callbacks=training.callbacks(),
             args=SFTConfig(
                 dataset_kwargs={"skip_prepare_dataset": True},

@@ -62,7 +62,7 @@ def run(
         model=network,  # its reference is loaded again from base_model, which the network remembers as its path
         processing_class=tokenizer,
         train_dataset=Dataset.from_list([pair.row() for pair in kept]),
-        peft_config=training.peft_config(config),
+        peft_config=training.peft_config(config, network),
         callbacks=training.callbacks(),
         args=Arguments(
             beta=config.beta,

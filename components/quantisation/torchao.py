@@ -7,23 +7,47 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.quantisation.config import QuantisationConfig
+from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 
 
 def export(config: QuantisationConfig, source: Path, target: Path) -> None:
-    """Write `source` to `target` with the weights of `config.scheme`, 8 bits each and one scale a row."""
+    """Write `source` to `target` with the weights of `config.scheme`, 8 bits each and one scale a row.
+
+    Raises: CannotRun for an architecture whose layers do not take such weights, which is seen on one token.
+    """
     warnings.filterwarnings("ignore", module="torchao")
+    import torch
     from torchao.quantization import FqnToConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 
     embeddings, linear = _weights(config.scheme)
-    names = {"model.embed_tokens": embeddings, "_default": linear} if config.embeddings else {"_default": linear}
+    names = {_name_of_embeddings(source): embeddings} if config.embeddings else {}
+    # transformers 5.24 rounds biases as it does weights, which torchao refuses.
+    names |= {r"re:.*\.bias": None, "_default": linear}
     settings = TorchAoConfig(FqnToConfig(names), include_input_output_embeddings=config.embeddings)
-    network = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype="auto")
+    try:
+        network = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype="auto")
+        with torch.inference_mode():
+            network(input_ids=torch.zeros(1, 1, dtype=torch.long, device=network.device))
+    except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # NotImplementedError is a RuntimeError
+        kind = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type")
+        reason = str(error).splitlines()[0][:200]
+        raise CannotRun(f"{config.name}: the layers of {kind} do not take torchao's weights: {reason}") from None
     network.save_pretrained(target)
     AutoTokenizer.from_pretrained(source).save_pretrained(target)
     if network.config.tie_word_embeddings:
         _drop_tied_head(target)
+
+
+def _name_of_embeddings(source: Path) -> str:
+    """What the architecture of a checkpoint calls its input embeddings."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+    table = network.get_input_embeddings()
+    return next(name for name, module in network.named_modules() if module is table)
 
 
 def _weights(scheme: str) -> tuple[Any, Any]:

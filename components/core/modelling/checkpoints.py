@@ -50,18 +50,42 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
         _unpack_q5_0()
     tokenizer = load_tokenizer(path)
     try:
-        model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, device_map=None if on == "cpu" else on, **weights
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=dtype,
+            device_map=None if on == "cpu" else on,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are told below, by name
+            **weights,
         )
+        model, told = loaded
         if gguf:  # transformers 5.23 then reads no generation_config.json
             model.generation_config = GenerationConfig.from_pretrained(path)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError) as error:
-        raise ModelError(f"{path}: the checkpoint does not load: {str(error).splitlines()[0][:300]}") from None
+    except Exception as error:  # of any kind: config and weights are read by code of each architecture
+        raise ModelError(f"{path}: the checkpoint does not load: {_first_line(error)}") from None
+    lacking = [f"{name} (not there)" for name in sorted(told["missing_keys"])]
+    lacking += [
+        f"{name} ({list(stored)} instead of {list(wanted)})" for name, stored, wanted in sorted(told["mismatched_keys"])
+    ]
+    if lacking:
+        raise ModelError(
+            f"{path}: {len(lacking)} of the weights that config.json wants would be random numbers: "
+            f"{', '.join(lacking[:3])}{' …' if len(lacking) > 3 else ''}; fetch the checkpoint again, whole"
+        )
     embeddings: Any = model.get_input_embeddings()
     check_vocabulary(path, tokenizer, embeddings.weight.shape[0])
     # torch gives the pad token's row no gradient; where the pad token ends turns too, it has to learn as others do.
     embeddings.padding_idx = None
+    _leave_routers_alone(model)
     return model.eval(), tokenizer
+
+
+def _leave_routers_alone(model: Any) -> None:
+    """Keep what the routers of a mixture of experts say out of every output: where TRL turns it on to balance them, and
+    it is stored so, transformers weighs it against the whole mask in each decoding step, and fails."""
+    settings = model.config.get_text_config()
+    if getattr(settings, "output_router_logits", False):
+        settings.output_router_logits = False
 
 
 def load_tokenizer(path: Path) -> Any:
@@ -70,13 +94,17 @@ def load_tokenizer(path: Path) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
-        raise ModelError(f"{path}: the tokenizer does not load: {str(error).splitlines()[0][:300]}") from None
+    except Exception as error:  # of any kind: a tokenizer is made by code of its class, after config.json
+        raise ModelError(f"{path}: the tokenizer does not load: {_first_line(error)}") from None
     if tokenizer.pad_token_id is None:
         with contextlib.suppress(ModelError):
             ends = templates.end_tokens(tokenizer)
             tokenizer.pad_token = tokenizer.eos_token or (ends and tokenizer.convert_ids_to_tokens(ends[0])) or None
     return tokenizer
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
 def check_vocabulary(path: Path, tokenizer: Any, rows: int) -> None:
@@ -136,6 +164,7 @@ def save(path: Path, model: Any, tokenizer: Any, *, like: Path | None = None) ->
             weight.data = weight.data.to(getattr(torch, kept) if kept else own or weight.dtype)
         if own is not None:
             model.config.dtype = own
+    _leave_routers_alone(model)
     settings = model.generation_config
     settings.eos_token_id = templates.end_tokens(tokenizer, settings)
     settings.pad_token_id = templates.pad_token(tokenizer)
@@ -169,12 +198,7 @@ def check(path: Path, *, to_train: bool = False, has_chats: bool = True) -> None
 
     Reads only the small files and the heads of the weights. `has_chats`: it needs a chat template.
     """
-    told = faults.found(path, to_train=to_train)
-    if has_chats and (path / "config.json").is_file() and not faults.has_template(path):
-        told.append(
-            "the tokenizer has no chat template; set `chat_template: chatml` in the recipe, or the path of the "
-            "template that the model was trained with"
-        )
+    told = faults.found(path, to_train=to_train, has_chats=has_chats)
     if told:
         raise ModelError("\n".join(f"{path}: {fault}" for fault in told))
 
@@ -202,6 +226,8 @@ def named(key: str, name: str, revision: str) -> Path:
             f"{key}: {name} is a GGUF, which can be asked and not trained; give the folder of the checkpoint in "
             "safetensors"
         )
+    if Path(name).is_file():
+        raise ModelError(f"{key}: {name} is a file; give the folder of the checkpoint, with config and tokenizer")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
@@ -216,7 +242,10 @@ def named(key: str, name: str, revision: str) -> Path:
         ) from None
     except (HfHubHTTPError, OSError) as error:
         reason = str(error).split("\n")[0][:200]
-        raise ServiceError(f"{key}: no folder {name} here, and the hub did not give it: {reason}") from None
+        raise ServiceError(
+            f"{key}: no folder {name} here, and the hub did not give it: {reason}; give the path of a checkpoint "
+            "folder, or see to the name, the network (HF_ENDPOINT names a mirror) and, for a gated model, HF_TOKEN"
+        ) from None
 
 
 def fetch(uri: str, target: Path) -> None:

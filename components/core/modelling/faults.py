@@ -8,6 +8,15 @@ from typing import Any
 
 CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "LMHead")
 """How architectures that go on with a text end, in transformers' names."""
+BOTH_WAYS = (
+    *("bert", "roberta", "camembert", "electra", "xlm-roberta", "xlm-roberta-xl", "megatron-bert", "ernie", "big_bird"),
+    *("rembert", "roformer", "data2vec-text", "roberta-prelayernorm", "xmod"),
+)
+"""Architectures, by model_type, that see what follows a token unless their config says `is_decoder`."""
+VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "tekken.json", "*.tiktoken")
+"""Files that hold the pieces of a tokenizer."""
+UNMASKED = ("rwkv",)
+"""Architectures, by model_type, whose states take in what fills a batch: they have no attention to mask it in."""
 INDEX = "model.safetensors.index.json"
 
 
@@ -16,13 +25,34 @@ def weight_files(path: Path) -> list[Path]:
     return sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
 
 
-def found(path: Path, *, to_train: bool = False) -> list[str]:
-    """Every fault of a checkpoint folder, in words, with what to do; `to_train`: also what keeps it from being trained.
+def found(path: Path, *, to_train: bool = False, has_chats: bool = False) -> list[str]:
+    """Every fault of a checkpoint folder, in words, with what to do; `to_train`: also what keeps it from being trained;
+    `has_chats`: also that it has no chat template.
 
     Reads config, the tokenizer's settings and the heads of the weight files.
     """
+    try:
+        return _found(path, to_train, has_chats)
+    except ValueError as error:
+        return [str(error)]
+    except OSError as error:
+        return [f"{error.filename or path} cannot be read ({error.strerror or error}); see its permissions"]
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object of a checkpoint. Raises: ValueError naming the file, with what to do."""
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{file.name} is no JSON ({error}); fetch the checkpoint again") from None
+    if not isinstance(content, dict):
+        raise ValueError(f"{file.name} holds no JSON object; fetch the checkpoint again")
+    return content
+
+
+def _found(path: Path, to_train: bool, has_chats: bool) -> list[str]:
     if (path / "adapter_config.json").is_file():
-        base = _json(path / "adapter_config.json").get("base_model_name_or_path") or "its base model"
+        base = read_json(path / "adapter_config.json").get("base_model_name_or_path") or "its base model"
         return [
             f"found adapter_config.json: these are adapter weights for {base}, no model; merge them first "
             "(PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)) and give the merged "
@@ -30,15 +60,19 @@ def found(path: Path, *, to_train: bool = False) -> list[str]:
         ]
     if not (path / "config.json").is_file():
         return ["no config.json, so this is no checkpoint; give a folder written by save_pretrained"]
-    try:
-        config = _json(path / "config.json")
-    except ValueError as error:
-        return [f"config.json is no JSON ({error}); fetch the checkpoint again"]
+    config = read_json(path / "config.json")
+    if (path / "generation_config.json").is_file():
+        read_json(path / "generation_config.json")
     faults = [*_architecture(config), *_weights(path)]
     if to_train:
         faults += _untrainable(config, path)
-    if not any((path / name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")):
-        faults.append("no tokenizer.json and no tokenizer_config.json; save the tokenizer beside the weights")
+    if not any(file for pattern in VOCABULARIES for file in path.glob(pattern)) and not any(path.glob("*.gguf")):
+        faults.append("no tokenizer.json and no other vocabulary; save the tokenizer beside the weights")
+    if has_chats and not has_template(path):
+        faults.append(
+            "the tokenizer has no chat template; set `chat_template: chatml` in the recipe, or the path of the "
+            "template that the model was trained with"
+        )
     return faults
 
 
@@ -47,7 +81,7 @@ def has_template(path: Path) -> bool:
     if any((path / name).is_file() for name in ("chat_template.jinja", "chat_template.json")):
         return True
     settings = path / "tokenizer_config.json"
-    return settings.is_file() and bool(_json(settings).get("chat_template"))
+    return settings.is_file() and bool(read_json(settings).get("chat_template"))
 
 
 def tensors(path: Path) -> dict[str, tuple[str, list[int]]]:
@@ -70,15 +104,31 @@ def _architecture(config: dict[str, Any]) -> list[str]:
             f"the architecture is {kind}, which does not go on with a text; expected a causal language model, whose "
             "config.json names an architecture such as LlamaForCausalLM"
         ]
-    if "auto_map" in config:
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+    if config.get("model_type") in UNMASKED:
+        return [
+            f"the architecture {kind} reads the padding of a batch as text, so that an answer would change with those "
+            "beside it; take another"
+        ]
+    if config.get("model_type") in BOTH_WAYS and not config.get("is_decoder"):
+        return [
+            f"the architecture {kind} sees what follows a token as well as what stands before it; expected a causal "
+            "language model"
+        ]
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-        if config.get("model_type") not in CONFIG_MAPPING_NAMES:
+    if config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        if "auto_map" in config:
             return [
                 f"the architecture {kind} is code in the model's repository (auto_map in config.json), and code from a "
                 "repository is never run here (trust_remote_code is off); take a model whose architecture is part of "
                 "transformers, or a conversion of this one"
             ]
+        from transformers import __version__
+
+        return [
+            f"the architecture is {kind} (model_type {config.get('model_type', 'not named')}), and transformers "
+            f"{__version__} has no causal language model of that type; take another model, or a newer transformers"
+        ]
     return []
 
 
@@ -86,7 +136,7 @@ def _weights(path: Path) -> list[str]:
     files = weight_files(path)
     index = path / INDEX
     if index.is_file():
-        wanted = set(_json(index).get("weight_map", {}).values())
+        wanted = set(read_json(index).get("weight_map", {}).values())
         missing = sorted(wanted - {file.name for file in files})
         if missing:
             return [
@@ -100,6 +150,8 @@ def _weights(path: Path) -> list[str]:
 
 
 def _broken(file: Path) -> str:
+    if not file.exists():
+        return f"{file.name} is a link to {file.readlink()}, which is not there; fetch the checkpoint again"
     size = file.stat().st_size
     with file.open("rb") as opened:
         if opened.read(20).startswith(b"version https://git"):
@@ -140,7 +192,3 @@ def _head(file: Path) -> dict[str, Any]:
         if not 2 <= size <= file.stat().st_size:
             raise ValueError("no table of contents")
         return json.loads(opened.read(size))
-
-
-def _json(file: Path) -> dict[str, Any]:
-    return json.loads(file.read_text(encoding="utf-8"))

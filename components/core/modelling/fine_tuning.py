@@ -86,7 +86,7 @@ def fine_tune(
             processing_class=tokenizer,
             train_dataset=rows,
             eval_dataset=Dataset.from_list(validation) if evaluations else None,
-            peft_config=training.peft_config(config),
+            peft_config=training.peft_config(config, network),
             callbacks=[*training.callbacks(), *([best.callback()] if best else [])],
             args=Arguments(
                 dataset_kwargs={"skip_prepare_dataset": True},

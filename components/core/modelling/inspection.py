@@ -48,7 +48,7 @@ def look(
     `chat_template` is the recipe's: `chatml`, a path, or ''.
     """
     facts: dict[str, Any] = {"model": str(path), "refused": faults.found(path, to_train=True)}
-    if not (path / "config.json").is_file() or facts["refused"]:
+    if facts["refused"]:
         return facts
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
     text = {**config, **config.get("text_config", {})}

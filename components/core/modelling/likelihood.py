@@ -105,7 +105,7 @@ def _head(model: Any, probe: Sequence[int]) -> Callable[[Any], Any] | None:
     )  # Cohere, Falcon-H1
 
     def head(hidden_NH: Any) -> Any:
-        logits_NV = output(hidden_NH)
+        logits_NV = output(hidden_NH.to(model.dtype))  # Mamba keeps its states in 32 bits
         if divisor is not None:
             logits_NV = logits_NV / divisor
         if factor is not None:

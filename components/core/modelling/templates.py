@@ -54,6 +54,9 @@ class Turns(NamedTuple):
     """It, and what ends a tool call where that is another."""
     is_supplied: bool
     """The template writes no end, so the end is ours: what begins the next turn, if it is a token, or EOS."""
+    opened: str
+    """What the template writes after the end of a last turn because it opens the next one unasked, as Llama 3's first
+    one does, or ''."""
 
 
 class _Step(NamedTuple):
@@ -174,19 +177,28 @@ def _turns(tokenizer: Any, template: str) -> Turns:
         header = text[len(opened) : text.index(PROBE)].rstrip(" ")
     prompt = opened + (header if header.strip() else "")
     answer = _after(prompt, text, said)
-    end, is_supplied = _end(tokenizer, said, text[text.index(PROBE) + len(PROBE) :])
+    tail = text[text.index(PROBE) + len(PROBE) :]
+    end, is_supplied = _end(tokenizer, said, tail)
+    unasked = tail.partition(tokenizer.decode([end]))[2]
     call = json.dumps([{"id": "abcdef012", "name": PROBE, "arguments": {}}])
     ends = [end]
     try:
         called = _shaped(tokenizer, [ASK, {"role": "assistant", "content": "", "tool_calls": call}], "")
-        tail = _render(tokenizer, called, "", opened=False).rpartition(PROBE)[2]
-        own = [token for token in _added(tokenizer, tail) if token in _control(tokenizer)]
+        rest = _render(tokenizer, called, "", opened=False).rpartition(PROBE)[2]
+        own = [token for token in _added(tokenizer, rest) if token in _control(tokenizer)]
         own = [token for token in own if not re.search("call.*end", tokenizer.convert_ids_to_tokens(token))]
         follows = _end(tokenizer, called, "")[0] if not own else own[-1]
         ends.append(end if end in own else follows)
     except ModelError:
         pass  # it knows no tools
-    return Turns(header.strip() and header, answer.partition(PROBE)[0], end, tuple(dict.fromkeys(ends)), is_supplied)
+    return Turns(
+        header=header.strip() and header,
+        prelude=answer.partition(PROBE)[0],
+        end=end,
+        ends=tuple(dict.fromkeys(ends)),
+        is_supplied=is_supplied,
+        opened=unasked if unasked.strip() and closed.endswith(unasked) else "",
+    )
 
 
 def _end(tokenizer: Any, said: list[dict[str, Any]], tail: str) -> tuple[int, bool]:
@@ -221,6 +233,7 @@ def _step(tokenizer: Any, messages: list[dict[str, Any]], tools: str, turn: int)
     """Prompt and answer of the assistant's `turn` as tokens, proven."""
     prompt = _prompt_text(tokenizer, messages[:turn], tools)
     answer = _after(prompt, _render(tokenizer, messages[: turn + 1], tools, opened=False), messages[: turn + 1])
+    answer = answer.removesuffix(turns(tokenizer).opened)
     proof.prove_prompt(prompt, messages[:turn], tools)
     asked, whole = _ids(tokenizer, prompt), _ids(tokenizer, prompt + answer)
     is_whole = whole[: len(asked)] == asked
@@ -322,7 +335,7 @@ def _with_calls(messages: list[dict[str, Any]], content: Any, written: bool, nam
 
 def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str, *, opened: bool) -> str:
     """The text of a chat. Raises: ModelError with what the template says if it refuses it."""
-    from jinja2 import TemplateError, TemplateSyntaxError
+    from jinja2 import TemplateSyntaxError
     from transformers.utils.chat_template_utils import render_jinja_template
 
     try:  # apply_chat_template drops content that is None, by which DeepSeek V3 knows a call
@@ -336,7 +349,7 @@ def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str, *, o
         return rendered[0][0]
     except TemplateSyntaxError as error:
         raise ModelError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from None
-    except (TemplateError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+    except Exception as error:  # a template is a program of others
         raise ModelError(f"the chat template refuses a chat: {error}; the chat: {proof.shown(messages)}") from None
 
 

@@ -20,6 +20,10 @@ from bloomery.components.core.modelling.context import TooLong
 logger = logging.getLogger(__name__)
 
 
+MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
+"""Architectures, by model_type, in which some projections take no adapter (PEFT, tuners_utils.py)."""
+
+
 class AdapterConfig(Config):
     """A low-rank adapter, merged into the weights when training ends."""
 
@@ -204,8 +208,8 @@ def optimizer(config: TrainingConfig, model: Any) -> Any:
     return Muon(model, config.learning_rate, weight_decay=config.weight_decay)
 
 
-def peft_config(config: TrainingConfig) -> Any:
-    """The PEFT config of `config.adapter`, or None."""
+def peft_config(config: TrainingConfig, network: Any) -> Any:
+    """The PEFT config of `config.adapter` for `network`, or None."""
     if config.adapter is None:
         return None
     from peft import LoraConfig
@@ -214,6 +218,8 @@ def peft_config(config: TrainingConfig) -> Any:
     return LoraConfig(
         task_type="CAUSAL_LM",
         target_modules="all-linear",
+        # A fused kernel of these reads its weights past any adapter, and PEFT refuses them by these names.
+        exclude_modules=["out_proj", "conv1d"] if network.config.model_type in MAMBA else None,
         r=adapter.rank,
         lora_alpha=adapter.alpha,
         lora_dropout=adapter.dropout,

@@ -81,15 +81,29 @@ def rewritten(folder, **changes):
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
+def linked_to_nothing(file):
+    file.unlink()
+    file.symlink_to("gone")
+
+
 FAULTS = {
     "adapter": (
         lambda f: (f / "adapter_config.json").write_text('{"base_model_name_or_path": "org/base"}'),
         "org/base",
     ),
     "encoder": (lambda f: rewritten(f, architectures=["BertForMaskedLM"]), "BertForMaskedLM, which does not go on"),
+    "padding read as text": (lambda f: rewritten(f, model_type="rwkv"), "reads the padding of a batch as text"),
     "seq2seq": (lambda f: rewritten(f, is_encoder_decoder=True), "an encoder and a decoder"),
     "code": (lambda f: rewritten(f, model_type="mine", auto_map={"AutoConfig": "c.C"}), "trust_remote_code is off"),
-    "json": (lambda f: (f / "config.json").write_text("{"), "is no JSON"),
+    "sees both ways": (lambda f: rewritten(f, model_type="bert", architectures=["BertLMHeadModel"]), "what follows"),
+    "pictures": (lambda f: rewritten(f, model_type="llava"), "has no causal language model of that type"),
+    "unknown": (lambda f: rewritten(f, model_type="mine"), "has no causal language model of that type"),
+    "json": (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON"),
+    "list": (lambda f: (f / "config.json").write_text("[]"), "config.json holds no JSON object"),
+    "ends": (lambda f: (f / "generation_config.json").write_text("{"), "generation_config.json is no JSON"),
+    "index": (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "index.json holds no JSON object"),
+    "no vocabulary": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json and no other vocabulary"),
+    "link": (lambda f: linked_to_nothing(f / "model.safetensors"), "is a link to gone, which is not there"),
     "shards": (
         lambda f: (f / "model.safetensors.index.json").write_text(
             json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model.safetensors"}})
@@ -201,3 +215,21 @@ def test_sampled_tokens_follow_the_softmax_at_a_temperature_within_the_nucleus()
         shares = chosen.argmax(1).bincount(minlength=4) / 4000
         assert torch.allclose(shares, torch.tensor(expected), atol=0.025), (temperature, top_p)
         assert shares[3] == 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_hidden_layers": 3}, r"9 of the weights that config.json wants .* model.layers.2.*not there"),
+        ({"intermediate_size": 32}, r"6 of the weights .* \(\[32, 64\] instead of \[32, 32\]\)"),
+    ],
+)
+def test_no_weight_is_a_random_number_in_silence(copy, changes, told):
+    rewritten(copy, **changes)
+    with pytest.raises(ModelError, match=told):
+        checkpoints.load(copy)
+
+
+def test_a_file_is_no_checkpoint(copy):
+    with pytest.raises(ModelError, match="is a file; give the folder"):
+        checkpoints.named("base_model", str(copy / "model.safetensors"), "main")

@@ -63,7 +63,7 @@ def test_an_adapter_on_16_bits_has_32(in_16_bits):
 
     config = SftConfig(**SETTINGS, precision="bf16", adapter=AdapterConfig(rank=2))
     network, _ = training.load(config, in_16_bits)
-    network = get_peft_model(network, training.peft_config(config))
+    network = get_peft_model(network, training.peft_config(config, network))
     trained = {weight.dtype for weight in network.parameters() if weight.requires_grad}
     frozen = {weight.dtype for weight in network.parameters() if not weight.requires_grad}
     assert trained == {torch.float32} and frozen == {torch.bfloat16}

@@ -53,6 +53,13 @@ KINDS = {
         [["hello<|im_end|>", "ciao<|im_end|>"]],
         ["<|im_end|>"],
     ),
+    "llama 3's first, which opens the next turn unasked": (
+        turn("<|start|>ROLE<|stop|>\n\n", "<|eot_id|>", "", "{{ bos_token }}")
+        + "{{ '<|start|>assistant<|stop|>\n\n' }}",
+        {"eos": "<|eot_id|>", "bos": "<|begin|>", "writes_bos": True},
+        [["hello<|eot_id|>", "ciao<|eot_id|>"]],
+        ["<|eot_id|>"],
+    ),
     "eos that ends no turn": (
         turn("<|start|>ROLE<|stop|>\n\n", "<|eot_id|>", "<|start|>assistant<|stop|>\n\n", "{{ bos_token }}"),
         {"eos": "<|end_of_text|>", "bos": "<|begin|>", "writes_bos": True},
