@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -78,13 +77,11 @@ def training_chats(tasks: dict[str, Any]) -> list[tuple[list[dict[str, Any]], st
 
 def own_chats(sources: Sequence[Any]) -> list[tuple[list[dict[str, Any]], str]]:
     """The chats of a recipe's `chats` with their tools, without what is no chat."""
-    from bloomery.components.core.data.chat_forms import Unfit, read_chat
+    from bloomery.components.core.data.chat_forms import chats_of
     from bloomery.components.core.data.tables import list_files, read_rows, select
 
     found: list[tuple[list[dict[str, Any]], str]] = []
     for source in sources:
-        for row in select((row for uri in list_files(source.path) for row in read_rows(uri, source)), source):
-            with contextlib.suppress(Unfit):  # chat_curation counts them
-                read = read_chat(row.value or {})
-                found.append(([*read.messages], read.tools))
+        rows = select((row for uri in list_files(source.path) for row in read_rows(uri, source)), source)
+        found += chats_of(rows)  # what is none, chat_curation counts
     return found

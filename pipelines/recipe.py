@@ -17,6 +17,7 @@ from bloomery.components.chat_curation.config import ChatCurationConfig
 from bloomery.components.core.config import MOST_PACKED, Config, ModelName, packed, parameters, parse
 from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
 from bloomery.components.core.scoring.lm_eval_tasks import PREFIX
 from bloomery.components.core.scoring.tasks import TaskConfig
 from bloomery.components.data_curation.config import DataCurationConfig
@@ -169,6 +170,7 @@ class Recipe(Config):
         """What preflight checks: the top-level keys, and what data_curation and dedup read from outside."""
         dedup = next((stage.config for stage in self.stages if isinstance(stage.config, DedupConfig)), DedupConfig())
         semantic = dedup.semantic
+        learns = next((stage.config for stage in self.stages if isinstance(stage.config, FineTuningConfig)), None)
         return PreflightConfig(
             base_model=self.base_model,
             revision=self.revision,
@@ -186,6 +188,7 @@ class Recipe(Config):
                 if isinstance(stage.config, ChatCurationConfig)
                 for source in stage.config.inputs
             ],
+            **({"max_length": learns.max_length, "train_on": learns.train_on} if learns else {}),
             known_index=dedup.known_index,
             encoder=semantic.encoder if semantic else "",
             encoder_revision=semantic.revision if semantic else "main",

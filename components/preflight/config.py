@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from bloomery.components.core.config import Config
 from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.data.tables import SourceConfig
+from bloomery.components.core.modelling.templates import TrainOn
 from bloomery.components.core.scoring.tasks import TaskConfig
 
 StartFrom = Literal["base", "champion"]
@@ -29,6 +30,10 @@ class PreflightConfig(Config):
     """The recipe's document sources, and the examples of its learned quality."""
     chat_sources: list[ChatSource] = []
     """The recipe's sources of chats and of preference pairs."""
+    max_length: int = Field(default=0, ge=0)
+    """The `max_length` of the recipe's first stage that is fine-tuned on chats; 0: there is none."""
+    train_on: TrainOn = "all_turns"
+    """The `train_on` of that stage."""
     known_index: str = ""
     """Folder of an index that dedup wrote in an earlier run; empty: none."""
     encoder: str = ""

@@ -13,14 +13,15 @@ A row that does not fit is refused with a reason, never repaired: what was repai
 
 from __future__ import annotations
 
+import contextlib
 import json
 import operator
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, NoReturn
 
 from bloomery.components.core.data.chats import Turn, chat, message, said
-from bloomery.components.core.data.formats import MAX_DEPTH, is_too_deep
+from bloomery.components.core.data.formats import MAX_DEPTH, RawRow, is_too_deep
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),
@@ -75,6 +76,14 @@ def read_chat(row: Mapping[str, Any]) -> Conversation:
     if is_labelled or not _is_single(row):
         raise Unfit("preference", "the answers are compared or labelled; it belongs to `preferences`")
     return _conversation(row)
+
+
+def chats_of(rows: Iterable[RawRow]) -> Iterator[tuple[list[Turn], str]]:
+    """(messages, tools) of the rows that are chats, the others passed over."""
+    for row in rows:
+        with contextlib.suppress(Unfit):
+            read = read_chat(row.value or {})
+            yield list(read.messages), read.tools
 
 
 def read_pair(row: Mapping[str, Any]) -> Pair:

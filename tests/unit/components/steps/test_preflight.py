@@ -164,6 +164,20 @@ def test_a_field_of_conversations_that_no_row_has_is_told(call):
         call(ask_of("{messages}"))
 
 
+def test_chats_longer_than_a_stage_takes_are_told_before_it_runs(call, tmp_path, caplog):
+    def chats_of(values):
+        long = {"prompt": "a" * 80, "completion": "b"}
+        rows = [{"prompt": "a", "completion": "b"}, {"prompt": "c", "completion": "d"}, long, {"no": "chat"}]
+        (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        values["chat_sources"] = [{"name": "own", "path": str(tmp_path / "own.jsonl")}]
+        values["max_length"] = 60
+
+    # One question of the task and three chats, of which one has more than 60 bytes.
+    assert call(chats_of)[0]["preflight/too_long_fraction"] == 0.25
+    assert "25.0 % of 4 chats looked at are longer than max_length = 60 tokens" in caplog.text
+    assert [record.levelname for record in caplog.records if "longer than max_length" in record.message] == ["WARNING"]
+
+
 def test_a_base_model_without_a_template_is_refused(call, tiny_model, tmp_path):
     broken = shutil.copytree(tiny_model, tmp_path / "broken")
     (broken / "chat_template.jinja").unlink()

@@ -1,0 +1,172 @@
+"""The models that a run takes from outside: the base model, with what it lacks, dedup's encoder and the champion."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import logging
+import os
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from bloomery.components.core import artifact
+from bloomery.components.core.config import digest
+from bloomery.components.core.data import chat_forms
+from bloomery.components.core.data.chats import ChatSource
+from bloomery.components.core.data.tables import list_files, read_rows, select
+from bloomery.components.core.errors import BloomeryError, ModelError, ServiceError
+from bloomery.components.core.modelling import checkpoints, inspection, proof, templates
+from bloomery.components.core.registry import registry
+from bloomery.components.core.scoring.tasks import Tasks, answered
+from bloomery.components.preflight.config import PreflightConfig
+
+logger = logging.getLogger(__name__)
+
+NUM_PROVEN = 200
+"""Chats of the tasks, and of each source, on which preflight proves which tokens are trained and measures how long they
+are; fine-tuning proves them all."""
+TOO_MANY = 0.05
+"""Share of chats longer than `max_length` above which they are warned of."""
+
+
+def take_base_model(config: PreflightConfig, target: Path, tasks: Path) -> dict[str, float]:
+    """Write the base model to `target`, with the chat template and the ends of turns that it lacks.
+
+    Returns: preflight/base_model_bytes; where a stage is fine-tuned on chats, preflight/too_long_fraction: the share
+             of the rows of the chats looked at that have more than its `max_length` tokens, warned of above 5 %.
+    Raises:  ModelError with every reason to refuse the model, ServiceError if the disk is too full for a run.
+    """
+    source = checkpoints.named("base_model", config.base_model, config.revision)
+    checkpoints.check(source, to_train=True, has_chats=not config.chat_template)
+    size = checkpoints.num_bytes(source)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    free = shutil.disk_usage(target.parent).free
+    wanted = config.min_free_bytes + 10 * size
+    if free < wanted:
+        raise ServiceError(
+            f"{target.parent}: {free:,} bytes free on the disk, {wanted:,} are wanted (preflight.min_free_bytes and "
+            "ten times the base model); free some space or choose another --workdir"
+        )
+    artifact.link_tree(source, target)
+    (target / artifact.MANIFEST).unlink(missing_ok=True)
+    facts = _looked_at(config, target, artifact.seal(target, "model/1").digest, source, tasks)
+    for what in facts["supplied"]:
+        logger.info("base_model: supplied is %s", what)
+    inspection.supply(target, config.chat_template, facts["end_ids"])
+    (target / artifact.MANIFEST).unlink()
+    artifact.seal(target, "model/1")
+    told = {"preflight/base_model_bytes": float(size)}
+    if config.max_length:
+        over = told["preflight/too_long_fraction"] = facts["lengths"]["over"]
+        logger.log(
+            logging.WARNING if over > TOO_MANY else logging.INFO,
+            "%.1f %% of %d chats looked at are longer than max_length = %d tokens; the longest have %s",
+            100 * over,
+            facts["lengths"]["chats"],
+            config.max_length,
+            facts["lengths"]["longest"],
+        )
+    return told
+
+
+def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: Path, tasks: Path) -> dict[str, Any]:
+    """The facts of `inspection.look`, remembered beside the finished results: loading a tokenizer takes long.
+
+    Raises: ModelError with every reason to refuse the model.
+    """
+    store = os.environ.get("BLOOMERY_STORE")
+    named = Path(config.chat_template)
+    given = named.read_text(encoding="utf-8") if named.is_file() else config.chat_template
+    code = [artifact.file_digest(Path(module.__file__)) for module in (checkpoints, inspection, proof, templates)]
+    chats = [*_training_chats(tasks), *_given_chats(config.chat_sources)]
+    key = digest([model_digest, given, chats, config.max_length, config.train_on, *code])
+    passed = Path(store) / "preflight" / f"{key[:24]}.json" if store else None
+    if passed is not None and passed.is_file():
+        return json.loads(passed.read_text(encoding="utf-8"))
+    facts = inspection.look(
+        model,
+        chats=chats,
+        chat_template=config.chat_template,
+        max_length=config.max_length,
+        train_on=config.train_on,
+    )
+    if facts["refused"]:
+        raise ModelError("\n".join(f"{source}: {reason.removeprefix(f'{model}: ')}" for reason in facts["refused"]))
+    if passed is not None:
+        passed.parent.mkdir(parents=True, exist_ok=True)
+        artifact.write_atomically(passed, json.dumps(facts, ensure_ascii=False))
+    return facts
+
+
+def _training_chats(tasks: Path) -> list[tuple[list[dict[str, Any]], str]]:
+    """The first chats of the `train` splits, on which the template is proven before anything is trained."""
+    if not (tasks / artifact.MANIFEST).is_file():  # one of the problems that are told
+        return []
+    known = Tasks(tasks)
+    rows = [row for row in known.prompts("train") if not known.is_scored_by_likelihood(row.task)]
+    return [(answered(vars(row)), row.tools) for row in rows[:NUM_PROVEN]]
+
+
+def _given_chats(sources: Sequence[ChatSource]) -> list[tuple[list[dict[str, Any]], str]]:
+    """The first chats of each source, as far as its files can be read: what is wrong with them is told elsewhere."""
+    found: list[tuple[list[dict[str, Any]], str]] = []
+    for source in sources:
+        with contextlib.suppress(BloomeryError):
+            rows = select((row for uri in list_files(source.path) for row in read_rows(uri, source)), source)
+            found += itertools.islice(chat_forms.chats_of(rows), NUM_PROVEN)
+    return found
+
+
+def take_encoder(config: PreflightConfig, target: Path) -> None:
+    target.mkdir(parents=True, exist_ok=True)
+    if config.encoder:
+        source = checkpoints.named("dedup.semantic.encoder", config.encoder, config.encoder_revision)
+        artifact.link_tree(source, target)
+        (target / artifact.MANIFEST).unlink(missing_ok=True)
+    artifact.seal(target, "encoder/1")
+
+
+def take_champion(
+    config: PreflightConfig, base_model: Path, start: Path, champion: Path, champion_version: Path
+) -> None:
+    """The champion's checkpoint, or an empty artifact; its version, against which a promotion is later compared; and
+    what training starts from: the champion's parent, or the base model."""
+    name = config.registered_model
+    version = registry.alias(name, registry.CHAMPION) if registry.available() else None
+    champion.mkdir(parents=True, exist_ok=True)
+    if version is not None:
+        _fetch(version.source, champion)
+    artifact.seal(champion, "model/1")
+    started_from = ""
+    if config.start_from == "champion" and version is not None:
+        parent = version.tags.get(registry.PARENT)
+        if parent is None:
+            raise ModelError(
+                f"start_from: version {version.version} of {name}, the champion, was registered without its parent "
+                "before quantisation; train from the base model once (`--set start_from=base`)"
+            )
+        _fetch(parent, start)
+        started_from = str(version.version)
+    elif base_model.is_dir():  # else it is one of the problems that are told
+        artifact.link_tree(base_model, start)
+    facts = {
+        "registered_model": name,
+        "champion_version": str(version.version) if version else None,
+        "started_from": started_from,
+    }
+    champion_version.mkdir(parents=True, exist_ok=True)
+    artifact.write_atomically(champion_version / "champion.json", json.dumps(facts))
+    artifact.seal(champion_version, "registry/1")
+
+
+def _fetch(uri: str, target: Path) -> None:
+    """The registered checkpoint at `uri`, without the model card and MLflow's files beside the weights, which are not
+    of the checkpoint, whose digest has to stay."""
+    checkpoints.fetch(uri, target)
+    listed = {*artifact.read_manifest(target, "model/1").files, artifact.MANIFEST}
+    for file in target.iterdir():
+        if file.is_file() and file.name not in listed:
+            file.unlink()
