@@ -9,6 +9,7 @@ import ast
 import functools
 import importlib.util
 from collections.abc import Iterator
+from importlib.machinery import PathFinder
 from itertools import accumulate
 from pathlib import Path
 
@@ -50,9 +51,11 @@ def _imports(file: Path) -> Iterator[str]:
 
 @functools.cache
 def _file(name: str) -> Path | None:
-    """The source file of a module of this package, or None if `name` is none."""
-    try:
-        spec = importlib.util.find_spec(name)
-    except ModuleNotFoundError:  # its parent is a module, so this is one of its names
-        return None
+    """The source file of a module of this package, or None if `name` is none; nothing but its root is imported."""
+    parts = name.split(".")
+    spec = importlib.util.find_spec(".".join(parts[:2]))
+    for end in range(3, len(parts) + 1):
+        if spec is None or spec.submodule_search_locations is None:  # a module, of which this is a name
+            return None
+        spec = PathFinder.find_spec(".".join(parts[:end]), spec.submodule_search_locations)
     return Path(spec.origin) if spec is not None and spec.origin else None
