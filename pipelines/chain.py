@@ -136,8 +136,9 @@ def problems(stages: Sequence[Stage], given: Collection[str]) -> Iterator[str]:
         for port, schema in step.reads.items():
             unread.pop(schema, None)
             if schema not in known and port not in step.optional:
-                brings = GIVEN_BY.get(schema) or " or ".join(_writers(schema)) or "no step"
-                yield f"stages.{stage.name}: reads {port} ({schema}), which nothing before it writes; add {brings}"
+                brings = GIVEN_BY.get(schema) or " or ".join(_writers(schema))
+                add = f"add {brings}" if brings else "no step and no key gives it"
+                yield f"stages.{stage.name}: reads {port} ({schema}), which nothing before it writes; {add}"
         for schema in unread.keys() & set(stage.writes.values()):
             yield f"{unread.pop(schema)}: stages.{stage.name} writes {schema} anew before a stage has read them"
         known |= set(stage.writes.values())
