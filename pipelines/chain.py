@@ -56,32 +56,35 @@ class Stage(Config):
         return {self.step: {**named, **self.config.model_dump(mode="json", exclude_none=True)}}
 
 
-def written(entries: Any) -> list[tuple[str, str, dict[str, Any]]]:
-    """(step, name, settings) of each raw entry: `step`, or `step: {as: name, setting: …}`. The settings are those of
-    the entry itself where it has any, so that they can be set.
-
-    Raises: ConfigError with every entry that has another form.
-    """
+def written(entries: Any) -> tuple[list[tuple[str, str, dict[str, Any]]], list[str]]:
+    """(step, name, settings) of each raw entry, `step` or `step: {as: name, setting: …}`, and what is wrong with those
+    that have another form. The settings are those of the entry itself where it has any, so that they can be set."""
     if not isinstance(entries, list):
-        raise ConfigError(f"stages: found {type(entries).__name__}, expected a list of steps such as [sft, dpo]")
+        return [], [f"stages: found {type(entries).__name__}, expected a list of steps such as [sft, dpo]"]
     found, problems = [], []
     for index, entry in enumerate(entries):
         if isinstance(entry, str):
             entry = entries[index] = {entry: {}}
         if not isinstance(entry, dict) or len(entry) != 1:
-            told = ", ".join(map(str, entry)) if isinstance(entry, dict) else repr(entry)
-            problems.append(f"stages.{index}: found {told}; expected a step, or one step with its settings")
+            told = ", ".join(map(str, entry)) or "nothing" if isinstance(entry, dict) else repr(entry)
+            problems.append(
+                f"stages.{index}: found {told}; expected a step, or one step with its settings, in braces or on lines "
+                "that are indented deeper"
+            )
             continue
         ((step, settings),) = entry.items()
         if settings is None:
             settings = entry[step] = {}
-        if not isinstance(settings, dict):
+        if ":" in str(step):
+            problems.append(
+                f"stages.{index}: found the text {step!r}; expected a step, then a colon, a space and its settings, "
+                "without quotes: sft: {epochs: 1}"
+            )
+        elif not isinstance(settings, dict):
             problems.append(f"stages.{index}.{step}: found {settings!r}; expected settings such as {{epochs: 1}}")
-            continue
-        found.append((str(step), str(settings.get("as", step)), settings))
-    if problems:
-        raise ConfigError("\n".join(problems))
-    return found
+        else:
+            found.append((str(step), str(settings.get("as", step)), settings))
+    return found, problems
 
 
 def read(entries: Any, *, seed: int, folder: Path | None = None) -> list[Stage]:
@@ -90,8 +93,8 @@ def read(entries: Any, *, seed: int, folder: Path | None = None) -> list[Stage]:
     Raises: ConfigError with every problem, each named by its stage.
     """
     stages: list[Stage] = []
-    problems: list[str] = []
-    for step, name, settings in written(entries):
+    found, problems = written(entries)
+    for step, name, settings in found:
         try:
             if step in steps.FRAME:
                 raise ConfigError(f"{step}: is no stage: it has a key of its own, at the top of the recipe")
@@ -114,6 +117,11 @@ def read(entries: Any, *, seed: int, folder: Path | None = None) -> list[Stage]:
         name for name in names if name.startswith(("evaluation_", "ptq_"))
     })
     problems += [f"stages: {name} names something else in every run; call the stage otherwise" for name in taken]
+    problems += [
+        f"stages: {stage.name} is the name of a step; call the stage {stage.step} otherwise"
+        for stage in stages
+        if stage.name != stage.step and stage.name in set(steps.names()) - set(steps.FRAME)
+    ]
     if problems:
         raise ConfigError("\n".join(problems))
     return stages
@@ -128,8 +136,9 @@ def problems(stages: Sequence[Stage], given: Collection[str]) -> Iterator[str]:
         for port, schema in step.reads.items():
             unread.pop(schema, None)
             if schema not in known and port not in step.optional:
-                brings = GIVEN_BY.get(schema) or " or ".join(_writers(schema)) or "no step"
-                yield f"stages.{stage.name}: reads {port} ({schema}), which nothing before it writes; add {brings}"
+                brings = GIVEN_BY.get(schema) or " or ".join(_writers(schema))
+                add = f"add {brings}" if brings else "no step and no key gives it"
+                yield f"stages.{stage.name}: reads {port} ({schema}), which nothing before it writes; {add}"
         for schema in unread.keys() & set(stage.writes.values()):
             yield f"{unread.pop(schema)}: stages.{stage.name} writes {schema} anew before a stage has read them"
         known |= set(stage.writes.values())

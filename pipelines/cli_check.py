@@ -62,14 +62,14 @@ def training_chats(tasks: dict[str, Any]) -> list[tuple[list[dict[str, Any]], st
     from bloomery.components.core.scoring.tasks import ask
 
     found: list[tuple[list[dict[str, Any]], str]] = []
-    for name, task in tasks.items():
+    for task in tasks.values():
         for split, source in task.splits.items():
             if task.counted_to(split) != "train" or task.verifier.kind == "perplexity":
                 continue
             rows = (row for uri in list_files(source.path) for row in read_rows(uri, source))
             for row in select(rows, source):
                 for template in source.templates or task.templates if row.value is not None else ():
-                    asked = ask(template, row.value, f"tasks.{name}.splits.{split}")
+                    asked = ask(template, row.value)
                     if not asked.problem:
                         found.append(([*asked.messages, message("assistant", asked.reference)], asked.tools))
     return found

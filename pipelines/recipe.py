@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +102,11 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         problems = [*self._unknown_floors(), *self._unknown_steps(), *self._unfit_gate(), *self._too_large()]
+        problems += [
+            f"stages: {stage.name} is a key of the recipe, and --set could not tell the two apart; rename the stage"
+            for stage in self.stages
+            if stage.name in Recipe.model_fields
+        ]
         problems += chain.problems(self.stages, self.start().values())
         if problems:
             raise ValueError("\n".join(problems))
@@ -230,7 +235,12 @@ def load(recipe: str, settings: Iterable[str] = (), variables: dict[str, str] | 
     Raises: ConfigError with every problem, one a line.
     """
     path = find(recipe)
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: no text in UTF-8 ({error}); a recipe is a YAML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     known = {**os.environ, **(variables or {})}
     missing = sorted({name for name in _variables(text) if name not in known})
     if missing:
@@ -238,7 +248,7 @@ def load(recipe: str, settings: Iterable[str] = (), variables: dict[str, str] | 
             "\n".join(f"{path}: ${{{name}}} is not set; export it as an environment variable" for name in missing)
         )
     try:
-        values = yaml.safe_load(re.sub(r"\$\{(\w+)\}", lambda match: known[match.group(1)], text))
+        values = yaml.load(re.sub(r"\$\{(\w+)\}", lambda match: known[match.group(1)], text), _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {str(error)[:300]}") from None
     if not isinstance(values, dict):
@@ -246,7 +256,42 @@ def load(recipe: str, settings: Iterable[str] = (), variables: dict[str, str] | 
     values = _unshared(values)
     for setting in settings:
         apply_setting(values, setting)
-    return parse_recipe(values, path.parent.absolute())
+    retraining = _unshared(values)
+    recipe_of_run = parse_recipe(values, path.parent.absolute())
+    _check_retraining(retraining, recipe_of_run.monitoring.settings, path.parent.absolute())
+    return recipe_of_run
+
+
+def _check_retraining(values: dict[str, Any], settings: Sequence[str], folder: Path) -> None:
+    """Raise ConfigError unless the raw recipe `values` is one with the `settings` of its retraining, too: better now
+    than in the night in which traffic drifts."""
+    problems = []
+    for setting in settings:
+        try:
+            apply_setting(values, setting.replace("{drifted}", "drifted.jsonl").replace("{window}", "window.jsonl"))
+        except ConfigError as error:
+            problems.append(str(error))
+    if settings and not problems:
+        try:
+            parse_recipe(values, folder)
+        except ConfigError as error:
+            problems = str(error).split("\n")
+    if problems:
+        raise ConfigError("\n".join(f"monitoring.settings: {problem}" for problem in problems))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once: of two the first would be lost in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            told = str(key.value)
+            if told in seen and told != "<<":
+                raise yaml.composer.ComposerError(None, None, f"the key {told} stands here again", key.start_mark)
+            seen.add(told)
+        return node
 
 
 def parse_recipe(values: dict[str, Any], folder: Path) -> Recipe:
@@ -281,20 +326,28 @@ def parse_recipe(values: dict[str, Any], folder: Path) -> Recipe:
     raise ConfigError("\n".join(problems))
 
 
-def _unshared(value: Any) -> Any:
-    """`value` without parts that stand in two places, as YAML's anchors make them: a setting is of one place."""
+def _unshared(value: Any, around: tuple[Any, ...] = ()) -> Any:
+    """`value` without parts that stand in two places, as YAML's anchors make them: a setting is of one place.
+
+    `around` is what `value` stands in. Raises: ConfigError if that is `value` itself."""
+    if any(value is outer for outer in around):
+        raise ConfigError("a YAML alias (`*name`) stands inside of what its anchor (`&name`) marks; write the part out")
     if isinstance(value, dict):
-        return {key: _unshared(item) for key, item in value.items()}
-    return [_unshared(item) for item in value] if isinstance(value, list) else value
+        return {key: _unshared(item, (*around, value)) for key, item in value.items()}
+    return [_unshared(item, (*around, value)) for item in value] if isinstance(value, list) else value
 
 
 def _curated(values: dict[str, Any]) -> Any:
     """The raw stages, with the files of `chats` and `preferences` given to the stage that curates them."""
     files = {key: values[key] for key in ("chats", "preferences") if values.get(key)}
-    if not files:
+    if not files or not isinstance(values["stages"], list):
         return values["stages"]
-    found = [settings for step, _, settings in chain.written(values["stages"]) if step == "chat_curation"]
+    found = [settings for step, _, settings in chain.written(values["stages"])[0] if step == "chat_curation"]
     if found:
+        twice = [key for key in files if found[0].get(key) not in (None, [], files[key])]
+        if twice:
+            told = "given here and at the top of the recipe, which would replace these; give them in one place"
+            raise ConfigError("\n".join(f"chat_curation.{key}: {told}" for key in twice))
         found[0].update(files)
         return values["stages"]
     return [{"chat_curation": files}, *values["stages"]]
@@ -316,12 +369,14 @@ def apply_setting(values: dict[str, Any], setting: str) -> None:
     Raises: ConfigError if it has another form, or names neither a stage nor a key.
     """
     head, _, rest = setting.partition(".")
-    entries = chain.written(values.get("stages", []))
+    entries, _ = chain.written(values.get("stages", []))
     for _, name, stage in entries:
         if rest and name == head:
             put(stage, rest, told=setting)
             return
     key = setting.partition("=")[0].partition(".")[0]
+    if key in [name for _, name, _ in entries]:
+        raise ConfigError(f"--set {setting}: {key} is a stage; expected one of its settings, --set {key}.KEY=VALUE")
     if "=" in setting and key not in Recipe.model_fields:
         known = [*(name for _, name, _ in entries), *Recipe.model_fields]
         near = difflib.get_close_matches(key, known, n=1)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -54,7 +55,9 @@ def documentation(key: str) -> str:
     """
     config: Any = Recipe
     field: FieldInfo | None = None
-    parts = [part for part in key.split(".") if part]
+    parts = [part for part in key.split(".") if part and not part.isdigit()]
+    if parts[:1] == ["stages"] and parts[1:2] and parts[1] in steps.names():
+        parts = parts[1:]
     for depth, part in enumerate(parts):
         if depth == 0 and part in steps.names() and part not in Recipe.model_fields:
             config, field = steps.find(part).config, None
@@ -82,6 +85,7 @@ def documentation(key: str) -> str:
 def _told(name: str, field: FieldInfo) -> str:
     default = "" if field.is_required() else f", default {_short(field.get_default(call_default_factory=True))}"
     kind = getattr(field.annotation, "__name__", "") if not get_args(field.annotation) else str(field.annotation)
+    kind = re.sub(r"Annotated\[([\w.]+), .*?\)\]", r"\1", kind)  # without the functions that check it
     kind = kind.replace("typing.", "").replace("NoneType", "None")
     kind = " | ".join(part.strip().rpartition(".")[2] if "[" not in part else part for part in kind.split("|"))
     text = " ".join((field.description or "").split())

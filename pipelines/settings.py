@@ -21,6 +21,10 @@ def put(values: dict[str, Any], setting: str, *, told: str = "") -> None:
     place = values
     for parent in parents:
         place = place.setdefault(parent, {})
+        if isinstance(place, list):
+            raise ConfigError(
+                f"--set {told}: '{parent}' is a list, which is set whole; a stage's settings are set by its name"
+            )
         if not isinstance(place, dict):
             raise ConfigError(f"--set {told}: '{parent}' is no section")
     try:

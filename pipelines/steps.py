@@ -9,6 +9,8 @@ from __future__ import annotations
 import difflib
 import functools
 import importlib
+import inspect
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,7 @@ import yaml
 import bloomery.components
 from bloomery.components.core import artifact
 from bloomery.components.core.config import Config
-from bloomery.components.core.declare import declared
+from bloomery.components.core.declare import Declared, declared
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.step import config_class, execute
 from bloomery.pipelines.settings import put
@@ -47,15 +49,31 @@ class Step:
     """Whether a backend may take an earlier result; False for what looks at the world outside."""
 
     def component(self) -> Any:
-        """Its kfp component."""
-        return getattr(importlib.import_module(f"bloomery.components.{self.name}.component"), self.name)
+        """Its kfp component. Raises: ConfigError if its folder has none that works."""
+        try:
+            return getattr(importlib.import_module(f"bloomery.components.{self.name}.component"), self.name)
+        except Exception as error:  # a step is code, which may be the user's own
+            raise _unfit(self.name, "component.py", error) from error
 
 
 @functools.cache
 def names() -> tuple[str, ...]:
-    """Every step, by name."""
-    folders = (Path(folder) for folder in bloomery.components.__path__)
-    return tuple(sorted({file.parent.name for folder in folders for file in folder.glob("*/step.py")} - {"core"}))
+    """Every step, by name. Raises: ConfigError for a folder that is not there, and for two of one name."""
+    folders = [Path(folder) for folder in bloomery.components.__path__]
+    found: dict[str, Path] = {}
+    for folder in folders:
+        if not folder.is_dir():
+            raise ConfigError(f"BLOOMERY_STEPS: no folder {folder}; expected one with a folder for each step")
+        for file in sorted(folder.glob("*/step.py")):
+            name = file.parent.name
+            if name == "core":
+                continue
+            if name in found:
+                raise ConfigError(f"BLOOMERY_STEPS: {file.parent} has the name of {found[name]}; rename the folder")
+            if not re.fullmatch("[a-z][a-z0-9_]*", name):
+                raise ConfigError(f"BLOOMERY_STEPS: {file.parent} names no step: small letters, digits and _ do")
+            found[name] = file.parent
+    return tuple(sorted(found))
 
 
 def find(name: str) -> Step:
@@ -69,9 +87,24 @@ def find(name: str) -> Step:
 
 @functools.cache
 def _load(name: str) -> Step:
-    run = importlib.import_module(f"bloomery.components.{name}.step").run
-    said = declared(run)
-    return Step(
+    try:
+        run = importlib.import_module(f"bloomery.components.{name}.step").run
+        said = declared(run)
+        return _described(name, run, said)
+    except Exception as error:  # a step is code, which may be the user's own
+        raise _unfit(name, "step.py", error) from error
+
+
+def _unfit(name: str, file: str, error: Exception) -> ConfigError:
+    where = next((Path(f) / name for f in bloomery.components.__path__ if (Path(f) / name).is_dir()), name)
+    return ConfigError(
+        f"the step {name} cannot be used: {where}/{file}: {type(error).__name__}: {str(error)[:300]}; see "
+        "CONTRIBUTING.md for what a step's folder holds"
+    )
+
+
+def _described(name: str, run: Callable[..., dict[str, float]], said: Declared) -> Step:
+    step = Step(
         name=name,
         run=run,
         config=config_class(run),
@@ -81,6 +114,10 @@ def _load(name: str) -> Step:
         accelerator=said.accelerator,
         is_cached=said.reuse is not False,
     )
+    taken = [key for key, given in inspect.signature(run).parameters.items() if given.kind is given.KEYWORD_ONLY]
+    if unmarked := [key for key in taken if key not in {**step.reads, **step.writes}]:
+        raise TypeError(f"run takes {', '.join(unmarked)}, which neither Reads nor Writes marks as an artifact")
+    return step
 
 
 def run_one(name: str, config: Path | None, settings: list[str], arguments: list[str]) -> dict[str, float]:

@@ -72,7 +72,8 @@ def problems(model: type[BaseModel], error: ValidationError, *, where: str = "")
         elif item["type"] == "missing":
             lines.append(f"{place}: missing; this key has no default")
         elif not location and item["type"] == "value_error":
-            lines += item["msg"].removeprefix("Value error, ").split("\n")
+            told = item["msg"].removeprefix("Value error, ").split("\n")
+            lines += [f"{where}: {line}" if where else line for line in told]
         else:
             found = json.dumps(item["input"], ensure_ascii=False, default=str)
             found = found if len(found) <= 80 else found[:77] + "..."

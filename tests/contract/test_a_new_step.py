@@ -1,6 +1,7 @@
 """A step is a folder: adding one touches no other file."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -126,6 +127,34 @@ def test_it_is_a_command_and_its_settings_are_documented(project):
     assert told.returncode == 2 and "missing --base-model FOLDER (model/1)" in told.stderr
     assert "--preferences FOLDER (preference/2, optional)" in told.stderr
     assert "What every weight is multiplied by" in bloomery(project, "show", "recipe", "halving.factor").stdout
+
+
+FAULTS = {
+    # name of its folder, what is done to it, what is told
+    "step.py": ("halving", lambda f: (f / "step.py").write_text("def run(("), "halving/step.py: SyntaxError"),
+    "run": ("halving", lambda f: (f / "step.py").write_text("x = 1"), "has no attribute 'run'"),
+    "config": ("halving", lambda f: (f / "config.py").unlink(), "No module named 'bloomery.components.halving.config'"),
+    "component": ("halving", lambda f: (f / "component.py").unlink(), "halving/component.py: ModuleNotFoundError"),
+    "ports": ("halving", lambda f: replaced(f, 'Annotated[Path, Reads("model/1")]', "Path"), "run takes base_model"),
+    "schema": ("halving", lambda f: replaced(f, '"model/1")', '"no/9")'), "no step and no key gives it"),
+    "taken": ("sft", lambda f: None, "sft has the name of"),
+    "name": ("half-ing", lambda f: None, "half-ing names no step"),
+}
+
+
+def replaced(folder, old, new):
+    text = (folder / "step.py").read_text()
+    (folder / "step.py").write_text(text.replace(old, new, 1))
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_step_that_cannot_be_used_is_told_by_its_file(project, tmp_path, fault):
+    name, spoil, told = FAULTS[fault]
+    shutil.copytree(project / "steps" / "halving", tmp_path / name)
+    spoil(tmp_path / name)
+    given = ("compile", "recipe.yaml", "-o", str(tmp_path / "p.yaml"))
+    result = colours.bloomery(project, *given, BLOOMERY_STEPS=str(tmp_path))
+    assert result.returncode == 2 and told in result.stderr and "Traceback" not in result.stderr, result.stderr
 
 
 def test_a_result_depends_on_the_code_that_a_step_can_reach_and_on_nothing_else():

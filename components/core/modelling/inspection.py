@@ -57,7 +57,7 @@ def look(
         "parameters": checkpoints.num_parameters(path),
         "bytes": checkpoints.num_bytes(path),
         "dtype": checkpoints.own_dtype(path),
-        "context_tokens": text.get("max_position_embeddings"),
+        "context_tokens": text.get("max_position_embeddings") or text.get("n_positions"),
     }
     try:
         tokenizer = checkpoints.load_tokenizer(path)
@@ -111,7 +111,7 @@ def describe(facts: dict[str, Any]) -> str:
     """The facts of `look` for people; trained tokens stand in ⟦ ⟧."""
     lines = [f"{facts['model']}: {facts['architecture']}" if "architecture" in facts else facts["model"]]
     if "architecture" in facts:
-        size, context = f"{facts['parameters']:,} parameters", facts["context_tokens"]
+        size, context = f"{facts['parameters']:,} parameters", facts["context_tokens"] or "of any number of"
         lines.append(f"  {size}, {facts['dtype']}, {facts['bytes'] / 1e6:,.0f} MB, context {context} tokens")
     if "vocabulary" in facts:
         known = facts["vocabulary"]

@@ -121,6 +121,13 @@ def test_a_resolved_recipe_is_a_recipe(load, tmp_path):
         ([{"sft": 3}], "stages.0.sft: found 3; expected settings such as {epochs: 1}"),
         ({"sft": TRAINING}, "stages: found dict, expected a list of steps such as [sft, dpo]"),
         ([{"sft": {"as": "warm-up", **TRAINING}}], "stages: warm-up is no name: small letters, digits and _"),
+        (["sft: {epochs: 1}"], "stages.0: found the text 'sft: {epochs: 1}'; expected a step, then a colon, a space"),
+        ([{"sft:{epochs": "1}"}], "stages.0: found the text 'sft:{epochs'; expected a step, then a colon, a space"),
+        ([{"epochs": 1, "sft": None}], "stages.0: found epochs, sft; expected a step, or one step with its"),
+        ([{}], "stages.0: found nothing; expected a step"),
+        ([{"sft": {"as": "dpo", **TRAINING}}], "stages: dpo is the name of a step; call the stage sft otherwise"),
+        ([{"sft": {"as": "tasks", **TRAINING}}], "stages: tasks is a key of the recipe, and --set could not"),
+        (["chat_curation", {"sft": TRAINING}], "chat_curation: nothing to read; give `chats` or `preferences`"),
         ([CURATION, {"cpt": TRAINING}], "promotion.gate.decontaminated: nothing takes the questions"),
     ],
 )
@@ -204,3 +211,78 @@ def test_files_that_no_stage_reads_are_told(load, chain, files, told):
     with pytest.raises(ConfigError) as caught:
         load(chain, **{key: [{"name": "own", "path": "own.jsonl"}] for key in files})
     assert told in str(caught.value)
+
+
+def test_every_problem_of_the_list_and_of_other_keys_is_told_at_once(load):
+    with pytest.raises(ConfigError) as caught:
+        load([3, "dppo", {"sft": {**TRAINING, "epochs": "x"}}], quantisation=[{"scheme": "int9"}], typo=1)
+    told = str(caught.value)
+    for part in ("stages.0: found 3", "dppo: no such step", 'sft.epochs: found "x"', "quantisation.0.scheme", "typo"):
+        assert part in told
+
+
+def test_chats_are_given_in_one_place(load):
+    own, other = {"name": "own", "path": "c.jsonl"}, {"name": "other", "path": "d.jsonl"}
+    with pytest.raises(ConfigError, match="chat_curation.chats: given here and at the top of the recipe"):
+        load([{"chat_curation": {"chats": [other]}}, {"sft": TRAINING}], chats=[own])
+    assert load([{"chat_curation": {"chats": [own]}}, {"sft": TRAINING}], chats=[own]).chats[0].name == "own"
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("sft=3", "sft is a stage; expected one of its settings, --set sft.KEY=VALUE"),
+        ("stages.0.sft.epochs=2", "'stages' is a list, which is set whole; a stage's settings are set by its name"),
+    ],
+)
+def test_a_setting_of_another_form_is_told_the_right_one(load, setting, told):
+    with pytest.raises(ConfigError, match=told):
+        load([{"sft": TRAINING}], [setting])
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("sft_9.epochs=1", "monitoring.settings: --set sft_9.epochs=1: no stage and no key sft_9; did you mean 'sft'"),
+        ("sft.epochs=abc", 'monitoring.settings: sft.epochs: found "abc"'),
+        ('tasks.t.splits.new={path: "{drifted}", template: []}', "monitoring.settings: tasks.t.splits.new.template"),
+    ],
+)
+def test_the_settings_of_a_retraining_are_tried_before_there_is_one(load, setting, told):
+    new = 'tasks.t.splits.new={path: "{drifted}", templates: [{prompt: "{prompt}", answer: "{label}"}]}'
+    assert load([{"sft": TRAINING}], monitoring={"settings": ["sft.epochs=2", new]}).stages[0].config.epochs == 1
+    with pytest.raises(ConfigError) as caught:
+        load([{"sft": TRAINING}], monitoring={"settings": [new, setting]})
+    assert told in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (b"name: a\nname: b\n", "the key name stands here again"),
+        (b"stages: &a\n  - *a\n", "stands inside of what its anchor"),
+        (b"\xff\xfe\x00", "no text in UTF-8"),
+    ],
+)
+def test_a_file_that_says_two_things_or_none_is_no_recipe(tmp_path, text, told):
+    (tmp_path / "r.yaml").write_bytes(text)
+    with pytest.raises(ConfigError, match=told):
+        recipe.load(str(tmp_path / "r.yaml"))
+
+
+def test_what_anchors_share_is_set_in_one_place(tmp_path, load):
+    load([{"sft": TRAINING}])
+    text = (tmp_path / "recipe.yaml").read_text()
+    first = "  - sft: &t {learning_rate: 1.0e-3, epochs: 1, max_length: 64}\n"
+    chain = f"stages:\n{first}  - sft: {{<<: *t, as: b, epochs: 2}}\n"
+    (tmp_path / "recipe.yaml").write_text(text.partition("stages:")[0] + chain + text[text.index("tasks:") :])
+    loaded = recipe.load(str(tmp_path / "recipe.yaml"), ["b.max_length=32"])
+    assert [(stage.config.epochs, stage.config.max_length) for stage in loaded.stages] == [(1, 64), (2, 32)]
+
+
+def test_a_key_is_documented_where_a_user_would_look(load):
+    from bloomery.pipelines.schema import documentation
+
+    assert documentation("stages.sft.epochs") == documentation("sft.epochs")
+    assert documentation("quantisation.0.scheme") == documentation("quantisation.scheme")
+    assert documentation("evaluation.lm_eval.tasks").startswith("tasks (list[str], required)\n")

@@ -3,6 +3,7 @@
 import json
 import shutil
 
+import colours
 import pytest
 from typer.testing import CliRunner
 
@@ -71,3 +72,11 @@ def test_check_tells_and_ends_with_4_if_the_model_is_refused(tiny_model, bare):
     refused = CliRunner().invoke(app, ["check", str(bare), "--json"])
     assert refused.exit_code == 4 and json.loads(refused.stdout)["refused"]
     assert CliRunner().invoke(app, ["check", str(bare), "--chat-template", "chatml"]).exit_code == 0
+
+
+def test_the_rows_of_a_recipe_are_what_is_looked_at(tiny_model, tmp_path):
+    colours.write_recipe(tmp_path, tiny_model)
+    asked = ["check", str(tiny_model), "--recipe", str(tmp_path / "recipe.yaml"), "--json"]
+    told = json.loads(CliRunner().invoke(app, asked, catch_exceptions=False).stdout)
+    assert told["refused"] == [] and told["lengths"]["chats"] == 10 and told["lengths"]["max_length"] == 64
+    assert [text for row in told["sample"] for text, trained in row if trained] == ["red<|eos|>"]
