@@ -78,7 +78,8 @@ def training_chats(tasks: dict[str, Any]) -> list[tuple[list[dict[str, Any]], st
 
 def own_chats(sources: Sequence[Any]) -> list[tuple[list[dict[str, Any]], str]]:
     """The chats of a recipe's `chats` with their tools, without what is no chat."""
-    from bloomery.components.core.data.chat_forms import Unfit, read_chat
+    from bloomery.components.core.data.chat_forms import read_chat
+    from bloomery.components.core.data.chat_turns import Unfit
     from bloomery.components.core.data.tables import list_files, read_rows, select
 
     found: list[tuple[list[dict[str, Any]], str]] = []
