@@ -97,7 +97,7 @@ def _stderr() -> IO[str]:
 
 
 class Lines:
-    """Progress as plain lines on stderr, for CI and pods: one for each stage that ends."""
+    """Progress as plain lines on stderr, for CI and pods: one for each stage that ends, and each of its warnings."""
 
     def __init__(self) -> None:
         self._stream = _stderr()
@@ -107,6 +107,8 @@ class Lines:
         if event["event"] == "finished":
             state = "reused" if event["cached"] else "done"
             print(f"{stage:<20} {state:<7} {event['seconds']:>6.1f} s  {headline(event['metrics'])}", file=self._stream)
+            for warning in event.get("warnings", ()):
+                print(f"{stage:<20} warns: {warning}", file=self._stream)
         elif event["event"] == "failed":
             print(f"{stage:<20} failed", file=self._stream)
 
@@ -146,6 +148,8 @@ class Live:
         elif kind == "finished":
             state = "reused" if event["cached"] else "done"
             self._rows[stage] = (state, f"{event['seconds']:.1f}", headline(event["metrics"]))
+            for warning in event.get("warnings", ()):
+                self._live.console.print(f"{stage} warns: {warning}", style="yellow", markup=False, highlight=False)
         elif kind == "failed":
             self._rows[stage] = ("failed", "", "")
         self._live.update(self._table())

@@ -54,6 +54,7 @@ def write_report(run_dir: Path, summary: dict[str, Any]) -> Path:
         confusions=scores.confusions(),
         forgetting=_or_missing(scores.forgetting),
         losses=_losses(finished),
+        warnings=[(stage, told) for stage, event in finished.items() for told in event.get("warnings", ())],
         data=data_section.read(outputs, finished),
         answers=_or_missing(scores.cards),
         variants=_or_missing(lambda: variants_section.read(outputs, finished)),

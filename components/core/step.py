@@ -29,6 +29,8 @@ from bloomery.components.core.errors import BloomeryError, DataError, from_os_er
 logger = logging.getLogger(__name__)
 
 RESULT = "result.json"
+MOST_WARNINGS = 20
+"""Different warnings of a step that are passed on; its log holds all."""
 CHATTY = ("torchao", "torch.utils._pytree", "urllib3", "alembic", "mlflow", "sqlalchemy", "httpx")
 """Libraries whose logs tell a user nothing that he could act on: kernels of GPUs that are not there, retries,
 tracebacks of errors that are raised as well."""
@@ -97,6 +99,7 @@ def run_step(
         cached=result["cached"],
         metrics=result["metrics"],
         history=result["history"],
+        warnings=result["warnings"],
         seconds=round(time.perf_counter() - started, 2),
         peak_bytes=_peak_bytes(),
         outputs={name: str(path) for name, path in _paths(outputs).items()},
@@ -115,8 +118,8 @@ def execute(
     inputs: Mapping[str, Path | list[Path]],
     outputs: Mapping[str, Path],
 ) -> dict[str, Any]:
-    """The part of `run_step` that raises instead of ending the process; returns metrics, history and whether it was
-    reused. `inputs` holds the ports that there are."""
+    """The part of `run_step` that raises instead of ending the process; returns metrics, history, warnings and whether
+    it was reused. `inputs` holds the ports that there are."""
     settings = parse(config_class(run), canonical(unpacked(config)), where=stage)
     reuse = declared(run).reuse
     reads, writes = artifact.ports(run, artifact.Reads), artifact.ports(run, artifact.Writes)
@@ -175,6 +178,9 @@ def _run(
     random.seed(seed)
     tracking.journal("started", stage)
     resolved = settings.model_dump(mode="json")
+    warnings = _Warnings(logging.WARNING)
+    bloomery = logging.getLogger("bloomery")
+    bloomery.addHandler(warnings)
     with artifact.lineage(stage, resolved, digests), tracking.track(stage, resolved) as tracker:
         try:
             metrics = run(settings, **inputs, **outputs)
@@ -182,13 +188,27 @@ def _run(
             if isinstance(error, ConnectionError):
                 raise
             raise from_os_error(error, f"running {stage}") from error
+        finally:
+            bloomery.removeHandler(warnings)
         tracker.finish(metrics)
-    return {"metrics": metrics, "history": tracker.history, "cached": False}
+    told = list(dict.fromkeys(warnings.messages))[:MOST_WARNINGS]
+    return {"metrics": metrics, "history": tracker.history, "warnings": told, "cached": False}
+
+
+class _Warnings(logging.Handler):
+    """Keeps what a step warns of, for the screen and the report: its log is read by nobody while all goes well."""
+
+    def __init__(self, level: int) -> None:
+        super().__init__(level)
+        self.messages: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.messages.append(record.getMessage())
 
 
 def _finished(entry: Path, writes: Mapping[str, str]) -> dict[str, Any] | None:
     try:
-        result = json.loads((entry / RESULT).read_text())
+        result = {"warnings": [], **json.loads((entry / RESULT).read_text())}
         for port, schema in writes.items():
             artifact.read_manifest(entry / port, schema)
     except (OSError, ValueError, DataError):

@@ -31,12 +31,12 @@ def run(
 
     With fewer than two prompts there is nothing to learn from: the model is passed on as it is, with a warning. With an
     adapter the model without it is the reference, which costs no second copy.
-    Returns: dpo/pairs, dpo/too_long (pairs of more than max_length tokens) and dpo/too_long_fraction,
-             dpo/dropped_<reason> (pairs left out before training, see `pairs.usable`); and for the held-out pairs,
-             before and after: dpo/margin_before, dpo/margin_after (mean difference of the log-likelihoods of chosen and
-             rejected, in nats), dpo/accuracy_before, dpo/accuracy_after (share of pairs with a positive difference),
-             dpo/chosen_change (mean change of the chosen log-likelihood, in nats: below zero, DPO is pushing down what
-             it should keep).
+    Returns: dpo/pairs (trained on), dpo/held_out, dpo/too_long (pairs of more than max_length tokens),
+             dpo/too_long_fraction, dpo/dropped_<reason> (pairs left out before training, see `pairs.usable`); and for
+             the held-out pairs, before and after: dpo/margin_before, dpo/margin_after (mean difference of the
+             log-likelihoods of chosen and rejected, in nats), dpo/accuracy_before, dpo/accuracy_after (share of pairs
+             with a positive difference), dpo/chosen_change (mean change of the chosen log-likelihood, in nats: below
+             zero, DPO is pushing down what it should keep).
     Raises:  DataError if there are pairs and all are left out; DivergedError before a non-finite step is taken.
     """
     from datasets import Dataset
@@ -78,6 +78,7 @@ def run(
     metrics = {
         **_named(told),
         "dpo/pairs": float(len(kept)),
+        "dpo/held_out": float(len(held_out)),
         "dpo/loss": training.final_loss(trainer.state.log_history),
     }
     if held_out:

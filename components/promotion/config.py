@@ -37,8 +37,9 @@ class GateConfig(Config):
     decontaminated: bool = True
     """The documents have to have gone through dedup against the evaluation sets."""
     max_reject_share: float = Field(default=0.5, gt=0, le=1)
-    """Largest share of the rows that curation may reject. More than half says that a filter or a source is wrong, but
-    for raw web pages: those lose nine rows in ten to rules made for them, and need a larger value."""
+    """Largest share of the rows that curation may reject, and of the tasks' rows that may ask nothing. More than half
+    says that a filter or a source is wrong, but for raw web pages: those lose nine rows in ten to rules made for them,
+    and need a larger value."""
 
 
 class ModelCardConfig(Config):

@@ -30,6 +30,8 @@ from bloomery.components.promotion.config import GateConfig
 
 Leg = dict[str, Any]
 Rows = list[dict[str, Any]]
+NO_LOSS = {"repeated", "in_evaluation_set"}
+"""Why rows of tasks are left out that could be asked: they stand there once already, or would be measured twice."""
 
 
 def judge(gate: GateConfig, tasks: Tasks, candidate: Rows, base: Rows, champion: Rows) -> list[Leg]:
@@ -87,21 +89,21 @@ def limit_legs(gate: GateConfig, num_bytes: int, variant: dict[str, Any]) -> lis
     ]
 
 
-def data_legs(
-    gate: GateConfig, curated: Manifest | None, unique: Manifest | None, tasks_digest: str
-) -> list[Leg]:
+def data_legs(gate: GateConfig, curated: Manifest | None, unique: Manifest | None, tasks: Manifest) -> list[Leg]:
     """What the manifests of the curated and of the unique documents, where there are any, say of the data that was
-    learnt from."""
-    legs = [] if curated is None else [_rejected_leg(gate, curated)]
+    learnt from, and that of the tasks of rows that ask nothing, where there are any."""
+    legs = [] if curated is None else [_rejected_leg(gate, "rejected share of rows", curated)]
+    if set(tasks.dropped) - NO_LOSS:
+        legs.append(_rejected_leg(gate, "lost share of the tasks' rows", tasks))
     if gate.decontaminated and unique is not None:
-        legs.append(_decontaminated_leg(unique, tasks_digest))
+        legs.append(_decontaminated_leg(unique, tasks.digest))
     return legs
 
 
-def _rejected_leg(gate: GateConfig, curated: Manifest) -> Leg:
-    rejected = sum(curated.dropped.values())
-    share = rejected / curated.rows_in if curated.rows_in else 1.0
-    return _limit_leg("rejected share of rows", "data", share, gate.max_reject_share)
+def _rejected_leg(gate: GateConfig, name: str, kept: Manifest) -> Leg:
+    rejected = sum(count for reason, count in kept.dropped.items() if reason not in NO_LOSS)
+    share = rejected / kept.rows_in if kept.rows_in else 1.0
+    return _limit_leg(name, "data", share, gate.max_reject_share)
 
 
 def _decontaminated_leg(unique: Manifest, tasks_digest: str) -> Leg:

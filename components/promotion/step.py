@@ -67,7 +67,7 @@ def run(
     legs = [
         *judge(config.gate, known, results["candidate"], results["base"], results["champion"]),
         *limit_legs(config.gate, num_bytes, variant),
-        *data_legs(config.gate, manifests["curated"], manifests["unique"], artifact.read_manifest(tasks).digest),
+        *data_legs(config.gate, manifests["curated"], manifests["unique"], artifact.read_manifest(tasks)),
     ]
     failed = [leg for leg in legs if not leg["passed"]]
     judgement = {"model": name, "candidate_digest": candidate, "champion_version": current, "legs": legs}

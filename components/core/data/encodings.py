@@ -92,8 +92,8 @@ def guess(data: bytes) -> str:
         return ""
     from charset_normalizer import from_bytes
 
-    others = [name for name in LOOKS if not name.startswith("utf_16")]
-    best = from_bytes(b"\n".join(broken)[:_SAMPLE_BYTES], cp_isolation=others).best()
+    known = [name for name in LOOKS if not name.startswith("utf_16")]
+    best = from_bytes(b"\n".join(broken)[:_SAMPLE_BYTES], cp_isolation=known).best()
     return best.encoding if best else ""
 
 

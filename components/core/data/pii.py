@@ -63,7 +63,17 @@ _EMAIL = re.compile(
     """,
     re.VERBOSE,
 )
-_IPV6 = re.compile(r"(?<![\dA-Za-z.:])[0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{0,4}){4,7}(?![\dA-Za-z:])")
+_IPV6 = re.compile(
+    r"""
+    (?<![\dA-Za-z.:])
+    (?: [0-9A-Fa-f]{1,4}(?::[0-9A-Fa-f]{0,4}){4,7}
+      | (?:[23][0-9A-Fa-f]{3}|[Ff][CDcd][0-9A-Fa-f]{2}|[Ff][Ee]80)(?::[0-9A-Fa-f]{1,4}){0,2}::[0-9A-Fa-f]{1,4}
+    )
+    (?![\dA-Za-z:])
+    """,
+    re.VERBOSE,
+)
+"""Addresses with most of their groups, and short ones such as 2001:db8::1 in the blocks that are given out."""
 _MAYBE_IPV6 = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _NUMBER = re.compile(
     r"""
@@ -88,8 +98,8 @@ _NUMBER = re.compile(
         (?<![\dA-Za-z./+-])
         (?: \+82[ .-]?(?:\(0\))?0?(?:1[016789]|2|[3-6]\d|70)[ .-]?\d{3,4}[ .-]?\d{4}
           | \+[1-9]\d{0,2}[ .-]?\(?\d{1,4}\)?(?:[ .-]?\d{2,4}){2,4}
-          | 01[016789](?P<mobile>[ .-]?)\d{3,4}(?P=mobile)\d{4}
-          | \(?0(?:2|[3-6]\d|70|80|50\d)\)?[ .-]\d{3,4}[ .-]\d{4}
+          | 01[016789](?P<mobile>[ .‐‑–-]?)\d{3,4}(?P=mobile)\d{4}
+          | \(?0(?:2|[3-6]\d|70|80|50\d)(?:\)[ .‐‑–-]?|[ .‐‑–-])\d{3,4}[ .‐‑–-]\d{4}
           | \([2-9]\d{2}\)[ ]?[2-9]\d{2}[ .-]\d{4}
           | [2-9]\d{2}(?P<us>[ .-])[2-9]\d{2}(?P=us)\d{4}
         )

@@ -53,10 +53,11 @@ def fitting(
             found.append(_cut(tokenizer, list(messages), own, room) if too_long == "truncate_left" else None)
     num_left_out = sum(messages is None for messages in found)
     if num_left_out and (too_long == "error" or num_left_out == len(found)):
+        other = {"error": ", or set too_long to drop or truncate_left", "drop": ", or set too_long to truncate_left"}
         raise DataError(
             f"{where}: {num_left_out} of {len(found)} questions do not fit: the longest has {longest} tokens, and the "
-            f"model's context leaves {max(0, room)} beside an answer of `max_new_tokens`; shorten them, lower the "
-            "task's max_new_tokens, or set too_long to drop or truncate_left"
+            f"model's context leaves {max(0, room)} beside an answer of `max_new_tokens`; shorten them or lower the "
+            f"task's max_new_tokens{other.get(too_long, '')}"
         )
     return found
 

@@ -16,7 +16,8 @@ from pydantic import Field, field_validator, model_validator
 from bloomery.components.core.artifact import wrong_schema
 from bloomery.components.core.config import Config
 from bloomery.components.core.data import render
-from bloomery.components.core.data.chat_forms import Unfit, read_question
+from bloomery.components.core.data.chat_forms import read_question
+from bloomery.components.core.data.chat_turns import Unfit
 from bloomery.components.core.data.chats import Turn, chat, message
 from bloomery.components.core.data.tables import RowSource
 from bloomery.components.core.scoring.verify import VerifierConfig, verify

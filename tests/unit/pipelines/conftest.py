@@ -35,7 +35,7 @@ class Made:
         folder.mkdir(parents=True)
 
     def finish(
-        self, stage: str, outputs: dict[str, Path], metrics=None, history=(), seconds=1.0, cached=False
+        self, stage: str, outputs: dict[str, Path], metrics=None, history=(), seconds=1.0, cached=False, warnings=()
     ) -> None:
         self.event(
             "finished",
@@ -43,6 +43,7 @@ class Made:
             cached=cached,
             metrics=metrics or {},
             history=list(history),
+            warnings=list(warnings),
             seconds=seconds,
             peak_bytes=int(3e8 + 4e7 * seconds),
             outputs={name: str(path) for name, path in outputs.items()},

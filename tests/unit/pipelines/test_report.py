@@ -144,6 +144,14 @@ def test_a_run_that_never_began_is_reported(tmp_path):
     assert "no such recipe" in page and page.count('class="missing"') == 8
 
 
+def test_what_steps_warn_of_is_told_once(make_run, tmp_path, promoted):
+    made = make_run(tmp_path / "run")
+    made.finish("preflight", {}, warnings=["tasks.t: 2 rows <b>are lost"])
+    page = write_report(made.folder, _summary("failed")).read_text(encoding="utf-8")
+    assert _told(_section(page, "Warnings")) == "preflight : tasks.t: 2 rows &lt;b&gt;are lost"
+    assert "<h2>Warnings</h2>" not in promoted
+
+
 def test_lost_artifacts_are_counted_and_not_read(make_run, tmp_path):
     made = make_run(tmp_path / "run")
     made.whole("promoted")

@@ -9,6 +9,7 @@ import textwrap
 import pytest
 
 STEP = """
+import logging
 from pathlib import Path
 from typing import Annotated
 from bloomery.components.core import artifact, tracking
@@ -28,6 +29,9 @@ def run(config: CountConfig, *, numbers: Annotated[Path, Reads("n/1")], total: A
     (total / "t").write_text(str(config.times * int((numbers / "n").read_text())))
     (total / "names").write_text(" ".join(config.names))
     tracking.log({"loss": 2.5}, 1)
+    for _ in range(2):
+        logging.getLogger("bloomery.count").warning("3 of %d rows are lost", 9)
+    logging.getLogger("transformers").warning("chatter")
     if config.mode == "unfinished":
         return {}
     if config.mode == "killed":
@@ -86,10 +90,12 @@ def test_a_finished_result_is_reused_until_config_or_input_changes(call, tmp_pat
     assert code == 0 and (tmp_path / "total" / "t").read_text() == "6"
     assert [event["event"] for event in events] == ["started", "progress", "finished"]
     assert events[-1]["history"] == [{"step": 1, "loss": 2.5}] and not events[-1]["cached"]
+    assert events[-1]["warnings"] == ["3 of 9 rows are lost"]
 
     _, _, events = call({"times": 2})
     assert events[-1]["cached"] and events[-1]["metrics"] == {"count/total": 1.0}
     assert events[-1]["history"] == [{"step": 1, "loss": 2.5}]
+    assert events[-1]["warnings"] == ["3 of 9 rows are lost"]
     assert not call({"times": 3})[2][-1]["cached"]
     assert not call({"times": 2}, number=4)[2][-1]["cached"]
     assert (tmp_path / "total" / "t").read_text() == "8"

@@ -196,10 +196,18 @@ def manifest(**fields):
 def test_the_data_must_be_decontaminated_against_the_very_sets_of_the_gate():
     curated = manifest(rows_in=100, dropped={"empty": 20, "language": 31})
     unique = manifest(rows_in=49, dropped={"contaminated": 2}, inputs={"tasks": "t"})
-    assert passed(data_legs(GateConfig(), curated, unique, "t")) == {
+    tasks = manifest(digest="t", dropped={"repeated": 90}, rows_in=100)
+    assert passed(data_legs(GateConfig(), curated, unique, tasks)) == {
         "rejected share of rows": False,
         "decontaminated": True,
     }
-    other = data_legs(GateConfig(max_reject_share=0.6), curated, unique, "another")
+    other = data_legs(GateConfig(max_reject_share=0.6), curated, unique, manifest(digest="another"))
     assert passed(other) == {"rejected share of rows": True, "decontaminated": False}
-    assert "no decontamination" in data_legs(GateConfig(), curated, manifest(), "t")[1]["reason"]
+    assert "no decontamination" in data_legs(GateConfig(), curated, manifest(), tasks)[1]["reason"]
+
+
+def test_rows_of_tasks_that_ask_nothing_are_a_leg_where_there_are_any():
+    lost = manifest(rows_in=100, dropped={"repeated": 10, "not_finite": 30, "empty_question": 21})
+    (leg,) = data_legs(GateConfig(), None, None, lost)
+    assert (leg["name"], leg["value"], leg["passed"]) == ("lost share of the tasks' rows", 0.51, False)
+    assert passed(data_legs(GateConfig(max_reject_share=0.51), None, None, lost)) == {leg["name"]: True}

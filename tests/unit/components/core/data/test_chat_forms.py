@@ -8,7 +8,8 @@ from collections import Counter
 import outside
 import pytest
 
-from bloomery.components.core.data.chat_forms import Unfit, check, read_chat, read_pair, read_question
+from bloomery.components.core.data.chat_forms import read_chat, read_pair, read_question
+from bloomery.components.core.data.chat_turns import Unfit, check
 from bloomery.components.core.data.chats import as_text, chat, for_template, identity, message
 from bloomery.components.core.data.tables import read_rows
 
