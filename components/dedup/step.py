@@ -24,6 +24,7 @@ import xxhash
 from bloomery.components.core.artifact import Reads, Shards, Writer, Writes, read_manifest
 from bloomery.components.core.data.near import (
     MAX_RECORD_SIMILARITY,
+    NEIGHBOUR_SHARE,
     Permutations,
     band_keys,
     candidate_pairs,
@@ -301,8 +302,8 @@ def _similarities(
         batches = (_read_pairs(file, ends, places[at : at + PAIRS_PER_BATCH]) for at in starts)
         parts = list(map_ordered(partial(_compare, config), batches, releases_gil=True))
         similarities = np.concatenate([np.empty(0), *parts])
-        similar = np.flatnonzero(similarities >= config.jaccard_threshold)
-        near = neighbourhoods(places[similar])
+        near = neighbourhoods(places[np.flatnonzero(similarities)])
+        similarities[similarities < config.jaccard_threshold] = 0
         told = np.flatnonzero((similarities >= config.jaccard_threshold) & (similarities < MAX_RECORD_SIMILARITY))
         starts = range(0, len(told), PAIRS_PER_BATCH)
         groups = (_read_groups(file, ends, places[told[at : at + PAIRS_PER_BATCH]], near) for at in starts)
@@ -352,7 +353,8 @@ def _read_texts(file: Any, ends: np.ndarray, members: np.ndarray) -> pa.Array:
 def _compare(config: DedupConfig, batch: tuple[pa.Array, np.ndarray]) -> np.ndarray:
     texts, pairs = batch
     folded = fold(texts)
-    return jaccard_similarities(folded, _shingle_lengths(folded, config), pairs, config.jaccard_threshold)
+    threshold = NEIGHBOUR_SHARE * config.jaccard_threshold
+    return jaccard_similarities(folded, _shingle_lengths(folded, config), pairs, threshold)
 
 
 def _are_records(config: DedupConfig, batch: tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:

@@ -426,6 +426,22 @@ def test_records_of_one_template_stay_and_copies_of_one_record_go(tmp_path):
     assert metrics["dedup/template_pairs"] > 300
 
 
+def test_records_that_are_little_more_alike_than_copies_have_to_be_stay(tmp_path):
+    things = "노트북 모니터 키보드 마우스 스피커 헤드폰 프린터 스캐너 태블릿 카메라 냉장고 세탁기 청소기 에어컨".split()
+    things.append("선풍기")
+    texts = [
+        f"제품명: {thing} {i}호\n\n저희 매장에서 판매하는 {thing} {i}호의 무게는 {i * 37 % 90 + 10}그램이며 색상은 "
+        f"{('빨강', '파랑', '초록', '검정')[i % 4]}입니다. 보증 기간은 {i % 5 + 1}년이고 "
+        f"가격은 {i * 1300 + 15000}원입니다. "
+        "교환과 환불은 구입 후 십사 일 안에 영수증을 가지고 매장에 오시면 됩니다. 배송은 보통 이틀에서 사흘이 걸리며 "
+        "제주와 섬 지역은 하루가 더 걸립니다."
+        for i, thing in enumerate(things * 2)
+    ]
+    copy = texts[3].replace("됩니다", "된답니다")
+    kept, dropped, _ = deduplicate(tmp_path, [*texts, copy])
+    assert len(kept) == 30 and [row["reason"] for row in dropped] == ["near_duplicate"]
+
+
 def test_independent_edits_of_one_text_are_copies(tmp_path):
     text = words(80, 1).split()
     copies = []
