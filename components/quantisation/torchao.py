@@ -21,7 +21,7 @@ def export(config: QuantisationConfig, source: Path, target: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
 
     embeddings, linear = _weights(config.scheme)
-    names = {_name_of_embeddings(source): embeddings} if config.embeddings else {}
+    names = dict.fromkeys(_names_of_embeddings(source), embeddings) if config.embeddings else {}
     # transformers 5.24 rounds biases as it does weights, which torchao refuses.
     names |= {r"re:.*\.bias": None, "_default": linear}
     settings = TorchAoConfig(FqnToConfig(names), include_input_output_embeddings=config.embeddings)
@@ -29,7 +29,7 @@ def export(config: QuantisationConfig, source: Path, target: Path) -> None:
         network = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype="auto")
         with torch.inference_mode():
             network(input_ids=torch.zeros(1, 1, dtype=torch.long, device=network.device))
-    except (RuntimeError, ValueError, TypeError, AttributeError) as error:  # NotImplementedError is a RuntimeError
+    except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
         kind = json.loads((source / "config.json").read_text(encoding="utf-8")).get("model_type")
         reason = str(error).splitlines()[0][:200]
         raise CannotRun(f"{config.name}: the layers of {kind} do not take torchao's weights: {reason}") from None
@@ -39,15 +39,14 @@ def export(config: QuantisationConfig, source: Path, target: Path) -> None:
         _drop_tied_head(target)
 
 
-def _name_of_embeddings(source: Path) -> str:
-    """What the architecture of a checkpoint calls its input embeddings."""
+def _names_of_embeddings(source: Path) -> list[str]:
+    """What the architecture of a checkpoint calls its embeddings, of tokens and of positions."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
-    table = network.get_input_embeddings()
-    return next(name for name, module in network.named_modules() if module is table)
+    return [name for name, module in network.named_modules() if isinstance(module, torch.nn.Embedding)]
 
 
 def _weights(scheme: str) -> tuple[Any, Any]:

@@ -94,12 +94,17 @@ def test_it_is_trained_quantised_and_asked(published, make_tasks, tmp_path):
         before, after = faults.tensors(base), faults.tensors(tmp_path / name)
         assert before == after  # the same weights, in the dtypes of the base model
         assert len(answers(tmp_path / name)) == len(PAIRS) + 1
-    config = QuantisationConfig(scheme="int8_weight_only")
+    for scheme in ("int8_weight_only", "int8_dynamic_activation", "float8_weight_only"):
+        quantised(kind, scheme, tmp_path, chats)
+
+
+def quantised(kind: str, scheme: str, tmp_path: Path, chats: Path) -> None:
+    config, target = QuantisationConfig(scheme=scheme), tmp_path / scheme
     if not KINDS[kind]:
         with pytest.raises(CannotRun, match=f"the layers of {kind} do not take torchao's weights"):
-            export(config, tmp_path / "whole", chats, tmp_path / "int8")
+            export(config, tmp_path / "whole", chats, target)
         return
-    export(config, tmp_path / "whole", chats, tmp_path / "int8")
-    artifact.seal(tmp_path / "int8", "model/1")
-    assert checkpoints.num_bytes(tmp_path / "int8") < checkpoints.num_bytes(tmp_path / "whole")
-    assert len(answers(tmp_path / "int8")) == len(PAIRS) + 1
+    export(config, tmp_path / "whole", chats, target)
+    artifact.seal(target, "model/1")
+    assert checkpoints.num_bytes(target) < checkpoints.num_bytes(tmp_path / "whole")
+    assert len(answers(target)) == len(PAIRS) + 1
