@@ -130,7 +130,7 @@ def latency(generator: Generator, prompts: list[list[int]]) -> dict[str, float]:
         "prefill_tokens": ids_1L.shape[1],
         "prefill_seconds": statistics.median(prefills[1:]),
         "decode_seconds_per_token": statistics.median(decodes[DECODED_TOKENS:]),
-        "kv_cache_bytes_per_token": cache_bytes(cache) / cache.get_seq_length(),
+        "kv_cache_bytes_per_token": cache_bytes(cache) / (ids_1L.shape[1] + DECODED_TOKENS),
     }
 
 

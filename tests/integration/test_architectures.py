@@ -13,6 +13,7 @@ from bloomery.components.core.modelling import checkpoints, faults, templates
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 from bloomery.components.quantisation.export import export
+from bloomery.components.quantisation.measure import latency
 from bloomery.components.sft.config import SftConfig
 from bloomery.components.sft.step import run as sft
 from bloomery.monitoring.engine import Row, Served, decode
@@ -94,6 +95,8 @@ def test_it_is_trained_quantised_and_asked(published, make_tasks, tmp_path):
         before, after = faults.tensors(base), faults.tensors(tmp_path / name)
         assert before == after  # the same weights, in the dtypes of the base model
         assert len(answers(tmp_path / name)) == len(PAIRS) + 1
+    measured = latency(Generator.load(tmp_path / "whole"), [[5, 6, 7]])
+    assert (measured["kv_cache_bytes_per_token"] == 0) is (kind == "mamba") and measured["prefill_tokens"] == 3
     for scheme in ("int8_weight_only", "int8_dynamic_activation", "float8_weight_only"):
         quantised(kind, scheme, tmp_path, chats)
 
