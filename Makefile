@@ -71,9 +71,9 @@ TRAFFIC = $(firstword $(shell ls -t $(or $(BLOOMERY_CACHE),$(HOME)/.cache/bloome
 
 bench-eval: .venv/installed-test  ## the gate's errors, evaluation, quantisation and serving; RUN is a run of the quickstart
 	$(BIN)/python tests/benchmarks/gate.py
-	$(BIN)/python tests/benchmarks/evaluation_speed.py $(OUTPUTS)/dpo/model $(OUTPUTS)/preflight/tasks
-	$(BIN)/python tests/benchmarks/quantisation.py $(OUTPUTS)/dpo/model $(OUTPUTS)/preflight/tasks $(OUTPUTS)/synthetic-data/chats
-	$(BIN)/python tests/benchmarks/serving.py $(OUTPUTS)/dpo/model $(TRAFFIC)
+	$(BIN)/python tests/benchmarks/evaluation_speed.py $(OUTPUTS)/sft-3/model $(OUTPUTS)/preflight/tasks
+	$(BIN)/python tests/benchmarks/quantisation.py $(OUTPUTS)/sft-3/model $(OUTPUTS)/preflight/tasks $(OUTPUTS)/synthetic-data/chats
+	$(BIN)/python tests/benchmarks/serving.py $(OUTPUTS)/sft-3/model $(TRAFFIC)
 
 bench-drift: .venv/installed-test  ## delay and false alarms of drift detection, and what a check costs
 	$(BIN)/python tests/benchmarks/drift.py $(BLOOMERY_DATA) $(TRAFFIC)

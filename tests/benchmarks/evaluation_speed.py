@@ -2,7 +2,7 @@
 
     python tests/benchmarks/evaluation_speed.py MODEL TASKS [--limit 100]
 
-MODEL is a checkpoint folder and TASKS a tasks/1 artifact, such as `pipeline/*/dpo/model` and
+MODEL is a checkpoint folder and TASKS a tasks/1 artifact, such as `pipeline/*/sft-3/model` and
 `pipeline/*/preflight/tasks` of a run of the quickstart. Both ways answer the same prompts greedily with the same model
 in the same process; loading is not counted. Writes `evaluation_speed.json`.
 """
