@@ -58,7 +58,7 @@ def check(
 def training_chats(tasks: dict[str, Any]) -> list[tuple[list[dict[str, Any]], str]]:
     """The `train` rows of a recipe's tasks as chats with their tools, in every phrasing."""
     from bloomery.components.core.data.chats import message
-    from bloomery.components.core.data.tables import list_files, read_rows, select
+    from bloomery.components.core.data.tables import rows_of
     from bloomery.components.core.scoring.tasks import ask
 
     found: list[tuple[list[dict[str, Any]], str]] = []
@@ -66,8 +66,7 @@ def training_chats(tasks: dict[str, Any]) -> list[tuple[list[dict[str, Any]], st
         for split, source in task.splits.items():
             if task.counted_to(split) != "train" or task.verifier.kind == "perplexity":
                 continue
-            rows = (row for uri in list_files(source.path) for row in read_rows(uri, source))
-            for row in select(rows, source):
+            for row in rows_of(source):
                 for template in source.templates or task.templates if row.value is not None else ():
                     asked = ask(template, row.value)
                     if not asked.problem:
@@ -78,10 +77,7 @@ def training_chats(tasks: dict[str, Any]) -> list[tuple[list[dict[str, Any]], st
 def own_chats(sources: Sequence[Any]) -> list[tuple[list[dict[str, Any]], str]]:
     """The chats of a recipe's `chats` with their tools, without what is no chat."""
     from bloomery.components.core.data.chat_forms import chats_of
-    from bloomery.components.core.data.tables import list_files, read_rows, select
+    from bloomery.components.core.data.tables import rows_of
 
-    found: list[tuple[list[dict[str, Any]], str]] = []
-    for source in sources:
-        rows = select((row for uri in list_files(source.path) for row in read_rows(uri, source)), source)
-        found += chats_of(rows)  # what is none, chat_curation counts
-    return found
+    # What is no chat, chat_curation counts.
+    return [chat for source in sources for chat in chats_of(rows_of(source))]

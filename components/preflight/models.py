@@ -16,7 +16,7 @@ from bloomery.components.core import artifact
 from bloomery.components.core.config import digest
 from bloomery.components.core.data import chat_forms
 from bloomery.components.core.data.chats import ChatSource
-from bloomery.components.core.data.tables import list_files, read_rows, select
+from bloomery.components.core.data.tables import rows_of
 from bloomery.components.core.errors import BloomeryError, ModelError, ServiceError
 from bloomery.components.core.modelling import checkpoints, inspection, proof, templates
 from bloomery.components.core.registry import registry
@@ -115,8 +115,7 @@ def _given_chats(sources: Sequence[ChatSource]) -> list[tuple[list[dict[str, Any
     found: list[tuple[list[dict[str, Any]], str]] = []
     for source in sources:
         with contextlib.suppress(BloomeryError):
-            rows = select((row for uri in list_files(source.path) for row in read_rows(uri, source)), source)
-            found += itertools.islice(chat_forms.chats_of(rows), NUM_PROVEN)
+            found += itertools.islice(chat_forms.chats_of(rows_of(source)), NUM_PROVEN)
     return found
 
 

@@ -178,6 +178,11 @@ def _told(counts: Counter[str]) -> str:
     return ", ".join(f"{reason} {count}" for reason, count in counts.most_common())
 
 
+def rows_of(source: RowSource) -> Iterator[RawRow]:
+    """The rows that `source` means, of all its files in order; what is wrong with them is left to the caller."""
+    return select(chain.from_iterable(read_rows(uri, source) for uri in list_files(source.path)), source)
+
+
 def read_rows(uri: str, source: RowSource | None = None) -> Iterator[RawRow]:
     """Every row of a file in order; JSON lines end at "\n" alone, blank lines are no rows, text is UTF-8 unless
     the file's mark, the `source` or the page itself says otherwise.
