@@ -13,7 +13,7 @@ import pytest
 import torch
 from chats import write_chats
 
-from bloomery.components.core.data.chats import chat
+from bloomery.components.core.data.chats import chat, for_template
 from bloomery.components.core.errors import ModelError, ServiceError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.quantisation.config import QuantisationConfig
@@ -147,7 +147,7 @@ def test_llama_cpp_reads_its_gguf(model, tmp_path):
 
     network, tokenizer = checkpoints.load(model, dtype="float32")
     rendered = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
-    assert ask("/apply-template", messages=QUESTION)["prompt"] == rendered
+    assert ask("/apply-template", messages=for_template(QUESTION))["prompt"] == rendered
     for text in (*TEXTS, rendered):
         assert ask("/tokenize", content=text, add_special=True)["tokens"] == tokenizer(text)["input_ids"]
     # Nearly a tie between this answer and L'Étoile, which llama.cpp's rounding of activations turns.
