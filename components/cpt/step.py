@@ -12,7 +12,7 @@ from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Shards, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import checkpoints, token_shards, training
+from bloomery.components.core.modelling import adapters, checkpoints, token_shards, training
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.modelling.token_shards import Encoded
 from bloomery.components.core.parallel import map_ordered
@@ -50,21 +50,15 @@ def run(
     parts = ["cpt", artifact.read_manifest(documents).digest, config.validation_share, config.replay_share]
     encode = functools.partial(_encoded, shards, tokenizer, config, domain_characters)
     with token_shards.tokenised(tokenizer, parts, encode) as tokens:
-        blocks = tokens.blocks(config.max_length)
-        trainer = SFTTrainer(
-            model=network,
-            processing_class=tokenizer,
-            train_dataset=blocks,
-            peft_config=training.peft_config(config, network),
-            callbacks=training.callbacks(),
-            args=SFTConfig(
-                dataset_kwargs={"skip_prepare_dataset": True},
-                **training.arguments(config, network, num_rows=len(blocks), evaluations=0),
-            ),
+        trainer = training.train(
+            config,
+            (SFTTrainer, SFTConfig),
+            network,
+            tokenizer,
+            tokens.blocks(config.max_length),
+            dataset_kwargs={"skip_prepare_dataset": True},
         )
-        trainer.optimizer = training.optimizer(config, trainer.model)
-        trainer.train()
-    network = training.merged(trainer.model)
+    network = adapters.merged(trainer.model)
     after = _perplexities(Generator(network.eval(), tokenizer), probes, config.max_length)
     checkpoints.save(model, network, tokenizer, like=base_model)
     replayed = tokens.counts["general_characters"]

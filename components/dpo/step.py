@@ -10,7 +10,7 @@ from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.data.chats import identity
 from bloomery.components.core.declare import declare
-from bloomery.components.core.modelling import checkpoints, training
+from bloomery.components.core.modelling import adapters, checkpoints, training
 from bloomery.components.core.modelling.likelihood import log_likelihoods
 from bloomery.components.core.records import content_id
 from bloomery.components.dpo.config import DpoConfig
@@ -58,21 +58,16 @@ def run(
     losses = {"loss_type": [config.loss], "loss_weights": [1.0]}
     if config.sft_weight:
         losses = {"loss_type": [config.loss, "sft"], "loss_weights": [1.0, config.sft_weight]}
-    trainer = _trainer()(
-        model=network,  # its reference is loaded again from base_model, which the network remembers as its path
-        processing_class=tokenizer,
-        train_dataset=Dataset.from_list([pair.row() for pair in kept]),
-        peft_config=training.peft_config(config, network),
-        callbacks=training.callbacks(),
-        args=Arguments(
-            beta=config.beta,
-            **losses,
-            **training.arguments(config, network, num_rows=len(kept), evaluations=0),
-        ),
+    trainer = training.train(
+        config,
+        (_trainer(), Arguments),
+        network,  # its reference is loaded again from base_model, which the network remembers as its path
+        tokenizer,
+        Dataset.from_list([pair.row() for pair in kept]),
+        beta=config.beta,
+        **losses,
     )
-    trainer.optimizer = training.optimizer(config, trainer.model)
-    trainer.train()
-    network = training.merged(trainer.model).eval()
+    network = adapters.merged(trainer.model).eval()
     after = answer_likelihoods(network, held_out)
     checkpoints.save(model, network, tokenizer, like=base_model)
     metrics = {

@@ -5,8 +5,8 @@ from typing import Literal
 from pydantic import Field, ValidationInfo, field_validator
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
-from bloomery.components.core.modelling.training import AdapterConfig
 
 Scheme = Literal[
     "none",

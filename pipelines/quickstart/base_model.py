@@ -147,7 +147,7 @@ def _blocks(
 def _trainer(model: LlamaForCausalLM, blocks: list[dict[str, list[int]]], collator, out: Path, seed: int):
     from transformers import Trainer, TrainingArguments
 
-    from bloomery.components.core.modelling.optimisers import Muon
+    from bloomery.components.core.modelling.muon import Muon
 
     return Trainer(
         model=model,

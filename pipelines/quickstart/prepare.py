@@ -55,8 +55,8 @@ def source_digest() -> str:
     """Return the sha256 over this package's own source files and the optimiser's, names included."""
     digest = hashlib.sha256()
     package = Path(__file__).parent
-    optimisers = package.parents[1] / "components" / "core" / "modelling" / "optimisers.py"
-    for path in [*sorted(package.glob("*.py")), optimisers]:
+    muon = package.parents[1] / "components" / "core" / "modelling" / "muon.py"
+    for path in [*sorted(package.glob("*.py")), muon]:
         digest.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return digest.hexdigest()
 

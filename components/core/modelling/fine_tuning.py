@@ -14,7 +14,7 @@ from pydantic import Field
 
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import likelihood, templates, token_shards, training
+from bloomery.components.core.modelling import adapters, likelihood, templates, token_shards, training
 from bloomery.components.core.modelling.token_shards import IGNORED, Encoded
 from bloomery.components.core.modelling.training import TooLong, TrainingConfig
 from bloomery.components.core.parallel import map_ordered
@@ -80,29 +80,25 @@ def fine_tune(
     encode = functools.partial(_encoded, tokenizer, chats, texts, config.max_length, cut)
     with token_shards.tokenised(tokenizer, parts, encode) as tokens:
         told = _told(tokens.counts, config, where)
-        rows = tokens.rows()
-        trainer = SFTTrainer(
-            model=network,
-            processing_class=tokenizer,
-            train_dataset=rows,
-            eval_dataset=Dataset.from_list(validation) if evaluations else None,
-            peft_config=training.peft_config(config, network),
-            callbacks=[*training.callbacks(), *([best.callback()] if best else [])],
-            args=Arguments(
-                dataset_kwargs={"skip_prepare_dataset": True},
-                train_sampling_strategy="group_by_length",  # chats are short and uneven: padding was 40 % of a batch
-                per_device_eval_batch_size=_rows_at_once(validation),
-                **training.arguments(config, network, num_rows=len(rows), evaluations=evaluations),
-            ),
+        trainer = training.train(
+            config,
+            (SFTTrainer, Arguments),
+            network,
+            tokenizer,
+            tokens.rows(),
+            validation=Dataset.from_list(validation) if validation else None,
+            evaluations=evaluations,
+            callbacks=[best.callback()] if best else [],
+            dataset_kwargs={"skip_prepare_dataset": True},
+            train_sampling_strategy="group_by_length",  # chats are short and uneven: padding was 40 % of a batch
+            per_device_eval_batch_size=_rows_at_once(validation),
         )
-        trainer.optimizer = training.optimizer(config, trainer.model)
-        trainer.train()
     best_step = best.restore(trainer.model) if best else trainer.state.global_step
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     metrics = {"loss": training.final_loss(trainer.state.log_history), **told, "best_step": float(best_step)}
     if losses:
         metrics["validation_loss"] = min(losses) if best else losses[-1]
-    return training.merged(trainer.model), metrics
+    return adapters.merged(trainer.model), metrics
 
 
 def _encoded(tokenizer: Any, chats: Path, texts: list[str], max_length: int, cut: Any) -> Iterator[Encoded]:

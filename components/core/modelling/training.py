@@ -1,40 +1,23 @@
-"""What every trainer of ours shares: the settings, the finite-gradient guard, and the reporting of its curves."""
+"""What every trainer of ours shares: the settings, the weights that it trains, and the run itself."""
 
 from __future__ import annotations
 
 import logging
 import math
 import tempfile
-import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
-from bloomery.components.core import tracking
 from bloomery.components.core.config import Config
-from bloomery.components.core.errors import DivergedError
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import adapters, checkpoints, guards, optimisers
+from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.context import TooLong
+from bloomery.components.core.modelling.optimisers import Optimizer
 
 logger = logging.getLogger(__name__)
-
-
-MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
-"""Architectures, by model_type, in which some projections take no adapter (PEFT, tuners_utils.py)."""
-
-
-class AdapterConfig(Config):
-    """A low-rank adapter, merged into the weights when training ends."""
-
-    kind: Literal["lora", "dora", "rslora"] = "lora"
-    """LoRA (arXiv 2106.09685), DoRA (2402.09353), rank-stabilised LoRA (2312.03732)."""
-    rank: int = Field(default=16, gt=0)
-    """Rank r; 16 is within the plateau of LoRA table 6 and of 'LoRA Learns Less and Forgets Less' (2405.09673)."""
-    alpha: int = Field(default=32, gt=0)
-    """Scale numerator: the update is scaled by alpha / r (by alpha / sqrt(r) for rslora)."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter's input."""
 
 
 class TrainingConfig(Config):
@@ -42,7 +25,7 @@ class TrainingConfig(Config):
 
     learning_rate: float = Field(gt=0)
     """Peak learning rate; differs by model and method, so it has no default."""
-    optimizer: Literal["adamw", "muon"] = "adamw"
+    optimizer: Optimizer = "adamw"
     """AdamW, or Muon at the same size of step. Match the optimiser that pre-trained the model (arXiv 2502.16982,
     section 3.5); at 1.1 M parameters Muon learnt the quickstart's questions 12 points better in the same epochs."""
     epochs: float = Field(gt=0)
@@ -72,49 +55,6 @@ class TrainingConfig(Config):
     """Recompute activations in the backward pass: less memory, about a third more time (1604.06174)."""
     seed: int = 17
     """Seed of data order and dropout."""
-
-
-def arguments(config: TrainingConfig, network: Any, *, num_rows: int, evaluations: int, **extra: Any) -> dict[str, Any]:
-    """Keyword arguments of transformers' TrainingArguments (and TRL's subclasses) for `config` and `network`.
-
-    `evaluations` is the number of evenly spread validation passes; 0 for none. Rows come within `config.max_length`:
-    the trainer cuts none.
-    """
-    import torch
-
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    # Nobody reads memory before writing it; filling it took 45 % of a training step on two cores.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
-    _bound_loss(network)
-    per_step = config.batch_size * config.gradient_accumulation_steps
-    steps = max(1, math.ceil(math.ceil(num_rows / per_step) * config.epochs))
-    on_gpu = torch.cuda.is_available()
-    return {
-        "output_dir": tempfile.mkdtemp(prefix="bloomery-"),
-        "learning_rate": config.learning_rate,
-        "max_steps": steps,
-        "per_device_train_batch_size": config.batch_size,
-        "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "warmup_steps": math.ceil(steps * config.warmup_fraction),
-        "lr_scheduler_type": config.schedule,
-        "weight_decay": config.weight_decay,
-        "max_grad_norm": config.max_grad_norm,
-        "max_length": None,
-        "activation_checkpointing": config.gradient_checkpointing,
-        "seed": config.seed,
-        "bf16": on_gpu and config.precision != "fp32",
-        "use_cpu": not on_gpu,
-        "dataloader_pin_memory": on_gpu,
-        "save_strategy": "no",
-        "report_to": "none",
-        "disable_tqdm": True,
-        "logging_strategy": "steps",
-        "logging_steps": max(1, steps // 40),
-        "logging_nan_inf_filter": False,
-        "eval_strategy": "steps" if evaluations else "no",
-        "eval_steps": max(1, steps // evaluations) if evaluations else None,
-        **extra,
-    }
 
 
 def warn_of_too_long(count: int, total: int, rows: str, max_length: int, too_long: TooLong) -> None:
@@ -199,79 +139,77 @@ def _free_bytes() -> float:
     return free
 
 
-def optimizer(config: TrainingConfig, model: Any) -> Any:
-    """Muon over the trainable weights of `model` if `config` asks for it, or None: the trainer's own AdamW."""
-    if config.optimizer == "adamw":
-        return None
-    from bloomery.components.core.modelling.optimisers import Muon
+def train(
+    config: TrainingConfig,
+    kind: tuple[type, type],
+    network: Any,
+    tokenizer: Any,
+    rows: Any,
+    *,
+    validation: Any = None,
+    evaluations: int = 0,
+    callbacks: Sequence[Any] = (),
+    **settings: Any,
+) -> Any:
+    """Train `network` on `rows`, as its adapter if `config` has one, and return the trainer when it is done.
 
-    return Muon(model, config.learning_rate, weight_decay=config.weight_decay)
-
-
-def peft_config(config: TrainingConfig, network: Any) -> Any:
-    """The PEFT config of `config.adapter` for `network`, or None."""
-    if config.adapter is None:
-        return None
-    from peft import LoraConfig
-
-    adapter = config.adapter
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        target_modules="all-linear",
-        # A fused kernel of these reads its weights past any adapter, and PEFT refuses them by these names.
-        exclude_modules=["out_proj", "conv1d"] if network.config.model_type in MAMBA else None,
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        use_dora=adapter.kind == "dora",
-        use_rslora=adapter.kind == "rslora",
-    )
-
-
-def merged(model: Any) -> Any:
-    """The model with its adapter, if any, folded into the weights."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
-
-
-def callbacks() -> list[Any]:
-    """Callbacks of every trainer: the guard and the reporter."""
+    `kind` is a trainer of TRL and the class of its arguments, which take `settings` too; `evaluations` is the number of
+    evenly spread passes over the rows of `validation`. Rows come within `config.max_length`: the trainer cuts none.
+    Raises: DivergedError before a non-finite step is taken.
+    """
     import torch
-    from transformers import TrainerCallback
 
-    class Guard(TrainerCallback):
-        """Ends the run before the optimiser takes a non-finite step."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    # Nobody reads memory before writing it; filling it took 45 % of a training step on two cores.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    _bound_loss(network)
+    trainer_class, arguments_class = kind
+    trainer = trainer_class(
+        model=network,
+        processing_class=tokenizer,
+        train_dataset=rows,
+        eval_dataset=validation if evaluations else None,
+        peft_config=adapters.peft_config(config.adapter, network),
+        callbacks=[*guards.callbacks(), *callbacks],
+        args=arguments_class(**_arguments(config, num_rows=len(rows), evaluations=evaluations), **settings),
+    )
+    trainer.optimizer = optimisers.chosen(config.optimizer, trainer.model, config.learning_rate, config.weight_decay)
+    trainer.train()
+    return trainer
 
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            norm = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else torch.zeros(())
-            if not torch.isfinite(norm):
-                raise DivergedError(
-                    f"the gradient is not finite at optimiser step {state.global_step + 1}; the weights were "
-                    f"not changed by it. "
-                    "Lower learning_rate, raise warmup_fraction or look at the batch"
-                )
 
-    class Reporter(TrainerCallback):
-        """Sends the curves to the tracker, with tokens per second over the last interval."""
+def _arguments(config: TrainingConfig, *, num_rows: int, evaluations: int) -> dict[str, Any]:
+    """Keyword arguments of transformers' TrainingArguments, and of TRL's subclasses, for `config`."""
+    import torch
 
-        def __init__(self) -> None:
-            self.last: tuple[float, float] | None = None
-
-        def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-            kept = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
-            kept = {name: value for name, value in kept.items() if name.split("_")[0] not in ("train", "total")}
-            kept = {
-                name: value for name, value in kept.items() if not name.endswith(("_runtime", "per_second", "epoch"))
-            }
-            now, tokens = time.perf_counter(), kept.get("num_tokens", 0.0)
-            if self.last is not None and tokens > self.last[1]:
-                kept["tokens_per_second"] = round((tokens - self.last[1]) / (now - self.last[0]), 1)
-            if tokens:
-                self.last = (now, tokens)
-            if kept:
-                tracking.log({**kept, "num_steps": float(state.max_steps)}, state.global_step)
-
-    return [Guard(), Reporter()]
+    per_step = config.batch_size * config.gradient_accumulation_steps
+    steps = max(1, math.ceil(math.ceil(num_rows / per_step) * config.epochs))
+    on_gpu = torch.cuda.is_available()
+    return {
+        "output_dir": tempfile.mkdtemp(prefix="bloomery-"),
+        "learning_rate": config.learning_rate,
+        "max_steps": steps,
+        "per_device_train_batch_size": config.batch_size,
+        "gradient_accumulation_steps": config.gradient_accumulation_steps,
+        "warmup_steps": math.ceil(steps * config.warmup_fraction),
+        "lr_scheduler_type": config.schedule,
+        "weight_decay": config.weight_decay,
+        "max_grad_norm": config.max_grad_norm,
+        "max_length": None,
+        "activation_checkpointing": config.gradient_checkpointing,
+        "seed": config.seed,
+        "bf16": on_gpu and config.precision != "fp32",
+        "use_cpu": not on_gpu,
+        "dataloader_pin_memory": on_gpu,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+        "logging_strategy": "steps",
+        "logging_steps": max(1, steps // 40),
+        "logging_nan_inf_filter": False,
+        "eval_strategy": "steps" if evaluations else "no",
+        "eval_steps": max(1, steps // evaluations) if evaluations else None,
+    }
 
 
 def final_loss(history: list[dict[str, Any]]) -> float:

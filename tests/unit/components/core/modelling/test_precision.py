@@ -7,9 +7,9 @@ import torch
 from chats import write_chats
 
 from bloomery.components.core import artifact
-from bloomery.components.core.modelling import checkpoints, training
+from bloomery.components.core.modelling import adapters, checkpoints, training
+from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.fine_tuning import fine_tune
-from bloomery.components.core.modelling.training import AdapterConfig
 from bloomery.components.sft.config import SftConfig
 
 SETTINGS = {"learning_rate": 1e-5, "epochs": 8, "batch_size": 2, "max_length": 64, "num_validations": 0}
@@ -63,7 +63,7 @@ def test_an_adapter_on_16_bits_has_32(in_16_bits):
 
     config = SftConfig(**SETTINGS, precision="bf16", adapter=AdapterConfig(rank=2))
     network, _ = training.load(config, in_16_bits)
-    network = get_peft_model(network, training.peft_config(config, network))
+    network = get_peft_model(network, adapters.peft_config(config.adapter, network))
     trained = {weight.dtype for weight in network.parameters() if weight.requires_grad}
     frozen = {weight.dtype for weight in network.parameters() if not weight.requires_grad}
     assert trained == {torch.float32} and frozen == {torch.bfloat16}

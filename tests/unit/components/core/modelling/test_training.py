@@ -23,10 +23,10 @@ def test_a_tile_of_the_loss_takes_64_mebibytes(vocabulary, tokens):
     with torch.device("meta"):
         network = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **SMALL))
     config = TrainingConfig(learning_rate=1e-3, epochs=1, max_length=64)
-    given = training.arguments(config, network, num_rows=10, evaluations=0)
+    training._bound_loss(network)
     assert chunked_logprob.TOKEN_CHUNK_SIZE == tokens
     assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == 32_768  # the columns that the bound counts with
-    assert given["max_length"] is None  # rows are whole
+    assert training._arguments(config, num_rows=10, evaluations=0)["max_length"] is None  # rows are whole
 
 
 def test_small_tiles_give_the_loss_and_gradients_of_large_ones(monkeypatch):

@@ -1,6 +1,6 @@
 import torch
 
-from bloomery.components.core.modelling.optimisers import Muon, orthogonalised
+from bloomery.components.core.modelling.muon import Muon, orthogonalised
 
 
 class Network(torch.nn.Module):
