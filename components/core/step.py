@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from bloomery.components.core import artifact, sources, tracking
+from bloomery.components.core import artifact, sources, tracking, unfinished
 from bloomery.components.core.config import Config, canonical, digest, parse, unpacked
 from bloomery.components.core.declare import declared
 from bloomery.components.core.errors import BloomeryError, DataError, from_os_error
@@ -144,12 +144,13 @@ def execute(
         temporary = entry.with_name(f"{entry.name}.{os.getpid()}.unfinished")
         temporary.mkdir(parents=True)
         try:
-            result = _run(run, stage, settings, inputs, {port: temporary / port for port in writes}, digests)
-            for port, schema in writes.items():
-                artifact.read_manifest(temporary / port, schema)
-            artifact.write_atomically(temporary / RESULT, json.dumps(result))
-            shutil.rmtree(entry, ignore_errors=True)
-            os.replace(temporary, entry)
+            with unfinished.kept_in(entry.with_name(f"{entry.name}.checkpoints")):
+                result = _run(run, stage, settings, inputs, {port: temporary / port for port in writes}, digests)
+                for port, schema in writes.items():
+                    artifact.read_manifest(temporary / port, schema)
+                artifact.write_atomically(temporary / RESULT, json.dumps(result))
+                shutil.rmtree(entry, ignore_errors=True)
+                os.replace(temporary, entry)
         except OSError as error:
             raise from_os_error(error, f"{stage} writing to {store}") from error
         finally:

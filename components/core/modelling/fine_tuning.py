@@ -14,7 +14,7 @@ from pydantic import Field
 
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import adapters, likelihood, templates, token_shards, training
+from bloomery.components.core.modelling import adapters, batches, likelihood, templates, token_shards, training
 from bloomery.components.core.modelling.token_shards import IGNORED, Encoded
 from bloomery.components.core.modelling.training import TooLong, TrainingConfig
 from bloomery.components.core.parallel import map_ordered
@@ -23,6 +23,9 @@ logger = logging.getLogger(__name__)
 
 CHATS_AT_ONCE = 500
 """Chats that a worker turns into tokens at once."""
+
+BEST = "best.pt"
+"""In a checkpoint: the weights with the lowest validation loss so far."""
 
 Row = tuple[list[int], list[bool]]
 """Token ids, and which of them have a loss."""
@@ -82,15 +85,16 @@ def fine_tune(
         told = _told(tokens.counts, config, where)
         trainer = training.train(
             config,
-            (SFTTrainer, Arguments),
+            # Chats are short and uneven: padding was 40 % of a batch.
+            (batches.grouped_by_length(SFTTrainer, tokens.lengths, config.seed), Arguments),
             network,
             tokenizer,
             tokens.rows(),
             validation=Dataset.from_list(validation) if validation else None,
             evaluations=evaluations,
             callbacks=[best.callback()] if best else [],
+            keepers=[best] if best else [],
             dataset_kwargs={"skip_prepare_dataset": True},
-            train_sampling_strategy="group_by_length",  # chats are short and uneven: padding was 40 % of a batch
             per_device_eval_batch_size=_rows_at_once(validation),
         )
     best_step = best.restore(trainer.model) if best else trainer.state.global_step
@@ -202,6 +206,19 @@ class _Best:
                     keeper.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
 
         return Keep()
+
+    def save(self, folder: Path) -> None:
+        """Write what is kept into a checkpoint."""
+        import torch
+
+        torch.save({"loss": self.loss, "step": self.step, "weights": self.weights}, folder / BEST)
+
+    def load(self, folder: Path) -> None:
+        """Take it out of one."""
+        import torch
+
+        kept = torch.load(folder / BEST, weights_only=True)
+        self.loss, self.step, self.weights = kept["loss"], kept["step"], kept["weights"]
 
     def restore(self, model: Any) -> int:
         """Put the kept weights back; returns the optimiser step that they come from."""

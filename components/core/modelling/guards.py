@@ -33,12 +33,12 @@ def callbacks() -> list[Any]:
         def __init__(self) -> None:
             self.last: tuple[float, float] | None = None
 
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            for entry in state.log_history:  # of a training that goes on, told by a process that is no more
+                tracking.log({**_told(entry), "num_steps": float(state.max_steps)}, entry["step"])
+
         def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **_: Any) -> None:
-            kept = {name: float(value) for name, value in (logs or {}).items() if isinstance(value, int | float)}
-            kept = {name: value for name, value in kept.items() if name.split("_")[0] not in ("train", "total")}
-            kept = {
-                name: value for name, value in kept.items() if not name.endswith(("_runtime", "per_second", "epoch"))
-            }
+            kept = _told(logs or {})
             now, tokens = time.perf_counter(), kept.get("num_tokens", 0.0)
             if self.last is not None and tokens > self.last[1]:
                 kept["tokens_per_second"] = round((tokens - self.last[1]) / (now - self.last[0]), 1)
@@ -48,3 +48,11 @@ def callbacks() -> list[Any]:
                 tracking.log({**kept, "num_steps": float(state.max_steps)}, state.global_step)
 
     return [Guard(), Reporter()]
+
+
+def _told(logs: dict[str, Any]) -> dict[str, float]:
+    """The measures of a log entry of the trainer that are told."""
+    others = ("_runtime", "per_second", "epoch", "step")
+    kept = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
+    kept = {name: value for name, value in kept.items() if name.split("_")[0] not in ("train", "total")}
+    return {name: value for name, value in kept.items() if not name.endswith(others)}

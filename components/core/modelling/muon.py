@@ -45,7 +45,10 @@ class Muon(torch.optim.AdamW):
             for weights in _by_shape([weight for weight in group["params"] if weight.grad is not None]):
                 updates = []
                 for weight in weights:
-                    momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                    state = self.state[weight]
+                    if not state:
+                        state |= {"momentum": torch.zeros_like(weight), "step": torch.zeros(())}  # AdamW reloads steps
+                    momentum = state["momentum"]
                     gradient: Any = weight.grad
                     momentum.lerp_(gradient, 1 - MOMENTUM)
                     updates.append(gradient.lerp(momentum, MOMENTUM))

@@ -83,6 +83,13 @@ class Tokens:
     def num_tokens(self) -> int:
         return len(self._ids)
 
+    @property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each row."""
+        import numpy as np
+
+        return np.diff(self._offsets)
+
     def rows(self) -> Any:
         """A dataset with one item a row: `input_ids`, and `labels` where the rows have a mask."""
         return self._dataset(self._offsets, "rows")

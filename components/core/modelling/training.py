@@ -16,6 +16,7 @@ from bloomery.components.core.modelling import adapters, checkpoints, guards, op
 from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.context import TooLong
 from bloomery.components.core.modelling.optimisers import Optimizer
+from bloomery.components.core.modelling.resuming import CheckpointConfig, Keeper, Resuming
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +54,8 @@ class TrainingConfig(Config):
     """Train a low-rank adapter; none: all weights."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time (1604.06174)."""
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    """Of a training that is going on, so that one that was killed goes on from there."""
     seed: int = 17
     """Seed of data order and dropout."""
 
@@ -149,12 +152,14 @@ def train(
     validation: Any = None,
     evaluations: int = 0,
     callbacks: Sequence[Any] = (),
+    keepers: Sequence[Keeper] = (),
     **settings: Any,
 ) -> Any:
     """Train `network` on `rows`, as its adapter if `config` has one, and return the trainer when it is done.
 
     `kind` is a trainer of TRL and the class of its arguments, which take `settings` too; `evaluations` is the number of
-    evenly spread passes over the rows of `validation`. Rows come within `config.max_length`: the trainer cuts none.
+    evenly spread passes over the rows of `validation`; `keepers` have state that a checkpoint holds. Rows come within
+    `config.max_length`: the trainer cuts none. A training that was killed goes on from its last checkpoint.
     Raises: DivergedError before a non-finite step is taken.
     """
     import torch
@@ -163,6 +168,7 @@ def train(
     # Nobody reads memory before writing it; filling it took 45 % of a training step on two cores.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     _bound_loss(network)
+    resuming = Resuming(config.checkpoint, keepers)
     trainer_class, arguments_class = kind
     trainer = trainer_class(
         model=network,
@@ -170,11 +176,15 @@ def train(
         train_dataset=rows,
         eval_dataset=validation if evaluations else None,
         peft_config=adapters.peft_config(config.adapter, network),
-        callbacks=[*guards.callbacks(), *callbacks],
-        args=arguments_class(**_arguments(config, num_rows=len(rows), evaluations=evaluations), **settings),
+        callbacks=[*guards.callbacks(), *callbacks, resuming.callback()],
+        args=arguments_class(
+            output_dir=resuming.folder or tempfile.mkdtemp(prefix="bloomery-"),
+            **_arguments(config, num_rows=len(rows), evaluations=evaluations),
+            **settings,
+        ),
     )
     trainer.optimizer = optimisers.chosen(config.optimizer, trainer.model, config.learning_rate, config.weight_decay)
-    trainer.train()
+    resuming.train(trainer)
     return trainer
 
 
@@ -186,7 +196,6 @@ def _arguments(config: TrainingConfig, *, num_rows: int, evaluations: int) -> di
     steps = max(1, math.ceil(math.ceil(num_rows / per_step) * config.epochs))
     on_gpu = torch.cuda.is_available()
     return {
-        "output_dir": tempfile.mkdtemp(prefix="bloomery-"),
         "learning_rate": config.learning_rate,
         "max_steps": steps,
         "per_device_train_batch_size": config.batch_size,

@@ -1,0 +1,177 @@
+"""Checkpoints of a training that was not finished: written every few minutes and on SIGTERM, whole or absent, and taken
+up again by the same step, which ends with the same digests as one that was never stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from pydantic import Field
+
+from bloomery.components.core import unfinished
+from bloomery.components.core.config import Config
+
+logger = logging.getLogger(__name__)
+
+COUNTERS = "counters.json"
+COUNTED = ("_total_train_tokens",)
+"""What TRL's trainers count and do not put into a checkpoint themselves."""
+
+
+class CheckpointConfig(Config):
+    """Checkpoints of a training that is going on, which the same step takes up if it was killed."""
+
+    every_minutes: float = Field(default=10, gt=0)
+    """Time between two checkpoints: what a killed training has to do again at most. One is written on SIGTERM, too."""
+    keep: int = Field(default=1, gt=0)
+    """Newest checkpoints that are kept until the step has ended; each holds weights and optimiser: of a full training
+    12 bytes a parameter, of an adapter 12 bytes a parameter of the adapter."""
+
+
+class Keeper(Protocol):
+    """Something beside the trainer whose state a checkpoint has to hold."""
+
+    def save(self, folder: Path) -> None:
+        """Write the state into a checkpoint."""
+
+    def load(self, folder: Path) -> None:
+        """Take the state out of it."""
+
+
+class Resuming:
+    """Writes the checkpoints of one training, and finds the newest when it is started again.
+
+    They lie in `unfinished.place()`; where there is none, nothing is written.
+    """
+
+    def __init__(self, config: CheckpointConfig, keepers: Sequence[Keeper]) -> None:
+        self.config = config
+        self.keepers = keepers
+        self.place = unfinished.place()
+        self.trainer: Any = None
+        self.is_stopped = False
+        """Whether SIGTERM has come."""
+
+    @property
+    def folder(self) -> Path | None:
+        """Where the trainer writes a checkpoint, under another name until it is whole."""
+        return self.place and self.place / "unfinished"
+
+    def train(self, trainer: Any) -> None:
+        """Run `trainer` from the newest checkpoint, or from the start. After SIGTERM and a checkpoint the process ends,
+        with the exit code 143 that a shell tells of it."""
+        self.trainer = trainer
+        newest = self._newest()
+        if newest is not None:
+            for keeper in self.keepers:
+                keeper.load(newest)
+            logger.info("goes on from optimiser step %d", _step(newest))
+        with self._on_sigterm():
+            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+        if self.is_stopped:
+            logger.warning(
+                "stopped by SIGTERM after optimiser step %d; the same run goes on from there", trainer.state.global_step
+            )
+            sys.exit(128 + signal.SIGTERM)
+
+    def callback(self) -> Any:
+        """The trainer's callback that asks for checkpoints and puts them in their place."""
+        from transformers import TrainerCallback
+
+        resuming = self
+
+        class Checkpoints(TrainerCallback):
+            def __init__(self) -> None:
+                self.written = time.monotonic()
+
+            def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                self.written = time.monotonic()
+                if state.global_step:
+                    counters = json.loads((resuming._newest() / COUNTERS).read_text())  # type: ignore[operator]
+                    for name, value in counters.items():
+                        setattr(resuming.trainer, name, value)
+
+            def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                is_due = time.monotonic() - self.written > 60 * resuming.config.every_minutes
+                is_due, is_stopped = _of_any_process(is_due, resuming.is_stopped)
+                resuming.is_stopped = is_stopped
+                control.should_save = is_stopped or (is_due and state.global_step < state.max_steps)
+                control.should_training_stop |= is_stopped
+
+            def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                _wait_for_others()
+                if state.is_world_process_zero:
+                    resuming._put(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+                self.written = time.monotonic()
+
+        return Checkpoints()
+
+    def _put(self, written: Path) -> None:
+        """Add to a written checkpoint what the trainer does not know of, and give it its place."""
+        assert self.place is not None
+        for keeper in self.keepers:
+            keeper.save(written)
+        counted = {name: value for name, value in vars(self.trainer).items() if name in COUNTED}
+        (written / COUNTERS).write_text(json.dumps(counted))
+        target = self.place / written.name
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(written, target)
+        for old in self._whole()[: -self.config.keep]:
+            shutil.rmtree(old, ignore_errors=True)
+        logger.info("checkpoint at optimiser step %d", _step(target))
+
+    def _whole(self) -> list[Path]:
+        """The checkpoints, oldest first."""
+        return sorted(self.place.glob("checkpoint-*"), key=_step) if self.place else []
+
+    def _newest(self) -> Path | None:
+        return self._whole()[-1] if self._whole() else None
+
+    @contextlib.contextmanager
+    def _on_sigterm(self) -> Any:
+        """Let SIGTERM end the training after a checkpoint, where there is a place for one."""
+        if self.place is None or threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def stop(*_: Any) -> None:
+            self.is_stopped = True
+
+        before = signal.signal(signal.SIGTERM, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _of_any_process(*flags: bool) -> tuple[bool, ...]:
+    """Each flag, true if it is in one of the processes that train together: a checkpoint is written by all at once."""
+    import torch
+    from torch import distributed
+
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return flags
+    told = torch.tensor(flags, dtype=torch.int32, device="cuda" if torch.cuda.is_available() else "cpu")
+    distributed.all_reduce(told, distributed.ReduceOp.MAX)
+    return tuple(bool(flag) for flag in told.tolist())
+
+
+def _wait_for_others() -> None:
+    from torch import distributed
+
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.barrier()

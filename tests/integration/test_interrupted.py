@@ -1,0 +1,133 @@
+"""A training that is killed goes on from its last checkpoint, and ends as if it had not been."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+from chats import preference_row, write_chats
+
+from bloomery.components.core import artifact
+from bloomery.components.core.records import Document, Preference, content_id
+from bloomery.components.core.step import execute, run_step
+from bloomery.components.cpt.step import run as cpt
+from bloomery.components.dpo.step import run as dpo
+from bloomery.components.sft.step import run as sft
+
+TASK = {"echo": {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 4}}
+WORDS = ["tea", "coffee", "차", "커피", "lamp", "bag", "shoe", "plant"]
+TRAINING = {"learning_rate": 1e-3, "batch_size": 4, "max_length": 64, "checkpoint": {"every_minutes": 1e-4}}
+
+
+@pytest.fixture
+def base(tiny_model):
+    artifact.seal(tiny_model, "model/1")
+    return tiny_model
+
+
+@pytest.fixture
+def work(base, make_tasks, tmp_path):
+    """By step: its `run`, its settings, and its inputs."""
+    pairs = [(f"say {a} and {b}", f"{a} {b}") for a in WORDS for b in WORDS]
+    rows = [{"task": "echo", "split": "validation", "prompt": p, "reference": a} for p, a in pairs[:4]]
+    preferences = [preference_row(prompt, answer, answer[::-1]) for prompt, answer in pairs]
+    artifact.write_rows(tmp_path / "pairs", "preference/2", Preference.table(preferences))
+    facts = {"source": "s:f#1", "language": "en", "time": "", "quality": None}
+    documents = [
+        {**facts, "id": content_id(prompt), "text": f"{prompt}: {answer}. " * 4, "general": index % 3 == 0}
+        for index, (prompt, answer) in enumerate(pairs)
+    ]
+    artifact.write_rows(tmp_path / "documents", "document/2", Document.table(documents))
+    chats = {"chats": write_chats(tmp_path / "chats", pairs), "tasks": make_tasks(TASK, rows), "base_model": base}
+    lora = {"kind": "lora", "rank": 4, "dropout": 0.1}
+    return {
+        "sft": (sft, {**TRAINING, "epochs": 3, "num_validations": 6}, chats),
+        "sft with muon": (sft, {**TRAINING, "epochs": 3, "optimizer": "muon", "num_validations": 0}, chats),
+        "sft of an adapter": (sft, {**TRAINING, "epochs": 3, "adapter": lora, "num_validations": 6}, chats),
+        "dpo": (dpo, {**TRAINING, "epochs": 2}, {"preferences": tmp_path / "pairs", "base_model": base}),
+        "cpt": (cpt, {**TRAINING, "epochs": 1}, {"documents": tmp_path / "documents", "base_model": base}),
+    }
+
+
+def started(work, name, target: Path, store: Path):
+    """The step in a process of its own."""
+
+    def run():
+        os.environ["BLOOMERY_STORE"] = str(store)
+        kind, settings, inputs = work[name]
+        run_step(kind, name, settings, inputs, {"model": target / "model"}, None)
+
+    process = get_context("fork").Process(target=run)
+    process.start()
+    return process
+
+
+def finished(work, name, target: Path, store: Path):
+    """(digest of the model, result) of the step, run to its end."""
+    process = started(work, name, target, store)
+    process.join()
+    assert process.exitcode == 0
+    (result,) = store.glob("*/*/result.json")
+    return artifact.read_manifest(target / "model").digest, json.loads(result.read_text())
+
+
+@pytest.mark.parametrize("name", ["sft", "sft with muon", "sft of an adapter", "dpo", "cpt"])
+def test_killed_at_random_points_it_ends_with_the_same_digest(work, name, tmp_path):
+    began = time.monotonic()
+    expected, told = finished(work, name, tmp_path / "whole", tmp_path / "store")
+    seconds = time.monotonic() - began
+    chance, steps = random.Random(name), set()
+    for _ in range({"sft": 10, "dpo": 10}.get(name, 3)):
+        process = started(work, name, tmp_path / "killed", tmp_path / "other")
+        time.sleep(chance.uniform(0.1, 0.9) * seconds)
+        process.kill()
+        process.join()
+        steps |= {found.name for found in tmp_path.glob("other/*/*.checkpoints/checkpoint-*")}
+        if process.exitcode == 0:
+            break
+    assert steps, "no checkpoint was written before a kill"
+    digest, result = finished(work, name, tmp_path / "killed", tmp_path / "other")
+    assert digest == expected
+    exact = ("trained_tokens", "best_step", "validation_loss", "_after")
+    same = {key for key in told["metrics"] if key.endswith(exact)}
+    assert {key: result["metrics"][key] for key in same} == {key: told["metrics"][key] for key in same}
+    assert [entry["step"] for entry in result["history"]] == [entry["step"] for entry in told["history"]]
+    assert not list(tmp_path.glob("other/*/*.checkpoints"))
+
+
+def test_sigterm_writes_a_checkpoint_and_ends(work, tmp_path, monkeypatch):
+    kind, settings, inputs = work["sft"]
+    work["sft"] = (kind, {**settings, "epochs": 12, "checkpoint": {"every_minutes": 60}}, inputs)
+    expected, told = finished(work, "sft", tmp_path / "whole", tmp_path / "store")
+    journal = tmp_path / "journal.jsonl"
+    journal.touch()
+    monkeypatch.setenv("BLOOMERY_JOURNAL", str(journal))
+    process = started(work, "sft", tmp_path / "stopped", tmp_path / "other")
+    while '"progress"' not in journal.read_text():
+        time.sleep(0.01)
+    process.terminate()
+    process.join(timeout=25)
+    assert process.exitcode == 128 + signal.SIGTERM
+    (left,) = tmp_path.glob("other/*/*.checkpoints/checkpoint-*")
+    assert int(left.name.split("-")[1]) < told["history"][-1]["num_steps"]
+    assert finished(work, "sft", tmp_path / "stopped", tmp_path / "other")[0] == expected
+
+
+def test_other_settings_do_not_find_the_checkpoint(work, tmp_path):
+    kind, settings, inputs = work["sft"]
+    process = started(work, "sft", tmp_path / "killed", tmp_path / "store")
+    while process.is_alive() and not list(tmp_path.glob("store/*/*.checkpoints/checkpoint-*")):
+        time.sleep(0.01)
+    process.kill()
+    process.join()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BLOOMERY_STORE", str(tmp_path / "store"))
+        other = execute(kind, "sft", {**settings, "learning_rate": 2e-3}, inputs, {"model": tmp_path / "m"})
+    assert other["history"][0]["step"] == 1
+    assert list(tmp_path.glob("store/*/*.checkpoints/checkpoint-*"))
