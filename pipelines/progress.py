@@ -107,8 +107,10 @@ class Lines:
         if event["event"] == "finished":
             state = "reused" if event["cached"] else "done"
             print(f"{stage:<20} {state:<7} {event['seconds']:>6.1f} s  {headline(event['metrics'])}", file=self._stream)
-            for warning in event.get("warnings", ()):
+            for warning in event.get("warnings", ()) if event["cached"] else ():
                 print(f"{stage:<20} warns: {warning}", file=self._stream)
+        elif event["event"] == "warned":
+            print(f"{stage:<20} warns: {event['message']}", file=self._stream)
         elif event["event"] == "failed":
             print(f"{stage:<20} failed", file=self._stream)
 
@@ -148,11 +150,16 @@ class Live:
         elif kind == "finished":
             state = "reused" if event["cached"] else "done"
             self._rows[stage] = (state, f"{event['seconds']:.1f}", headline(event["metrics"]))
-            for warning in event.get("warnings", ()):
-                self._live.console.print(f"{stage} warns: {warning}", style="yellow", markup=False, highlight=False)
+            for warning in event.get("warnings", ()) if event["cached"] else ():
+                self._warn(stage, warning)
+        elif kind == "warned":
+            self._warn(stage, event["message"])
         elif kind == "failed":
             self._rows[stage] = ("failed", "", "")
         self._live.update(self._table())
+
+    def _warn(self, stage: str, message: str) -> None:
+        self._live.console.print(f"{stage} warns: {message}", style="yellow", markup=False, highlight=False)
 
     @staticmethod
     def _progress(event: dict[str, Any], seconds: float) -> str:

@@ -146,7 +146,8 @@ def _losses(finished: dict[str, Any]) -> list[dict[str, Any]]:
             is_preference = any(name.startswith("dpo/") for name in event["metrics"])
             unit = "loss" if is_preference else "loss, nats per token"
             chart = charts.lines(stage, curves, "optimiser step", unit)
-            found.append({"chart": Markup(chart), "sentence": fit_sentence(train, validation)})
+            sentence, example = fit_sentence(train, validation), event.get("shown", {}).get("example")
+            found.append({"stage": stage, "chart": Markup(chart), "sentence": sentence, "example": example})
     return found
 
 

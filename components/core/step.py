@@ -100,6 +100,7 @@ def run_step(
         metrics=result["metrics"],
         history=result["history"],
         warnings=result["warnings"],
+        shown=result["shown"],
         seconds=round(time.perf_counter() - started, 2),
         peak_bytes=_peak_bytes(),
         outputs={name: str(path) for name, path in _paths(outputs).items()},
@@ -179,7 +180,7 @@ def _run(
     random.seed(seed)
     tracking.journal("started", stage)
     resolved = settings.model_dump(mode="json")
-    warnings = _Warnings(logging.WARNING)
+    warnings = _Warnings(stage)
     bloomery = logging.getLogger("bloomery")
     bloomery.addHandler(warnings)
     with artifact.lineage(stage, resolved, digests), tracking.track(stage, resolved) as tracker:
@@ -192,24 +193,28 @@ def _run(
         finally:
             bloomery.removeHandler(warnings)
         tracker.finish(metrics)
-    told = list(dict.fromkeys(warnings.messages))[:MOST_WARNINGS]
-    return {"metrics": metrics, "history": tracker.history, "warnings": told, "cached": False}
+    history, shown = tracker.history, tracker.shown
+    return {"metrics": metrics, "history": history, "shown": shown, "warnings": warnings.messages, "cached": False}
 
 
 class _Warnings(logging.Handler):
-    """Keeps what a step warns of, for the screen and the report: its log is read by nobody while all goes well."""
+    """Tells at once what a step warns of, and keeps it for the report: nobody reads its log while all goes well."""
 
-    def __init__(self, level: int) -> None:
-        super().__init__(level)
+    def __init__(self, stage: str) -> None:
+        super().__init__(logging.WARNING)
+        self.stage = stage
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.messages.append(record.getMessage())
+        message = record.getMessage()
+        if message not in self.messages and len(self.messages) < MOST_WARNINGS:
+            self.messages.append(message)
+            tracking.journal("warned", self.stage, message=message)
 
 
 def _finished(entry: Path, writes: Mapping[str, str]) -> dict[str, Any] | None:
     try:
-        result = {"warnings": [], **json.loads((entry / RESULT).read_text())}
+        result = {"warnings": [], "shown": {}, **json.loads((entry / RESULT).read_text())}
         for port, schema in writes.items():
             artifact.read_manifest(entry / port, schema)
     except (OSError, ValueError, DataError):

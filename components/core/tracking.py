@@ -20,11 +20,12 @@ logger = logging.getLogger(__name__)
 
 
 class Tracker:
-    """What one step measures: `history` holds one entry a call of `log`."""
+    """What one step measures: `history` holds one entry a call of `log`, `shown` what is told in other forms."""
 
     def __init__(self, stage: str, parameters: dict[str, Any]) -> None:
         self.stage = stage
         self.history: list[dict[str, float]] = []
+        self.shown: dict[str, Any] = {}
         self._warned = False
         self._client: Any = None
         self._run_id = ""
@@ -104,6 +105,13 @@ def log(metrics: dict[str, float], step: int) -> None:
     tracker = _current.get()
     if tracker is not None:
         tracker.log(metrics, step)
+
+
+def show(name: str, value: Any) -> None:
+    """Keep a JSON value of the running step for the report; outside of a step, do nothing."""
+    tracker = _current.get()
+    if tracker is not None:
+        tracker.shown[name] = value
 
 
 def journal(event: str, stage: str, **facts: Any) -> None:

@@ -8,6 +8,8 @@ from bloomery.components.core.modelling.training import TrainingConfig
 class CptConfig(TrainingConfig):
     """Continued pre-training: causal language modelling on packed documents."""
 
+    METHOD = "cpt"
+
     replay_share: float = Field(default=0.05, ge=0, lt=1)
     """Share of the training characters taken from general documents, against forgetting; 5 % is where the loss of
     general ability was nearly gone in Ibrahim et al. 2024 (arXiv 2403.08763, section 6.1)."""

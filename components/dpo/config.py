@@ -10,6 +10,8 @@ from bloomery.components.core.modelling.training import TooLong, TrainingConfig
 class DpoConfig(TrainingConfig):
     """Preference optimisation on pairs of answers."""
 
+    METHOD = "preference"
+
     loss: Literal["sigmoid", "ipo"] = "sigmoid"
     """`sigmoid`: DPO (arXiv 2305.18290); `ipo`: identity preference optimisation (2310.12036)."""
     beta: float = Field(default=0.1, gt=0)

@@ -1,30 +1,69 @@
-"""What watches a training while it runs: the guard against a non-finite step, and the reporter of the curves."""
+"""What watches a training while it runs: a step that is not finite is not taken, and what goes wrong quietly is named
+as soon as it shows."""
 
 from __future__ import annotations
 
+import itertools
+import logging
+import math
 import time
+from collections.abc import Sequence
+from statistics import median
 from typing import Any
 
 from bloomery.components.core import tracking
 from bloomery.components.core.errors import DivergedError
+from bloomery.components.core.modelling.token_shards import IGNORED
+
+logger = logging.getLogger(__name__)
+
+WINDOW = 4
+"""Logged intervals, of some forty in a run, that are averaged before losses are compared."""
+RISEN = 1.3
+"""A loss this many times its lowest average, and above it by three times what it changes by from one interval to the
+next, is rising. A reading aid of our own."""
+EXPLODED = 10.0
+"""A gradient norm this many times the median of those before, twice in a row, is exploding."""
+NUM_ASKED, NUM_ANSWERED = 4, 64
+"""Rows whose beginning is answered now and then, and tokens of an answer."""
+REPEATING = 0.5
+"""Share of the 4-grams of an answer that it has said before (seq-rep-4, arXiv 1908.04319, section 4; 0.006 of human
+text, 0.44 of what GPT-2's kind of models said greedily, table 2) from which it is repeating itself."""
 
 
-def callbacks() -> list[Any]:
-    """Callbacks of every trainer: the guard and the reporter."""
+def watched(trainer: type) -> type:
+    """The `trainer` class, which remembers the rows and losses of the forward passes of an optimiser step."""
+
+    class Watched(trainer):  # type: ignore[misc]
+        passes: list[tuple[Any, Any]] = []  # noqa: RUF012
+
+        def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
+            rows = next((value for name, value in inputs.items() if name.endswith("input_ids")), None)
+            loss = super().training_step(model, inputs, *rest, **named)
+            self.passes = [*self.passes, (rows, loss)]
+            return loss
+
+    return Watched
+
+
+def watch(trainer: Any, rows: Any) -> None:
+    """Let `trainer`, of a class of `watched`, be guarded while it trains on `rows`, and its curves be told."""
     import torch
     from transformers import TrainerCallback
 
     class Guard(TrainerCallback):
-        """Ends the run before the optimiser takes a non-finite step."""
+        """Ends the run before the optimiser takes a non-finite step, and names the batch."""
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            trainer.passes = []
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             gradients = [p.grad for p in model.parameters() if p.grad is not None]
             norm = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else torch.zeros(())
             if not torch.isfinite(norm):
                 raise DivergedError(
-                    f"the gradient is not finite at optimiser step {state.global_step + 1}; the weights were "
-                    f"not changed by it. "
-                    "Lower learning_rate, raise warmup_fraction or look at the batch"
+                    f"the gradient is not finite at optimiser step {state.global_step + 1}; the weights were not "
+                    f"changed by it. {_named(trainer)}. Lower learning_rate, raise warmup_fraction or look at the batch"
                 )
 
     class Reporter(TrainerCallback):
@@ -47,7 +86,77 @@ def callbacks() -> list[Any]:
             if kept:
                 tracking.log({**kept, "num_steps": float(state.max_steps)}, state.global_step)
 
-    return [Guard(), Reporter()]
+    class Alarm(TrainerCallback):
+        """Warns, once of each, of a loss that rises, gradients that explode and answers that repeat themselves."""
+
+        def __init__(self) -> None:
+            self.warned: set[str] = set()
+            self.asked = _asked(rows)
+            self.at_first = 1.0
+
+        def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.at_first = _repetition(trainer, self.asked)
+
+        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self._warn("loss", state, rising(_curve(state, "loss")))
+            self._warn("gradient", state, exploding(_curve(state, "grad_norm")))
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            if state.global_step % max(1, math.ceil(state.max_steps / 4)) == 0:
+                share = _repetition(trainer, self.asked)
+                if share > max(REPEATING, self.at_first + 0.25):
+                    self._warn("answers", state, f"answers repeat themselves: {share:.0%} of their 4-grams are repeats")
+
+        def _warn(self, what: str, state: Any, told: str) -> None:
+            if told and what not in self.warned:
+                self.warned.add(what)
+                logger.warning("at optimiser step %d %s", state.global_step, told)
+
+    for callback in (Guard(), Reporter(), Alarm()):
+        trainer.add_callback(callback)
+
+
+def rising(losses: Sequence[float]) -> str:
+    """What is told of a loss that rises; "" of one that does not. `losses` are those of the logged intervals."""
+    if len(losses) < 3 * WINDOW:
+        return ""
+    means = [sum(losses[at : at + WINDOW]) / WINDOW for at in range(len(losses) - WINDOW + 1)]
+    lowest, last = min(means), means[-1]
+    change = median(abs(after - before) for before, after in zip(losses, losses[1:], strict=False))
+    if lowest > 0 and last > RISEN * lowest and last - lowest > 3 * change:
+        return f"the loss rises: {last:.3g} after {lowest:.3g} at its lowest; a lower learning_rate is the first to try"
+    return ""
+
+
+def exploding(norms: Sequence[float]) -> str:
+    """What is told of gradients that explode; "" of those that do not. `norms` are those of the logged intervals."""
+    if len(norms) < 2 * WINDOW:
+        return ""
+    usual = median(norms[:-2])
+    if usual > 0 and min(norms[-2:]) > EXPLODED * usual:
+        return (
+            f"the gradient norm explodes: {norms[-1]:.3g}, where it was {usual:.3g}; lower learning_rate, raise "
+            "warmup_fraction"
+        )
+    return ""
+
+
+def repetition(tokens: Sequence[int]) -> float:
+    """Share of the 4-grams of `tokens` that occur in it before; 0 of fewer than 5 tokens."""
+    grams = [tuple(tokens[at : at + 4]) for at in range(len(tokens) - 3)]
+    return 1 - len(set(grams)) / len(grams) if len(grams) > 1 else 0.0
+
+
+def example(tokenizer: Any, row: dict[str, Any]) -> list[tuple[str, bool]]:
+    """A row in pieces of text, each with whether it has a loss; of a pair, its prompt and the chosen answer."""
+    if "prompt_ids" in row:
+        ids = [*row["prompt_ids"], *row["chosen_ids"]]
+        trained = [False] * len(row["prompt_ids"]) + [True] * len(row["chosen_ids"])
+    else:
+        ids = row["input_ids"]
+        trained = [label != IGNORED for label in row.get("labels", ids)]
+    runs = itertools.groupby(zip(ids, trained, strict=True), key=lambda pair: pair[1])
+    return [(tokenizer.decode([token for token, _ in run]), own) for own, run in runs]
 
 
 def _told(logs: dict[str, Any]) -> dict[str, float]:
@@ -56,3 +165,54 @@ def _told(logs: dict[str, Any]) -> dict[str, float]:
     kept = {name: float(value) for name, value in logs.items() if isinstance(value, int | float)}
     kept = {name: value for name, value in kept.items() if name.split("_")[0] not in ("train", "total")}
     return {name: value for name, value in kept.items() if not name.endswith(others)}
+
+
+def _curve(state: Any, name: str) -> list[float]:
+    return [entry[name] for entry in state.log_history if math.isfinite(entry.get(name, math.nan))]
+
+
+def _named(trainer: Any) -> str:
+    """The rows of the forward passes of the last step whose loss is not finite, or of all, by their beginnings."""
+    import torch
+
+    bad = [rows for rows, loss in trainer.passes if not torch.isfinite(loss).all()]
+    found = [row for rows in bad or [rows for rows, _ in trainer.passes] if rows is not None for row in rows]
+    pad = trainer.processing_class.pad_token_id
+    texts = (trainer.processing_class.decode([token for token in row.tolist() if token != pad]) for row in found)
+    begins = ", ".join(repr(text[:60]) for text in itertools.islice(texts, 3))
+    more = f" and {len(found) - 3} more" if len(found) > 3 else ""
+    return f"Its batch has {len(found)} rows{', with a loss that is not finite' if bad else ''}: {begins}{more}"
+
+
+def _asked(rows: Any) -> list[list[int]]:
+    """What stands before the first trained token of the first rows: nothing, of texts that are trained whole."""
+    found = []
+    for row in (rows[at] for at in range(min(NUM_ASKED, len(rows)))):
+        labels = row.get("labels")
+        prompt = row.get("prompt_ids")
+        if prompt is None and labels is not None:
+            first = next((at for at, label in enumerate(labels) if label != IGNORED), 0)
+            prompt = row["input_ids"][:first]
+        if prompt:
+            found.append(list(prompt))
+    return found
+
+
+def _repetition(trainer: Any, asked: Sequence[list[int]]) -> float:
+    """Mean repetition of the greedy answers of the model as it is to some prompts."""
+    import torch
+
+    if not asked or trainer.accelerator.num_processes > 1:
+        return 0.0
+    model, shares = trainer.model, []
+    was_training = model.training
+    model.eval()
+    with torch.inference_mode():
+        for prompt in asked:
+            ids = torch.tensor([prompt], device=model.device)
+            answer = model.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_ANSWERED, do_sample=False
+            )
+            shares.append(repetition(answer[0, len(prompt) :].tolist()))
+    model.train(was_training)
+    return sum(shares) / len(shares)

@@ -7,12 +7,13 @@ import math
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from bloomery.components.core import tracking
 from bloomery.components.core.config import Config
-from bloomery.components.core.modelling import adapters, checkpoints, guards, optimisers
+from bloomery.components.core.modelling import adapters, checkpoints, guards, literature, optimisers
 from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.context import TooLong
 from bloomery.components.core.modelling.optimisers import Optimizer
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 class TrainingConfig(Config):
     """Settings that every training step has."""
+
+    METHOD: ClassVar[Literal["cpt", "fine_tuning", "preference"]] = "fine_tuning"
+    """What the literature is asked about: see `literature.MOST_EPOCHS`."""
 
     learning_rate: float = Field(gt=0)
     """Peak learning rate; differs by model and method, so it has no default."""
@@ -170,13 +174,13 @@ def train(
     _bound_loss(network)
     resuming = Resuming(config.checkpoint, keepers)
     trainer_class, arguments_class = kind
-    trainer = trainer_class(
+    trainer = guards.watched(trainer_class)(
         model=network,
         processing_class=tokenizer,
         train_dataset=rows,
         eval_dataset=validation if evaluations else None,
         peft_config=adapters.peft_config(config.adapter, network),
-        callbacks=[*guards.callbacks(), *callbacks, resuming.callback()],
+        callbacks=[*callbacks, resuming.callback()],
         args=arguments_class(
             output_dir=resuming.folder or tempfile.mkdtemp(prefix="bloomery-"),
             **_arguments(config, num_rows=len(rows), evaluations=evaluations),
@@ -184,6 +188,9 @@ def train(
         ),
     )
     trainer.optimizer = optimisers.chosen(config.optimizer, trainer.model, config.learning_rate, config.weight_decay)
+    guards.watch(trainer, rows)
+    tracking.show("example", guards.example(tokenizer, rows[0]))
+    literature.warn(config, network.num_parameters())
     resuming.train(trainer)
     return trainer
 
