@@ -1,49 +1,213 @@
-"""Adapters: small weights that are trained in place of the model's own, and merged into them in the end."""
+"""What is trained of a model where not all of it is: an adapter, merged into the weights in the end, or some of the
+weights themselves."""
 
 from __future__ import annotations
 
+import logging
+import tempfile
+from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.errors import ConfigError, MissingExtraError, ModelError
+
+logger = logging.getLogger(__name__)
 
 MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 """Architectures, by model_type, in which some projections take no adapter (PEFT, tuners_utils.py)."""
+WITH_ALPHA = ("lora", "rslora", "dora", "pissa", "olora", "qlora", "loha", "lokr", "gralora")
+"""Kinds whose update is scaled by `alpha`."""
+CLASSES = {
+    "loha": "LoHaConfig",
+    "lokr": "LoKrConfig",
+    "gralora": "GraloraConfig",
+    "vera": "VeraConfig",
+    "randlora": "RandLoraConfig",
+    "hra": "HRAConfig",
+    "miss": "MissConfig",
+    "delora": "DeloraConfig",
+    "oft": "OFTConfig",
+    "ia3": "IA3Config",
+}
+"""PEFT's class of each kind that is not one of LoRA's; all of them merge."""
+MERGE_TOLERANCE = 0.05
+"""Largest change of a logit by the merge, as a part of the largest logit, that is taken for rounding: merges in 32 bits
+change 1e-6, in bfloat16, which has 8 bits of mantissa, some hundredths."""
+
+Trained = Literal["all", "bias", "head"] | int
 
 
 class AdapterConfig(Config):
-    """A low-rank adapter, merged into the weights when training ends."""
+    """An adapter, merged into the weights when training ends."""
 
-    kind: Literal["lora", "dora", "rslora"] = "lora"
-    """LoRA (arXiv 2106.09685), DoRA (2402.09353), rank-stabilised LoRA (2312.03732)."""
+    kind: Literal[
+        "lora", "rslora", "dora", "pissa", "olora", "qlora",
+        "loha", "lokr", "gralora", "vera", "randlora", "hra", "miss", "delora", "oft", "ia3",
+    ] = "lora"  # fmt: skip
+    """LoRA (arXiv 2106.09685), rank-stabilised LoRA (2312.03732), DoRA (2402.09353), PiSSA (2404.02948), OLoRA
+    (2406.01775); QLoRA (2305.14314: the base in NF4 with double quantisation while it trains; what is merged and
+    written comes from the base as it is); LoHa (2108.06098), LoKr (2212.10650), GraLoRA (2505.20355), VeRA
+    (2310.11454), RandLoRA (2502.00987), HRA (2405.17484), MiSS (2409.15371), DeLoRA (2503.18225), OFT (2306.07280),
+    IA3 (2205.05638, which has no rank)."""
     rank: int = Field(default=16, gt=0)
     """Rank r; 16 is within the plateau of LoRA table 6 and of 'LoRA Learns Less and Forgets Less' (2405.09673)."""
     alpha: int = Field(default=32, gt=0)
-    """Scale numerator: the update is scaled by alpha / r (by alpha / sqrt(r) for rslora)."""
+    """Scale numerator: the update is scaled by alpha / r (by alpha / sqrt(r) for rslora); of LoRA's kinds alone."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Dropout on the adapter's input."""
+    """Dropout on the adapter's input, where the kind has one."""
+    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    """Linear layers that get an adapter: all but the head, or those whose names end so, such as `[q_proj, v_proj]`."""
+
+    @model_validator(mode="after")
+    def _has_what_is_set(self) -> AdapterConfig:
+        if "alpha" in self.model_fields_set and self.kind not in WITH_ALPHA:
+            raise ValueError(f"alpha: found {self.alpha}, but {self.kind} has no such scale; leave it out")
+        if "rank" in self.model_fields_set and self.kind == "ia3":
+            raise ValueError(f"rank: found {self.rank}, but ia3 has none; leave it out")
+        return self
 
 
 def peft_config(adapter: AdapterConfig | None, network: Any) -> Any:
-    """The PEFT config of `adapter` for `network`, or None."""
+    """The PEFT config of `adapter` for `network`, or None.
+
+    Raises: ConfigError if a name in `target_modules` is that of no linear layer.
+    """
     if adapter is None:
         return None
-    from peft import LoraConfig
+    import peft
 
-    return LoraConfig(
-        task_type="CAUSAL_LM",
-        target_modules="all-linear",
+    named = adapter.target_modules
+    if not isinstance(named, str):
+        _check_names(named, network)
+    shared: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": named}
+    if network.config.model_type in MAMBA:
         # A fused kernel of these reads its weights past any adapter, and PEFT refuses them by these names.
-        exclude_modules=["out_proj", "conv1d"] if network.config.model_type in MAMBA else None,
-        r=adapter.rank,
-        lora_alpha=adapter.alpha,
-        lora_dropout=adapter.dropout,
-        use_dora=adapter.kind == "dora",
-        use_rslora=adapter.kind == "rslora",
+        shared["exclude_modules"] = ["out_proj", "conv1d"]
+    if adapter.kind == "ia3":
+        every = [name for name, _ in _linear_layers(network)] if named == "all-linear" else named
+        return peft.IA3Config(**{**shared, "target_modules": every}, feedforward_modules=[])
+    if adapter.kind == "oft":
+        return peft.OFTConfig(**shared, r=0, oft_block_size=adapter.rank, module_dropout=adapter.dropout)
+    if adapter.kind not in CLASSES:
+        return peft.LoraConfig(
+            **shared,
+            r=adapter.rank,
+            lora_alpha=adapter.alpha,
+            lora_dropout=adapter.dropout,
+            use_dora=adapter.kind == "dora",
+            use_rslora=adapter.kind == "rslora",
+            init_lora_weights=adapter.kind if adapter.kind in ("pissa", "olora") else True,
+        )
+    scale = {"alpha": adapter.alpha} if adapter.kind in WITH_ALPHA else {}
+    return getattr(peft, CLASSES[adapter.kind])(**shared, r=adapter.rank, **scale)
+
+
+def freeze(network: Any, trained: Trained) -> None:
+    """Leave a gradient to those weights of `network` alone that `trained` names.
+
+    Raises: ConfigError if there is nothing of the kind.
+    """
+    if trained == "all":
+        return
+    layers = _layers(network)
+    if isinstance(trained, int) and trained > len(layers):
+        raise ConfigError(f"trained: found {trained}, and the model has {len(layers)} layers; give a number up to that")
+    network.requires_grad_(False)
+    if trained == "bias":  # BitFit, arXiv 2106.10199
+        for name, weight in network.named_parameters():
+            weight.requires_grad_(name.endswith("bias"))
+    else:
+        last = layers[len(layers) - trained :] if isinstance(trained, int) else []
+        for module in (*last, network.get_output_embeddings()):
+            module.requires_grad_(True)
+    if not any(weight.requires_grad for weight in network.parameters()):
+        raise ConfigError("trained: bias, and the model has no biases; use an adapter, `head` or a number of layers")
+
+
+def load_in_4_bits(path: Path) -> Any:
+    """The model of a checkpoint folder in NF4 with double quantisation, to be trained under an adapter.
+
+    Raises: MissingExtraError without bitsandbytes.
+    """
+    try:
+        import bitsandbytes  # type: ignore[import-untyped]  # noqa: F401
+    except ImportError:
+        raise MissingExtraError("adapter.kind qlora: pip install 'bloomery[bitsandbytes]'") from None
+    import torch
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    settings = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
     )
+    return AutoModelForCausalLM.from_pretrained(path, quantization_config=settings, use_safetensors=True)
 
 
 def merged(model: Any) -> Any:
-    """The model with its adapter, if any, folded into the weights."""
-    return model.merge_and_unload() if hasattr(model, "merge_and_unload") else model
+    """The model with its adapter, if any, folded into its weights; where those are in 4 bits, into the ones that they
+    were made of, in 32 bits.
+
+    Raises: ModelError if the merged model does not answer as the adapter did.
+    """
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    import torch
+
+    if getattr(model.get_base_model(), "is_loaded_in_4bit", False):
+        model = _on_whole_weights(model)
+    model.eval()
+    ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
+    with torch.inference_mode():
+        before = model(input_ids=ids).logits.float()
+        whole = model.merge_and_unload()
+        change = (whole(input_ids=ids).logits.float() - before).abs().max() / before.abs().max().clamp(min=1e-6)
+    if not change <= MERGE_TOLERANCE:
+        raise ModelError(
+            f"merging the adapter changed the logits by {change:.2g} of the largest, and {MERGE_TOLERANCE:g} is what "
+            "rounding explains; train with precision: fp32, or another adapter.kind"
+        )
+    logger.info("the merge changed the logits by %.1g of the largest", change)
+    return whole
+
+
+def _on_whole_weights(model: Any) -> Any:
+    """The adapter of `model` on the checkpoint that its base was loaded from, in 32 bits."""
+    import torch
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    base = model.get_base_model().name_or_path
+    with tempfile.TemporaryDirectory(prefix="bloomery-") as folder:
+        model.save_pretrained(folder)
+        network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+        return PeftModel.from_pretrained(network, folder)
+
+
+def _check_names(named: list[str], network: Any) -> None:
+    layers = [name for name, _ in _linear_layers(network)]
+    for wanted in named:
+        if not any(name == wanted or name.endswith(f".{wanted}") for name in layers):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+            raise ConfigError(f"adapter.target_modules: found {wanted}, and the linear layers are called {known}")
+
+
+def _linear_layers(network: Any) -> list[tuple[str, Any]]:
+    """Names and modules of the linear layers but the head."""
+    from torch.nn import Linear
+    from transformers.pytorch_utils import Conv1D
+
+    head = network.get_output_embeddings()
+    modules = network.named_modules()
+    return [(name, module) for name, module in modules if isinstance(module, Linear | Conv1D) and module is not head]
+
+
+def _layers(network: Any) -> Any:
+    """The list of the model's blocks: the longest one of modules of one class."""
+    from torch.nn import ModuleList
+
+    lists = [module for module in network.modules() if isinstance(module, ModuleList)]
+    return max((found for found in lists if len({type(block) for block in found}) == 1), key=len)

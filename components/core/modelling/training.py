@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import math
 import tempfile
@@ -9,15 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bloomery.components.core import tracking
 from bloomery.components.core.config import Config
-from bloomery.components.core.modelling import adapters, checkpoints, guards, literature, optimisers
-from bloomery.components.core.modelling.adapters import AdapterConfig
+from bloomery.components.core.modelling import adapters, checkpoints, guards, literature, optimisers, schedules
+from bloomery.components.core.modelling.adapters import AdapterConfig, Trained
 from bloomery.components.core.modelling.context import TooLong
 from bloomery.components.core.modelling.optimisers import Optimizer
 from bloomery.components.core.modelling.resuming import CheckpointConfig, Keeper, Resuming
+from bloomery.components.core.modelling.schedules import Schedule
 
 logger = logging.getLogger(__name__)
 
@@ -31,8 +33,10 @@ class TrainingConfig(Config):
     learning_rate: float = Field(gt=0)
     """Peak learning rate; differs by model and method, so it has no default."""
     optimizer: Optimizer = "adamw"
-    """AdamW, or Muon at the same size of step. Match the optimiser that pre-trained the model (arXiv 2502.16982,
-    section 3.5); at 1.1 M parameters Muon learnt the quickstart's questions 12 points better in the same epochs."""
+    """AdamW, or Muon at the same size of step: match the optimiser that pre-trained the model (arXiv 2502.16982,
+    section 3.5); at 1.1 M parameters Muon learnt the quickstart's questions 12 points better in the same epochs. RAdam
+    (1908.03265), Adafactor (1804.04235: little memory); of bitsandbytes AdamW in 8 bits (2110.02861), also paged, and
+    Lion (2302.06675: a learning rate 3 to 10 times lower than AdamW's)."""
     epochs: float = Field(gt=0)
     """Passes over the data; differs by the amount of data, so it has no default."""
     batch_size: int = Field(default=32, gt=0)
@@ -41,8 +45,9 @@ class TrainingConfig(Config):
     """Forward passes per optimiser step."""
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
     """Share of the optimiser steps in which the learning rate rises linearly."""
-    schedule: Literal["cosine", "linear", "constant_with_warmup"] = "cosine"
-    """Course of the learning rate after the warm-up; cosine to zero (Chinchilla, 2203.15556, appendix B)."""
+    schedule: Schedule = "cosine"
+    """Course of the learning rate after the warm-up: cosine to zero (Chinchilla, 2203.15556, appendix B), or as
+    `schedules.factor` says of the others."""
     weight_decay: float = Field(default=0.0, ge=0)
     """AdamW weight decay; fine-tuning recipes of the TRL and alignment-handbook projects use none."""
     max_grad_norm: float = Field(default=1.0, gt=0)
@@ -55,13 +60,22 @@ class TrainingConfig(Config):
     max_length: int = Field(gt=1)
     """Longest sequence in tokens; bounds the memory of a step, so it has no default."""
     adapter: AdapterConfig | None = None
-    """Train a low-rank adapter; none: all weights."""
+    """Train an adapter; none: the weights themselves."""
+    trained: Trained = "all"
+    """Of the weights themselves: `all`; `bias`: the biases alone (BitFit, 2106.10199); `head`: the output head alone; a
+    number: so many of the last layers, and the head."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time (1604.06174)."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Of a training that is going on, so that one that was killed goes on from there."""
     seed: int = 17
     """Seed of data order and dropout."""
+
+    @model_validator(mode="after")
+    def _trains_one_thing(self) -> TrainingConfig:
+        if self.adapter and self.trained != "all":
+            raise ValueError(f"trained: found {self.trained}, beside an adapter, which leaves all weights as they are")
+        return self
 
 
 def warn_of_too_long(count: int, total: int, rows: str, max_length: int, too_long: TooLong) -> None:
@@ -101,6 +115,8 @@ def load(config: TrainingConfig, path: Path) -> tuple[Any, Any]:
     Raises: ModelError if it cannot be trained, or it cannot be proven which tokens of a chat have a loss.
     """
     checkpoints.check(path, to_train=True)
+    if config.adapter and config.adapter.kind == "qlora":
+        return adapters.load_in_4_bits(path), checkpoints.load_tokenizer(path)
     return checkpoints.load(path, dtype=weights_dtype(config, path))
 
 
@@ -172,6 +188,7 @@ def train(
     # Nobody reads memory before writing it; filling it took 45 % of a training step on two cores.
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     _bound_loss(network)
+    adapters.freeze(network, config.trained)
     resuming = Resuming(config.checkpoint, keepers)
     trainer_class, arguments_class = kind
     trainer = guards.watched(trainer_class)(
@@ -187,7 +204,10 @@ def train(
             **settings,
         ),
     )
-    trainer.optimizer = optimisers.chosen(config.optimizer, trainer.model, config.learning_rate, config.weight_decay)
+    trainer.optimizer = optimisers.made(config.optimizer, trainer.model, config.learning_rate, config.weight_decay)
+    steps, warmup = trainer.args.max_steps, trainer.args.warmup_steps
+    course = functools.partial(schedules.factor, config.schedule, steps=steps, warmup=warmup)
+    trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.create_optimizer(), course)
     guards.watch(trainer, rows)
     tracking.show("example", guards.example(tokenizer, rows[0]))
     literature.warn(config, network.num_parameters())
@@ -208,7 +228,7 @@ def _arguments(config: TrainingConfig, *, num_rows: int, evaluations: int) -> di
         "per_device_train_batch_size": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
         "warmup_steps": math.ceil(steps * config.warmup_fraction),
-        "lr_scheduler_type": config.schedule,
+        "optim": optimisers.name_of(config.optimizer),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
         "max_length": None,

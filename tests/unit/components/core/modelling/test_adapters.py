@@ -1,0 +1,141 @@
+"""Each way to train a part of a model: it learns, merges into plain weights, and leaves alone what it should."""
+
+from typing import get_args
+
+import pytest
+import torch
+from chats import write_chats
+
+from bloomery.components.core import artifact
+from bloomery.components.core.config import parse
+from bloomery.components.core.data.chats import chat
+from bloomery.components.core.errors import ConfigError, ModelError
+from bloomery.components.core.modelling import adapters, checkpoints
+from bloomery.components.core.modelling.adapters import AdapterConfig
+from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.modelling.optimisers import OF_BITSANDBYTES, Optimizer
+from bloomery.components.core.modelling.schedules import Schedule
+from bloomery.components.sft.config import SftConfig
+from bloomery.components.sft.step import run as sft
+
+PAIRS = [(f"say {word}", word) for word in ("ab", "cd", "ef", "gh")]
+TASK = {"echo": {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 4}}
+KINDS = get_args(AdapterConfig.model_fields["kind"].annotation)
+RATES = {"vera": 1e-1, "ia3": 1e-1, "hra": 3e-2, "oft": 3e-2, "randlora": 3e-2}
+"""Kinds that move little need a higher rate."""
+
+
+@pytest.fixture(autouse=True)
+def no_tracking(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture
+def learn(tiny_model, make_tasks, tmp_path):
+    """Fine-tune the tiny model with some settings; returns (folder of the new one, metrics)."""
+    artifact.seal(tiny_model, "model/1")
+    tasks = make_tasks(TASK, [])
+
+    def run(**settings):
+        defaults = {"learning_rate": 1e-2, "epochs": 20, "batch_size": 4, "max_length": 64, "num_validations": 0}
+        chats = write_chats(tmp_path / "c", PAIRS)
+        config = parse(SftConfig, {**defaults, **settings}, where="sft")
+        return tmp_path / "m", sft(config, chats=chats, tasks=tasks, base_model=tiny_model, model=tmp_path / "m")
+
+    return run
+
+
+def changed(before, after) -> set[str]:
+    old, new = (dict(checkpoints.load(folder)[0].named_parameters()) for folder in (before, after))
+    assert old.keys() == new.keys()
+    return {name for name, weight in old.items() if not torch.equal(weight, new[name])}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_learns_and_merges_into_the_linear_layers(kind, learn, tiny_model):
+    if kind == "qlora":
+        pytest.importorskip("bitsandbytes", reason="pip install 'bloomery[bitsandbytes]'")
+    rank = {} if kind == "ia3" else {"rank": 8}
+    folder, metrics = learn(adapter={"kind": kind, **rank}, learning_rate=RATES.get(kind, 1e-2))
+    assert metrics["sft/loss"] < 5.45  # ln(260) = 5.56 where nothing is learnt
+    found = changed(tiny_model, folder)
+    assert found and all("_proj" in name for name in found)
+    assert Generator.load(folder).generate([chat("say ab")], max_new_tokens=4)
+
+
+@pytest.mark.parametrize(
+    ("trained", "parts"), [("head", {"model.embed_tokens"}), (1, {"model.embed_tokens", "model.layers.1"})]
+)
+def test_some_of_the_weights_are_trained_and_no_other(trained, parts, learn, tiny_model):
+    folder, _ = learn(trained=trained)  # the head of the tiny model is its embedding
+    assert {".".join(name.split(".")[: 3 if "layers" in name else 2]) for name in changed(tiny_model, folder)} == parts
+
+
+def test_biases_alone(tiny_model):
+    network, _ = checkpoints.load(tiny_model)
+    with pytest.raises(ConfigError, match="the model has no biases; use an adapter"):
+        adapters.freeze(network, "bias")
+    network.model.layers[0].mlp.up_proj.bias = torch.nn.Parameter(torch.zeros(64))
+    adapters.freeze(network, "bias")
+    assert [name for name, weight in network.named_parameters() if weight.requires_grad] == [
+        "model.layers.0.mlp.up_proj.bias"
+    ]
+
+
+def test_more_layers_than_there_are(tiny_model):
+    with pytest.raises(ConfigError, match="found 3, and the model has 2 layers"):
+        adapters.freeze(checkpoints.load(tiny_model)[0], 3)
+
+
+def test_the_named_modules_get_the_adapter_and_an_unknown_one_is_told(learn, tiny_model):
+    folder, _ = learn(adapter={"target_modules": ["q_proj", "v_proj"]})
+    assert {name.split(".")[-2] for name in changed(tiny_model, folder)} == {"q_proj", "v_proj"}
+    with pytest.raises(ConfigError, match=r"found query, and the linear layers are called down_proj, .*, v_proj"):
+        learn(adapter={"target_modules": ["q_proj", "query"]})
+
+
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        ({"kind": "vera", "alpha": 16}, "alpha: found 16, but vera has no such scale"),
+        ({"kind": "ia3", "rank": 4}, "rank: found 4, but ia3 has none"),
+    ],
+)
+def test_a_setting_that_a_kind_does_not_have_is_refused(adapter, told, learn):
+    with pytest.raises(ConfigError, match=told):
+        learn(adapter=adapter)
+
+
+def test_an_adapter_and_a_part_of_the_weights_are_refused_together(learn):
+    with pytest.raises(ConfigError, match="trained: found head, beside an adapter"):
+        learn(adapter={}, trained="head")
+
+
+def test_a_merge_that_changes_the_answers_is_refused(tiny_model):
+    from peft import get_peft_model
+
+    network, _ = checkpoints.load(tiny_model)
+    model = get_peft_model(network, adapters.peft_config(AdapterConfig(rank=2), network))
+    merge = model.merge_and_unload
+
+    def wrongly():
+        whole = merge()
+        whole.model.norm.weight.data.mul_(2)
+        return whole
+
+    model.merge_and_unload = wrongly
+    with pytest.raises(ModelError, match="merging the adapter changed the logits by 1 of the largest"):
+        adapters.merged(model)
+
+
+@pytest.mark.parametrize("optimizer", get_args(Optimizer))
+def test_every_optimiser_learns(optimizer, learn):
+    if optimizer in OF_BITSANDBYTES:
+        pytest.importorskip("bitsandbytes", reason="pip install 'bloomery[bitsandbytes]'")
+    _, metrics = learn(optimizer=optimizer, learning_rate=1e-3 if "lion" in optimizer else 1e-2)
+    assert metrics["sft/loss"] < (5.3 if optimizer == "radam" else 3)  # whose first steps are small
+
+
+@pytest.mark.parametrize("schedule", get_args(Schedule))
+def test_every_schedule_trains(schedule, learn):
+    assert learn(schedule=schedule, epochs=10)[1]["sft/loss"] < 4.5
