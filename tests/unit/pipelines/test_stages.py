@@ -195,6 +195,17 @@ def test_files_of_chats_and_pairs_are_curated_first(load, on_a_short_stack):
     assert found["sft"]["chats"] == "chat_curation.chats" and found["dpo"]["preferences"] == "chat_curation.preferences"
 
 
+def test_preflight_measures_each_kind_of_rows_by_the_first_stage_that_learns_from_it(load):
+    files = {"chats": [{"name": "own", "path": "own.jsonl"}], "preferences": [{"name": "pairs", "path": "p.jsonl"}]}
+    short, long = {**TRAINING, "max_length": 32}, {**TRAINING, "max_length": 96}
+    chain = [{"sft": TRAINING}, {"dpo": short}, {"dpo": {"as": "dpo_2", **long}}]
+    checked = load(chain, evaluation={"too_long": "truncate_left", "limit": 7}, **files).preflight()
+    assert (checked.max_length, checked.pair_max_length) == (64, 32)
+    named = [[source.name for source in sources] for sources in (checked.chat_sources, checked.preference_sources)]
+    assert named == [["own"], ["pairs"]] and (checked.too_long, checked.limit) == ("truncate_left", 7)
+    assert load([{"sft": TRAINING}]).preflight().pair_max_length == 0
+
+
 @pytest.mark.parametrize(
     ("chain", "files", "told"),
     [
