@@ -247,6 +247,8 @@ def _measured_questions(
             except DataError as error:
                 problem = str(error)
                 continue
+            except ModelError as error:
+                raise ModelError(f"tasks.{name}: {error}") from None
             over = sum(now != before for now, before in zip(asked, looked_at, strict=True)) / len(looked_at)
             found["questions"].append({"set": name, "questions": len(looked_at), "room": room, "over": over})
             break
