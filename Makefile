@@ -78,5 +78,6 @@ bench-eval: .venv/installed-test  ## the gate's errors, evaluation, quantisation
 bench-drift: .venv/installed-test  ## delay and false alarms of drift detection, and what a check costs
 	$(BIN)/python tests/benchmarks/drift.py $(BLOOMERY_DATA) $(TRAFFIC)
 
-bench-memory: .venv/installed-test  ## peak memory of likelihoods, fine-tuning and preference optimisation by vocabulary
+bench-memory: .venv/installed-test  ## peak memory by vocabulary, and by the size of corpus and chats; BLOOMERY_DATA names texts
 	$(BIN)/python tests/benchmarks/memory.py
+	$(BIN)/python tests/benchmarks/token_shards.py

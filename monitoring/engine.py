@@ -35,7 +35,7 @@ class Served(NamedTuple):
     @property
     def context_tokens(self) -> int:
         """Tokens that a prompt and its answer may have together."""
-        return context_tokens(self.model, self.tokenizer)
+        return context_tokens(self.model.config, self.tokenizer)
 
     @property
     def ends(self) -> list[int]:

@@ -37,19 +37,22 @@ def check(
     """
     from bloomery.components.core.modelling import checkpoints, inspection
 
-    chats: list[Any] = []
-    limits: dict[str, Any] = {}
+    rows: dict[str, Any] = {}
     if recipe:
         from bloomery.pipelines import launch
 
         loaded = launch.load(recipe, set, prepare=False)
         chat_template = chat_template or loaded.chat_template
-        learns = next((stage.config for stage in loaded.stages if hasattr(stage.config, "train_on")), None)
-        if learns is not None:
-            limits = {"max_length": learns.max_length, "train_on": learns.train_on}
-        chats = [*training_chats(loaded.tasks), *own_chats(loaded.chats)]
+        checked = loaded.preflight()
+        rows = {
+            "chats": [*training_chats(loaded.tasks), *own_chats(checked.chat_sources)],
+            "pairs": own_pairs(checked.preference_sources),
+            "max_length": checked.max_length,
+            "train_on": checked.train_on,
+            "pair_max_length": checked.pair_max_length,
+        }
     folder = checkpoints.named("MODEL", model, revision)
-    facts = inspection.look(folder, chats=chats, chat_template=chat_template, **limits)
+    facts = inspection.look(folder, chat_template=chat_template, **rows)
     typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else inspection.describe(facts))
     if facts["refused"]:
         raise typer.Exit(4)
@@ -75,9 +78,17 @@ def training_chats(tasks: dict[str, Any]) -> list[tuple[list[dict[str, Any]], st
 
 
 def own_chats(sources: Sequence[Any]) -> list[tuple[list[dict[str, Any]], str]]:
-    """The chats of a recipe's `chats` with their tools, without what is no chat."""
+    """The chats of a recipe's sources of chats with their tools, without what is no chat."""
     from bloomery.components.core.data.chat_forms import chats_of
     from bloomery.components.core.data.tables import rows_of
 
     # What is no chat, chat_curation counts.
     return [chat for source in sources for chat in chats_of(rows_of(source))]
+
+
+def own_pairs(sources: Sequence[Any]) -> list[dict[str, Any]]:
+    """The preference pairs of a recipe's sources of pairs, without what is no pair."""
+    from bloomery.components.core.data.chat_forms import pairs_of
+    from bloomery.components.core.data.tables import rows_of
+
+    return [pair._asdict() for source in sources for pair in pairs_of(rows_of(source))]

@@ -114,7 +114,9 @@ def build(recipe: Recipe) -> Any:
         if "data_curation" in done:
             judged["curated"] = done["data_curation"]["documents"]
         if "dedup" in done:
-            judged["unique"] = done["dedup"]["kept"]
+            judged |= {"unique": done["dedup"]["kept"], "duplicates": done["dedup"]["duplicates"]}
+        if "chat_curation" in done:
+            judged |= {port: done["chat_curation"][port] for port in ("chats", "preferences")}
         task(
             "promotion",
             "promotion",

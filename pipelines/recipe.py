@@ -18,6 +18,7 @@ from bloomery.components.core.config import MOST_PACKED, Config, ModelName, pack
 from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
+from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.components.core.scoring.lm_eval_tasks import PREFIX
 from bloomery.components.core.scoring.tasks import TaskConfig
 from bloomery.components.data_curation.config import DataCurationConfig
@@ -176,6 +177,8 @@ class Recipe(Config):
         dedup = next((stage.config for stage in self.stages if isinstance(stage.config, DedupConfig)), DedupConfig())
         semantic = dedup.semantic
         learns = next((stage.config for stage in self.stages if isinstance(stage.config, FineTuningConfig)), None)
+        on_pairs = (stage.config for stage in self.stages if "preference/2" in stage.declared.reads.values())
+        compares = next((config for config in on_pairs if isinstance(config, TrainingConfig)), None)
         return PreflightConfig(
             base_model=self.base_model,
             revision=self.revision,
@@ -191,9 +194,18 @@ class Recipe(Config):
                 source
                 for stage in self.stages
                 if isinstance(stage.config, ChatCurationConfig)
-                for source in stage.config.inputs
+                for source in stage.config.chats
+            ],
+            preference_sources=[
+                source
+                for stage in self.stages
+                if isinstance(stage.config, ChatCurationConfig)
+                for source in stage.config.preferences
             ],
             **({"max_length": learns.max_length, "train_on": learns.train_on} if learns else {}),
+            pair_max_length=compares.max_length if compares else 0,
+            too_long=self.evaluation.too_long,
+            limit=self.evaluation.limit,
             known_index=dedup.known_index,
             encoder=semantic.encoder if semantic else "",
             encoder_revision=semantic.revision if semantic else "main",

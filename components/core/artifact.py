@@ -300,6 +300,15 @@ class Shards:
             yield table, start
             start += table.num_rows
 
+    def batches(self, num_rows: int, columns: list[str] | None = None) -> Iterator[pa.RecordBatch]:
+        """The rows, at most `num_rows` at a time: no more of their texts stand in memory than these."""
+        import pyarrow.parquet as pq
+
+        for file in self._files:
+            # By default whole columns are read ahead: of 27,000 long documents 110 MB more.
+            with pq.ParquetFile(file, pre_buffer=False, buffer_size=2**16) as opened:
+                yield from opened.iter_batches(num_rows, columns=columns)
+
     def _read(self, file: Path) -> pa.Table:
         import pyarrow.parquet as pq
 

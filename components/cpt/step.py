@@ -20,6 +20,8 @@ from bloomery.components.cpt.config import CptConfig
 
 NUM_PROBES = 200
 """Held-out documents of each kind whose perplexity is measured."""
+DOCUMENTS_AT_ONCE = 200
+"""Documents in memory while they are read."""
 
 
 @declare(accelerator=True)
@@ -73,10 +75,9 @@ def run(
 
 def _documents(shards: Shards, validation_share: float) -> Iterator[tuple[str, bool, bool]]:
     """(text, whether it is general, whether it is held out) of each document, in stored order."""
-    for table, _ in shards.tables():
-        for batch in table.select(["id", "text", "general"]).to_batches(max_chunksize=1_000):
-            for row in batch.to_pylist():
-                yield row["text"], row["general"], int(row["id"][:8], 16) < validation_share * 2**32
+    for batch in shards.batches(DOCUMENTS_AT_ONCE, ["id", "text", "general"]):
+        for row in batch.to_pylist():
+            yield row["text"], row["general"], int(row["id"][:8], 16) < validation_share * 2**32
 
 
 def _probes(shards: Shards, validation_share: float) -> tuple[dict[str, list[str]], int]:

@@ -1,29 +1,14 @@
-"""Preference pairs as tokens, and the faults for which a pair is left out."""
+"""Which preference pairs can be learnt from, and the faults for which the others are left out."""
 
 from __future__ import annotations
 
-import os
 from collections import Counter
-from dataclasses import dataclass
 from typing import Any
 
-from bloomery.components.core.data.chats import said
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import templates, training
+from bloomery.components.core.modelling import training
+from bloomery.components.core.modelling.preference_pairs import Pair, pair_of
 from bloomery.components.dpo.config import DpoConfig
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Token ids of a prompt and of the two ways to go on from it, each with its end."""
-
-    prompt: list[int]
-    chosen: list[int]
-    rejected: list[int]
-
-    def row(self) -> dict[str, list[int]]:
-        """As the trainer takes it."""
-        return {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
 
 
 def usable(
@@ -31,21 +16,22 @@ def usable(
 ) -> tuple[list[tuple[dict[str, Any], Pair]], dict[str, float]]:
     """(the preference/2 rows that can be learnt from, each with its tokens; what is told of the others).
 
-    Told:   too_long (pairs of more than max_length tokens), too_long_fraction, and dropped_<reason>: `unpaired` (one of
-            the two answers is not there), `empty` (one is only blanks), `identical`, `too_long`.
+    Told:   too_long (pairs of more than max_length tokens), too_long_fraction, and dropped_<reason>: `too_long`, or why
+            `pair_of` has no tokens of it.
     Raises: DataError if there are rows and none can be used, or one is too long and `too_long` is `error`.
     """
     pairs: list[tuple[dict[str, Any], Pair]] = []
     dropped: Counter[str] = Counter()
     num_too_long = 0
     for row in rows:
-        pair, reason = _pair(tokenizer, row)
-        if pair and (length := _length(pair)) > config.max_length:
+        pair, reason = pair_of(tokenizer, row)
+        if pair and pair.length > config.max_length:
             num_too_long += 1
             if config.too_long == "error":
                 raise DataError(
-                    f"dpo: the pair {row['id']} is {length} tokens long and dpo.max_length is {config.max_length}, "
-                    "with dpo.too_long: error; raise max_length, or set too_long to drop or truncate_left"
+                    f"dpo: the pair {row['id']} is {pair.length} tokens long and dpo.max_length is "
+                    f"{config.max_length}, with dpo.too_long: error; raise max_length, or set too_long to drop or "
+                    "truncate_left"
                 )
             pair, reason = _shortened(pair, config), "too_long"
         if pair:
@@ -61,32 +47,6 @@ def usable(
         )
     counts = {"too_long": float(num_too_long), "too_long_fraction": num_too_long / max(1, len(rows))}
     return pairs, counts | {f"dropped_{reason}": float(count) for reason, count in sorted(dropped.items())}
-
-
-def _pair(tokenizer: Any, row: dict[str, Any]) -> tuple[Pair | None, str]:
-    """(the tokens of a row, ""), or (None, why it is no pair)."""
-    answers = (row["chosen"], row["rejected"])
-    if not all(answers):
-        return None, "unpaired"
-    if not all(any(said(turn).strip() for turn in answer) for answer in answers):
-        return None, "empty"
-    asked = templates.prompt_tokens(tokenizer, row["messages"], row["tools"])
-    chosen, rejected = (_with_end(tokenizer, row["messages"] + answer, row["tools"]) for answer in answers)
-    # Templates may render a prompt that is answered otherwise than one that is open: what goes on begins where they
-    # part, as TRL has it.
-    begin = min(len(os.path.commonprefix([asked, chosen])), len(os.path.commonprefix([asked, rejected])))
-    pair = Pair(chosen[:begin], chosen[begin:], rejected[begin:])
-    return (None, "identical") if pair.chosen == pair.rejected else (pair, "")
-
-
-def _with_end(tokenizer: Any, messages: list[dict[str, str]], tools: str) -> list[int]:
-    """Token ids of a chat to the last one that has a loss: what templates write after it is not learnt."""
-    ids, trained = templates.trained_tokens(tokenizer, messages, tools, "last_turn")
-    return ids[: max((index for index, own in enumerate(trained) if own), default=-1) + 1]
-
-
-def _length(pair: Pair) -> int:
-    return len(pair.prompt) + max(len(pair.chosen), len(pair.rejected))
 
 
 def _shortened(pair: Pair, config: DpoConfig) -> Pair | None:

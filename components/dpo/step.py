@@ -12,9 +12,10 @@ from bloomery.components.core.data.chats import identity
 from bloomery.components.core.declare import declare
 from bloomery.components.core.modelling import adapters, checkpoints, training
 from bloomery.components.core.modelling.likelihood import log_likelihoods
+from bloomery.components.core.modelling.preference_pairs import Pair
 from bloomery.components.core.records import content_id
 from bloomery.components.dpo.config import DpoConfig
-from bloomery.components.dpo.pairs import Pair, usable
+from bloomery.components.dpo.pairs import usable
 
 logger = logging.getLogger(__name__)
 

@@ -71,7 +71,7 @@ def answer(
     for name, task in tasks.configs.items():
         prompts = _limited(tasks.prompts(*splits, task=name), limit)
         if not tasks.is_scored_by_likelihood(name):
-            room = context_tokens(generator.model, generator.tokenizer) - task.max_new_tokens
+            room = context_tokens(generator.model.config, generator.tokenizer) - task.max_new_tokens
             asked = fitting(
                 generator.tokenizer,
                 tasks.conversations(prompts),

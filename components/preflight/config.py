@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from bloomery.components.core.config import Config
 from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.data.tables import SourceConfig
+from bloomery.components.core.modelling.context import TooLong
 from bloomery.components.core.modelling.templates import TrainOn
 from bloomery.components.core.scoring.tasks import TaskConfig
 
@@ -29,11 +30,19 @@ class PreflightConfig(Config):
     sources: list[SourceConfig] = []
     """The recipe's document sources, and the examples of its learned quality."""
     chat_sources: list[ChatSource] = []
-    """The recipe's sources of chats and of preference pairs."""
+    """The recipe's sources of chats."""
+    preference_sources: list[ChatSource] = []
+    """The recipe's sources of preference pairs."""
     max_length: int = Field(default=0, ge=0)
     """The `max_length` of the recipe's first stage that is fine-tuned on chats; 0: there is none."""
     train_on: TrainOn = "all_turns"
     """The `train_on` of that stage."""
+    pair_max_length: int = Field(default=0, ge=0)
+    """The `max_length` of the recipe's first stage that is trained on preference pairs; 0: there is none."""
+    too_long: TooLong = "drop"
+    """The recipe's `evaluation.too_long`."""
+    limit: int | None = Field(default=None, gt=0)
+    """The recipe's `evaluation.limit`."""
     known_index: str = ""
     """Folder of an index that dedup wrote in an earlier run; empty: none."""
     encoder: str = ""
@@ -52,9 +61,14 @@ class PreflightConfig(Config):
     """Refuse to start with less free disk space than this and ten times the base model (a checkpoint a stage, and
     copies)."""
 
+    @property
+    def inputs(self) -> list[SourceConfig | ChatSource]:
+        """Every source."""
+        return [*self.sources, *self.chat_sources, *self.preference_sources]
+
     @model_validator(mode="after")
     def _names_differ(self) -> PreflightConfig:
-        names = [source.name for source in (*self.sources, *self.chat_sources)]
+        names = [source.name for source in self.inputs]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
             raise ValueError(f"sources share the name {', '.join(twice)}; give each its own")

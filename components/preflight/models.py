@@ -8,7 +8,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,11 @@ from bloomery.components.core import artifact
 from bloomery.components.core.config import digest
 from bloomery.components.core.data import chat_forms
 from bloomery.components.core.data.chats import ChatSource
+from bloomery.components.core.data.formats import RawRow
 from bloomery.components.core.data.tables import rows_of
-from bloomery.components.core.errors import BloomeryError, ModelError, ServiceError
-from bloomery.components.core.modelling import checkpoints, inspection, proof, templates
+from bloomery.components.core.errors import BloomeryError, DataError, ModelError, ServiceError
+from bloomery.components.core.modelling import checkpoints, context, inspection, preference_pairs, proof, templates
+from bloomery.components.core.modelling.inspection import EvaluationSet
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring.tasks import Tasks, answered
 from bloomery.components.preflight.config import PreflightConfig
@@ -27,17 +29,20 @@ logger = logging.getLogger(__name__)
 
 NUM_PROVEN = 200
 """Chats of the tasks, and of each source, on which preflight proves which tokens are trained and measures how long they
-are; fine-tuning proves them all."""
+are, and pairs of each source that it measures; training looks at them all."""
 TOO_MANY = 0.05
-"""Share of chats longer than `max_length` above which they are warned of."""
+"""Share of rows longer than what takes them above which they are warned of."""
 
 
 def take_base_model(config: PreflightConfig, target: Path, tasks: Path) -> dict[str, float]:
     """Write the base model to `target`, with the chat template and the ends of turns that it lacks.
 
-    Returns: preflight/base_model_bytes; where a stage is fine-tuned on chats, preflight/too_long_fraction: the share
-             of the rows of the chats looked at that have more than its `max_length` tokens, warned of above 5 %.
-    Raises:  ModelError with every reason to refuse the model, ServiceError if the disk is too full for a run.
+    Returns: preflight/base_model_bytes; and shares of the rows looked at, warned of above 5 %: where a stage is
+             fine-tuned on chats, preflight/too_long_fraction, of rows with more than its `max_length` tokens; where one
+             is trained on the recipe's pairs, preflight/too_long_pair_fraction, the same of them; and where there are
+             any, preflight/too_long_fraction_<task>.<set>, of questions without room in the context for an answer.
+    Raises:  ModelError with every reason to refuse the model, DataError if a set cannot be evaluated, ServiceError if
+             the disk is too full for a run.
     """
     source = checkpoints.named("base_model", config.base_model, config.revision)
     checkpoints.check(source, to_train=True, has_chats=not config.chat_template)
@@ -58,18 +63,38 @@ def take_base_model(config: PreflightConfig, target: Path, tasks: Path) -> dict[
     inspection.supply(target, config.chat_template, facts["end_ids"])
     (target / artifact.MANIFEST).unlink()
     artifact.seal(target, "model/1")
-    told = {"preflight/base_model_bytes": float(size)}
+    return {"preflight/base_model_bytes": float(size), **_tell_lengths(config, facts)}
+
+
+def _tell_lengths(config: PreflightConfig, facts: dict[str, Any]) -> dict[str, float]:
+    """The shares of rows that are too long, each in a line. Raises: DataError if a set cannot be evaluated."""
+    if facts["unfit"]:
+        raise DataError("\n".join(facts["unfit"]))
+    told = {}
     if config.max_length:
-        over = told["preflight/too_long_fraction"] = facts["lengths"]["over"]
-        logger.log(
-            logging.WARNING if over > TOO_MANY else logging.INFO,
-            "%.1f %% of %d chats looked at are longer than max_length = %d tokens; the longest have %s",
-            100 * over,
-            facts["lengths"]["chats"],
-            config.max_length,
-            facts["lengths"]["longest"],
-        )
+        told["preflight/too_long_fraction"] = _tell_longer(facts["lengths"], "chats")
+    if config.pair_max_length and "pair_lengths" in facts:
+        told["preflight/too_long_pair_fraction"] = _tell_longer(facts["pair_lengths"], "pairs")
+    for found in facts["questions"]:
+        if found["over"]:
+            told[f"preflight/too_long_fraction_{found['set']}"] = found["over"]
+            _tell(
+                found["over"],
+                f"{found['questions']} questions of {found['set']} looked at have more than the {found['room']} tokens "
+                f"that the model's context leaves beside an answer: evaluation.too_long is {config.too_long}",
+            )
     return told
+
+
+def _tell_longer(found: dict[str, Any], rows: str) -> float:
+    told = f"{rows} looked at are longer than max_length = {found['max_length']} tokens; the longest have"
+    return _tell(found["over"], f"{found[rows]} {told} {found['longest']}")
+
+
+def _tell(share: float, of_what: str) -> float:
+    """Log a share, as a warning where it is large; returns it."""
+    logger.log(logging.WARNING if share > TOO_MANY else logging.INFO, "%.1f %% of %s", 100 * share, of_what)
+    return share
 
 
 def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: Path, tasks: Path) -> dict[str, Any]:
@@ -80,18 +105,28 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
     store = os.environ.get("BLOOMERY_STORE")
     named = Path(config.chat_template)
     given = named.read_text(encoding="utf-8") if named.is_file() else config.chat_template
-    code = [artifact.file_digest(Path(module.__file__)) for module in (checkpoints, inspection, proof, templates)]
-    chats = [*_training_chats(tasks), *_given_chats(config.chat_sources)]
-    key = digest([model_digest, given, chats, config.max_length, config.train_on, *code])
+    modules = (checkpoints, context, inspection, preference_pairs, proof, templates)
+    code = [artifact.file_digest(Path(module.__file__)) for module in modules]
+    chats = [*_training_chats(tasks), *_first(chat_forms.chats_of, config.chat_sources)]
+    pairs = [pair._asdict() for pair in _first(chat_forms.pairs_of, config.preference_sources)]
+    limits: dict[str, Any] = {
+        "max_length": config.max_length,
+        "train_on": config.train_on,
+        "pair_max_length": config.pair_max_length,
+        "too_long": config.too_long,
+    }
+    asked = [artifact.read_manifest(tasks).digest, config.limit] if (tasks / artifact.MANIFEST).is_file() else []
+    key = digest([model_digest, given, chats, pairs, asked, limits, *code])
     passed = Path(store) / "preflight" / f"{key[:24]}.json" if store else None
     if passed is not None and passed.is_file():
         return json.loads(passed.read_text(encoding="utf-8"))
     facts = inspection.look(
         model,
         chats=chats,
+        pairs=pairs,
+        evaluation_sets=_evaluation_sets(tasks, config.limit),
         chat_template=config.chat_template,
-        max_length=config.max_length,
-        train_on=config.train_on,
+        **limits,
     )
     if facts["refused"]:
         raise ModelError("\n".join(f"{source}: {reason.removeprefix(f'{model}: ')}" for reason in facts["refused"]))
@@ -110,12 +145,32 @@ def _training_chats(tasks: Path) -> list[tuple[list[dict[str, Any]], str]]:
     return [(answered(vars(row)), row.tools) for row in rows[:NUM_PROVEN]]
 
 
-def _given_chats(sources: Sequence[ChatSource]) -> list[tuple[list[dict[str, Any]], str]]:
-    """The first chats of each source, as far as its files can be read: what is wrong with them is told elsewhere."""
-    found: list[tuple[list[dict[str, Any]], str]] = []
+def _evaluation_sets(tasks: Path, limit: int | None) -> list[EvaluationSet]:
+    """Every evaluation set with questions, of which evaluation asks the first `limit`."""
+    if not (tasks / artifact.MANIFEST).is_file():
+        return []
+    known, found = Tasks(tasks), []
+    for name, task in known.configs.items():
+        if known.is_scored_by_likelihood(name):
+            continue
+        rows_of_set: dict[str, list[Any]] = {}
+        for row in known.prompts(task=name):
+            rows_of_set.setdefault(row.split, []).append(row)
+        for split, rows in rows_of_set.items():
+            tools = [row.tools for row in rows[:limit]]
+            found.append(
+                EvaluationSet(f"{name}.{split}", known.conversations(rows[:limit]), tools, task.max_new_tokens)
+            )
+    return found
+
+
+def _first(read: Callable[[Iterable[RawRow]], Iterator[Any]], sources: Sequence[ChatSource]) -> list[Any]:
+    """The first rows that `read` finds in each source, as far as its files can be read: what is wrong with them is told
+    elsewhere."""
+    found: list[Any] = []
     for source in sources:
         with contextlib.suppress(BloomeryError):
-            found += itertools.islice(chat_forms.chats_of(rows_of(source)), NUM_PROVEN)
+            found += itertools.islice(read(rows_of(source)), NUM_PROVEN)
     return found
 
 

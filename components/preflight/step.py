@@ -49,7 +49,8 @@ def run(
              (dedup's; empty if there is none), base_model, start (the checkpoint that training starts from), champion
              (the registered champion's; empty if there is none) and champion_version.
     Returns: preflight/files, preflight/bytes, preflight/prompts, preflight/seeds, preflight/lost_<task> (rows that
-             ask nothing, each counted once), preflight/base_model_bytes.
+             ask nothing, each counted once), preflight/base_model_bytes, preflight/too_long_fraction,
+             preflight/too_long_pair_fraction, preflight/too_long_fraction_<task>.<set> (see `take_base_model`).
     Raises:  DataError for missing files and unusable rows, ModelError for a base model without safetensors, chat
              template or EOS, ConfigError for a registry that could not take the models of `models_uri`, ServiceError
              for a hub, store or registry that does not answer; one error lists every problem found.
@@ -76,7 +77,7 @@ def run(
 
 def _list_sources(config: PreflightConfig, target: Path) -> dict[str, float]:
     rows = []
-    for source in (*config.sources, *config.chat_sources):
+    for source in config.inputs:
         files = list_files(source.path)
         if isinstance(source, SourceConfig):
             _check_text(source, files)

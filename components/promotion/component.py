@@ -25,6 +25,9 @@ def promotion(
     variants: Optional[Input[Artifact]] = None,  # noqa: UP045
     curated: Optional[Input[Dataset]] = None,  # noqa: UP045
     unique: Optional[Input[Dataset]] = None,  # noqa: UP045
+    duplicates: Optional[Input[Dataset]] = None,  # noqa: UP045
+    chats: Optional[Input[Dataset]] = None,  # noqa: UP045
+    preferences: Optional[Input[Dataset]] = None,  # noqa: UP045
 ):
     """Judge the candidate, and promote it if it passes."""
     from bloomery.components.core.step import run_step
@@ -36,6 +39,9 @@ def promotion(
         "tasks": tasks,
         "curated": curated,
         "unique": unique,
+        "duplicates": duplicates,
+        "chats": chats,
+        "preferences": preferences,
         "variants": variants,
         "candidate_results": candidate_results,
         "base_results": base_results,

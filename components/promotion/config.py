@@ -39,7 +39,12 @@ class GateConfig(Config):
     max_reject_share: float = Field(default=0.5, gt=0, le=1)
     """Largest share of the rows that curation may reject, and of the tasks' rows that may ask nothing. More than half
     says that a filter or a source is wrong, but for raw web pages: those lose nine rows in ten to rules made for them,
-    and need a larger value."""
+    and need a larger value. Of chats and pairs too."""
+    max_duplicate_share: float = Field(default=0.5, gt=0, le=1)
+    """Largest share of one source's documents that dedup may drop as copies, and of all chats and pairs that
+    chat_curation may. By source, for beside a large source nobody sees that a small one, of documents of one template,
+    is nearly gone. Of 23 real corpora copies took 46 % at most and 4 % in the middle (tests/benchmarks/real_data.json);
+    several crawls of one site, or documents of which `dedup.known_index` knows most, need a larger value."""
 
 
 class ModelCardConfig(Config):

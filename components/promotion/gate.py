@@ -19,7 +19,8 @@ candidates that lost nothing; to ask only that no fall be proven would pass ever
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bloomery.components.core.artifact import Manifest
@@ -32,6 +33,8 @@ Leg = dict[str, Any]
 Rows = list[dict[str, Any]]
 NO_LOSS = {"repeated", "in_evaluation_set"}
 """Why rows of tasks are left out that could be asked: they stand there once already, or would be measured twice."""
+COPIES = {"exact_duplicate", "near_duplicate", "semantic_duplicate"}
+"""Why documents and chats are dropped that say what another says."""
 
 
 def judge(gate: GateConfig, tasks: Tasks, candidate: Rows, base: Rows, champion: Rows) -> list[Leg]:
@@ -89,21 +92,45 @@ def limit_legs(gate: GateConfig, num_bytes: int, variant: dict[str, Any]) -> lis
     ]
 
 
-def data_legs(gate: GateConfig, curated: Manifest | None, unique: Manifest | None, tasks: Manifest) -> list[Leg]:
-    """What the manifests of the curated and of the unique documents, where there are any, say of the data that was
-    learnt from, and that of the tasks of rows that ask nothing, where there are any."""
-    legs = [] if curated is None else [_rejected_leg(gate, "rejected share of rows", curated)]
+def data_legs(
+    gate: GateConfig,
+    curated: Manifest | None,
+    unique: Manifest | None,
+    tasks: Manifest,
+    *,
+    chats: Counter[str] | None = None,
+    copies: Mapping[str, Counter[str]] | None = None,
+) -> list[Leg]:
+    """What is said of the data that was learnt from, where there are any: by the manifests of the curated and of the
+    unique documents, by that of the tasks of rows that ask nothing, by `chats`, the rows of chats and pairs that
+    chat_curation read, counted by why they were dropped ("": kept), and by `copies`, the same of dedup's documents by
+    source."""
+    legs = [] if curated is None else [_rejected_leg(gate, "rejected share of rows", curated.dropped, curated.rows_in)]
+    if chats is not None:
+        legs.append(_rejected_leg(gate, "rejected share of chats and pairs", chats, chats.total()))
+        legs.append(_copies_leg(gate, "copies among chats and pairs", {"chats and pairs": chats}))
     if set(tasks.dropped) - NO_LOSS:
-        legs.append(_rejected_leg(gate, "lost share of the tasks' rows", tasks))
+        legs.append(_rejected_leg(gate, "lost share of the tasks' rows", tasks.dropped, tasks.rows_in))
+    if copies is not None:
+        legs.append(_copies_leg(gate, "copies among the documents of a source", copies))
     if gate.decontaminated and unique is not None:
         legs.append(_decontaminated_leg(unique, tasks.digest))
     return legs
 
 
-def _rejected_leg(gate: GateConfig, name: str, kept: Manifest) -> Leg:
-    rejected = sum(count for reason, count in kept.dropped.items() if reason not in NO_LOSS)
-    share = rejected / kept.rows_in if kept.rows_in else 1.0
+def _rejected_leg(gate: GateConfig, name: str, dropped: Mapping[str, int], num_rows: int) -> Leg:
+    rejected = sum(count for reason, count in dropped.items() if reason not in {"", *NO_LOSS, *COPIES})
+    share = rejected / num_rows if num_rows else 1.0
     return _limit_leg(name, "data", share, gate.max_reject_share)
+
+
+def _copies_leg(gate: GateConfig, name: str, rows_of: Mapping[str, Counter[str]]) -> Leg:
+    """No source lost more to copies than the limit; the leg tells of the one that lost most."""
+    found = {source: (sum(rows[reason] for reason in COPIES), rows.total()) for source, rows in rows_of.items()}
+    source, (num, total) = max(found.items(), key=lambda item: item[1][0] / max(1, item[1][1]), default=("any", (0, 0)))
+    limit = gate.max_duplicate_share
+    reason = f"{num} of {total} rows of {source} were dropped as copies; at most {limit:.4g} of them are accepted"
+    return _leg(name, "data", num <= limit * total, reason, value=num / max(1, total), threshold=limit)
 
 
 def _decontaminated_leg(unique: Manifest, tasks_digest: str) -> Leg:

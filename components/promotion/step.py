@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +38,9 @@ def run(
     variants: Annotated[Path | None, Reads("variants/1", optional=True)] = None,
     curated: Annotated[Path | None, Reads("document/2", optional=True)] = None,
     unique: Annotated[Path | None, Reads("document/2", optional=True)] = None,
+    duplicates: Annotated[Path | None, Reads("reject/1", optional=True)] = None,
+    chats: Annotated[Path | None, Reads("chat/2", optional=True)] = None,
+    preferences: Annotated[Path | None, Reads("preference/2", optional=True)] = None,
     verdict: Annotated[Path, Writes("verdict/1")],
 ) -> dict[str, float]:
     """Judge `model` by its evaluation against that of the champion and of the base; register and promote it if it
@@ -45,8 +49,8 @@ def run(
     A candidate whose content is that of the champion is the champion: nothing is registered twice. One that another
     promotion overtook since the champion was read stays registered without alias, and is rejected. `parent`, the
     candidate before quantisation, is published beside it: a later training can start from it. Without quantisation
-    there is none, nor `variants`, and the candidate is its own parent; `curated` and `unique` are there where documents
-    were curated and deduplicated.
+    there is none, nor `variants`, and the candidate is its own parent; `curated`, `unique` and `duplicates` are there
+    where documents were curated and deduplicated, `chats` and `preferences` where chat_curation read some.
     Writes:  verdict (verdict.json: status, reason, model name, version and aliases, digest of the judgement, every leg
              as in `gate`, and the version that training went on from, or "").
     Returns: promotion/promoted (1 or 0), promotion/legs, promotion/legs_passed.
@@ -67,7 +71,14 @@ def run(
     legs = [
         *judge(config.gate, known, results["candidate"], results["base"], results["champion"]),
         *limit_legs(config.gate, num_bytes, variant),
-        *data_legs(config.gate, manifests["curated"], manifests["unique"], artifact.read_manifest(tasks)),
+        *data_legs(
+            config.gate,
+            manifests["curated"],
+            manifests["unique"],
+            artifact.read_manifest(tasks),
+            chats=_curated_chats(chats, preferences) if chats and preferences else None,
+            copies=_by_source(unique, duplicates) if unique and duplicates else None,
+        ),
     ]
     failed = [leg for leg in legs if not leg["passed"]]
     judgement = {"model": name, "candidate_digest": candidate, "champion_version": current, "legs": legs}
@@ -105,6 +116,27 @@ def run(
         "promotion/legs": float(len(legs)),
         "promotion/legs_passed": float(len(legs) - len(failed)),
     }
+
+
+def _curated_chats(chats: Path, preferences: Path) -> Counter[str]:
+    """The rows that chat_curation read, by why they were dropped ("": kept); seeds, which it passes on, are none."""
+    origins = artifact.Shards(chats, "chat/2").column("origin").to_pylist()
+    pairs = artifact.read_manifest(preferences, "preference/2")
+    dropped = Counter(artifact.read_manifest(chats).dropped) + Counter(pairs.dropped)
+    return dropped + Counter({"": origins.count("given") + pairs.rows})
+
+
+def _by_source(unique: Path, duplicates: Path) -> dict[str, Counter[str]]:
+    """The documents that dedup read, by source and by why they were dropped ("": kept)."""
+    kept, removed = artifact.Shards(unique, "document/2"), artifact.Shards(duplicates, "reject/1")
+    rows = Counter((place.partition(":")[0], "") for place in kept.column("source").to_pylist())
+    reasons = removed.column("reason").to_pylist()
+    places = removed.column("source").to_pylist()
+    rows.update((place.partition(":")[0], reason) for place, reason in zip(places, reasons, strict=True))
+    found: dict[str, Counter[str]] = {}
+    for (source, reason), count in rows.items():
+        found.setdefault(source, Counter())[reason] = count
+    return found
 
 
 def _chosen(variants: Path | None) -> dict[str, Any]:

@@ -100,7 +100,7 @@ def sample(generator: Generator, rows: list[Any], tasks: Tasks, config: Rejectio
     """`num_samples` answers to each row, in order, none to one that is too long; tasks may differ in their longest
     answer."""
     answers: list[list[str]] = [[] for _ in rows]
-    context = context_tokens(generator.model, generator.tokenizer)
+    context = context_tokens(generator.model.config, generator.tokenizer)
     for name, task in tasks.configs.items():
         mine = [index for index, row in enumerate(rows) if row.task == name]
         room = context - task.max_new_tokens

@@ -2,33 +2,23 @@
 
 `python tests/benchmarks/memory.py` writes memory.json beside it: mebibytes above those of the loaded model, of
 `likelihood` (64 texts), `sft` (LoRA, batches of 8, 64 validation chats) and `dpo` (LoRA, batches of 8, some 30 pairs
-held out), with glibc's settings of `infra/surroundings.py` and without; of `corpus`, tokens a second and memory while
-real texts (the PEPs in the folder that BLOOMERY_DATA names, repeated) are tokenised by SmolLM2's
-tokenizer, at two sizes.
+held out), with glibc's settings of `infra/surroundings.py` and without. Memory by the size of corpora: token_shards.py.
 """
 
 from __future__ import annotations
 
-import functools
-import itertools
 import json
-import lzma
 import os
 import random
-import resource
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 VOCABULARIES = (2_048, 49_152, 152_000)
 LENGTHS = (128, 512)
 JOBS = ("likelihood", "sft", "dpo")
-CORPORA = (5_000_000, 20_000_000)
-"""Tokens, roughly."""
 TEMPLATE = (
     "{%- for message in messages -%}{%- if message['role'] == 'assistant' -%}<a>{% generation %}"
     "{{ message['content'] }}<eos>{% endgeneration %}{%- else -%}<u>{{ message['content'] }}{%- endif -%}{%- endfor -%}"
@@ -46,7 +36,8 @@ def make_model(folder: Path, vocabulary: int) -> Path:
     from bloomery.components.core.modelling import checkpoints
 
     special = ["<pad>", "<eos>", "<u>", "<a>"]
-    words = special + [f"w{number}" for number in range(vocabulary - len(special))]
+    probed = ["An", "answer."]  # what checkpoints.check_template says
+    words = [*special, *probed, *(f"w{number}" for number in range(vocabulary - len(special) - len(probed)))]
     backend = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens(special)
@@ -72,7 +63,7 @@ def make_model(folder: Path, vocabulary: int) -> Path:
 
 def words(count: int, vocabulary: int, seed: int) -> str:
     chance = random.Random(seed)
-    return " ".join(f"w{chance.randrange(vocabulary - 4)}" for _ in range(count))
+    return " ".join(f"w{chance.randrange(vocabulary - 6)}" for _ in range(count))
 
 
 def peak_mebibytes() -> float:
@@ -107,23 +98,24 @@ def run_sft(model: Path, folder: Path, vocabulary: int, length: int) -> float:
         ]
 
     rows = [
-        {"id": str(number), "messages": messages, "task": "", "origin": "seed", "parent": ""}
+        {"id": str(number), "messages": messages, "tools": "", "task": "", "origin": "seed", "parent": ""}
         for number, messages in enumerate(chats(32, 0))
     ]
-    artifact.write_rows(folder / "chats", "chat/1", Chat.table(rows))
+    artifact.write_rows(folder / "chats", "chat/2", Chat.table(rows))
     config = FineTuningConfig(
         learning_rate=1e-3, epochs=1, batch_size=8, max_length=length, num_validations=2, adapter={"rank": 4}
     )
     network, tokenizer = checkpoints.load(model)
     warm(network)
     before = peak_mebibytes()
-    watched = chats(64, 1_000)
+    watched = [{"messages": messages, "tools": ""} for messages in chats(64, 1_000)]
     fine_tune(config, network, tokenizer, chats=folder / "chats", texts=[], watched=watched, where="sft")
     return peak_mebibytes() - before
 
 
 def run_dpo(model: Path, folder: Path, vocabulary: int, length: int) -> float:
     from bloomery.components.core import artifact
+    from bloomery.components.core.data.chats import chat, message
     from bloomery.components.core.modelling import checkpoints
     from bloomery.components.core.records import Preference
     from bloomery.components.dpo.config import DpoConfig
@@ -134,13 +126,14 @@ def run_dpo(model: Path, folder: Path, vocabulary: int, length: int) -> float:
         {
             "id": str(number),
             "task": "",
-            "prompt": words(half, vocabulary, number),
-            "chosen": words(half - 4, vocabulary, number + 1_000),
-            "rejected": words(half - 4, vocabulary, number + 2_000),
+            "tools": "",
+            "messages": chat(words(half, vocabulary, number)),
+            "chosen": [message("assistant", words(half - 4, vocabulary, number + 1_000))],
+            "rejected": [message("assistant", words(half - 4, vocabulary, number + 2_000))],
         }
         for number in range(64)
     ]
-    artifact.write_rows(folder / "pairs", "preference/1", Preference.table(rows))
+    artifact.write_rows(folder / "pairs", "preference/2", Preference.table(rows))
     config = DpoConfig(
         learning_rate=1e-4, epochs=1, batch_size=8, max_length=length, validation_share=0.5, adapter={"rank": 4}
     )
@@ -157,52 +150,6 @@ def warm(network: Any) -> None:
     import trl.trainer.sft_trainer  # noqa: F401
 
     network(torch.tensor([[1, 2, 3]]))
-
-
-def run_corpus(num_tokens: int) -> dict[str, float]:
-    """Tokenise real texts, repeated, and read every seventh block."""
-    from transformers import AutoTokenizer
-
-    from bloomery.components.core.modelling import token_shards
-    from bloomery.components.core.parallel import map_ordered
-    from bloomery.components.cpt.step import _encode
-
-    data = Path(os.environ["BLOOMERY_DATA"])
-    with tempfile.TemporaryDirectory() as name:
-        for file in (data / "tokenizers" / "smollm2").iterdir():
-            opened = lzma.open(file) if file.suffix == ".xz" else file.open("rb")
-            with opened as stream:
-                (Path(name) / file.name.removesuffix(".xz")).write_bytes(stream.read())
-        tokenizer = AutoTokenizer.from_pretrained(name)
-    with lzma.open(data / "peps_eips" / "peps.jsonl.xz", "rt", encoding="utf-8") as stream:
-        documents = [json.loads(line)["text"] for line in stream]
-
-    def repeated() -> Iterator[str]:
-        characters = 0
-        for text in itertools.cycle(documents):
-            yield text
-            characters += len(text)
-            if characters > 3.5 * num_tokens:
-                return
-
-    def encode() -> Iterator[token_shards.Encoded]:
-        batches = (("domain_characters", batch) for batch in token_shards.in_batches(repeated()))
-        yield from map_ordered(functools.partial(_encode, tokenizer), batches)
-
-    before, started = peak_mebibytes(), time.perf_counter()
-    with token_shards.tokenised(tokenizer, [num_tokens], encode) as tokens:
-        seconds = time.perf_counter() - started
-        tokenising = peak_mebibytes() - before
-        blocks = tokens.blocks(1024)
-        for index in range(0, len(blocks), 7):
-            blocks[index]
-        return {
-            "tokens": tokens.num_tokens,
-            "seconds": round(seconds, 1),
-            "mebibytes_tokenising": round(tokenising, 1),
-            "mebibytes_with_reading": round(peak_mebibytes() - before, 1),
-            "mebibytes_of_a_worker": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1),
-        }
 
 
 def child(job: str, vocabulary: int, length: int, *, settings: bool) -> Any:
@@ -222,9 +169,6 @@ def child(job: str, vocabulary: int, length: int, *, settings: bool) -> Any:
 def main() -> None:
     if len(sys.argv) > 2:
         job, vocabulary, length = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-        if job == "corpus":
-            print(json.dumps(run_corpus(length)))
-            return
         with tempfile.TemporaryDirectory() as name:
             model = make_model(Path(name) / "model", vocabulary)
             print(json.dumps(round(globals()[f"run_{job}"](model, Path(name), vocabulary, length))))
@@ -237,9 +181,6 @@ def main() -> None:
                     key = f"{job}, vocabulary {vocabulary}, {length} tokens" + ("" if settings else ", plain glibc")
                     found[key] = child(job, vocabulary, length, settings=settings)
                     print(key, found[key], flush=True)
-    if "BLOOMERY_DATA" in os.environ:
-        found["corpus"] = [child("corpus", 0, size, settings=True) for size in CORPORA]
-        print(found["corpus"])
     Path(__file__).with_suffix(".json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 

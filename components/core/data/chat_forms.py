@@ -89,6 +89,13 @@ def read_pair(row: Mapping[str, Any]) -> Pair:
     return Pair(f"labelled_{form}", messages[:-1], tools, answer if label else [], [] if label else answer)
 
 
+def pairs_of(rows: Iterable[RawRow]) -> Iterator[Pair]:
+    """The rows that are preference pairs, or labelled answers, the others passed over."""
+    for row in rows:
+        with contextlib.suppress(Unfit):
+            yield read_pair(row.value or {})
+
+
 def read_question(value: Any, tools: Any, *, is_answered: bool) -> Conversation:
     """The turns of a field, with the definitions of their tools; with `is_answered` the last is the assistant's, else
     it is what the assistant goes on from. Raises: Unfit."""

@@ -103,6 +103,16 @@ def load_tokenizer(path: Path) -> Any:
     return tokenizer
 
 
+def load_config(path: Path) -> Any:
+    """transformers' config of a checkpoint folder. Raises: ModelError if it does not load."""
+    from transformers import AutoConfig
+
+    try:
+        return AutoConfig.from_pretrained(path)
+    except Exception as error:  # of any kind: a config is read by code of its architecture
+        raise ModelError(f"{path}: config.json does not load: {_first_line(error)}") from None
+
+
 def _first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 

@@ -12,9 +12,9 @@ TooLong = Literal["drop", "truncate_left", "error"]
 """What becomes of a row of more tokens than `max_length`, and of a question that leaves no room for its answer."""
 
 
-def context_tokens(model: Any, tokenizer: Any) -> int:
-    """Tokens that a prompt and its answer may have together."""
-    found = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+def context_tokens(config: Any, tokenizer: Any) -> int:
+    """Tokens that a prompt and its answer may have together, by a model's config."""
+    found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(found or tokenizer.model_max_length)
 
 

@@ -107,8 +107,7 @@ def fine_tune(
 
 def _encoded(tokenizer: Any, chats: Path, texts: list[str], max_length: int, cut: Any) -> Iterator[Encoded]:
     """The rows of all chats, then those of the texts, each to its first `max_length` tokens."""
-    tables = (table for table, _ in artifact.Shards(chats, "chat/2").tables())
-    batches = (batch.to_pylist() for table in tables for batch in table.to_batches(max_chunksize=CHATS_AT_ONCE))
+    batches = (batch.to_pylist() for batch in artifact.Shards(chats, "chat/2").batches(CHATS_AT_ONCE))
     yield from map_ordered(functools.partial(_rows_of_chats, cut), batches)
     for batch in token_shards.in_batches(texts):
         rows = [ids[:max_length] for ids in token_shards.whole_texts(tokenizer, batch)]

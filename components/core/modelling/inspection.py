@@ -6,13 +6,14 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bloomery.components.core import artifact
-from bloomery.components.core.errors import ConfigError, ModelError
-from bloomery.components.core.modelling import checkpoints, faults, templates
+from bloomery.components.core.errors import ConfigError, DataError, ModelError
+from bloomery.components.core.modelling import checkpoints, faults, preference_pairs, templates
+from bloomery.components.core.modelling.context import TooLong, context_tokens, fitting
 from bloomery.components.core.modelling.templates import TrainOn
 
 logger = logging.getLogger(__name__)
@@ -39,15 +40,40 @@ EXAMPLE: Chats = [
 """What `bloomery check` shows where no recipe gives chats."""
 
 
+NUM_QUESTIONS = 200
+"""Questions of an evaluation set that are measured; all of them where none of these can be asked."""
+
+
+class EvaluationSet(NamedTuple):
+    """The questions of an evaluation set as they are asked."""
+
+    name: str
+    """`task.set`."""
+    conversations: list[list[dict[str, Any]]]
+    tools: list[str]
+    max_new_tokens: int
+
+
 def look(
-    path: Path, *, chats: Chats = (), chat_template: str = "", max_length: int = 0, train_on: TrainOn = "all_turns"
+    path: Path,
+    *,
+    chats: Chats = (),
+    pairs: Sequence[Mapping[str, Any]] = (),
+    evaluation_sets: Sequence[EvaluationSet] = (),
+    chat_template: str = "",
+    max_length: int = 0,
+    train_on: TrainOn = "all_turns",
+    pair_max_length: int = 0,
+    too_long: TooLong = "drop",
 ) -> dict[str, Any]:
     """The facts of the checkpoint folder `path` as JSON takes them, with every reason to refuse it under `refused`.
 
     `chats` are rendered, proven and measured against `max_length` (tokens; 0: none); without any, an example is.
+    `pairs`, rows of preference/2, are measured against `pair_max_length`, and the questions of `evaluation_sets`
+    against the model's context; a set that cannot be evaluated with `too_long` is told under `unfit`.
     `chat_template` is the recipe's: `chatml`, a path, or ''.
     """
-    facts: dict[str, Any] = {"model": str(path), "refused": faults.found(path, to_train=True)}
+    facts: dict[str, Any] = {"model": str(path), "refused": faults.found(path, to_train=True), "unfit": []}
     if facts["refused"]:
         return facts
     config = json.loads((path / "config.json").read_text(encoding="utf-8"))
@@ -71,6 +97,8 @@ def look(
         checkpoints.check_vocabulary(path, tokenizer, text.get("vocab_size") or len(tokenizer))
         facts |= _turns(path, tokenizer, chat_template)
         facts |= _rendered(tokenizer, chats or _example(tokenizer), max_length, train_on)
+        facts |= _measured_pairs(tokenizer, pairs, pair_max_length)
+        facts |= _measured_questions(path, tokenizer, evaluation_sets, too_long)
     except ModelError as error:
         facts["refused"].append(str(error))
     return facts
@@ -126,6 +154,10 @@ def describe(facts: dict[str, Any]) -> str:
         found = facts["lengths"]
         over = f", {found['over']:.1%} over max_length {found['max_length']}" if found["max_length"] else ""
         lines.append(f"  rows          {found['rows']} of {found['chats']} chats, longest {found['longest']}{over}")
+    if "pair_lengths" in facts:
+        found = facts["pair_lengths"]
+        over = f", {found['over']:.1%} over max_length {found['max_length']}" if found["max_length"] else ""
+        lines.append(f"  pairs         {found['pairs']} preference pairs, longest {found['longest']}{over}")
     sample = facts.get("sample", [])
     for number, row in enumerate(sample, start=1):
         shown = "".join(f"⟦{text}⟧" if trained else text for text, trained in row)
@@ -182,6 +214,47 @@ def _rendered(tokenizer: Any, chats: Chats, max_length: int, train_on: TrainOn) 
     over = sum(length > max_length for length in lengths) / len(lengths) if max_length else 0.0
     counted = {"chats": len(chats), "rows": len(lengths), "longest": longest, "max_length": max_length, "over": over}
     return {"sample": sample, "lengths": counted}
+
+
+def _measured_pairs(tokenizer: Any, pairs: Sequence[Mapping[str, Any]], max_length: int) -> dict[str, Any]:
+    """How long preference pairs are, as dpo counts them; nothing without any."""
+    lengths = []
+    for number, row in enumerate(pairs, start=1):
+        try:
+            pair, _ = preference_pairs.pair_of(tokenizer, row)
+        except ModelError as error:
+            raise ModelError(f"preference pair {number} of {len(pairs)}: {error}") from None
+        lengths += [pair.length] if pair else []
+    if not pairs:
+        return {}
+    over = sum(length > max_length for length in lengths) / len(pairs) if max_length else 0.0
+    longest = sorted(lengths, reverse=True)[:3]
+    return {"pair_lengths": {"pairs": len(pairs), "longest": longest, "max_length": max_length, "over": over}}
+
+
+def _measured_questions(
+    path: Path, tokenizer: Any, sets: Sequence[EvaluationSet], too_long: TooLong
+) -> dict[str, Any]:
+    """The share of each set's questions that leave no room for an answer, and why a whole set cannot be asked."""
+    found: dict[str, Any] = {"questions": [], "unfit": []}
+    context = context_tokens(checkpoints.load_config(path), tokenizer) if sets else 0
+    for name, conversations, tools, max_new_tokens in sets:
+        where, room, problem = f"evaluation: tasks.{name}", context - max_new_tokens, ""
+        for end in (NUM_QUESTIONS, None):  # where none of the first fits, one after them may
+            looked_at = conversations[:end]
+            try:
+                asked = fitting(tokenizer, looked_at, tools[:end], room, too_long, where)
+            except DataError as error:
+                problem = str(error)
+                continue
+            except ModelError as error:
+                raise ModelError(f"tasks.{name}: {error}") from None
+            over = sum(now != before for now, before in zip(asked, looked_at, strict=True)) / len(looked_at)
+            found["questions"].append({"set": name, "questions": len(looked_at), "room": room, "over": over})
+            break
+        else:
+            found["unfit"].append(problem)
+    return found
 
 
 def _example(tokenizer: Any) -> Chats:

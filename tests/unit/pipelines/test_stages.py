@@ -69,6 +69,7 @@ def test_a_stage_reads_the_newest_artifact_of_each_schema(load, on_a_short_stack
     # Nothing is quantised, so the last model is the candidate, and no variants are judged.
     assert found["promotion"]["model"] == "dpo_2.model" and "variants" not in found["promotion"]
     assert found["promotion"]["curated"] == "data_curation.documents"
+    assert found["promotion"]["duplicates"] == "dedup.duplicates" and "chats" not in found["promotion"]
 
 
 def test_continued_pre_training_alone_is_a_chain(load, on_a_short_stack):
@@ -193,6 +194,19 @@ def test_files_of_chats_and_pairs_are_curated_first(load, on_a_short_stack):
     found = wiring(load([{"sft": TRAINING}, {"dpo": TRAINING}], tasks=tasks, **files), on_a_short_stack)
     assert found["chat_curation"] == {"sources": "preflight.sources", "tasks": "preflight.tasks"}
     assert found["sft"]["chats"] == "chat_curation.chats" and found["dpo"]["preferences"] == "chat_curation.preferences"
+    judged = {port: found["promotion"].get(port) for port in ("chats", "preferences", "duplicates")}
+    assert judged == {"chats": "chat_curation.chats", "preferences": "chat_curation.preferences", "duplicates": None}
+
+
+def test_preflight_measures_each_kind_of_rows_by_the_first_stage_that_learns_from_it(load):
+    files = {"chats": [{"name": "own", "path": "own.jsonl"}], "preferences": [{"name": "pairs", "path": "p.jsonl"}]}
+    short, long = {**TRAINING, "max_length": 32}, {**TRAINING, "max_length": 96}
+    chain = [{"sft": TRAINING}, {"dpo": short}, {"dpo": {"as": "dpo_2", **long}}]
+    checked = load(chain, evaluation={"too_long": "truncate_left", "limit": 7}, **files).preflight()
+    assert (checked.max_length, checked.pair_max_length) == (64, 32)
+    named = [[source.name for source in sources] for sources in (checked.chat_sources, checked.preference_sources)]
+    assert named == [["own"], ["pairs"]] and (checked.too_long, checked.limit) == ("truncate_left", 7)
+    assert load([{"sft": TRAINING}]).preflight().pair_max_length == 0
 
 
 @pytest.mark.parametrize(

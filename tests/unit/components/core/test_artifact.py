@@ -65,6 +65,18 @@ def test_shards_are_bounded(tmp_path, monkeypatch):
     assert artifact.read_table(tmp_path / "a", "document/2").num_rows == 5
 
 
+def test_rows_are_read_a_few_at_a_time_over_all_shards(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifact, "ROWS_PER_SHARD", 5)
+    texts = [str(n) for n in range(12)]
+    artifact.write_rows(tmp_path / "a", "document/2", Document.table([document(text) for text in texts]))
+    batches = list(artifact.Shards(tmp_path / "a", "document/2").batches(2, ["text"]))
+    assert [batch.num_rows for batch in batches] == [2, 2, 1, 2, 2, 1, 2]
+    assert [batch.schema.names for batch in batches] == [["text"]] * 7
+    assert [row["text"] for batch in batches for row in batch.to_pylist()] == texts
+    whole = [batch.to_pylist() for batch in artifact.Shards(tmp_path / "a", "document/2").batches(100)]
+    assert [row for rows in whole for row in rows] == artifact.read_table(tmp_path / "a", "document/2").to_pylist()
+
+
 def test_link_tree_shares_bytes_and_replaces_what_was_there(tmp_path):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "f").write_text("x")

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 
 import pytest
 
@@ -204,6 +205,25 @@ def test_the_data_must_be_decontaminated_against_the_very_sets_of_the_gate():
     other = data_legs(GateConfig(max_reject_share=0.6), curated, unique, manifest(digest="another"))
     assert passed(other) == {"rejected share of rows": True, "decontaminated": False}
     assert "no decontamination" in data_legs(GateConfig(), curated, manifest(), tasks)[1]["reason"]
+
+
+def test_a_small_source_of_copies_shows_beside_a_large_one():
+    web, sheets = Counter({"": 940, "exact_duplicate": 50, "contaminated": 10}), Counter({"": 1, "near_duplicate": 29})
+    (leg,) = data_legs(GateConfig(), None, None, manifest(), copies={"web": web, "sheets": sheets})
+    assert not leg["passed"] and leg["value"] == 29 / 30 and leg["threshold"] == 0.5
+    assert "29 of 30 rows of sheets were dropped as copies; at most 0.5" in leg["reason"]
+    wide = GateConfig(max_duplicate_share=29 / 30)
+    assert passed(data_legs(wide, None, None, manifest(), copies={"sheets": sheets}))[leg["name"]]
+    assert data_legs(GateConfig(), None, None, manifest(), copies={"web": web})[0]["value"] == 0.05
+    assert data_legs(GateConfig(), None, None, manifest(), copies={})[0]["passed"]
+
+
+def test_chats_are_judged_by_what_was_rejected_and_by_what_was_copied():
+    read = Counter({"": 4, "near_duplicate": 2, "exact_duplicate": 1, "empty_turn": 2, "contaminated": 1})
+    rejected, copies = data_legs(GateConfig(max_duplicate_share=0.25), None, None, manifest(), chats=read)
+    assert (rejected["name"], rejected["value"], rejected["passed"]) == ("rejected share of chats and pairs", 0.3, True)
+    assert (copies["name"], copies["value"], copies["passed"]) == ("copies among chats and pairs", 0.3, False)
+    assert not data_legs(GateConfig(max_reject_share=0.29), None, None, manifest(), chats=read)[0]["passed"]
 
 
 def test_rows_of_tasks_that_ask_nothing_are_a_leg_where_there_are_any():

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from bloomery.components.core import artifact
-from bloomery.components.core.records import Document, EvalResult
+from bloomery.components.core.records import Chat, Document, EvalResult, Preference, Reject
 from bloomery.components.core.registry import registry
 from bloomery.components.promotion.config import ModelCardConfig, PromotionConfig
 from bloomery.components.promotion.step import run
@@ -35,6 +35,17 @@ def promote(tmp_path, tiny_model, make_tasks, monkeypatch):
         )
     with artifact.lineage("dedup", {}, {"documents": "1" * 64, "tasks": asked}):
         artifact.write_rows(tmp_path / "unique", "document/2", documents, rows_in=4, dropped={"contaminated": 4})
+    removed = [("sheets", "near_duplicate"), ("sheets", "exact_duplicate")] + [("sheets", "contaminated")] * 2
+    removed += [("web", "contaminated")] * 3
+    empty = dict.fromkeys(("id", "detail", "text"), "")
+    rejects = [{**empty, "source": f"{source}:a.jsonl#{n}", "reason": why} for n, (source, why) in enumerate(removed)]
+    artifact.write_rows(tmp_path / "duplicates", "reject/1", Reject.table(rejects))
+    chats = [{"messages": [], "tools": "", "task": "", "parent": "", "origin": o} for o in ("seed", "replay", "given")]
+    rows = Chat.table([{"id": str(n), **row} for n, row in enumerate(chats)])
+    artifact.write_rows(tmp_path / "chats", "chat/2", rows, dropped={"near_duplicate": 1, "empty_turn": 1})
+    pair = {"id": "p", "task": "", "messages": [], "tools": "", "chosen": [], "rejected": []}
+    pairs = Preference.table([pair])
+    artifact.write_rows(tmp_path / "preferences", "preference/2", pairs, dropped={"exact_duplicate": 1})
     (tmp_path / "variants").mkdir()
     row = {"scheme": "int8", "chosen": True, "prefill_seconds": 0.012, "decode_seconds_per_token": None}
     (tmp_path / "variants" / "variants.json").write_text(json.dumps([{"scheme": "none", "chosen": False}, row]))
@@ -65,6 +76,9 @@ def promote(tmp_path, tiny_model, make_tasks, monkeypatch):
             tasks=tasks,
             curated=tmp_path / "curated",
             unique=tmp_path / "unique",
+            duplicates=tmp_path / "duplicates",
+            chats=tmp_path / "chats",
+            preferences=tmp_path / "preferences",
             variants=tmp_path / "variants",
             candidate_results=table(candidate_rows),
             base_results=table(results(0)),
@@ -149,6 +163,18 @@ def test_a_version_carries_card_signature_example_and_lineage(promote, models, t
     assert "12 ms" in text and "not measured" in text and "promotion.model_card.limits" in text
     # The card lies beside the checkpoint and is not of it.
     assert artifact.read_manifest(tmp_path / "models" / entry.source.rsplit("/", 1)[1]).digest == entry.tags["digest"]
+
+
+def test_copies_are_counted_by_source_and_seeds_are_no_chats_that_were_read(promote, models):
+    none, first_model, _ = models
+    _, verdict = promote(first_model, none, None, results(60), [], max_duplicate_share=0.39)
+    values = {leg["name"]: leg["value"] for leg in verdict["legs"] if leg["kind"] == "data"}
+    # Two of four documents of `sheets`, none of `web`; of five chats and pairs that were read two are copies, one is
+    # empty, and one chat and one pair are left.
+    assert values["copies among the documents of a source"] == 0.5
+    assert values["copies among chats and pairs"] == 0.4 and values["rejected share of chats and pairs"] == 0.2
+    assert verdict["status"] == "rejected" and "2 of 4 rows of sheets were dropped as copies" in verdict["reason"]
+    assert "2 of 5 rows of chats and pairs were dropped as copies" in verdict["reason"]
 
 
 def test_a_limit_that_was_not_measured_is_not_met(promote, models):

@@ -5,12 +5,15 @@ import shutil
 import pytest
 
 from bloomery.components.core import artifact
+from bloomery.components.core.data.chat_forms import read_pair
 from bloomery.components.core.data.chats import as_text, chat, message
 from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, MissingExtraError, ModelError
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, inspection
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring.contamination import evaluation_items
 from bloomery.components.core.scoring.tasks import Tasks, Template, ask
+from bloomery.components.dpo.config import DpoConfig
+from bloomery.components.dpo.pairs import usable
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.step import run
 
@@ -176,6 +179,72 @@ def test_chats_longer_than_a_stage_takes_are_told_before_it_runs(call, tmp_path,
     assert call(chats_of)[0]["preflight/too_long_fraction"] == 0.25
     assert "25.0 % of 4 chats looked at are longer than max_length = 60 tokens" in caplog.text
     assert [record.levelname for record in caplog.records if "longer than max_length" in record.message] == ["WARNING"]
+
+
+def test_pairs_longer_than_a_stage_takes_are_counted_as_dpo_counts_them(call, tmp_path, tiny_model, caplog):
+    # Tokens are bytes: `<|user|>` + question + `<|assistant|>`, then the longer answer and its end.
+    pairs = [("a" * 40, "b", "c"), ("a", "b" * 50, "c"), ("a" * 40, "b" * 17, "c"), ("a" * 40, "b" * 18, "c")]
+    rows = [{"prompt": q, "chosen": c, "rejected": r} for q, c, r in pairs]
+    rows += [{"prompt": "a" * 90, "completion": "b", "label": False}, {"no": "pair"}]
+
+    def pairs_of(values):
+        (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+        values["preference_sources"] = [{"name": "pairs", "path": str(tmp_path / "pairs.jsonl")}]
+        values["pair_max_length"] = 60
+
+    metrics, out = call(pairs_of)
+    # 44, 54, 60 and 61 tokens; an answer without its rival is a row, but no pair that could be too long.
+    assert metrics["preflight/too_long_pair_fraction"] == 0.2
+    told = "20.0 % of 5 pairs looked at are longer than max_length = 60 tokens; the longest have [61, 60, 54]"
+    assert [record.levelname for record in caplog.records if told in record.message] == ["WARNING"]
+    assert artifact.read_table(out["sources"], "source/1")["name"].to_pylist() == ["docs", "pairs"]
+    _, tokenizer = checkpoints.load(tiny_model)
+    stored = [{"id": "", **pair._asdict()} for pair in map(read_pair, rows[:5])]
+    config = DpoConfig(learning_rate=1e-3, epochs=1, max_length=60)
+    assert usable(tokenizer, stored, config)[1]["too_long_fraction"] == 0.2
+    shutil.rmtree(tmp_path / "out")
+    caplog.clear()
+    assert call(lambda values: values.update(pair_max_length=61))[0]["preflight/too_long_pair_fraction"] == 0
+    assert not [record for record in caplog.records if record.levelname == "WARNING" and "looked at" in record.message]
+
+
+def questions(values, path, *lengths):
+    """Make the test set questions of so many bytes."""
+    rows = [{"q": "x" * length, "sql": "SELECT name FROM t WHERE id = 2"} for length in lengths]
+    path.write_text("\n".join(json.dumps({**row, "n": n}) for n, row in enumerate(rows)))
+    template = {"prompt": "{q}{n}", "answer": "{sql}"}
+    values["tasks"]["sql"]["splits"]["test"] = {"path": str(path), "templates": [template]}
+
+
+def test_questions_that_leave_no_room_for_an_answer_are_told_by_set(call, tmp_path, caplog):
+    # The context has 256 tokens, of which the answer takes 96, `<|user|>` and `<|assistant|>` two, the number one.
+    metrics, _ = call(lambda values: questions(values, tmp_path / "test.jsonl", 157, 158, 10, 20))
+    assert metrics["preflight/too_long_fraction_sql.test"] == 0.25
+    told = "25.0 % of 4 questions of sql.test looked at have more than the 160 tokens that the model's context leaves"
+    assert [record.levelname for record in caplog.records if told in record.message] == ["WARNING"]
+    shutil.rmtree(tmp_path / "out")
+    assert "preflight/too_long_fraction_sql.test" not in call(lambda values: values.update(limit=1))[0]
+
+
+@pytest.mark.parametrize("too_long", ["drop", "error"])
+def test_a_set_of_which_nothing_would_be_evaluated_ends_the_run(call, tmp_path, too_long):
+    def change(values):
+        values["too_long"] = too_long
+        questions(values, tmp_path / "test.jsonl", *[200] * 3)
+
+    expected = r"evaluation: tasks\.sql\.test: 3 of 3 questions do not fit: the longest has 203 tokens, .* leaves 160 "
+    with pytest.raises(DataError, match=expected) as caught:
+        call(change)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_a_set_whose_beginning_alone_is_too_long_can_be_evaluated(call, tmp_path):
+    lengths = [200] * inspection.NUM_QUESTIONS + [3] * 50
+    metrics, _ = call(lambda values: questions(values, tmp_path / "test.jsonl", *lengths))
+    assert metrics["preflight/too_long_fraction_sql.test"] == 0.8
+    shutil.rmtree(tmp_path / "out")
+    cut, _ = call(lambda values: values.update(too_long="truncate_left"))
+    assert cut["preflight/too_long_fraction_sql.test"] == 1.0  # of the first 200, and none is left out
 
 
 def test_a_base_model_without_a_template_is_refused(call, tiny_model, tmp_path):

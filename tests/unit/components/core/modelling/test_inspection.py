@@ -34,6 +34,26 @@ def test_the_first_chat_is_shown_with_what_would_be_trained(tiny_model):
     assert "<|user|>hi<|assistant|>⟦yes<|eos|>⟧" in text and "100.0% over max_length 5" in text
 
 
+def test_pairs_are_measured_as_they_are_trained(tiny_model):
+    good, bad = ({"role": "assistant", "content": text} for text in "bc")
+    pair = {"messages": [{"role": "user", "content": "a"}], "tools": "", "chosen": [good], "rejected": [bad]}
+    facts = inspection.look(tiny_model, pairs=[pair, {**pair, "rejected": [good]}], pair_max_length=4)
+    # `<|user|>a<|assistant|>b<|eos|>`; a pair of one answer twice is none.
+    assert facts["pair_lengths"] == {"pairs": 2, "longest": [5], "max_length": 4, "over": 0.5}
+    assert "pairs         2 preference pairs, longest [5], 50.0% over max_length 4" in inspection.describe(facts)
+
+
+def test_a_template_that_refuses_a_question_is_told_with_its_set(tiny_model, tmp_path):
+    folder = shutil.copytree(tiny_model, tmp_path / "strict")
+    template = folder / "chat_template.jinja"
+    no_system = "{%- if messages[0]['role'] == 'system' -%}{{ raise_exception('no system prompts') }}{%- endif -%}"
+    template.write_text(no_system + template.read_text())
+    asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "q"}]
+    sets = [inspection.EvaluationSet("t.test", [asked], [""], 8)]
+    (reason,) = inspection.look(folder, evaluation_sets=sets)["refused"]
+    assert reason.startswith("tasks.t.test: ") and "no system prompts" in reason
+
+
 def test_what_a_base_model_lacks_is_written_into_the_folder_and_not_into_the_users(bare, tmp_path):
     from bloomery.components.core import artifact
 

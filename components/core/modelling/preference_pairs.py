@@ -1,0 +1,55 @@
+"""Preference pairs as the tokens that preference optimisation sees: dpo trains on them, and preflight measures them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from bloomery.components.core.data.chats import said
+from bloomery.components.core.modelling import templates
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Token ids of a prompt and of the two ways to go on from it, each with its end."""
+
+    prompt: list[int]
+    chosen: list[int]
+    rejected: list[int]
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt with the longer answer, which `max_length` bounds."""
+        return len(self.prompt) + max(len(self.chosen), len(self.rejected))
+
+    def row(self) -> dict[str, list[int]]:
+        """As the trainer takes it."""
+        return {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
+
+
+def pair_of(tokenizer: Any, row: Mapping[str, Any]) -> tuple[Pair | None, str]:
+    """(the tokens of a preference/2 row, ""), or (None, why it teaches nothing): `unpaired` (one of the two answers is
+    not there), `empty` (one is only blanks), `identical`.
+
+    Raises: ModelError, with the text, if the template refuses it.
+    """
+    answers = (row["chosen"], row["rejected"])
+    if not all(answers):
+        return None, "unpaired"
+    if not all(any(said(turn).strip() for turn in answer) for answer in answers):
+        return None, "empty"
+    asked = templates.prompt_tokens(tokenizer, row["messages"], row["tools"])
+    chosen, rejected = (_with_end(tokenizer, row["messages"] + answer, row["tools"]) for answer in answers)
+    # Templates may render a prompt that is answered otherwise than one that is open: what goes on begins where they
+    # part, as TRL has it.
+    begin = min(len(os.path.commonprefix([asked, chosen])), len(os.path.commonprefix([asked, rejected])))
+    pair = Pair(chosen[:begin], chosen[begin:], rejected[begin:])
+    return (None, "identical") if pair.chosen == pair.rejected else (pair, "")
+
+
+def _with_end(tokenizer: Any, messages: list[dict[str, str]], tools: str) -> list[int]:
+    """Token ids of a chat to the last one that has a loss: what templates write after it is not learnt."""
+    ids, trained = templates.trained_tokens(tokenizer, messages, tools, "last_turn")
+    return ids[: max((index for index, own in enumerate(trained) if own), default=-1) + 1]
