@@ -66,10 +66,10 @@ class ChatMessage(BaseModel):
         return given
 
     def plain(self) -> dict[str, str]:
-        """The message as chat templates take it; `developer` is OpenAI's newer word for `system`."""
+        """The message in its stored form; `developer` is OpenAI's newer word for `system`."""
         content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
         message = {"role": "system" if self.role == "developer" else self.role, "content": content or self.refusal}
-        return {**message, "reasoning_content": self.reasoning_content} if self.reasoning_content else message
+        return {**message, "reasoning": self.reasoning_content} if self.reasoning_content else message
 
 
 class StreamOptions(Config):
@@ -182,7 +182,7 @@ class ChatRequest(Config):
         return [text for text in given if text]
 
     def conversation(self) -> list[dict[str, str]]:
-        """The messages as chat templates take them."""
+        """The messages in their stored form."""
         return [message.plain() for message in self.messages]
 
 

@@ -62,9 +62,9 @@ class QuantisationConfig(Config):
     absmax, arXiv 2208.07339), `float8_weight_only` (e4m3). compressed-tensors: `int4_weight_only` (rounded, scales by
     least squared error), `mixed_int4` (the layers that hurt most stay in 16 bits). bitsandbytes: `bitsandbytes_nf4`
     (arXiv 2305.14314), `bitsandbytes_int8` (arXiv 2208.07339). llm-compressor: `gptq_int4` (arXiv 2210.17323),
-    `awq_int4` (arXiv 2306.00978), `smoothquant_int8` (arXiv 2211.10438), `fp8_dynamic`. GGUF for llama.cpp, of Llama
-    models: `gguf_q8_0`, `gguf_q4_0` (32 weights share a scale), `gguf_q6_k`, `gguf_q4_k_m` (scales of scales; rows of
-    a multiple of 256, else Q8_0 for Q6_K and Q5_0 for Q4_K)."""
+    `awq_int4` (arXiv 2306.00978), `smoothquant_int8` (arXiv 2211.10438), `fp8_dynamic`. GGUF for llama.cpp, of Llama,
+    Qwen 2 and Qwen 3 models: `gguf_q8_0`, `gguf_q4_0` (32 weights share a scale), `gguf_q6_k`, `gguf_q4_k_m` (scales
+    of scales; rows of a multiple of 256, else Q8_0 for Q6_K and Q5_0 for Q4_K)."""
     group_size: int = Field(default=32, gt=0)
     """Weights that share a scale, in the int4 schemes: 32 (as in GGUF Q4_0) costs 4.5 bits a weight, 128 (as in GPTQ)
     4.125 and is coarser."""

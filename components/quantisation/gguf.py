@@ -20,6 +20,8 @@ from bloomery.components.quantisation.config import CannotRun, QuantisationConfi
 
 BLOCK = 32
 """Weights that share a scale in Q8_0, Q5_0 and Q4_0: a row must be a multiple of it."""
+ARCHITECTURES = ("llama", "qwen2", "qwen3")
+"""What is written, by the name that transformers and the format both have for it."""
 FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 """What a matrix is written in whose rows are no multiple of 256, as llama-quantize has it."""
 
@@ -28,31 +30,30 @@ def export(config: QuantisationConfig, source: Path, chats: Path | None, target:
     """Write model.gguf to `target`, and beside it config and tokenizer as they are in `source`.
 
     Norms stay in 32 bits, embeddings and head in 16 where `config.embeddings` is false.
-    Raises: CannotRun for another architecture than Llama's, another RoPE than the plain one, rows that are no multiple
-            of 32, or a tokenizer that the file cannot hold so that it cuts the calibration chats into the same tokens.
+    Raises: CannotRun for another architecture than ARCHITECTURES, another RoPE than the plain one, sliding windows,
+            rows that are no multiple of 32, or a tokenizer that the file cannot hold so that it cuts the calibration
+            chats into the same tokens.
     """
     from gguf import GGUFWriter, LlamaFileType
 
     network, tokenizer = checkpoints.load(source)
     settings = network.config
-    rope = settings.rope_parameters if settings.model_type == "llama" else {}
-    if rope.get("rope_type") != "default":
-        found = f"{settings.model_type} with RoPE {rope.get('rope_type')}" if rope else settings.model_type
-        raise CannotRun(f"{config.name}: the model is {found}; a GGUF is written of llama with the default RoPE alone")
+    _check_architecture(config, settings)
+    head = getattr(settings, "head_dim", None) or settings.hidden_size // settings.num_attention_heads
     target.mkdir(parents=True, exist_ok=True)
     file = target / "model.gguf"
-    writer = GGUFWriter(file, "llama")
+    writer = GGUFWriter(file, settings.model_type)
     writer.add_context_length(settings.max_position_embeddings)
     writer.add_embedding_length(settings.hidden_size)
     writer.add_block_count(settings.num_hidden_layers)
     writer.add_feed_forward_length(settings.intermediate_size)
     writer.add_head_count(settings.num_attention_heads)
     writer.add_head_count_kv(settings.num_key_value_heads)
-    writer.add_key_length(settings.head_dim)
-    writer.add_value_length(settings.head_dim)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
     writer.add_layer_norm_rms_eps(settings.rms_norm_eps)
-    writer.add_rope_dimension_count(settings.head_dim)
-    writer.add_rope_freq_base(rope["rope_theta"])
+    writer.add_rope_dimension_count(head)
+    writer.add_rope_freq_base(settings.rope_parameters["rope_theta"])
     writer.add_vocab_size(settings.vocab_size)
     writer.add_file_type(LlamaFileType[f"MOSTLY_{config.scheme.removeprefix('gguf_').upper()}"])
     writer.add_quantization_version(2)
@@ -68,6 +69,22 @@ def export(config: QuantisationConfig, source: Path, chats: Path | None, target:
     settings.save_pretrained(target)
     network.generation_config.save_pretrained(target)
     tokenizer.save_pretrained(target)
+
+
+def _check_architecture(config: QuantisationConfig, settings: Any) -> None:
+    """Raise CannotRun for a model that is not written."""
+    found = settings.model_type
+    if found in ARCHITECTURES:
+        kind = settings.rope_parameters["rope_type"]
+        has_windows = "sliding_attention" in (getattr(settings, "layer_types", None) or ())
+        differs = [f"RoPE {kind}"] * (kind != "default") + ["sliding windows"] * has_windows
+        if not differs:
+            return
+        found += f" with {' and '.join(differs)}"
+    written = f"{', '.join(ARCHITECTURES[:-1])} and {ARCHITECTURES[-1]}"
+    raise CannotRun(
+        f"{config.name}: the model is {found}; a GGUF is written of {written}, with the default RoPE and no windows"
+    )
 
 
 def plain_template(template: str) -> str:
@@ -100,20 +117,21 @@ def _has_more_bits(layer: int, num_layers: int) -> bool:
 
 def _tensors(config: QuantisationConfig, network: Any) -> Iterator[tuple[str, Any, Any]]:
     """(name, bytes or numbers, type) of each tensor."""
-    from gguf import MODEL_ARCH, GGMLQuantizationType, get_tensor_name_map
+    from gguf import MODEL_ARCH_NAMES, GGMLQuantizationType, get_tensor_name_map
     from gguf.quants import quantize
 
     settings = network.config
-    names = get_tensor_name_map(MODEL_ARCH.LLAMA, settings.num_hidden_layers)
+    architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == settings.model_type)
+    names = get_tensor_name_map(architecture, settings.num_hidden_layers)
     rounded = {"Q4_K": k_quants.q4_k, "Q6_K": k_quants.q6_k}
     for key, tensor in network.state_dict().items():
         if key == "lm_head.weight" and settings.tie_word_embeddings:
             continue  # llama.cpp takes the embeddings where there is no output.weight
         name = names.get_name(key, try_suffixes=(".weight", ".bias"))
         weight = tensor.float().numpy()
-        if ".q_proj." in key or ".k_proj." in key:
+        if settings.model_type == "llama" and (".q_proj." in key or ".k_proj." in key):
             heads = settings.num_attention_heads if ".q_proj." in key else settings.num_key_value_heads
-            # llama.cpp turns neighbouring numbers by RoPE, transformers the halves of a head.
+            # llama.cpp turns neighbouring numbers of a Llama by RoPE, transformers the halves of a head.
             weight = weight.reshape(heads, 2, -1, *weight.shape[1:]).swapaxes(1, 2).reshape(weight.shape)
         kind = "F32"
         if weight.ndim == 2:

@@ -39,14 +39,15 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
     Raises: ModelError as `check`, or if the tokenizer writes tokens that the model has no embedding for.
     """
     check(path)
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     warnings.filterwarnings("ignore", module="torchao")  # of its own deprecations, which no user can act on
     gguf = next(path.glob("*.gguf"), None)
-    weights = {"gguf_file": gguf.name} if gguf else {"use_safetensors": True}
-    if gguf:
+    weights: dict[str, Any] = {"use_safetensors": True}
+    if gguf:  # the config beside it, as transformers 5.24 reads no head_dim of a Qwen 3 out of the file
+        weights = {"gguf_file": gguf.name, "config": AutoConfig.from_pretrained(path)}
         _unpack_q5_0()
     tokenizer = load_tokenizer(path)
     try:

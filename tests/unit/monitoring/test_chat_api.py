@@ -7,6 +7,7 @@ import json
 import pytest
 
 from bloomery.components.core.config import parse
+from bloomery.components.core.data.chats import for_template
 from bloomery.components.core.errors import ConfigError
 from bloomery.monitoring.chat_api import ChatRequest
 
@@ -93,7 +94,7 @@ def test_an_answer_is_sent_back_as_it_came() -> None:
     assert turns(USER, {"role": "assistant"})[1]["content"] == ""
     assert turns(USER, {"role": "assistant", "content": None, "refusal": "No."})[1]["content"] == "No."
     thought = {**echo, "reasoning_content": "One."}
-    assert turns(USER, thought)[1] == {**plain, "reasoning_content": "One."}
+    assert for_template(turns(USER, thought))[1] == {**plain, "reasoning_content": "One."}
 
 
 def test_parts_of_text_are_one_text() -> None:

@@ -2,11 +2,11 @@
 
 import json
 import shutil
-import urllib.request
 
 import pytest
 import torch
 from chats import write_chats
+from gguf_server import LlamaCpp
 
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat, for_template
@@ -40,12 +40,22 @@ def wide(tmp_path_factory):
     return llama(tmp_path_factory.mktemp("wide") / "model", **sizes)
 
 
-def llama(folder, **sizes):
-    """A Llama with fewer key heads than query heads, an output head of its own, more embeddings than tokens, and a
-    byte-level BPE tokenizer that was learned on `PAIRS` and cuts numbers into digits."""
+@pytest.fixture(scope="module")
+def qwen2(tmp_path_factory):
+    return llama(tmp_path_factory.mktemp("qwen2") / "model", "Qwen2")
+
+
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory):
+    return llama(tmp_path_factory.mktemp("qwen3") / "model", "Qwen3", head_dim=32)
+
+
+def llama(folder, kind="Llama", **sizes):
+    """A Llama, or its kin, with fewer key heads than query heads, an output head of its own, more embeddings than
+    tokens, and a byte-level BPE tokenizer that was learned on `PAIRS` and cuts numbers into digits."""
+    import transformers
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
     from tokenizers import models as tokenizer_models
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     from tests.conftest import TEMPLATE
 
@@ -59,7 +69,7 @@ def llama(folder, **sizes):
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=320, special_tokens=special, initial_alphabet=alphabet)
     tokenizer.train_from_iterator([text for pair in PAIRS for text in pair] * 3, trainer)
-    fast = PreTrainedTokenizerFast(
+    fast = transformers.PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<|pad|>", eos_token="<|eos|>", chat_template=TEMPLATE
     )
     torch.manual_seed(0)
@@ -70,7 +80,7 @@ def llama(folder, **sizes):
         "initializer_range": 0.3,
         **sizes,
     }
-    settings = LlamaConfig(
+    settings = getattr(transformers, f"{kind}Config")(
         vocab_size=len(fast) + 3,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -80,7 +90,11 @@ def llama(folder, **sizes):
         pad_token_id=fast.pad_token_id,
         **settings,
     )
-    checkpoints.save(folder, LlamaForCausalLM(settings), fast)
+    network = getattr(transformers, f"{kind}ForCausalLM")(settings)
+    for weight in network.parameters():
+        if weight.ndim == 1 and kind != "Llama":
+            torch.nn.init.normal_(weight, 1.0, 0.3)  # biases and norms, all zeros or ones, would be right anywhere
+    checkpoints.save(folder, network, fast)
     return folder
 
 
@@ -91,6 +105,8 @@ def llama(folder, **sizes):
         ("base", "gguf_q4_0", 4.5, 0.12),
         ("base", "gguf_q4_k_m", 5.5, 0.06),
         ("wide", "gguf_q6_k", 6.5, 0.02),
+        ("qwen2", "gguf_q8_0", 8.5, 0.01),
+        ("qwen3", "gguf_q8_0", 8.5, 0.01),
         ("wide", "gguf_q4_k_m", 4.5, 0.08),
     ],
 )
@@ -188,32 +204,28 @@ def test_what_ends_a_turn_ends_it_in_llama_cpp_too(base, chats, tmp_path):
 
 @pytest.mark.parametrize(
     ("model", "scheme"),
-    [("base", "gguf_q8_0"), ("base", "gguf_q4_k_m"), ("wide", "gguf_q4_k_m"), ("wide", "gguf_q6_k")],
+    [
+        ("base", "gguf_q8_0"),
+        ("base", "gguf_q4_k_m"),
+        ("wide", "gguf_q4_k_m"),
+        ("wide", "gguf_q6_k"),
+        ("qwen2", "gguf_q8_0"),
+        ("qwen3", "gguf_q8_0"),
+        ("qwen3", "gguf_q4_k_m"),
+    ],
 )
 def test_llama_cpp_reads_and_answers_as_the_checkpoint(request, model, scheme, chats, tmp_path):
-    xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp itself: pip install 'bloomery[test]'")
     export(QuantisationConfig(scheme=scheme), request.getfixturevalue(model), chats, tmp_path / "m")
-    settings = xllamacpp.CommonParams()
-    settings.model.path = str(tmp_path / "m/model.gguf")
-    settings.n_gpu_layers, settings.n_ctx, settings.n_parallel, settings.port = 0, 256, 1, 0
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-    server = xllamacpp.Server(settings)
-
-    def ask(path, **question):
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(server.listening_address + path, json.dumps(question).encode(), headers)
-        return json.load(urllib.request.urlopen(request, timeout=60))
-
+    llama_cpp = LlamaCpp(tmp_path / "m/model.gguf")
     network, tokenizer = checkpoints.load(tmp_path / "m")
     text = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
-    assert ask("/apply-template", messages=QUESTION)["prompt"] == text
+    assert llama_cpp.rendered(QUESTION) == text
     for each in (*PAIRS[0], *PAIRS[1], STEPS, UNSEEN, text):
-        assert ask("/tokenize", content=each, add_special=True)["tokens"] == tokenizer(each)["input_ids"]
+        assert llama_cpp.tokens(each) == tokenizer(each)["input_ids"]
     ids = tokenizer(text, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         expected = network(ids).logits[0, -1].log_softmax(-1).tolist()
-    told = ask("/completion", prompt=ids[0].tolist(), n_predict=1, n_probs=5, temperature=0)
-    found = told["completion_probabilities"][0]["top_logprobs"]
+    found = llama_cpp.first_token(ids[0].tolist())
     assert [entry["logprob"] for entry in found] == pytest.approx([expected[e["id"]] for e in found], abs=0.3)
     assert found[0]["id"] == expected.index(max(expected))
 
@@ -260,6 +272,15 @@ def test_what_the_file_cannot_hold_is_no_variant(base, chats, tmp_path, file, ch
     (copy / file).write_text(json.dumps(content))
     with pytest.raises(CannotRun, match=reason):
         export(QuantisationConfig(scheme="gguf_q8_0"), copy, chats, tmp_path / "m")
+
+
+def test_what_is_written_otherwise_is_no_variant(tmp_path, chats):
+    windows = llama(tmp_path / "w", "Qwen2", use_sliding_window=True, sliding_window=8, max_window_layers=0)
+    with pytest.raises(CannotRun, match="the model is qwen2 with sliding windows; a GGUF is written of llama, qwen2 "):
+        export(QuantisationConfig(scheme="gguf_q8_0"), windows, chats, tmp_path / "m")
+    other = llama(tmp_path / "other", "Mistral")
+    with pytest.raises(CannotRun, match="the model is mistral; a GGUF is written of llama, qwen2 and qwen3, with the"):
+        export(QuantisationConfig(scheme="gguf_q8_0"), other, chats, tmp_path / "m")
 
 
 def test_rows_that_are_no_multiple_of_a_block_are_no_variant(tmp_path, chats, base):

