@@ -101,6 +101,23 @@ class Tokens:
         starts = np.arange(0, self.num_tokens, length, dtype=np.int64)
         return self._dataset(np.append(starts, self.num_tokens), f"blocks of {length}")
 
+    def packed(self, groups: Sequence[Sequence[int]]) -> Any:
+        """A dataset with one item a group of rows, one after the other: `input_ids`, `labels`, and `seq_lengths`, the
+        tokens of each row; read as it is asked for."""
+        from datasets import Dataset
+
+        labels = self._ids if self._labels is None else self._labels
+
+        def read(asked: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
+            spans = [[slice(*self._offsets[row : row + 2].tolist()) for row in group] for group in asked["rows"]]
+            return {
+                "input_ids": [[token for span in group for token in self._ids[span].tolist()] for group in spans],
+                "labels": [[label for span in group for label in labels[span].tolist()] for group in spans],
+                "seq_lengths": [[span.stop - span.start for span in group] for group in spans],
+            }
+
+        return Dataset.from_dict({"rows": [list(group) for group in groups]}).with_transform(read)
+
     def _dataset(self, offsets: np.ndarray, form: str) -> Any:
         import pyarrow as pa
         from datasets import Dataset

@@ -99,16 +99,23 @@ LOSS_TILE_BYTES = 2**26
 
 
 def _bound_loss(network: Any) -> None:
-    """Let TRL's loss, where it runs without Triton, take fewer tokens at a time the larger the vocabulary.
+    """Let TRL's loss, where it runs without Triton, score the tokens that have a loss alone, and fewer at a time the
+    larger the vocabulary.
 
-    TRL 1.16 takes 4,096 tokens x 32,768 columns: tiles of 512 MiB, so that a step of a model of any size takes 4 GB.
+    TRL 1.16 takes 4,096 tokens x 32,768 columns: tiles of 512 MiB, so that a step of a model of any size takes 4 GB. It
+    also scores what has no loss, for the sake of devices that compile each shape; of the questions of chats that is
+    most of the head's work, a quarter of that of a model of 135 M parameters.
     """
     import torch
     from trl.kernels import chunked_logprob
+    from trl.trainer import utils
 
     if not torch.cuda.is_available():
         columns = min(network.config.get_text_config().vocab_size, 32_768)
         chunked_logprob.TOKEN_CHUNK_SIZE = max(1, min(4_096, LOSS_TILE_BYTES // (4 * columns)))
+        utils._use_triton = lambda device: True  # which decides there only what is scored
+
+
 def load(config: TrainingConfig, path: Path) -> tuple[Any, Any]:
     """(model, tokenizer) of the checkpoint folder `path`, to be trained at `config.precision`.
 
@@ -169,6 +176,7 @@ def train(
     tokenizer: Any,
     rows: Any,
     *,
+    collator: Any = None,
     validation: Any = None,
     evaluations: int = 0,
     callbacks: Sequence[Any] = (),
@@ -177,9 +185,10 @@ def train(
 ) -> Any:
     """Train `network` on `rows`, as its adapter if `config` has one, and return the trainer when it is done.
 
-    `kind` is a trainer of TRL and the class of its arguments, which take `settings` too; `evaluations` is the number of
-    evenly spread passes over the rows of `validation`; `keepers` have state that a checkpoint holds. Rows come within
-    `config.max_length`: the trainer cuts none. A training that was killed goes on from its last checkpoint.
+    `kind` is a trainer of TRL and the class of its arguments, which take `settings` too; `collator` makes batches,
+    none: the trainer's own; `evaluations` is the number of evenly spread passes over the rows of `validation`;
+    `keepers` have state that a checkpoint holds. Rows come within `config.max_length`: the trainer cuts none. A
+    training that was killed goes on from its last checkpoint.
     Raises: DivergedError before a non-finite step is taken.
     """
     import torch
@@ -195,6 +204,7 @@ def train(
         model=network,
         processing_class=tokenizer,
         train_dataset=rows,
+        data_collator=collator,
         eval_dataset=validation if evaluations else None,
         peft_config=adapters.peft_config(config.adapter, network),
         callbacks=[*callbacks, resuming.callback()],

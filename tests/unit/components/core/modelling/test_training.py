@@ -46,6 +46,27 @@ def test_small_tiles_give_the_loss_and_gradients_of_large_ones(monkeypatch):
     torch.testing.assert_close(found[0], found[1])
 
 
+def test_a_loss_of_some_tokens_is_that_of_all_positions_masked(monkeypatch):
+    from trl.trainer import utils
+    from trl.trainer.utils import add_fused_lm_head
+
+    found = []
+    for compact in (False, True):
+        monkeypatch.setattr(utils, "_use_triton", lambda device, compact=compact: compact)
+        torch.manual_seed(0)
+        model = LlamaForCausalLM(LlamaConfig(vocab_size=60, **SMALL))
+        add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
+        ids = torch.arange(3, 43).view(2, 20)
+        labels = ids.clone()
+        labels[:, :13] = -100
+        labels[1, 16:] = -100
+        output = model(input_ids=ids, labels=labels, fused_lm_head=True)
+        output.loss.backward()
+        assert output.log_probs.shape == (2, 19) and output.label_mask.sum() == 10
+        found.append((output.loss.detach(), output.log_probs.detach(), model.model.norm.weight.grad))
+    torch.testing.assert_close(found[0], found[1])
+
+
 def test_validation_batches_hold_64_rows_or_8192_tokens():
     row = {"input_ids": [1] * 128}
     assert _rows_at_once([row]) == 64
