@@ -22,6 +22,11 @@ from bloomery.pipelines.recipe import RECIPES, Recipe
 FILE = RECIPES / "recipe.schema.json"
 NAME = {"type": "string", "description": "Name of the stage, where its step is used twice; none: that of the step."}
 
+FROM = {
+    "type": "string",
+    "description": "Stage whose model it goes on from, or `start`, what training starts from; none: the newest.",
+}
+
 
 def recipe_schema() -> dict[str, Any]:
     """The JSON Schema of a recipe's YAML, with every step as a possible stage."""
@@ -35,6 +40,8 @@ def recipe_schema() -> dict[str, Any]:
     for name, config in stages.items():
         place = places[config, "validation"]["$ref"].rpartition("/")[2]
         definitions[place]["properties"].setdefault("as", NAME)
+        if "model/1" in steps.find(name).reads.values():
+            definitions[place]["properties"].setdefault("from", FROM)
         settings = {"$ref": f"#/$defs/{place}"}
         entry = {"properties": {name: settings}, "required": [name], "additionalProperties": False}
         entries.append({"type": "object", "title": name, "description": config.__doc__, **entry})
