@@ -60,8 +60,9 @@ class Combination:
 
     def _counted(self, name: str) -> Parts:
         for before, after in zip(_numbers(self._base.tensors[name]), self._merged(name), strict=True):
-            self._squares[0] += float((after - before).double().square().sum())
-            self._squares[1] += float(before.double().square().sum())
+            moved = after - before
+            self._squares[0] += float(moved @ moved)
+            self._squares[1] += float(before @ before)
             yield after
 
     def _merged(self, name: str) -> Parts:
@@ -117,10 +118,9 @@ def _together(stored: Sequence[Stored]) -> Iterator[tuple[torch.Tensor, ...]]:
 
 
 def _products(stored: Sequence[Stored]) -> tuple[float, tuple[float, float]]:
-    """(dot product, squared norms) of two tensors, summed in 64 bits."""
+    """(dot product, squared norms) of two tensors, their parts summed in 64 bits."""
     dot = first = second = 0.0
     for one, other in _together(stored):
-        one, other = one.double(), other.double()
         dot += float(one @ other)
         first += float(one @ one)
         second += float(other @ other)
