@@ -49,7 +49,8 @@ def added(base: Path, adapters: Sequence[tuple[str, Path]], weights: Sequence[fl
 
     network, tokenizer = checkpoints.load(base, dtype="float32")
     wrapped: Any = None
-    names = [str(index) for index in range(len(adapters))]
+    # PEFT takes an adapter's name out of the names of tensors wherever it stands, so it must be no number of a layer.
+    names = [f"given_{index}" for index in range(len(adapters))]
     for name, (label, path) in zip(names, adapters, strict=True):
         try:
             if wrapped is None:

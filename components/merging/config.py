@@ -36,10 +36,17 @@ class Slice(Config):
         return self
 
 
-Method = (
-    Literal["linear", "slerp", "task_arithmetic", "ties", "dare_linear", "dare_ties"]
-    | Literal["passthrough", "depth_up_scaling", "lora_concatenation"]
-)
+Method = Literal[
+    "linear",
+    "slerp",
+    "task_arithmetic",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "passthrough",
+    "depth_up_scaling",
+    "lora_concatenation",
+]
 USED = {
     "linear": {"models"},
     "slerp": {"models", "t"},
@@ -77,8 +84,8 @@ class MergingConfig(Config):
     """Share of each tensor's differences that stays: the largest for `ties` (0.2 in its paper), random ones for `dare`
     (1 - p of its paper, where 0.1 of small differences is enough). It has no default as it differs by method."""
     scale: float = 1.0
-    """The merged difference is multiplied by it: λ of task arithmetic and TIES, to be chosen on validation rows. Without
-    any, 1 for TIES and 0.4 for sums of many differences (both 2306.01708)."""
+    """The merged difference is multiplied by it: λ of task arithmetic and TIES, to be chosen on validation rows.
+    Without any, 1 for TIES and 0.4 for sums of many differences (both 2306.01708)."""
     slices: list[Slice] = []
     """For `passthrough`: the layers of the new model, in their order. Embeddings, last norm and head are those of the
     stage's own model."""

@@ -52,7 +52,8 @@ def opened(label: str, path: Path) -> Ingredient:
     whole = AutoConfig.from_pretrained(path)
     kind: Any = AutoModelForCausalLM._model_mapping[type(whole)]
     text = whole.get_text_config()
-    ignored = [r"rotary_emb\.inv_freq$", *(kind._keys_to_ignore_on_load_unexpected or ())]
+    patterns = (r"rotary_emb\.inv_freq$", *(kind._keys_to_ignore_on_load_unexpected or ()))
+    ignored = [rf"(?:^|\.)(?:{pattern})" for pattern in patterns]
     if text.tie_word_embeddings:
         ignored += [f"^{re.escape(name)}$" for name in kind._tied_weights_keys or ()]
     tensors, full_names = {}, {}
@@ -84,14 +85,15 @@ def _check_tensor(name: str, ours: Stored | None, our_label: str, theirs: Stored
 def check_compatible(base: Ingredient, other: Ingredient) -> None:
     """Raise ModelError if equal shapes would compute something else, or a token means another; other differences of the
     configs, and another chat template, are warned of."""
-    ours, theirs = base.config.to_dict(), other.config.to_dict()
-    differing = sorted(key for key in ours.keys() | theirs.keys() if ours.get(key) != theirs.get(key))
-    for key in differing:
-        if key in DECISIVE:
+    for key in DECISIVE:
+        ours, theirs = (getattr(one.config, key, None) for one in (base, other))
+        if ours != theirs:
             raise ModelError(
-                f"{key} is {theirs.get(key)!r} in {other.label} and {ours.get(key)!r} in {base.label}; merging needs "
-                "one architecture; give models that were trained from one base"
+                f"{key} is {theirs!r} in {other.label} and {ours!r} in {base.label}; merging needs one architecture; "
+                "give models that were trained from one base"
             )
+    known, given = base.config.to_dict(), other.config.to_dict()
+    differing = sorted(key for key in known.keys() | given.keys() if known.get(key) != given.get(key))
     if told := [key for key in differing if key not in INCIDENTAL]:
         logger.warning(
             "%s has another %s than %s, whose config the merged model gets", other.label, ", ".join(told), base.label
