@@ -63,7 +63,8 @@ class Stage(Config):
         """What each of its ports reads, of the `newest` artifact by schema and the `models` by stage."""
         step = self.declared
         known = {**newest, MODEL: models[self.goes_on_from]} if self.goes_on_from else newest
-        own = {port: schema for port, schema in step.reads.items() if port not in step.named}
+        unread = set() if any(one.model for one in named_models.within(self.config)) else {named_models.OUTSIDE}
+        own = {port: schema for port, schema in step.reads.items() if port not in step.named and schema not in unread}
         found = {port: known[schema] for port, schema in own.items() if schema in known}
         named = zip(step.named, named_models.stages(self.config), strict=False)
         return found | {port: models[stage] for port, stage in named}

@@ -32,9 +32,7 @@ def chosen(config: MergingConfig, base: Ingredient, others: Mapping[Any, Ingredi
     if config.removed_layers is not None:
         count = len(layers(base)[1])
         if config.removed_layers >= count:
-            raise ConfigError(
-                f"merging.removed_layers: found {config.removed_layers}; {base.label} has {count} layers"
-            )
+            raise ConfigError(f"merging.removed_layers: found {config.removed_layers}; {base.label} has {count} layers")
         wanted = [(base, 0, count - config.removed_layers), (base, config.removed_layers, count)]
     else:
         wanted = [(others[piece.of] if piece.of else base, *piece.layers) for piece in config.slices]

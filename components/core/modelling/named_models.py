@@ -1,7 +1,8 @@
 """Models that a stage reads beside the one that it goes on from: its config names them, and ports of `run` bring them.
 
 Those of stages come by ports marked `Reads("model/1", optional=True, named=True)`, one each, since kfp makes a list of
-artifacts of loops alone; those from outside by a port marked `Reads("models/1")`, which preflight writes.
+artifacts of loops alone; those from outside by a port marked `Reads("models/1", optional=True)`, which preflight writes
+and which is read where the config names one.
 """
 
 from __future__ import annotations
@@ -13,9 +14,13 @@ from typing import Any
 from pydantic import BaseModel, model_validator
 
 from bloomery.components.core.config import Config, ModelName, digest
+from bloomery.components.core.errors import ConfigError
 
 START = "start"
 """The name of the model that training starts from, which no stage may have."""
+
+OUTSIDE = "models/1"
+"""The schema of the models from outside that a recipe's stages name, each in a folder of its own."""
 
 
 class NamedModel(Config):
@@ -57,8 +62,17 @@ def stages(config: Config) -> list[str]:
     return list(dict.fromkeys(named.stage for named in within(config) if named.stage))
 
 
-def located(config: Config, brought: Sequence[Path | None], outside: Path) -> dict[NamedModel, Path]:
+def located(config: Config, brought: Sequence[Path | None], outside: Path | None) -> dict[NamedModel, Path]:
     """The folder of every model that `config` names: `brought` by the named ports in their order, or within `outside`
-    (models/1)."""
-    of_stages = dict(zip(stages(config), (path for path in brought if path is not None), strict=True))
-    return {named: of_stages[named.stage] if named.stage else outside / named.folder for named in within(config)}
+    (models/1). Raises: ConfigError if one was not brought."""
+    given, names = [path for path in brought if path is not None], stages(config)
+    lacking = names[len(given) :]
+    lacking += [named.model for named in within(config) if named.model and outside is None]
+    if lacking:
+        raise ConfigError(
+            f"{', '.join(lacking)}: named in the settings, and not among the inputs; give a folder of each"
+        )
+    folders = dict(zip(names, given, strict=True))
+    return {
+        named: folders[named.stage] if named.stage else (outside or Path()) / named.folder for named in within(config)
+    }

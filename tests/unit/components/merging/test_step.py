@@ -278,3 +278,10 @@ def test_layers_that_are_not_there_are_refused(merge):
         merge(method="passthrough", slices=[{"layers": [1, 3]}])
     with pytest.raises(ConfigError, match="removed_layers: found 2; the stage's own model has 2 layers"):
         merge(method="depth_up_scaling", removed_layers=2)
+
+
+def test_a_model_that_is_named_and_not_given_is_told(models, tmp_path):
+    named = [{"stage": "letters"}, {"stage": "digits"}, {"model": "org/name"}]
+    config = MergingConfig.model_validate({"method": "linear", "models": named})
+    with pytest.raises(ConfigError, match="digits, org/name: named in the settings, and not among the inputs"):
+        run(config, base_model=models / "base", model=tmp_path / "out", first=models / "letters")
