@@ -101,7 +101,9 @@ def _told(name: str, field: FieldInfo) -> str:
 
 def _ports(step: steps.Step) -> str:
     """A step as a possible stage: what it reads, what it writes, what it is for."""
-    reads = [f"{schema}{' (optional)' if port in step.optional else ''}" for port, schema in step.reads.items()]
+    own = {port: schema for port, schema in step.reads.items() if port not in step.named}
+    reads = [f"{schema}{' (optional)' if port in step.optional else ''}" for port, schema in own.items()]
+    reads += [f"models of up to {len(step.named)} stages that it names"] if step.named else []
     about = " ".join((step.run.__doc__ or "").split("\n\n")[0].split())
     return f"{step.name}: {', '.join(reads)} -> {', '.join(step.writes.values())}\n    {about}"
 

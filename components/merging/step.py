@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
+from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.modelling import checkpoints, named_models, tensor_files
 from bloomery.components.core.modelling.named_models import NamedModel
@@ -49,13 +50,14 @@ def run(
     if config.method == "lora_concatenation":
         given = [(label(named), adapters.folder(label(named), found[named])) for named in config.models]
         network, tokenizer = adapters.added(base_model, given, [named.weight for named in config.models])
-        checkpoints.save(model, network, tokenizer, like=base_model)
+        checkpoints.save(model, network, tokenizer, like=base_model)  # which seals it
         num_models, num_layers = len(given), base.config.num_hidden_layers
     elif config.method in ("passthrough", "depth_up_scaling"):
         others = {named: opened(label(named), path) for named, path in found.items()}
         stacked = stacking.chosen(config, base, others)
         stacking.write_config(base, stacked, model)
         tensor_files.write(model, stacking.tensors(base, stacked), like=base_model)
+        artifact.seal(model, "model/1")
         num_models, num_layers = len({layer.model.path for layer in stacked}), len(stacked)
     else:
         models = [opened(label(named), found[named]) for named in config.models]
@@ -63,6 +65,7 @@ def run(
         combination = Combination(config, base, models)
         tensor_files.write(model, combination.tensors(), like=base_model)
         combination.check_moved()
+        artifact.seal(model, "model/1")
         change = {"merging/relative_change": combination.relative_change()}
         num_models, num_layers = len(models), base.config.num_hidden_layers
     size = parameters(list(tensor_files.stored(model).values()))

@@ -94,9 +94,9 @@ class Made(NamedTuple):
     """Its numbers, flat, one part after the other, in any dtype."""
 
 
-def write(path: Path, tensors: Iterable[Made], *, like: Path) -> artifact.Manifest:
+def write(path: Path, tensors: Iterable[Made], *, like: Path) -> None:
     """Write a checkpoint of `tensors`, with config, tokenizer and templates of the checkpoint `like` as far as `path`
-    has none of its own, and seal it as model/1.
+    has none of its own. It is whole once the caller has sealed it.
 
     One tensor is made at a time. Raises: ModelError naming a tensor that is not finite.
     """
@@ -117,7 +117,6 @@ def write(path: Path, tensors: Iterable[Made], *, like: Path) -> artifact.Manife
                 if part.is_floating_point() and not torch.isfinite(part).all():
                     raise ModelError(f"{one.name} would hold numbers that are not finite in {one.dtype}")
                 opened.write(part.contiguous().view(torch.uint8).numpy().data)
-    return artifact.seal(path, "model/1")
 
 
 def _dtype(one: Made) -> torch.dtype:

@@ -235,9 +235,10 @@ def test_models_that_do_not_fit_are_refused_by_name(merge, models, tmp_path, fau
     assert not list(tmp_path.glob(f"merged-*/{artifact.MANIFEST}"))
 
 
-def test_the_base_has_no_difference_to_itself(merge):
+def test_the_base_has_no_difference_to_itself(merge, tmp_path):
     with pytest.raises(ModelError, match="the stage letters has the very weights of the stage's own model.*`from`"):
         merge(base="letters", method="ties", models=BOTH, density=0.2)
+    assert not list(tmp_path.glob(f"merged-*/{artifact.MANIFEST}"))
 
 
 def test_other_dtypes_files_and_settings_are_merged_into_those_of_the_base(merge, models, tmp_path, caplog):
