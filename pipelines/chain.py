@@ -1,13 +1,15 @@
 """The stages of a recipe: how they are written, and which artifact each of them reads.
 
 A stage reads the newest artifact of each schema that its step reads, and what it writes takes that place. Before the
-first stage stand what preflight made of the recipe's data and model.
+first stage stand what preflight made of the recipe's data and model. A stage goes on from another model than the newest
+by `from`, and reads further ones where its config names their stages.
 """
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +17,14 @@ from pydantic import SerializeAsAny, model_serializer
 
 from bloomery.components.core.config import Config, parse
 from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.modelling import named_models
+from bloomery.components.core.modelling.named_models import START
 from bloomery.pipelines import steps
 
 NAMED = re.compile(r"[a-z][a-z0-9_]*")
+OWN_KEYS = ("as", "from")
+"""Keys of an entry of `stages` that are no settings of its step."""
+MODEL = "model/1"
 GIVEN_BY = {
     "source/1": "a stage with `sources`, such as data_curation",
     "document/2": "a stage data_curation before it",
@@ -36,6 +43,8 @@ class Stage(Config):
     """Name of the step."""
     name: str
     """Name of the stage: that of the step, or what `as` says."""
+    goes_on_from: str = ""
+    """The stage whose model it reads as its own, which `from` says, or `start`; empty: the newest."""
     config: SerializeAsAny[Config]
     """Settings of the step."""
 
@@ -50,9 +59,20 @@ class Stage(Config):
         idle = getattr(self.config, "idle_outputs", set())
         return {port: schema for port, schema in self.declared.writes.items() if port not in idle}
 
+    def inputs(self, newest: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
+        """What each of its ports reads, of the `newest` artifact by schema and the `models` by stage."""
+        step = self.declared
+        known = {**newest, MODEL: models[self.goes_on_from]} if self.goes_on_from else newest
+        unread = set() if any(one.model for one in named_models.within(self.config)) else {named_models.OUTSIDE}
+        own = {port: schema for port, schema in step.reads.items() if port not in step.named and schema not in unread}
+        found = {port: known[schema] for port, schema in own.items() if schema in known}
+        named = zip(step.named, named_models.stages(self.config), strict=False)
+        return found | {port: models[stage] for port, stage in named}
+
     @model_serializer
     def _as_written(self) -> dict[str, Any]:
         named = {"as": self.name} if self.name != self.step else {}
+        named |= {"from": self.goes_on_from} if self.goes_on_from else {}
         return {self.step: {**named, **self.config.model_dump(mode="json", exclude_none=True)}}
 
 
@@ -99,10 +119,11 @@ def read(entries: Any, *, seed: int, folder: Path | None = None) -> list[Stage]:
             if step in steps.FRAME:
                 raise ConfigError(f"{step}: is no stage: it has a key of its own, at the top of the recipe")
             config = steps.find(step).config
-            values = {key: value for key, value in settings.items() if key != "as"}
+            values = {key: value for key, value in settings.items() if key not in OWN_KEYS}
             if "seed" in config.model_fields:
                 values.setdefault("seed", seed)
-            stages.append(Stage(step=step, name=name, config=parse(config, values, where=name, folder=folder)))
+            own = {"step": step, "name": name, "goes_on_from": str(settings.get("from", ""))}
+            stages.append(Stage(**own, config=parse(config, values, where=name, folder=folder)))
         except ConfigError as error:
             problems.append(str(error))
     names = [stage.name for stage in stages]
@@ -113,7 +134,7 @@ def read(entries: Any, *, seed: int, folder: Path | None = None) -> list[Stage]:
             f"stages: {names.count(name)} stages are named {name}; give each a name of its own, such as "
             f"{{{next(stage.step for stage in stages if stage.name == name)}: {{as: {name}_2}}}}"
         )
-    taken = sorted({name for name in names if name in (*steps.FRAME, "base", "champion")} | {
+    taken = sorted({name for name in names if name in (*steps.FRAME, "base", "champion", START)} | {
         name for name in names if name.startswith(("evaluation_", "ptq_"))
     })
     problems += [f"stages: {name} names something else in every run; call the stage otherwise" for name in taken]
@@ -131,8 +152,11 @@ def problems(stages: Sequence[Stage], given: Collection[str]) -> Iterator[str]:
     """What is wrong with the order of `stages`, where `given` are the schemas that stand before the first."""
     known = set(given)
     unread: dict[str, str] = {}
+    models = [START]
     for stage in stages:
         step = stage.declared
+        yield from _unknown_models(stage, models)
+        models += [stage.name] if MODEL in stage.writes.values() else []
         for port, schema in step.reads.items():
             unread.pop(schema, None)
             if schema not in known and port not in step.optional:
@@ -146,8 +170,23 @@ def problems(stages: Sequence[Stage], given: Collection[str]) -> Iterator[str]:
             unread |= {schema: port for port, schema in stage.writes.items() if schema in ("chat/2", "preference/2")}
     for schema, key in unread.items():
         yield f"{key}: no stage reads them; add one that reads {schema}, or leave the key out"
-    if not any("model/1" in stage.writes.values() for stage in stages):
+    if not any(MODEL in stage.writes.values() for stage in stages):
         yield "stages: no stage writes a model, so the gate has nothing to judge; add a stage that trains, such as sft"
+
+
+def _unknown_models(stage: Stage, models: Sequence[str]) -> Iterator[str]:
+    """What is wrong with the stages that `stage` names, where `models` are those before it that write a model."""
+    step, named = stage.declared, named_models.stages(stage.config)
+    where = f"stages.{stage.name}"
+    for name in dict.fromkeys([*([stage.goes_on_from] if stage.goes_on_from else []), *named]):
+        if name not in models:
+            near = difflib.get_close_matches(name, models, n=1)
+            hint = f"did you mean '{near[0]}'?" if near else f"expected one of {', '.join(models)}"
+            yield f"{where}: no stage {name} before it writes a model; {hint}"
+    if stage.goes_on_from and not any(schema == MODEL for port, schema in step.reads.items() if port not in step.named):
+        yield f"{where}.from: {stage.step} reads no model that it could go on from; leave the key out"
+    if len(named) > len(step.named):
+        yield f"{where}: names {len(named)} stages, and {stage.step} reads the models of at most {len(step.named)}"
 
 
 def _writers(schema: str) -> list[str]:

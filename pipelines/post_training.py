@@ -9,6 +9,7 @@ from typing import Any
 from kfp import dsl
 
 from bloomery.components.core.config import packed, parameters
+from bloomery.components.core.modelling.named_models import START
 from bloomery.infra.resources import place
 from bloomery.pipelines import steps
 from bloomery.pipelines.recipe import Recipe
@@ -71,13 +72,14 @@ def build(recipe: Recipe) -> Any:
         base_results = evaluate("base", checked["base_model"], "evaluation_of_rivals")
 
         newest = {schema: checked[port] for port, schema in recipe.start().items()}
+        models = {START: checked["start"]}
         done: dict[str, dict[str, Any]] = {}
         for stage in recipe.stages:
-            step = stage.declared
-            inputs = {port: newest[schema] for port, schema in step.reads.items() if schema in newest}
+            inputs = stage.inputs(newest, models)
             made = done[stage.step] = task(stage.step, stage.name, given[stage.name], **inputs)
             newest |= {schema: made[port] for port, schema in stage.writes.items()}
             if "model/1" in stage.writes.values():
+                models[stage.name] = newest["model/1"]
                 is_candidate = stage.name == recipe.last_model() and not recipe.quantisation
                 results = evaluate(
                     stage.name, newest["model/1"], "evaluation_of_rivals" if is_candidate else "evaluation"

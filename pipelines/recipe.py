@@ -17,7 +17,9 @@ from bloomery.components.chat_curation.config import ChatCurationConfig
 from bloomery.components.core.config import MOST_PACKED, Config, ModelName, packed, parameters, parse
 from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.modelling import named_models
 from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
+from bloomery.components.core.modelling.named_models import NamedModel
 from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.components.core.scoring.lm_eval_tasks import PREFIX
 from bloomery.components.core.scoring.tasks import TaskConfig
@@ -69,8 +71,9 @@ class Recipe(Config):
     as `chats` are."""
     stages: list[Stage] = Field(min_length=1)
     """What is done, in this order: steps, each with its settings, such as `[sft: {epochs: 1, …}, dpo]`. A stage reads
-    the newest artifact of each schema that its step reads. A step that is used twice gets a name of its own, by
-    `as`."""
+    the newest artifact of each schema that its step reads. A step that is used twice gets a name of its own, by `as`;
+    `from` names the stage whose model it goes on from in place of the newest, or `start`, what the first one starts
+    from."""
     quantisation: list[QuantisationConfig] = []
     """Variants that are exported and measured beside the model as it is; none: it is the candidate as it is."""
     ptq: PtqConfig = PtqConfig()
@@ -158,6 +161,7 @@ class Recipe(Config):
             **({"seeds": "chat/2"} if self._has_seeds() else {}),
             "known": "index/1",
             "encoder": "encoder/1",
+            "outside": "models/1",
             "start": "model/1",
         }
 
@@ -179,6 +183,7 @@ class Recipe(Config):
         learns = next((stage.config for stage in self.stages if isinstance(stage.config, FineTuningConfig)), None)
         on_pairs = (stage.config for stage in self.stages if "preference/2" in stage.declared.reads.values())
         compares = next((config for config in on_pairs if isinstance(config, TrainingConfig)), None)
+        named = [named for stage in self.stages for named in named_models.within(stage.config) if named.model]
         return PreflightConfig(
             base_model=self.base_model,
             revision=self.revision,
@@ -209,6 +214,9 @@ class Recipe(Config):
             known_index=dedup.known_index,
             encoder=semantic.encoder if semantic else "",
             encoder_revision=semantic.revision if semantic else "main",
+            outside=list(
+                {one.folder: NamedModel(model=one.model, revision=one.revision) for one in named}.values()
+            ),
             registered_model=self.registered_model,
             models_uri=self.promotion.models_uri,
             start_from=self.start_from,

@@ -22,6 +22,11 @@ from bloomery.pipelines.recipe import RECIPES, Recipe
 FILE = RECIPES / "recipe.schema.json"
 NAME = {"type": "string", "description": "Name of the stage, where its step is used twice; none: that of the step."}
 
+FROM = {
+    "type": "string",
+    "description": "Stage whose model it goes on from, or `start`, what training starts from; none: the newest.",
+}
+
 
 def recipe_schema() -> dict[str, Any]:
     """The JSON Schema of a recipe's YAML, with every step as a possible stage."""
@@ -35,6 +40,8 @@ def recipe_schema() -> dict[str, Any]:
     for name, config in stages.items():
         place = places[config, "validation"]["$ref"].rpartition("/")[2]
         definitions[place]["properties"].setdefault("as", NAME)
+        if "model/1" in steps.find(name).reads.values():
+            definitions[place]["properties"].setdefault("from", FROM)
         settings = {"$ref": f"#/$defs/{place}"}
         entry = {"properties": {name: settings}, "required": [name], "additionalProperties": False}
         entries.append({"type": "object", "title": name, "description": config.__doc__, **entry})
@@ -94,7 +101,9 @@ def _told(name: str, field: FieldInfo) -> str:
 
 def _ports(step: steps.Step) -> str:
     """A step as a possible stage: what it reads, what it writes, what it is for."""
-    reads = [f"{schema}{' (optional)' if port in step.optional else ''}" for port, schema in step.reads.items()]
+    own = {port: schema for port, schema in step.reads.items() if port not in step.named}
+    reads = [f"{schema}{' (optional)' if port in step.optional else ''}" for port, schema in own.items()]
+    reads += [f"models of up to {len(step.named)} stages that it names"] if step.named else []
     about = " ".join((step.run.__doc__ or "").split("\n\n")[0].split())
     return f"{step.name}: {', '.join(reads)} -> {', '.join(step.writes.values())}\n    {about}"
 

@@ -41,6 +41,8 @@ class Step:
     """Schema by input port."""
     optional: set[str]
     """Input ports that it can do without."""
+    named: list[str]
+    """Input ports for the models of stages that its config names, in order."""
     writes: dict[str, str]
     """Schema by output port."""
     accelerator: bool
@@ -110,6 +112,7 @@ def _described(name: str, run: Callable[..., dict[str, float]], said: Declared) 
         config=config_class(run),
         reads=artifact.ports(run, artifact.Reads),
         optional=artifact.optional_ports(run),
+        named=artifact.named_ports(run),
         writes=artifact.ports(run, artifact.Writes),
         accelerator=said.accelerator,
         is_cached=said.reuse is not False,

@@ -47,6 +47,8 @@ class Reads:
     schema: str
     optional: bool = False
     """The step can do without it: `run` then gets None."""
+    named: bool = False
+    """It is no newest artifact but that of a stage which the config names: see core/modelling/named_models.py."""
 
 
 @dataclass(frozen=True)
@@ -335,6 +337,11 @@ def ports(run: Any, kind: type) -> dict[str, str]:
 def optional_ports(run: Any) -> set[str]:
     """Names of the inputs that a step's `run` can do without."""
     return {name for name, mark in _marks(run) if isinstance(mark, Reads) and mark.optional}
+
+
+def named_ports(run: Any) -> list[str]:
+    """Names of the inputs that bring what stages wrote which the config names, in their order."""
+    return [name for name, mark in _marks(run) if isinstance(mark, Reads) and mark.named]
 
 
 def _marks(run: Any) -> Iterator[tuple[str, Any]]:

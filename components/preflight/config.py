@@ -10,6 +10,7 @@ from bloomery.components.core.config import Config
 from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.data.tables import SourceConfig
 from bloomery.components.core.modelling.context import TooLong
+from bloomery.components.core.modelling.named_models import NamedModel
 from bloomery.components.core.modelling.templates import TrainOn
 from bloomery.components.core.scoring.tasks import TaskConfig
 
@@ -49,6 +50,8 @@ class PreflightConfig(Config):
     """Checkpoint folder or hub name of dedup's encoder; empty: none."""
     encoder_revision: str = "main"
     """Revision of the encoder on the hub."""
+    outside: list[NamedModel] = []
+    """Models from outside that stages of the recipe name beside the base model."""
     registered_model: str
     """Name in the model registry, whose champion the candidate has to beat."""
     models_uri: str = "models"

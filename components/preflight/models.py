@@ -1,4 +1,5 @@
-"""The models that a run takes from outside: the base model, with what it lacks, dedup's encoder and the champion."""
+"""The models that a run takes from outside: the base model, with what it lacks, those that stages name, the encoder of
+dedup and the champion."""
 
 from __future__ import annotations
 
@@ -181,6 +182,18 @@ def take_encoder(config: PreflightConfig, target: Path) -> None:
         artifact.link_tree(source, target)
         (target / artifact.MANIFEST).unlink(missing_ok=True)
     artifact.seal(target, "encoder/1")
+
+
+def take_outside(config: PreflightConfig, target: Path) -> None:
+    """Write the models, or adapters in PEFT's form, that stages name, each under its `folder`."""
+    target.mkdir(parents=True, exist_ok=True)
+    for named in config.outside:
+        source = checkpoints.named("stages", named.model, named.revision)
+        if not (source / "adapter_config.json").is_file():
+            checkpoints.check(source, to_train=True, has_chats=False)
+        artifact.link_tree(source, target / named.folder)
+        (target / named.folder / artifact.MANIFEST).unlink(missing_ok=True)
+    artifact.seal(target, "models/1")
 
 
 def take_champion(

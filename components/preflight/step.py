@@ -21,7 +21,7 @@ from bloomery.components.core.errors import BloomeryError
 from bloomery.components.core.records import Indexed, Source, content_id
 from bloomery.components.core.registry import registry
 from bloomery.components.preflight.config import PreflightConfig
-from bloomery.components.preflight.models import take_base_model, take_champion, take_encoder
+from bloomery.components.preflight.models import take_base_model, take_champion, take_encoder, take_outside
 from bloomery.components.preflight.questions import render_tasks
 
 logger = logging.getLogger(__name__)
@@ -36,6 +36,7 @@ def run(
     seeds: Annotated[Path, Writes("chat/2")],
     known: Annotated[Path, Writes("index/1")],
     encoder: Annotated[Path, Writes("encoder/1")],
+    outside: Annotated[Path, Writes("models/1")],
     base_model: Annotated[Path, Writes("model/1")],
     start: Annotated[Path, Writes("model/1")],
     champion: Annotated[Path, Writes("model/1")],
@@ -46,8 +47,9 @@ def run(
     Writes:  sources (the files to read, with digests), tasks (every question of every task, with the verifiers'
              databases), seeds (their training questions with the answers, as chats: domain, safety, then general),
              known (the index of documents that an earlier run kept; empty if there is none), encoder
-             (dedup's; empty if there is none), base_model, start (the checkpoint that training starts from), champion
-             (the registered champion's; empty if there is none) and champion_version.
+             (dedup's; empty if there is none), outside (the models and adapters that stages name, each in a folder of
+             its own), base_model, start (the checkpoint that training starts from), champion (the registered
+             champion's; empty if there is none) and champion_version.
     Returns: preflight/files, preflight/bytes, preflight/prompts, preflight/seeds, preflight/lost_<task> (rows that
              ask nothing, each counted once), preflight/base_model_bytes, preflight/too_long_fraction,
              preflight/too_long_pair_fraction, preflight/too_long_fraction_<task>.<set> (see `take_base_model`).
@@ -62,6 +64,7 @@ def run(
         lambda: facts.update(render_tasks(config, tasks, seeds)),
         lambda: _take_index(config.known_index, known),
         lambda: take_encoder(config, encoder),
+        lambda: take_outside(config, outside),
         lambda: facts.update(take_base_model(config, base_model, tasks)),
         lambda: registry.check_store(config.models_uri),
         lambda: take_champion(config, base_model, start, champion, champion_version),

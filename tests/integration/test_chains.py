@@ -1,6 +1,7 @@
 """Chains that are not the quickstart's, each through the command line on a tiny real model."""
 
 import json
+import shutil
 from pathlib import Path
 
 import colours
@@ -105,6 +106,41 @@ def test_continued_pre_training_alone_is_judged_by_perplexity(project):
     verdict = json.loads(Path(_output(summary, "promotion", "verdict"), "verdict.json").read_text())
     (leg,) = [leg for leg in verdict["legs"] if leg["kind"] == "task"]
     assert leg["name"] == "pages.test perplexity against base" and leg["value"] < leg["baseline"]
+
+
+MERGED = {
+    "mean": {"method": "linear", "models": [{"stage": "red"}, {"stage": "shy"}]},
+    "arc": {"method": "slerp", "t": 0.3, "models": [{"stage": "red"}, {"model": "elsewhere"}]},
+    "sum": {"from": "start", "method": "ties", "density": 0.5, "models": [{"stage": "red"}, {"stage": "shy"}]},
+    "deep": {"from": "red", "method": "depth_up_scaling", "removed_layers": 1},
+}
+
+
+def test_two_fine_tunings_of_one_base_are_merged_and_a_deeper_model_is_healed(project):
+    """Siblings by `from`, a model from outside, a base that is not the newest, and continued training of the result."""
+    curation, dedup = yaml.safe_load((project / "recipe.yaml").read_text())["stages"][:2]
+    stages = [
+        *(curation, dedup),
+        {"sft": {"as": "red", **LEARNING}},
+        {"sft": {"as": "shy", "from": "start", **LEARNING, "epochs": 10, "seed": 5}},
+        *({"merging": {"as": name, **settings}} for name, settings in MERGED.items()),
+        {"cpt": {"learning_rate": 1e-3, "epochs": 1, **TRAINING}},
+        {"sft": {"as": "last", **LEARNING}},
+    ]
+    shutil.copytree(project / "base", project / "elsewhere")
+    write(project, stages, ("train", "test"))
+    summary = colours.run(project, "w")
+    assert summary["status"] == "promoted", summary["reason"]
+    for name in ("mean", "arc", "sum"):
+        assert summary["stages"][name]["merging/models"] == 2 and summary["stages"][name]["merging/relative_change"] > 0
+    assert summary["stages"]["deep"]["merging/layers"] == 2
+    assert summary["stages"]["evaluation_last"]["evaluation/colour.test.accuracy"] == 1.0
+    # A model elsewhere changes: its own merging and what reads of that are done again, and nothing before.
+    config = project / "elsewhere" / "generation_config.json"
+    config.write_text(config.read_text() + "\n")
+    again = colours.run(project, "w")
+    assert {"red", "shy", "mean"} <= set(again["cached_steps"]) and "arc" not in again["cached_steps"]
+    assert "last" in again["cached_steps"]
 
 
 def _output(summary: dict, stage: str, port: str) -> str:

@@ -88,7 +88,7 @@ def tensors(path: Path) -> dict[str, tuple[str, list[int]]]:
     """(dtype as safetensors names it, shape) of each tensor in the folder's safetensors, from their heads alone."""
     held = {}
     for file in sorted(path.glob("*.safetensors")):
-        for name, entry in _head(file).items():
+        for name, entry in head(file).items():
             if name != "__metadata__":
                 held[name] = (entry["dtype"], entry["shape"])
     return held
@@ -159,10 +159,10 @@ def _broken(file: Path) -> str:
     if file.suffix != ".safetensors":
         return ""
     try:
-        head = _head(file)
+        table = head(file)
     except (ValueError, OverflowError, MemoryError):
         return f"{file.name} is no safetensors file; fetch the checkpoint again"
-    wanted = max((entry["data_offsets"][1] for name, entry in head.items() if name != "__metadata__"), default=0)
+    wanted = max((entry["data_offsets"][1] for name, entry in table.items() if name != "__metadata__"), default=0)
     with file.open("rb") as opened:
         wanted += 8 + int.from_bytes(opened.read(8), "little")
     return f"{file.name} has {size:,} bytes and should have {wanted:,}; fetch it again" if size < wanted else ""
@@ -185,7 +185,7 @@ def _untrainable(config: dict[str, Any], path: Path) -> list[str]:
     return []
 
 
-def _head(file: Path) -> dict[str, Any]:
+def head(file: Path) -> dict[str, Any]:
     """The table of contents of a safetensors file: github.com/huggingface/safetensors#format."""
     with file.open("rb") as opened:
         size = int.from_bytes(opened.read(8), "little")

@@ -300,3 +300,66 @@ def test_a_key_is_documented_where_a_user_would_look(load):
     assert documentation("stages.sft.epochs") == documentation("sft.epochs")
     assert documentation("quantisation.0.scheme") == documentation("quantisation.scheme")
     assert documentation("evaluation.lm_eval.tasks").startswith("tasks (list[str], required)\n")
+
+
+def test_a_stage_goes_on_from_the_model_that_it_names_and_reads_those_of_others(load, on_a_short_stack):
+    merging = {"method": "ties", "density": 0.2, "models": [{"stage": "b"}, {"model": "org/other"}, {"stage": "a"}]}
+    again = {"as": "half", "method": "linear", "models": [{"stage": "start"}, {"stage": "merging"}]}
+    chain = [
+        {"sft": {"as": "a", **TRAINING}},
+        {"sft": {"as": "b", "from": "start", **TRAINING}},
+        {"merging": {"from": "start", **merging}},
+        {"sft": {"as": "c", **TRAINING}},
+        {"merging": again},
+    ]
+    loaded = load(chain, ["b.from=start", "merging.density=0.3"])
+    found = wiring(loaded, on_a_short_stack)
+    assert found["b"]["base_model"] == "preflight.start"
+    read = {"base_model": "preflight.start", "outside": "preflight.outside"}
+    assert found["merging"] == {**read, "first": "b.model", "second": "a.model"}
+    assert found["c"]["base_model"] == "merging.model"
+    # It names none from outside, and so does not depend on them.
+    assert found["half"] == {"base_model": "c.model", "first": "preflight.start", "second": "merging.model"}
+    assert [one.model for one in loaded.preflight().outside] == ["org/other"]
+    assert loaded.stages[2].config.density == 0.3
+    assert loaded.model_dump(mode="json")["stages"][1]["sft"]["from"] == "start"
+
+
+def test_folders_of_models_are_meant_from_the_recipe(load, tmp_path):
+    (tmp_path / "other").mkdir()
+    merging = {"method": "linear", "models": [{"model": "other"}, {"model": "./later", "revision": "v2"}]}
+    found = load([{"merging": merging}]).preflight().outside
+    assert [(one.model, one.revision) for one in found] == [
+        (str(tmp_path / "other"), "main"),
+        (str(tmp_path / "later"), "v2"),
+    ]
+    with pytest.raises(ConfigError, match="merging.models.0: found .* expected one of `stage`"):
+        load([{"merging": {"method": "linear", "models": [{}, {"stage": "start"}]}}])
+
+
+@pytest.mark.parametrize(
+    ("chain", "told"),
+    [
+        (
+            [{"sft": {"as": "one", **TRAINING}}, {"merging": {"method": "linear", "models": [{"stage": "oen"}] * 2}}],
+            "stages.merging: no stage oen before it writes a model; did you mean 'one'?",
+        ),
+        (
+            [{"sft": {"from": "sft", **TRAINING}}],
+            "stages.sft: no stage sft before it writes a model; expected one of s",
+        ),
+        ([{**CURATION}, {"dedup": {"from": "start"}}, {"cpt": TRAINING}], "stages.dedup.from: dedup reads no model"),
+        (
+            [
+                *({"sft": {"as": f"s{number}", **TRAINING}} for number in range(5)),
+                {"merging": {"method": "linear", "models": [{"stage": f"s{number}"} for number in range(5)]}},
+            ],
+            "stages.merging: names 5 stages, and merging reads the models of at most 4",
+        ),
+        ([{"sft": {"as": "start", **TRAINING}}], "stages: start names something else in every run"),
+    ],
+)
+def test_models_that_no_stage_before_writes_are_told(load, chain, told):
+    with pytest.raises(ConfigError) as error:
+        load(chain)
+    assert told in str(error.value), str(error.value)

@@ -9,6 +9,7 @@ from bloomery.components.core.data.chat_forms import read_pair
 from bloomery.components.core.data.chats import as_text, chat, message
 from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, MissingExtraError, ModelError
 from bloomery.components.core.modelling import checkpoints, inspection
+from bloomery.components.core.modelling.named_models import NamedModel
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring.contamination import evaluation_items
 from bloomery.components.core.scoring.tasks import Tasks, Template, ask
@@ -17,7 +18,10 @@ from bloomery.components.dpo.pairs import usable
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.step import run
 
-OUTPUTS = ("sources", "tasks", "seeds", "known", "encoder", "base_model", "start", "champion", "champion_version")
+OUTPUTS = (
+    *("sources", "tasks", "seeds", "known", "encoder", "outside"),
+    *("base_model", "start", "champion", "champion_version"),
+)
 
 
 @pytest.fixture
@@ -86,6 +90,30 @@ def test_the_same_rows_in_another_place_are_the_same_tasks(call, tmp_path):
 
     shutil.rmtree(tmp_path / "out")
     assert artifact.read_manifest(call(move)[1]["tasks"]).digest == first
+
+
+def test_models_that_stages_name_are_taken_in_and_told_by_content(call, tmp_path, tiny_model):
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    adapter = tmp_path / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_config.json").write_text("{}")
+    named = [NamedModel(model=str(folder)) for folder in (other, adapter)]
+
+    def give(values):
+        values["outside"] = [one.model_dump() for one in named]
+
+    def taken():
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)
+        return artifact.read_manifest(call(give)[1]["outside"], "models/1")
+
+    first = taken()
+    assert {f"{named[0].folder}/model.safetensors", f"{named[1].folder}/adapter_config.json"} <= first.files.keys()
+    assert f"{named[0].folder}/{artifact.MANIFEST}" not in first.files and taken().digest == first.digest
+    (other / "config.json").write_text((other / "config.json").read_text() + "\n")
+    assert taken().digest != first.digest
+    (other / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="other: found no weights; expected"):
+        call(give)
 
 
 def test_every_problem_is_told_at_once(call, tmp_path):

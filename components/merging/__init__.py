@@ -1,0 +1,1 @@
+"""Models merged, stacked and extended without training."""
