@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LOCKED := --quiet --constraint constraints.txt
 
-.PHONY: quickstart test check lock install install-test compile image clean bench-data bench-eval bench-drift \
+.PHONY: quickstart smollm2 test check lock install install-test compile image clean bench-data bench-eval bench-drift \
   bench-memory
 
 .venv/installed: pyproject.toml constraints.txt
@@ -23,6 +23,11 @@ install-test: .venv/installed-test  ## and what the tests need
 
 quickstart: .venv/installed  ## raw text in, a promoted model out
 	$(BIN)/bloomery run quickstart
+
+smollm2: .venv/installed  ## a published model learns shell commands; BLOOMERY_DATA names the folder of the data
+	@test -n "$(BLOOMERY_DATA)" || { echo 'BLOOMERY_DATA is not set: the folder that holds tldr_en_ko, truthfulqa,' \
+	  'self_instruct and peps_eips; README.md says where they come from'; exit 2; }
+	$(BIN)/bloomery run smollm2
 
 # Two files at a time, the longest first, each with the thread that its tiny models can use.
 test: .venv/installed-test  ## everything that must hold
