@@ -62,12 +62,12 @@ def compile_to(recipe: Recipe, target: Path) -> None:
     compiler.Compiler().compile(_built(recipe), str(target))
 
 
-def _built(recipe: Recipe) -> Any:
+def _built(recipe: Recipe, until: str | None = None) -> Any:
     from bloomery.infra.short_stacks import short_stacks
     from bloomery.pipelines.post_training import build
 
     with short_stacks():
-        return build(recipe)
+        return build(recipe, until)
 
 
 def submit(recipe: Recipe, endpoint: str | None, key: str | None = None) -> str:
@@ -115,14 +115,19 @@ def is_unfinished(endpoint: str | None, key: str) -> bool:
 
 
 def run_local(
-    recipe: Recipe, workdir: Path, show: Callable[[dict[str, Any]], None], key: str | None = None
+    recipe: Recipe,
+    workdir: Path,
+    show: Callable[[dict[str, Any]], None],
+    key: str | None = None,
+    until: str | None = None,
 ) -> dict[str, Any]:
     """Run the recipe's pipeline in subprocesses of this machine and write its report.
 
     `workdir` keeps what runs share (finished results, the MLflow database, promoted models) and a folder for each
     run. `show` is called with each event of the journal as it happens. A `key` starts one run in a workdir.
-    Returns: the summary: status (promoted, rejected, failed), model, stages, cached_steps, report, seconds, error,
-             exit_code.
+    `until` names the last stage that runs: nothing is evaluated then, or promoted, and there is no report.
+    Returns: the summary: status (promoted, rejected, failed, finished), model, stages, cached_steps, report, seconds,
+             error, exit_code.
     Raises:  ServiceError if another run holds the workdir, ConfigError if the key was used.
     """
     started = time.perf_counter()
@@ -145,7 +150,7 @@ def run_local(
                 # It imports what tasks need while this process imports MLflow.
                 with fork_server.running(run_dir / "pipeline.log"):
                     parent = _open_parent_run(recipe, run_dir)
-                    _execute(_at(recipe, workdir), run_dir)
+                    _execute(_at(recipe, workdir), run_dir, until)
             except BloomeryError as problem:
                 error = problem
             except (
@@ -154,20 +159,23 @@ def run_local(
                 error = journal.failure() or BloomeryError(f"the pipeline failed: {problem}")
                 logger.debug("the pipeline failed", exc_info=problem)
             summary = _summary(recipe, journal, error, run_dir, time.perf_counter() - started)
-            _write_report(run_dir, summary)
+            if until is None:
+                _write_report(run_dir, summary)
+            elif not error:
+                summary |= {"status": "finished", "exit_code": 0, "report": None}
             if parent is not None:
                 _close_parent_run(parent, summary)
     return summary
 
 
-def _execute(recipe: Recipe, run_dir: Path) -> None:
+def _execute(recipe: Recipe, run_dir: Path, until: str | None) -> None:
     from kfp import local
 
     local.init(
         runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(run_dir / "pipeline"), raise_on_error=True
     )
     with _quiet(run_dir / "pipeline.log"):
-        _built(recipe)()
+        _built(recipe, until)()
 
 
 def _at(recipe: Recipe, workdir: Path) -> Recipe:
@@ -246,6 +254,8 @@ def _open_parent_run(recipe: Recipe, run_dir: Path) -> str:
         )
         resolved = recipe.model_dump(mode="json")
         tags = {"mlflow.runName": run_dir.name, "recipe_digest": digest(resolved)}
+        if study := os.environ.get("BLOOMERY_STUDY"):  # a trial of a search
+            tags["study"] = study
         run_id = client.create_run(identity, tags=tags).info.run_id
     except Exception as error:
         reason = str(error).split("\n")[0][:300]

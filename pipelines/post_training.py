@@ -39,8 +39,11 @@ def variants(recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def build(recipe: Recipe) -> Any:
-    """The pipeline of `recipe`: structure and resources are fixed, numbers are one struct parameter a stage."""
+def build(recipe: Recipe, until: str | None = None) -> Any:
+    """The pipeline of `recipe`: structure and resources are fixed, numbers are one struct parameter a stage.
+
+    `until` names the last stage that runs, as in a trial of a search: nothing is evaluated, quantised or promoted.
+    """
     settings: dict[str, Any] = {
         "preflight": parameters(recipe.preflight()),
         **{stage.name: parameters(stage.config) for stage in recipe.stages},
@@ -69,7 +72,8 @@ def build(recipe: Recipe) -> Any:
 
         checked = task("preflight", "preflight", given["preflight"])
         tasks, champion = checked["tasks"], checked["champion"]
-        base_results = evaluate("base", checked["base_model"], "evaluation_of_rivals")
+        if until is None:
+            base_results = evaluate("base", checked["base_model"], "evaluation_of_rivals")
 
         newest = {schema: checked[port] for port, schema in recipe.start().items()}
         models = {START: checked["start"]}
@@ -80,6 +84,9 @@ def build(recipe: Recipe) -> Any:
             newest |= {schema: made[port] for port, schema in stage.writes.items()}
             if "model/1" in stage.writes.values():
                 models[stage.name] = newest["model/1"]
+            if stage.name == until:
+                return
+            if until is None and "model/1" in stage.writes.values():
                 is_candidate = stage.name == recipe.last_model() and not recipe.quantisation
                 results = evaluate(
                     stage.name, newest["model/1"], "evaluation_of_rivals" if is_candidate else "evaluation"

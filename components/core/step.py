@@ -178,7 +178,7 @@ def _run(
 ) -> dict[str, Any]:
     seed = getattr(settings, "seed", 0)
     random.seed(seed)
-    tracking.journal("started", stage)
+    tracking.journal("started", stage, pid=os.getpid())
     resolved = settings.model_dump(mode="json")
     warnings = _Warnings(stage)
     bloomery = logging.getLogger("bloomery")

@@ -1,0 +1,278 @@
+"""The search for settings: trials of a recipe up to one stage, judged by a measure of that stage.
+
+A trial runs the DAG as far as the stage and promotes nothing. What trials have in common comes out of the store, a
+trial whose validation curve is worse than the median's is ended, and the study goes on where it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import os
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from bloomery.components.core import artifact
+from bloomery.components.core.config import digest
+from bloomery.components.core.errors import ConfigError, MissingExtraError
+from bloomery.pipelines import launch
+from bloomery.pipelines.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+Sampler = Literal["tpe", "random", "grid", "cmaes", "population"]
+LOG_FROM = 10
+"""Ratio of the ends of a range from which it is searched by order of magnitude."""
+FIRST_TRIALS = 4
+"""Trials that run to their end before one is compared with their median."""
+
+
+class Search(NamedTuple):
+    """One setting and the values that it may take: `choices`, or a range from `low` to `high`."""
+
+    key: str
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+
+    def suggest(self, trial: Any) -> Any:
+        """The value of this setting in an Optuna trial."""
+        if self.choices:
+            return trial.suggest_categorical(self.key, self.choices)
+        is_log = self.low > 0 and self.high / self.low >= LOG_FROM
+        if isinstance(self.low, int) and isinstance(self.high, int):
+            return trial.suggest_int(self.key, self.low, self.high, log=is_log)
+        return trial.suggest_float(self.key, self.low, self.high, log=is_log)
+
+    def ends(self) -> tuple[Any, ...]:
+        """The values that are tried on the recipe before the search begins."""
+        return self.choices or (self.low, self.high)
+
+
+class Study(NamedTuple):
+    """What `search` found: the page about it, its trials in order, and the best of them."""
+
+    page: Path
+    trials: list[dict[str, Any]]
+    """number, settings, value (of the measure; None if it did not come to one), state, seconds."""
+    best: dict[str, Any] | None
+
+
+def parse_over(text: str) -> Search:
+    """`stage.key=a..b` or `stage.key=a,b,c`; raises ConfigError if it is neither."""
+    key, _, values = text.partition("=")
+    low, dots, high = values.partition("..")
+    if dots and key:
+        first, last = _value(low), _value(high)
+        if all(isinstance(end, int | float) for end in (first, last)) and first < last:
+            return Search(key, low=first, high=last)
+    elif key and "," in values:
+        return Search(key, tuple(_value(value.strip()) for value in values.split(",")))
+    raise ConfigError(
+        f"--over {text}: expected stage.key=low..high or stage.key=a,b,c, such as --over sft.learning_rate=1e-5..1e-3"
+    )
+
+
+def _value(text: str) -> Any:
+    """A value as YAML has it, and `1e-5`, which YAML takes for a word, as a number."""
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return yaml.safe_load(text)
+
+
+def search(
+    recipe: str,
+    settings: Sequence[str],
+    over: Sequence[Search],
+    workdir: Path,
+    *,
+    trials: int,
+    sampler: Sampler = "tpe",
+    measure: str = "",
+    maximise: bool = False,
+    storage: str = "",
+    show: Callable[[dict[str, Any]], None] = lambda event: None,
+    told: Callable[[dict[str, Any]], None] = lambda trial: None,
+) -> Study:
+    """Try settings of `recipe`, until the study has as many finished trials as `trials`.
+
+    `measure` is `stage/metric`; none: `validation_loss` of the last stage that a searched key names. `storage` is the
+    URL of Optuna's database; none: SQLite in `workdir`. `show` gets the events of a trial, `told` each ended trial.
+    Raises: ConfigError if a key or an end of its values is refused by the recipe, or no trial has the measure.
+    """
+    optuna = _optuna()
+    for each in over:
+        for value in each.ends():
+            launch.load(recipe, [*settings, _set(each.key, value)], prepare=False)
+    base = launch.load(recipe, settings, prepare=True)
+    stage, metric = _measure(base, over, measure)
+    name = f"{base.name}-{digest([list(settings), [list(each) for each in over], stage, metric])[:12]}"
+    folder = workdir.absolute() / "tune"
+    folder.mkdir(parents=True, exist_ok=True)
+    study = optuna.create_study(
+        study_name=name,
+        storage=storage or f"sqlite:///{folder / 'studies.db'}",
+        load_if_exists=True,
+        direction="maximize" if maximise else "minimize",
+        sampler=_sampler(optuna, sampler, over, base.seed),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_TRIALS),
+    )
+
+    def run(trial: Any) -> float:
+        chosen = [_set(each.key, each.suggest(trial)) for each in over]
+        return _run(trial, launch.load(recipe, [*settings, *chosen], prepare=True), workdir, stage, metric, show)
+
+    states = optuna.trial.TrialState
+    while (left := trials - len(study.get_trials(states=(states.COMPLETE, states.PRUNED, states.FAIL)))) > 0:
+        with _parent_run(name):
+            study.optimize(run, n_trials=min(1, left), catch=(TrialFailedError,))
+        told(_row(study.trials[-1]))
+        if sampler == "grid" and len(study.trials) >= math.prod(len(each.choices) for each in over):
+            break
+    rows = [_row(trial) for trial in study.trials]
+    finished = [row for row in rows if row["state"] == "complete"]
+    best = (max if maximise else min)(finished, key=lambda row: row["value"]) if finished else None
+    page = folder / f"{name}.html"
+    _write_page(page, name, f"{stage}/{metric}", over, rows, best)
+    return Study(page, rows, best)
+
+
+class TrialFailedError(Exception):
+    """A trial that ended with an error of the run; the study goes on."""
+
+
+def _optuna() -> Any:
+    try:
+        import optuna
+    except ImportError:
+        raise MissingExtraError("bloomery tune: pip install 'bloomery[tune]'") from None
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    return optuna
+
+
+def _set(key: str, value: Any) -> str:
+    return f"{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}"
+
+
+def _measure(recipe: Recipe, over: Sequence[Search], measure: str) -> tuple[str, str]:
+    names = [stage.name for stage in recipe.stages]
+    if measure:
+        stage, _, metric = measure.partition("/")
+        if stage not in names or not metric:
+            raise ConfigError(f"--measure {measure}: expected stage/metric, the stage one of {', '.join(names)}")
+        return stage, metric
+    searched = [name for name in names if any(each.key.split(".")[0] == name for each in over)]
+    if not searched:
+        raise ConfigError(f"--over names no stage ({', '.join(names)}), so --measure has to: stage/metric")
+    return searched[-1], "validation_loss"
+
+
+def _sampler(optuna: Any, name: Sampler, over: Sequence[Search], seed: int) -> Any:
+    if name == "grid":
+        if ranges := [each.key for each in over if not each.choices]:
+            raise ConfigError(f"--sampler grid: {', '.join(ranges)} is a range; a grid needs lists: key=a,b,c")
+        return optuna.samplers.GridSampler({each.key: list(each.choices) for each in over}, seed=seed)
+    kinds = {"tpe": "TPESampler", "random": "RandomSampler", "cmaes": "CmaEsSampler", "population": "NSGAIISampler"}
+    more = {"population_size": 8} if name == "population" else {}
+    return getattr(optuna.samplers, kinds[name])(seed=seed, **more)
+
+
+def _run(
+    trial: Any, recipe: Recipe, workdir: Path, stage: str, metric: str, show: Callable[[dict[str, Any]], None]
+) -> float:
+    """Run one trial; returns the measure. Its process is ended where its validation curve says that it is a bad one."""
+    import optuna
+
+    pruned, pids = False, {}
+
+    def watch(event: dict[str, Any]) -> None:
+        nonlocal pruned
+        show(event)
+        if event["stage"] != stage:
+            return
+        if event["event"] == "started":
+            pids[stage] = event["pid"]
+        loss = event.get("metrics", {}).get("eval_loss") if event["event"] == "progress" else None
+        if loss is not None and metric == "validation_loss":
+            trial.report(loss, event["step"])
+            if trial.should_prune():
+                pruned = True
+                os.kill(pids[stage], signal.SIGKILL)
+
+    summary = launch.run_local(recipe, workdir, watch, until=stage)
+    trial.set_user_attr("run", summary["run"])
+    if pruned:
+        raise optuna.TrialPruned
+    if summary["error"]:
+        trial.set_user_attr("error", summary["error"])
+        raise TrialFailedError(summary["error"])
+    found = {name.partition("/")[2]: value for name, value in summary["stages"][stage].items()}
+    if metric not in found:
+        raise ConfigError(f"--measure {stage}/{metric}: {stage} has {', '.join(sorted(found))}")
+    return found[metric]
+
+
+@contextlib.contextmanager
+def _parent_run(name: str) -> Iterator[None]:
+    """Let the MLflow runs of trials be told as those of one study."""
+    before = os.environ.get("BLOOMERY_STUDY")
+    os.environ["BLOOMERY_STUDY"] = name
+    try:
+        yield
+    finally:
+        os.environ.pop("BLOOMERY_STUDY") if before is None else os.environ.update(BLOOMERY_STUDY=before)
+
+
+def _row(trial: Any) -> dict[str, Any]:
+    return {
+        "number": trial.number,
+        "settings": trial.params,
+        "value": trial.value if trial.state.name == "COMPLETE" else None,
+        "state": trial.state.name.lower(),
+        "seconds": trial.duration.total_seconds() if trial.duration else 0.0,
+        "error": trial.user_attrs.get("error", ""),
+    }
+
+
+def _write_page(
+    page: Path, name: str, measure: str, over: Sequence[Search], rows: list[dict[str, Any]], best: Any
+) -> None:
+    import jinja2
+    from markupsafe import Markup
+
+    from bloomery.pipelines import charts
+
+    finished = [row for row in rows if row["state"] == "complete"]
+    pictures = []
+    for each in over:
+        values = [row["settings"][each.key] for row in finished]
+        if len(set(map(str, values))) < 2 or not all(isinstance(value, int | float) for value in values):
+            continue
+        is_log = min(values) > 0 and max(values) / min(values) >= LOG_FROM
+        points = [
+            charts.Point(
+                f"{row['number']}",
+                math.log10(value) if is_log else float(value),
+                row["value"],
+                math.nan,
+                math.nan,
+                chosen=row is best,
+            )
+            for row, value in zip(finished, values, strict=True)
+        ]
+        form = (lambda value: charts.number(10**value)) if is_log else charts.number
+        pictures.append(Markup(charts.scatter(each.key, points, each.key, measure, form, charts.number)))
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["number"] = charts.number
+    keys = [each.key for each in over]
+    text = environment.get_template("tune_template.html").render(
+        name=name, measure=measure, keys=keys, rows=rows, best=best, pictures=pictures
+    )
+    artifact.write_atomically(page, text)

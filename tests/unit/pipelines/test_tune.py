@@ -1,0 +1,42 @@
+"""What a search may vary, and how that is written."""
+
+import pytest
+
+from bloomery.components.core.errors import ConfigError
+from bloomery.pipelines.tune import Search, parse_over
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("sft.learning_rate=1e-5..1e-3", Search("sft.learning_rate", low=1e-5, high=1e-3)),
+        ("sft.adapter.rank=4..64", Search("sft.adapter.rank", low=4, high=64)),
+        ("sft.adapter.rank=8,16, 32", Search("sft.adapter.rank", (8, 16, 32))),
+        ("sft.optimizer=adamw,muon", Search("sft.optimizer", ("adamw", "muon"))),
+        ("sft.packing=true,false", Search("sft.packing", (True, False))),
+    ],
+)
+def test_a_setting_and_its_values(text, found):
+    assert parse_over(text) == found
+    assert [type(end) for end in parse_over(text).ends()] == [type(end) for end in found.ends()]
+
+
+@pytest.mark.parametrize("text", ["sft.epochs", "sft.epochs=3", "=1..2", "sft.epochs=3..1", "sft.optimizer=a..b"])
+def test_what_is_neither_a_range_nor_a_list_is_refused(text):
+    with pytest.raises(ConfigError, match=r"--over .*: expected stage\.key=low\.\.high or stage\.key=a,b,c"):
+        parse_over(text)
+
+
+def test_a_range_of_a_factor_of_ten_is_searched_by_order_of_magnitude():
+    optuna = pytest.importorskip("optuna", reason="pip install 'bloomery[tune]'")
+    study = optuna.create_study()
+    trial = study.ask()
+    Search("rate", low=1e-5, high=1e-3).suggest(trial)
+    Search("share", low=0.1, high=0.5).suggest(trial)
+    Search("rank", low=4, high=64).suggest(trial)
+    told = {name: (kind.log, type(kind).__name__) for name, kind in trial.distributions.items()}
+    assert told == {
+        "rate": (True, "FloatDistribution"),
+        "share": (False, "FloatDistribution"),
+        "rank": (True, "IntDistribution"),
+    }
