@@ -15,3 +15,6 @@ class CptConfig(TrainingConfig):
     general ability was nearly gone in Ibrahim et al. 2024 (arXiv 2403.08763, section 6.1)."""
     validation_share: float = Field(default=0.03, gt=0, lt=0.5)
     """Share of the documents kept out of training, for the perplexities before and after."""
+    infilling_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of the documents that are cut in three, the middle last (FIM), so that the model learns to fill gaps. From
+    0.5 to 0.9 it costs nothing left to right (arXiv 2207.14255, section 4). What completes code wants it."""

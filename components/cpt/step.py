@@ -16,7 +16,9 @@ from bloomery.components.core.modelling import adapters, checkpoints, token_shar
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.modelling.token_shards import Encoded
 from bloomery.components.core.parallel import map_ordered
+from bloomery.components.cpt import infilling
 from bloomery.components.cpt.config import CptConfig
+from bloomery.components.cpt.infilling import Marks, infilled
 
 NUM_PROBES = 200
 """Held-out documents of each kind whose perplexity is measured."""
@@ -49,8 +51,10 @@ def run(
     set_seed(config.seed)
     network, tokenizer = training.load(config, base_model)
     before = _perplexities(Generator(network, tokenizer), probes, config.max_length)
+    found = infilling.marks(tokenizer, network) if config.infilling_share else None
     parts = ["cpt", artifact.read_manifest(documents).digest, config.validation_share, config.replay_share]
-    encode = functools.partial(_encoded, shards, tokenizer, config, domain_characters)
+    parts += [config.infilling_share, config.seed] if found else []
+    encode = functools.partial(_encoded, shards, tokenizer, config, found, domain_characters)
     with token_shards.tokenised(tokenizer, parts, encode) as tokens:
         trainer = training.train(
             config,
@@ -93,7 +97,9 @@ def _probes(shards: Shards, validation_share: float) -> tuple[dict[str, list[str
     return probes, characters
 
 
-def _encoded(shards: Shards, tokenizer: Any, config: CptConfig, domain_characters: int) -> Iterator[Encoded]:
+def _encoded(
+    shards: Shards, tokenizer: Any, config: CptConfig, found: Marks | None, domain_characters: int
+) -> Iterator[Encoded]:
     """The tokens of all domain documents, then of general ones in stored order until they make up `replay_share` of all
     characters."""
 
@@ -112,12 +118,14 @@ def _encoded(shards: Shards, tokenizer: Any, config: CptConfig, domain_character
         for kind, of_general in kinds.items()
         for batch in token_shards.in_batches(training_texts(of_general=of_general))
     )
-    yield from map_ordered(functools.partial(_encode, tokenizer), batches)
+    yield from map_ordered(functools.partial(_encode, tokenizer, config, found), batches)
 
 
-def _encode(tokenizer: Any, batch: tuple[str, list[str]]) -> Encoded:
+def _encode(tokenizer: Any, config: CptConfig, found: Marks | None, batch: tuple[str, list[str]]) -> Encoded:
     kind, texts = batch
     rows = token_shards.whole_texts(tokenizer, texts)
+    if found:
+        rows = [infilled(ids, config.infilling_share, found, config.seed) for ids in rows]
     return token_shards.encoded([(ids, None) for ids in rows], {kind: sum(map(len, texts))})
 
 
