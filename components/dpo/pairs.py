@@ -1,4 +1,4 @@
-"""Preference pairs as tokens, and the faults for which a pair is left out."""
+"""Preferences as tokens, and the faults for which one is left out."""
 
 from __future__ import annotations
 
@@ -15,15 +15,12 @@ from bloomery.components.dpo.config import DpoConfig
 
 @dataclass(frozen=True)
 class Pair:
-    """Token ids of a prompt and of the two ways to go on from it, each with its end."""
+    """Token ids of a prompt and of the two ways to go on from it, each with its end; of a single answer the other is
+    empty."""
 
     prompt: list[int]
     chosen: list[int]
     rejected: list[int]
-
-    def row(self) -> dict[str, list[int]]:
-        """As the trainer takes it."""
-        return {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
 
 
 def usable(
@@ -32,14 +29,15 @@ def usable(
     """(the preference/2 rows that can be learnt from, each with its tokens; what is told of the others).
 
     Told:   too_long (pairs of more than max_length tokens), too_long_fraction, and dropped_<reason>: `unpaired` (one of
-            the two answers is not there), `empty` (one is only blanks), `identical`, `too_long`.
+            the two answers is not there, which `loss: kto` alone can learn from), `empty` (one is only blanks),
+            `identical`, `too_long`.
     Raises: DataError if there are rows and none can be used, or one is too long and `too_long` is `error`.
     """
     pairs: list[tuple[dict[str, Any], Pair]] = []
     dropped: Counter[str] = Counter()
     num_too_long = 0
     for row in rows:
-        pair, reason = _pair(tokenizer, row)
+        pair, reason = _pair(tokenizer, row, takes_single=config.loss == "kto")
         if pair and (length := _length(pair)) > config.max_length:
             num_too_long += 1
             if config.too_long == "error":
@@ -58,24 +56,25 @@ def usable(
         raise DataError(
             f"dpo: none of the {len(rows)} preference pairs can be learnt from: {told}; a pair needs two answers that "
             f"differ and fit in dpo.max_length = {config.max_length} tokens with their prompt"
+            + ("; single answers with a label take dpo.loss: kto" if dropped["unpaired"] else "")
         )
     counts = {"too_long": float(num_too_long), "too_long_fraction": num_too_long / max(1, len(rows))}
     return pairs, counts | {f"dropped_{reason}": float(count) for reason, count in sorted(dropped.items())}
 
 
-def _pair(tokenizer: Any, row: dict[str, Any]) -> tuple[Pair | None, str]:
-    """(the tokens of a row, ""), or (None, why it is no pair)."""
+def _pair(tokenizer: Any, row: dict[str, Any], *, takes_single: bool) -> tuple[Pair | None, str]:
+    """(the tokens of a row, ""), or (None, why it cannot be learnt from)."""
     answers = (row["chosen"], row["rejected"])
-    if not all(answers):
+    if not all(answers) and not (takes_single and any(answers)):
         return None, "unpaired"
-    if not all(any(said(turn).strip() for turn in answer) for answer in answers):
+    if not all(any(said(turn).strip() for turn in answer) for answer in answers if answer):
         return None, "empty"
     asked = templates.prompt_tokens(tokenizer, row["messages"], row["tools"])
-    chosen, rejected = (_with_end(tokenizer, row["messages"] + answer, row["tools"]) for answer in answers)
+    whole = [_with_end(tokenizer, row["messages"] + answer, row["tools"]) if answer else [] for answer in answers]
     # Templates may render a prompt that is answered otherwise than one that is open: what goes on begins where they
     # part, as TRL has it.
-    begin = min(len(os.path.commonprefix([asked, chosen])), len(os.path.commonprefix([asked, rejected])))
-    pair = Pair(chosen[:begin], chosen[begin:], rejected[begin:])
+    begin = min(len(os.path.commonprefix([asked, ids])) for ids in whole if ids)
+    pair = Pair(next(filter(None, whole))[:begin], whole[0][begin:], whole[1][begin:])
     return (None, "identical") if pair.chosen == pair.rejected else (pair, "")
 
 

@@ -14,8 +14,8 @@ from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.cpt.config import CptConfig
 from bloomery.components.cpt.step import run as cpt
 from bloomery.components.dpo.config import DpoConfig
+from bloomery.components.dpo.measures import answer_likelihoods
 from bloomery.components.dpo.pairs import usable
-from bloomery.components.dpo.step import answer_likelihoods
 from bloomery.components.dpo.step import run as dpo
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 from bloomery.components.rejection_sampling.step import run as rejection_sampling
