@@ -64,15 +64,15 @@ def sigmoid(value):
 def by_hand(name, new, old, lengths):
     """The loss of one pair, (chosen, rejected) log-likelihoods of model and reference in nats, at the default settings
     but `sft_weight` 0."""
-    (w, l), (rw, rl), (nw, nl) = new, old, lengths
+    (good, bad), (n_good, n_bad) = new, lengths
+    change = good - old[0], bad - old[1]
     if name == "sigmoid":
-        return -log_sigmoid(0.1 * ((w - rw) - (l - rl)))
+        return -log_sigmoid(0.1 * (change[0] - change[1]))
     if name == "ipo":
-        return ((w - rw) / nw - (l - rl) / nl - 1 / (2 * 0.1)) ** 2
+        return (change[0] / n_good - change[1] / n_bad - 1 / (2 * 0.1)) ** 2
     if name == "simpo":
-        return -log_sigmoid(2.0 * w / nw - 2.0 * l / nl - 1.0)
-    chosen, rejected = (math.exp(total / length) for total, length in ((w, nw), (l, nl)))
-    odds = [p / (1 - p) for p in (chosen, rejected)]
+        return -log_sigmoid(2.0 * good / n_good - 2.0 * bad / n_bad - 1.0)
+    odds = [p / (1 - p) for p in (math.exp(good / n_good), math.exp(bad / n_bad))]
     return -0.1 * log_sigmoid(math.log(odds[0] / odds[1]))
 
 
