@@ -74,23 +74,25 @@ def divergence(change: float, length: int) -> float:
     return length * (math.expm1(-ratio) + ratio)
 
 
-def hacking(config: DpoConfig, margins: Sequence[float], changes: Sequence[float], kls: Sequence[float]) -> list[str]:
-    """What is told of a reward that grows for the wrong reason; nothing of one that does not.
+def hacking(
+    config: DpoConfig, margins: Sequence[float], changes: Sequence[float], kls: Sequence[float]
+) -> dict[str, str]:
+    """What is told, by its kind, of a reward that grows for the wrong reason; nothing of one that does not.
 
     `margins` are the growth of the margin, in any unit, `changes` those of the chosen log-likelihood, in nats a token,
     and `kls` estimates of the divergence, in nats an answer, each of the last logged intervals.
     """
-    found = []
+    found = {}
     if margins and changes and (margin := _mean(margins)) > 0 and (change := _mean(changes)) < -config.max_chosen_loss:
-        found.append(
+        found["reward"] = (
             f"the reward rises (margin {margin:+.3g}) while the chosen answers become less likely: {change:.3g} nats "
-            f"a token, and dpo.max_chosen_loss is {config.max_chosen_loss:g}; raise sft_weight or beta, or lower "
+            f"a token, and dpo.max_chosen_loss is {config.max_chosen_loss:g}; raise sft_weight or lower "
             "learning_rate"
         )
     if config.max_kl is not None and kls and (kl := _mean(kls)) > config.max_kl:
-        found.append(
+        found["kl"] = (
             f"the model is {kl:.3g} nats an answer away from the one that training began with, and dpo.max_kl is "
-            f"{config.max_kl:g}; stop earlier, raise beta or lower learning_rate"
+            f"{config.max_kl:g}; stop earlier or lower learning_rate"
         )
     return found
 
@@ -107,9 +109,9 @@ def alarm(config: DpoConfig) -> Any:
             names = ("rewards/margins", "chosen_change", "reference_kl")
             curves = [[entry[name] for entry in state.log_history if name in entry] for name in names]
             last = [curve[-WINDOW:] if len(curve) >= WINDOW else [] for curve in curves]
-            for told in hacking(config, *last):
-                if told[:10] not in self.warned:
-                    self.warned.add(told[:10])
+            for kind, told in hacking(config, *last).items():
+                if kind not in self.warned:
+                    self.warned.add(kind)
                     logger.warning("at optimiser step %d %s", state.global_step, told)
 
     return Alarm()
@@ -119,7 +121,7 @@ def warn(config: DpoConfig, told: dict[str, float]) -> None:
     """The same alarm on what was measured on the held-out answers in the end, `told` being that of `compared`."""
     if "chosen_change_per_token" in told and "margin_after" in told:
         grown = told["margin_after"] - told["margin_before"]
-        for line in hacking(config, [grown], [told["chosen_change_per_token"]], [told["kl"]]):
+        for line in hacking(config, [grown], [told["chosen_change_per_token"]], [told["kl"]]).values():
             logger.warning("on the held-out answers %s", line)
 
 

@@ -215,15 +215,15 @@ def test_divergence_is_never_negative_and_nearly_half_the_square_of_small_change
 
 def test_a_reward_that_rises_for_the_wrong_reason_is_named():
     config = DpoConfig(max_kl=5, **SETTINGS)
-    assert measures.hacking(config, [0.2, 0.4], [0.1, -0.05], [4.0, 5.0]) == []
-    (told,) = measures.hacking(config, [0.2, 0.4], [-0.1, -0.3], [4.0])
+    assert measures.hacking(config, [0.2, 0.4], [0.1, -0.05], [4.0, 5.0]) == {}
+    (told,) = measures.hacking(config, [0.2, 0.4], [-0.1, -0.3], [4.0]).values()
     assert told.startswith(
         "the reward rises (margin +0.3) while the chosen answers become less likely: -0.2 nats a token"
     )
-    assert measures.hacking(config, [-0.2], [-0.3], []) == []  # what does not rise is no hacked reward
-    (told,) = measures.hacking(config, [0.2], [0.1], [6.0, 8.0])
+    assert measures.hacking(config, [-0.2], [-0.3], []) == {}  # what does not rise is no hacked reward
+    (told,) = measures.hacking(config, [0.2], [0.1], [6.0, 8.0]).values()
     assert told.startswith("the model is 7 nats an answer away")
-    assert measures.hacking(DpoConfig(**SETTINGS), [0.2], [0.1], [1e6]) == []  # no budget was set
+    assert measures.hacking(DpoConfig(**SETTINGS), [0.2], [0.1], [1e6]) == {}  # no budget was set
 
 
 def test_the_alarm_is_told_while_the_run_goes_on_and_of_what_was_held_out(base, tmp_path, caplog):
