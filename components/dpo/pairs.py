@@ -24,7 +24,7 @@ def usable(
     dropped: Counter[str] = Counter()
     num_too_long = 0
     for row in rows:
-        pair, reason = pair_of(tokenizer, row)
+        pair, reason = pair_of(tokenizer, row, takes_single=config.loss == "kto")
         if pair and pair.length > config.max_length:
             num_too_long += 1
             if config.too_long == "error":
@@ -44,6 +44,7 @@ def usable(
         raise DataError(
             f"dpo: none of the {len(rows)} preference pairs can be learnt from: {told}; a pair needs two answers that "
             f"differ and fit in dpo.max_length = {config.max_length} tokens with their prompt"
+            + ("; single answers with a label take dpo.loss: kto" if dropped["unpaired"] else "")
         )
     counts = {"too_long": float(num_too_long), "too_long_fraction": num_too_long / max(1, len(rows))}
     return pairs, counts | {f"dropped_{reason}": float(count) for reason, count in sorted(dropped.items())}

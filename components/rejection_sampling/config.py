@@ -1,6 +1,6 @@
 """Settings of rejection sampling."""
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bloomery.components.core.config import Config
 from bloomery.components.core.modelling.context import TooLong
@@ -25,5 +25,18 @@ class RejectionSamplingConfig(Config):
     """Distinct right answers kept for each prompt, highest score first, of equal ones the most frequent."""
     pairs_per_prompt: int = Field(default=2, ge=0)
     """Preference pairs for each prompt that has right and wrong answers."""
+    abstain: str | dict[str, str] = ""
+    """What is better said than anything wrong, such as `I do not know.`: each prompt of which every sample was wrong
+    makes one pair that prefers it to the likeliest of them (R-Tuning, arXiv 2311.09677, teaches such answers where the
+    model was wrong). By the group of the prompt, where questions come in several languages: `{en: I do not know., ko:
+    잘 모르겠습니다.}`; a group that is not named makes none. '': no such pairs."""
     seed: int = 17
     """Seed of the sampling."""
+
+    @field_validator("abstain")
+    @classmethod
+    def _says_something(cls, abstain: str | dict[str, str]) -> str | dict[str, str]:
+        texts = abstain.values() if isinstance(abstain, dict) else [abstain] if abstain else []
+        if not all(text.strip() for text in texts):
+            raise ValueError("expected a sentence, or one a group, and not blanks; leave out a group that has none")
+        return abstain

@@ -39,14 +39,15 @@ def run(
 ) -> dict[str, float]:
     """Sample answers to `prompts` from `base_model`, verify them, and write `chats` plus the accepted ones.
 
-    Right is a score of `min_score` or more: such answers are accepted and chosen, the others rejected.
+    Right is a score of `min_score` or more: such answers are accepted and chosen, the others rejected. Where none was
+    right, `abstain` is chosen, if it is set.
     Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need; none: the
              unlabelled questions of the domain tasks, or the training ones where there are none), tasks.
     Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest
              failure; a prompt too long to be asked).
     Returns: rejection_sampling/prompts, /too_long (prompts that were not asked), /accepted_chats, /preferences,
-             /pass_at_1 (mean share of right samples of those that were), /pass_at_k (share of prompts with a right
-             one).
+             /abstentions (those of them that prefer `abstain`, where it is set), /pass_at_1 (mean share of right
+             samples of those that were), /pass_at_k (share of prompts with a right one).
     Raises:  DataError if there is no question, or none of a task fits into the context.
     """
     known = Tasks(tasks)
@@ -61,6 +62,7 @@ def run(
     accepted: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
+    abstentions: list[dict[str, Any]] = []
     shares: list[float] = []
     for row, texts in zip(rows, answers, strict=True):
         if not texts:
@@ -76,11 +78,13 @@ def run(
         if not right:
             detail = f"likeliest of {len(texts)} samples: {verdicts[wrong[0]][1]}"
             failed.append(_reject(row, "no_right_sample", detail))
+            abstentions += _abstention(row, wrong, config)
         elif identity(row.messages, row.tools) not in answered:
             accepted += [_chat(row, text) for text in right[: config.accepted_per_prompt]]
         for position in range(min(config.pairs_per_prompt, len(wrong)) if right else 0):
             pairs.append(_pair(row, right[position % len(right)], wrong[position]))
 
+    pairs += abstentions
     artifact.write_rows(
         sampled_chats, "chat/2", Chat.table(seeds + accepted), rows_in=len(seeds), rows_made=len(accepted)
     )
@@ -91,6 +95,7 @@ def run(
         "rejection_sampling/too_long": float(len(rows) - len(shares)),
         "rejection_sampling/accepted_chats": float(len(accepted)),
         "rejection_sampling/preferences": float(len(pairs)),
+        **({"rejection_sampling/abstentions": float(len(abstentions))} if config.abstain else {}),
         "rejection_sampling/pass_at_1": sum(shares) / max(1, len(shares)),
         "rejection_sampling/pass_at_k": sum(share > 0 for share in shares) / max(1, len(shares)),
     }
@@ -141,6 +146,13 @@ def _chat(row: Any, answer: str) -> dict[str, Any]:
         "origin": "sampled",
         "parent": row.id,
     }
+
+
+def _abstention(row: Any, wrong: list[str], config: RejectionSamplingConfig) -> list[dict[str, Any]]:
+    """The pair that prefers `abstain` to the likeliest wrong answer that says something else, if there are both."""
+    polite = config.abstain.get(row.group, "") if isinstance(config.abstain, dict) else config.abstain
+    others = [text for text in wrong if text.strip() not in ("", polite.strip())]
+    return [_pair(row, polite, others[0])] if polite and others else []
 
 
 def _pair(row: Any, chosen: str, rejected: str) -> dict[str, Any]:

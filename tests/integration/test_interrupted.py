@@ -51,6 +51,11 @@ def work(base, make_tasks, tmp_path):
         "sft with muon": (sft, {**TRAINING, "epochs": 3, "optimizer": "muon", "num_validations": 0}, chats),
         "sft of an adapter": (sft, {**TRAINING, "epochs": 3, "adapter": lora, "num_validations": 6}, chats),
         "dpo": (dpo, {**TRAINING, "epochs": 2}, {"preferences": tmp_path / "pairs", "base_model": base}),
+        "kto": (
+            dpo,
+            {**TRAINING, "epochs": 2, "loss": "kto"},
+            {"preferences": tmp_path / "pairs", "base_model": base},
+        ),
         "cpt": (cpt, {**TRAINING, "epochs": 1}, {"documents": tmp_path / "documents", "base_model": base}),
     }
 
@@ -77,7 +82,7 @@ def finished(work, name, target: Path, store: Path):
     return artifact.read_manifest(target / "model").digest, json.loads(result.read_text())
 
 
-@pytest.mark.parametrize("name", ["sft", "sft with muon", "sft of an adapter", "dpo", "cpt"])
+@pytest.mark.parametrize("name", ["sft", "sft with muon", "sft of an adapter", "dpo", "kto", "cpt"])
 def test_killed_at_random_points_it_ends_with_the_same_digest(work, name, tmp_path):
     began = time.monotonic()
     expected, told = finished(work, name, tmp_path / "whole", tmp_path / "store")

@@ -150,8 +150,9 @@ def repetition(tokens: Sequence[int]) -> float:
 def example(tokenizer: Any, row: dict[str, Any]) -> list[tuple[str, bool]]:
     """A row in pieces of text, each with whether it has a loss; of a pair, its prompt and the chosen answer."""
     if "prompt_ids" in row:
-        ids = [*row["prompt_ids"], *row["chosen_ids"]]
-        trained = [False] * len(row["prompt_ids"]) + [True] * len(row["chosen_ids"])
+        answer = row["chosen_ids"] if "chosen_ids" in row else row["completion_ids"]
+        ids = [*row["prompt_ids"], *answer]
+        trained = [False] * len(row["prompt_ids"]) + [True] * len(answer)
     else:
         ids = row["input_ids"]
         trained = [label != IGNORED for label in row.get("labels", ids)]

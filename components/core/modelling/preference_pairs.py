@@ -13,7 +13,8 @@ from bloomery.components.core.modelling import templates
 
 @dataclass(frozen=True)
 class Pair:
-    """Token ids of a prompt and of the two ways to go on from it, each with its end."""
+    """Token ids of a prompt and of the two ways to go on from it, each with its end; of a single answer the other is
+    empty."""
 
     prompt: list[int]
     chosen: list[int]
@@ -24,28 +25,24 @@ class Pair:
         """Tokens of the prompt with the longer answer, which `max_length` bounds."""
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
-    def row(self) -> dict[str, list[int]]:
-        """As the trainer takes it."""
-        return {"prompt_ids": self.prompt, "chosen_ids": self.chosen, "rejected_ids": self.rejected}
 
-
-def pair_of(tokenizer: Any, row: Mapping[str, Any]) -> tuple[Pair | None, str]:
+def pair_of(tokenizer: Any, row: Mapping[str, Any], *, takes_single: bool = False) -> tuple[Pair | None, str]:
     """(the tokens of a preference/2 row, ""), or (None, why it teaches nothing): `unpaired` (one of the two answers is
-    not there), `empty` (one is only blanks), `identical`.
+    not there, and none is taken alone), `empty` (one is only blanks), `identical`.
 
     Raises: ModelError, with the text, if the template refuses it.
     """
     answers = (row["chosen"], row["rejected"])
-    if not all(answers):
+    if not all(answers) and not (takes_single and any(answers)):
         return None, "unpaired"
-    if not all(any(said(turn).strip() for turn in answer) for answer in answers):
+    if not all(any(said(turn).strip() for turn in answer) for answer in answers if answer):
         return None, "empty"
     asked = templates.prompt_tokens(tokenizer, row["messages"], row["tools"])
-    chosen, rejected = (_with_end(tokenizer, row["messages"] + answer, row["tools"]) for answer in answers)
+    whole = [_with_end(tokenizer, row["messages"] + answer, row["tools"]) if answer else [] for answer in answers]
     # Templates may render a prompt that is answered otherwise than one that is open: what goes on begins where they
     # part, as TRL has it.
-    begin = min(len(os.path.commonprefix([asked, chosen])), len(os.path.commonprefix([asked, rejected])))
-    pair = Pair(chosen[:begin], chosen[begin:], rejected[begin:])
+    begin = min(len(os.path.commonprefix([asked, ids])) for ids in whole if ids)
+    pair = Pair(next(filter(None, whole))[:begin], whole[0][begin:], whole[1][begin:])
     return (None, "identical") if pair.chosen == pair.rejected else (pair, "")
 
 

@@ -14,8 +14,8 @@ from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.cpt.config import CptConfig
 from bloomery.components.cpt.step import run as cpt
 from bloomery.components.dpo.config import DpoConfig
+from bloomery.components.dpo.measures import answer_likelihoods
 from bloomery.components.dpo.pairs import usable
-from bloomery.components.dpo.step import answer_likelihoods
 from bloomery.components.dpo.step import run as dpo
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 from bloomery.components.rejection_sampling.step import run as rejection_sampling
@@ -202,6 +202,26 @@ def test_rejection_sampling_keeps_right_answers_and_pairs_them_with_wrong_ones(t
         assert pair["chosen"][0]["content"] == reference and pair["rejected"][0]["content"] != reference
     assert metrics["rejection_sampling/pass_at_k"] == pytest.approx(2 / 3)
     assert metrics["rejection_sampling/prompts"] == 4 and metrics["rejection_sampling/too_long"] == 1
+
+
+@pytest.mark.parametrize("abstain", ["I do not know.", {"en": "I do not know.", "ko": "잘 모르겠습니다."}])
+def test_where_every_sample_was_wrong_the_polite_refusal_is_preferred(base, tasks, tmp_path, abstain):
+    rows = [("say zz", "zz", "en"), ("zz 말해", "zz", "ko"), ("dis zz", "zz", "fr")]  # an untrained model says no zz
+    prompts = [prompt_row("echo", "unlabelled", p, reference, group=group) for p, reference, group in rows]
+    artifact.write_rows(tmp_path / "p", "prompt/2", Prompt.table(prompts))
+    out = {name: tmp_path / "rs" / name for name in ("sampled_chats", "preferences", "rejects")}
+    config = RejectionSamplingConfig(num_samples=2, abstain=abstain)
+    metrics = rejection_sampling(config, base_model=base, prompts=tmp_path / "p", tasks=tasks, **out)
+    pairs = artifact.read_table(out["preferences"], "preference/2").to_pylist()
+    told = {pair["messages"][0]["content"]: pair["chosen"][0]["content"] for pair in pairs}
+    if isinstance(abstain, str):
+        assert told == {prompt: abstain for prompt, _, _ in rows}
+    else:
+        assert told == {"say zz": abstain["en"], "zz 말해": abstain["ko"]}
+    assert metrics["rejection_sampling/abstentions"] == len(pairs) == metrics["rejection_sampling/preferences"]
+    assert all(pair["rejected"][0]["content"] != pair["chosen"][0]["content"] for pair in pairs)
+    with pytest.raises(ValueError, match="expected a sentence"):
+        RejectionSamplingConfig(abstain={"en": " "})
 
 
 def test_an_answer_of_min_score_is_right_and_the_best_is_kept(base, make_tasks, tmp_path):

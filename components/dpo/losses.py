@@ -1,0 +1,192 @@
+"""The trainers of the losses, on tokens that are ours and on log-likelihoods of the reference that are known before.
+
+DPO and IPO are losses of TRL's DPOTrainer, KTO is its KTOTrainer. Its ORPO and SimPO are experimental trainers that
+tokenise and cut for themselves and hold the logits of a whole batch, so these two terms stand here, and the DPOTrainer
+gives them the log-likelihoods.
+
+The reference is read once, before the first step and before there is an adapter: no second copy of the weights is
+loaded, no step reads it again, and it is the model that training began with whatever an adapter does to the weights.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from bloomery.components.core.errors import DataError
+from bloomery.components.core.modelling.likelihood import log_likelihoods
+from bloomery.components.core.modelling.preference_pairs import Pair
+from bloomery.components.dpo.config import DpoConfig
+
+Answer = tuple[list[int], list[int]]
+"""Token ids of a prompt and of an answer to it."""
+
+
+Rows = list[dict[str, Any]]
+"""As a trainer takes them."""
+
+
+def prepared(config: DpoConfig, network: Any, pairs: list[Pair]) -> tuple[tuple[type, type], Rows, dict[str, Any]]:
+    """((trainer, class of its arguments), rows, keyword arguments) for `config.loss` on `pairs`; `network` is the model
+    as it is before training, and so the reference.
+
+    Raises: DataError if the loss is `kto` and there are only good answers, or only bad ones.
+    """
+    import trl
+
+    with arithmetic(config):
+        rows = single_rows(config, network, pairs) if config.loss == "kto" else pair_rows(network, pairs)
+    shared = {"beta": config.beta, "precompute_ref_log_probs": True}
+    if config.loss == "kto":
+        return (on_tokens(trl.KTOTrainer), trl.KTOConfig), rows, {**shared, "loss_type": "kto", **_weights(rows)}
+    terms = {"simpo": _simpo, "orpo": _orpo}
+    term = terms[config.loss](config) if config.loss in terms else None
+    losses = {} if term else {config.loss: 1.0}
+    if config.sft_weight or term:  # the trainer wants a loss of its own, of whatever weight
+        losses["sft"] = config.sft_weight
+    shared |= {"loss_type": list(losses), "loss_weights": list(losses.values())}
+    return (on_tokens(trl.DPOTrainer, term), trl.DPOConfig), rows, shared
+
+
+def arithmetic(config: DpoConfig) -> Any:
+    """What the trainer computes in: the reference's likelihoods are subtracted from those of the model in training."""
+    import torch
+
+    return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available() and config.precision != "fp32")
+
+
+def nats(network: Any, answers: Sequence[Answer]) -> list[float]:
+    """Log-likelihood in nats of each answer, its end included, given its prompt."""
+    marks = [[False] * len(prompt) + [True] * len(answer) for prompt, answer in answers]
+    return [total for total, _ in log_likelihoods(network, [prompt + answer for prompt, answer in answers], marks)]
+
+
+def pair_rows(network: Any, pairs: list[Pair]) -> Rows:
+    """Pairs as TRL's DPOTrainer takes them."""
+    found = nats(network, [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)])
+    return [
+        {
+            "prompt_ids": pair.prompt,
+            "chosen_ids": pair.chosen,
+            "rejected_ids": pair.rejected,
+            "ref_chosen_logps": chosen,
+            "ref_rejected_logps": rejected,
+        }
+        for pair, chosen, rejected in zip(pairs, found[::2], found[1::2], strict=True)
+    ]
+
+
+def single_rows(config: DpoConfig, network: Any, pairs: list[Pair]) -> Rows:
+    """Answers with a label as TRL's KTOTrainer takes them, shuffled by the seed, each with the answer of the row before
+    it, of which the divergence is estimated (KTO, section 4.1).
+
+    Such an answer is cut to what of it fits behind the other prompt in `max_length` tokens.
+    """
+    answers = [(pair.prompt, pair.chosen, True) for pair in pairs if pair.chosen]
+    answers += [(pair.prompt, pair.rejected, False) for pair in pairs if pair.rejected]
+    random.Random(config.seed).shuffle(answers)
+    others = [
+        (prompt, other[: config.max_length - len(prompt)])
+        for (prompt, _, _), (_, other, _) in zip(answers, [answers[-1], *answers[:-1]], strict=True)
+    ]
+    own = nats(network, [(prompt, answer) for prompt, answer, _ in answers])
+    return [
+        {
+            "prompt_ids": prompt,
+            "completion_ids": answer,
+            "label": label,
+            "KL_completion_ids": other,
+            "ref_logps": of_answer,
+            "ref_KL_logps": of_other,
+        }
+        for (prompt, answer, label), (_, other), of_answer, of_other in zip(
+            answers, others, own, nats(network, others), strict=True
+        )
+    ]
+
+
+def _weights(rows: Rows) -> dict[str, float]:
+    """Weights of good and bad answers with which both sides weigh the same: arXiv 2402.01306, equation 8."""
+    good = sum(row["label"] for row in rows)
+    bad = len(rows) - good
+    if not good or not bad:
+        raise DataError(
+            f"dpo: loss: kto found {good} good and {bad} bad answers to train on, and learns from what tells them "
+            "apart; give it both (of good answers alone, sft learns)"
+        )
+    return {"desirable_weight": min(1.0, bad / good), "undesirable_weight": min(1.0, good / bad)}
+
+
+Term = Callable[[Any, Any], Any]
+"""The loss of each pair of a batch [B], from the log-likelihoods a token of its chosen and its rejected answers [B]."""
+
+
+def _simpo(config: DpoConfig) -> Term:
+    """-log sigmoid(beta (chosen - rejected) - gamma): arXiv 2405.14734, equation 6."""
+    from torch.nn.functional import logsigmoid
+
+    return lambda chosen_B, rejected_B: -logsigmoid(config.beta * (chosen_B - rejected_B) - config.gamma)
+
+
+def _orpo(config: DpoConfig) -> Term:
+    """-beta log sigmoid(log odds(chosen) - log odds(rejected)): arXiv 2403.07691, equations 4 and 7, where the
+    probability of an answer is that of its tokens in the geometric mean."""
+    import torch
+
+    def log_odds(nats_B: Any) -> Any:
+        nats_B = nats_B.clamp(max=-1e-6)  # of a certain answer the odds are infinite
+        return nats_B - torch.log(-torch.expm1(nats_B))
+
+    def term(chosen_B: Any, rejected_B: Any) -> Any:
+        return -config.beta * torch.nn.functional.logsigmoid(log_odds(chosen_B) - log_odds(rejected_B))
+
+    return term
+
+
+def on_tokens(trainer: type, term: Term | None = None) -> type:
+    """The `trainer` of TRL for rows that are tokens already, so that training sees those of every other step, and hold
+    the reference's log-likelihoods; `term` is added to its loss.
+
+    It logs two measures more, of the batch: reference_kl (nats an answer, see `measures.divergence`) and chosen_change
+    (mean change of the log-likelihood of a chosen answer, in nats a token).
+    """
+    import torch
+
+    class OnTokens(trainer):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+        def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+        def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
+            passes = []
+
+            def remembered(**named: Any) -> Any:
+                passes.append(model(**named))
+                return passes[-1]
+
+            loss = super()._compute_loss(remembered, inputs, False)
+            mask_NL = inputs["completion_mask"][:, 1:]
+            # The last pass is that of the answers themselves; virtual tokens of an adapter stand before the real ones.
+            lengths_N = mask_NL.sum(1)
+            nats_N = passes[-1].log_probs[:, -mask_NL.shape[1] :].sum(1) / lengths_N
+            if "label" in inputs:
+                reference_N, is_chosen_N = inputs["ref_logps"], inputs["label"]
+            else:
+                reference_N = torch.cat([inputs["ref_chosen_logps"], inputs["ref_rejected_logps"]])
+                is_chosen_N = torch.arange(len(reference_N), device=reference_N.device) < len(reference_N) // 2
+            change_N = nats_N.detach() - reference_N / lengths_N
+            kl_N = lengths_N * (torch.expm1(-change_N.abs()) + change_N.abs())
+            sums = [kl_N.sum(), len(kl_N), (change_N * is_chosen_N).sum(), is_chosen_N.sum()]
+            sums_K4 = self.accelerator.gather(torch.stack([torch.as_tensor(one).to(kl_N) for one in sums])[None])
+            kl, count, change, num_chosen = sums_K4.sum(0).tolist()
+            self._metrics["train"]["reference_kl"].append(kl / count)
+            if num_chosen:
+                self._metrics["train"]["chosen_change"].append(change / num_chosen)
+            if term:
+                loss = loss + term(*nats_N.chunk(2)).mean()
+            return loss
+
+    return OnTokens
