@@ -18,6 +18,8 @@ from bloomery.components.core.config import MOST_PACKED, Config, ModelName, pack
 from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
+from bloomery.components.core.modelling.plan import Training
+from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.components.core.scoring.lm_eval_tasks import PREFIX
 from bloomery.components.core.scoring.tasks import TaskConfig
 from bloomery.components.data_curation.config import DataCurationConfig
@@ -194,6 +196,14 @@ class Recipe(Config):
                 for source in stage.config.inputs
             ],
             **({"max_length": learns.max_length, "train_on": learns.train_on} if learns else {}),
+            trainings={
+                stage.name: Training.of(stage.config)
+                for stage in self.stages
+                # Where a step has memory of its own, this is not the machine that it runs on.
+                if isinstance(stage.config, TrainingConfig)
+                and (stage.step not in self.resources.steps or not self.resources.steps[stage.step].memory)
+            },
+            on_accelerator=self.resources.accelerator is not None,
             known_index=dedup.known_index,
             encoder=semantic.encoder if semantic else "",
             encoder_revision=semantic.revision if semantic else "main",

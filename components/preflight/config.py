@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from bloomery.components.core.config import Config
 from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.data.tables import SourceConfig
+from bloomery.components.core.modelling.plan import Training
 from bloomery.components.core.modelling.templates import TrainOn
 from bloomery.components.core.scoring.tasks import TaskConfig
 
@@ -34,6 +35,10 @@ class PreflightConfig(Config):
     """The `max_length` of the recipe's first stage that is fine-tuned on chats; 0: there is none."""
     train_on: TrainOn = "all_turns"
     """The `train_on` of that stage."""
+    trainings: dict[str, Training] = {}
+    """What the memory of each stage that trains depends on, by its name."""
+    on_accelerator: bool = False
+    """Whether the recipe's `resources` name an accelerator, so that the trainings may run on another machine."""
     known_index: str = ""
     """Folder of an index that dedup wrote in an earlier run; empty: none."""
     encoder: str = ""
