@@ -3,7 +3,8 @@
 `python tests/benchmarks/plan.py [NAME …]` trains a Llama of some 20 M parameters with random weights for two steps of
 two rows: full and with LoRA, with gradient checkpointing and without, at three lengths; writes plan.json beside it.
 The peak is the most memory that was resident (VmHWM) from the start of the process to the written checkpoint, as a
-step has it, with glibc's settings of `infra/surroundings.py`; `imports` is the same after the imports alone.
+step has it, with glibc's settings of `infra/surroundings.py`; `imports` is the same after the imports alone, `nothing`
+that of training a model of next to nothing.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ def combinations() -> dict[str, dict[str, Any]]:
     return found
 
 
-def make_model(folder: Path) -> Path:
+def make_model(folder: Path, hidden: int = 256, layers: int = 24) -> Path:
     """A Llama of the proportions of those that are in use, with grouped keys and values."""
     import torch
     from tokenizers import Tokenizer, pre_tokenizers
@@ -60,9 +61,9 @@ def make_model(folder: Path) -> Path:
     )
     settings = LlamaConfig(
         vocab_size=VOCABULARY,
-        hidden_size=256,
-        intermediate_size=704,
-        num_hidden_layers=24,
+        hidden_size=hidden,
+        intermediate_size=11 * hidden // 4,
+        num_hidden_layers=layers,
         num_attention_heads=8,
         num_key_value_heads=4,
         tie_word_embeddings=True,
@@ -102,14 +103,11 @@ def peak_bytes(files: int) -> int:
 
 
 def import_all() -> None:
-    """What a step that trains imports."""
+    """What a step that trains imports; nothing that starts threads, which no fork would have."""
     import peft  # noqa: F401
-    import torch
     import trl.trainer.sft_trainer  # noqa: F401
 
     import bloomery.components.sft.step  # noqa: F401
-
-    torch.ones(64, 64) @ torch.ones(64, 64)
 
 
 def config_of(settings: dict[str, Any]) -> Any:
@@ -184,14 +182,19 @@ def main() -> None:
     file = Path(__file__).with_suffix(".json")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     found["imports"] = {"peak_bytes": status("VmHWM")}
+    wanted = sys.argv[1:] or ["nothing", *combinations()]
     with tempfile.TemporaryDirectory() as folder:
         made = os.fork()
         if made == 0:
             make_model(Path(folder) / "model")
+            make_model(Path(folder) / "nothing" / "model", hidden=16, layers=1)
             os._exit(0)
         os.waitpid(made, 0)
+        if "nothing" in wanted:
+            found["nothing"] = child(Path(folder) / "nothing", {"max_length": 16})
+            print("nothing", found["nothing"], flush=True)
         for name, settings in combinations().items():
-            if not sys.argv[1:] or name in sys.argv[1:]:
+            if name in wanted:
                 found[name] = {**child(Path(folder), settings), **planned(Path(folder), settings)}
                 found[name]["error"] = round(found[name]["planned_bytes"] / found[name]["peak_bytes"] - 1, 3)
                 print(name, found[name], flush=True)
