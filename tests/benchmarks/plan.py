@@ -174,6 +174,15 @@ def planned(folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
     return {"planned_bytes": round(need.peak), "most_at": need.moment}
 
 
+def compared(found: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """`found` with what is planned today beside what was measured."""
+    for name, settings in combinations().items():
+        if name in found:
+            found[name] |= planned(folder, settings)
+            found[name]["error"] = round(found[name]["planned_bytes"] / found[name]["peak_bytes"] - 1, 3)
+    return found
+
+
 def main() -> None:
     from bloomery.infra import surroundings
 

@@ -131,17 +131,17 @@ def of_training(shape: Shape, training: Training, card: Card) -> Need:
         "gradients": trained * own / shards,
         "optimiser": trained * states / shards,
         "activations": kept,
-        "logits": _loss(shape, training, card, trained),
+        "logits": _loss(shape, training, card),
         "reference": base / shards if training.pairs and not training.adapter else 0.0,
         "best": trained * own / shards if training.best else 0.0,
-        "autocast": 2.0 * shape.active if card.is_gpu and width == 4 else 0.0,
+        "autocast": 2.0 * shape.active if _is_mixed(training, card, width) else 0.0,
     }
     standing = sum(parts[name] for name in ("runtime", "weights", "optimiser", "reference", "best"))
     collected = parts["gradients"] if training.accumulation > 1 else 0.0
     largest = max((rows * columns for _, rows, columns, _ in shape.linear), default=0)
     moments = {
         "forward and backward": standing + parts["autocast"] + kept + parts["logits"] + collected,
-        "last gradients": standing + parts["autocast"] + parts["gradients"] + layer + _embedded(shape, trained) * own,
+        "last gradients": standing + parts["autocast"] + parts["gradients"] + layer + _head(shape, training) * own,
         "optimiser step": standing + parts["gradients"] + _step_bytes(shape, training, own, largest),
     }
     if training.best:
@@ -178,14 +178,18 @@ def _weight_width(shape: Shape, training: Training, card: Card) -> tuple[float, 
     return shape.own_bytes, "bf16"
 
 
+def _is_mixed(training: Training, card: Card, width: float) -> bool:
+    """Whether products are of 16 bits while the weights, and what flows past the layers, are of 32."""
+    return card.is_gpu and training.precision != "fp32" and width == 4
+
+
 def activations(shape: Shape, training: Training, card: Card, width: float) -> tuple[float, float]:
     """(bytes of one layer, bytes of all at the end of the forward pass) that the backward pass needs."""
     hidden, query, key = shape.hidden, shape.heads * shape.head_size, shape.kv_heads * shape.head_size
     full = training.adapter is None
-    mixed = card.is_gpu and training.precision != "fp32" and width == 4  # residual stream in 32 bits, products in 16
-    stream, inner = (4, 2) if mixed else (width, width)
-    # Of each of two norms: its input, what it made of it before its weight (if that learns), and what goes on.
-    norms = 2 * hidden * (stream * (2 if full else 1) + (inner if mixed else stream))
+    stream, inner = width, 2 if _is_mixed(training, card, width) else width
+    # Of each of two norms: its input in 32 bits, that before its weight (if the weight learns), and what goes on.
+    norms = 2 * hidden * (4 + (stream if full else 0) + inner)
     attention = inner * (2 * query + 2 * key)  # queries, keys, values, output
     network = inner * shape.intermediate * (4 if shape.gated else 2)
     adapters = 4 * _adapter_widths(shape, training) / shape.layers
@@ -204,7 +208,7 @@ def _adapter_widths(shape: Shape, training: Training) -> float:
     return sum(count for *_, count in shape.linear) * training.adapter.rank if training.adapter else 0
 
 
-def _loss(shape: Shape, training: Training, card: Card, trained: int) -> float:
+def _loss(shape: Shape, training: Training, card: Card) -> float:
     """Logits that stand at once, and the gradients of hidden states and head that go with them."""
     columns = min(shape.vocabulary, COLUMNS)
     tokens = training.tokens
@@ -212,12 +216,12 @@ def _loss(shape: Shape, training: Training, card: Card, trained: int) -> float:
         tiles = 2.0 * min(tokens, TRITON_TOKENS) * columns
     else:
         tiles = 4.0 * TILES * min(tokens, max(1, min(4_096, LOSS_TILE_BYTES // (4 * columns)))) * columns
-    return tiles + 4.0 * tokens * shape.hidden + 4.0 * _embedded(shape, trained)
+    return tiles + 4.0 * tokens * shape.hidden + 4.0 * _head(shape, training)
 
 
-def _embedded(shape: Shape, trained: int) -> float:
+def _head(shape: Shape, training: Training) -> int:
     """Numbers of the head, if it learns."""
-    return shape.embedded if trained >= shape.embedded and trained * 4 >= shape.parameters else 0.0
+    return 0 if training.adapter or training.trained == "bias" else shape.embedded
 
 
 def _step_bytes(shape: Shape, training: Training, own: float, largest: int) -> float:
@@ -287,19 +291,19 @@ def cheapest_fix(shape: Shape, training: Training, card: Card) -> Fix | None:
 
 
 def _smaller_batches(shape: Shape, training: Training, card: Card, told: dict[str, str]) -> Fix | None:
-    """The largest batch that fits, of `training`'s and its halves, with as many rows a step."""
-    batch, accumulation = training.batch_size, training.accumulation
-    while True:
-        tried = training.model_copy(update={"batch_size": batch, "accumulation": accumulation})
+    """The largest batch that fits, with as many rows an optimiser step as `training` has."""
+    for batch in range(training.batch_size, 0, -1):
+        rounds, rest = divmod(training.batch_size * training.accumulation, batch)
+        if rest:
+            continue
+        tried = training.model_copy(update={"batch_size": batch, "accumulation": rounds})
         need = of_training(shape, tried, card)
-        rounds = training.adapter is None and training.precision == "auto" and need.dtype == "bf16"
-        if need.peak <= ROOM * card.memory_bytes and not rounds:
+        in_16_bits = training.adapter is None and training.precision == "auto" and need.dtype == "bf16"
+        if need.peak <= ROOM * card.memory_bytes and not in_16_bits:
             if batch != training.batch_size:
-                told = {"batch_size": str(batch), "gradient_accumulation_steps": str(accumulation), **told}
+                told = {"batch_size": str(batch), "gradient_accumulation_steps": str(rounds), **told}
             return told, tried, need
-        if batch % 2:
-            return None
-        batch, accumulation = batch // 2, accumulation * 2
+    return None
 
 
 def as_settings(fix: dict[str, str]) -> str:
