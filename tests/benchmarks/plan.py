@@ -1,7 +1,8 @@
 """Peak memory of fine-tunings as `plan` predicts it and as it is measured, each in a fresh process.
 
-`python tests/benchmarks/plan.py [NAME …]` trains a Llama of some 20 M parameters with random weights for two steps of
-two rows: full and with LoRA, with gradient checkpointing and without, at three lengths; writes plan.json beside it.
+`python tests/benchmarks/plan.py [NAME …]` (`planned`: without training anew) trains a Llama of some 20 M parameters
+with random weights for two steps of a row: full and with LoRA, with gradient checkpointing and without, at three
+lengths; writes plan.json beside it.
 The peak is the most memory that was resident (VmHWM) from the start of the process to the written checkpoint, as a
 step has it, with glibc's settings of `infra/surroundings.py`; `imports` is the same after the imports alone, `nothing`
 that of training a model of next to nothing.
@@ -19,7 +20,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-LENGTHS = (512, 128, 1024)
+LENGTHS = (128, 512, 1024)
 BATCH = 1
 VOCABULARY = 8_192
 TEMPLATE = (
@@ -90,16 +91,11 @@ def chats(count: int, length: int, seed: int) -> list[dict[str, Any]]:
     return [{"messages": chat(text(half - 1), text(length - half - 2)), "tools": ""} for _ in range(count)]
 
 
-def status(name: str) -> int:
-    """Bytes of a line of this process's status, such as VmHWM: the most memory that was resident."""
+def peak_bytes() -> int:
+    """The most memory that was resident in this process, pages of mapped files among it. (A fork begins without the
+    pages of libraries, and has read them again by the time that it trains.)"""
     told = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in told if line.startswith(f"{name}:"))
-
-
-def peak_bytes(files: int) -> int:
-    """The peak of a process that would have read `files` bytes of libraries itself: a fork has those alone that it
-    reads again."""
-    return status("VmHWM") + max(0, files - status("RssFile"))
+    return next(int(line.split()[1]) * 1024 for line in told if line.startswith("VmHWM:"))
 
 
 def import_all() -> None:
@@ -119,7 +115,7 @@ def config_of(settings: dict[str, Any]) -> Any:
     )
 
 
-def measure(folder: Path, settings: dict[str, Any], files: int) -> dict[str, float]:
+def measure(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
     """Train as the step `sft` does. Returns: the peak in bytes, and the seconds of all."""
     from bloomery.components.core import artifact
     from bloomery.components.core.modelling import checkpoints, training
@@ -139,19 +135,18 @@ def measure(folder: Path, settings: dict[str, Any], files: int) -> dict[str, flo
     watched = chats(8, length, 1) if config.num_validations else []
     network, _ = fine_tune(config, network, tokenizer, chats=folder / "chats", texts=[], watched=watched, where="sft")
     checkpoints.save(folder / "out", network, tokenizer, like=model)
-    return {"peak_bytes": peak_bytes(files), "seconds": round(time.perf_counter() - started, 1)}
+    return {"peak_bytes": peak_bytes(), "seconds": round(time.perf_counter() - started, 1)}
 
 
 def child(folder: Path, settings: dict[str, Any]) -> Any:
     """Measure in a process of its own, which like the tasks of a run forks from one that has imported everything."""
     reading, writing = os.pipe()
-    files = status("RssFile")
     process = os.fork()
     if process == 0:
         try:
             with tempfile.TemporaryDirectory() as own:
                 (Path(own) / "model").symlink_to(folder / "model")
-                os.write(writing, json.dumps(measure(Path(own), settings, files)).encode())
+                os.write(writing, json.dumps(measure(Path(own), settings)).encode())
         except Exception:
             traceback.print_exc()
         finally:
@@ -187,27 +182,26 @@ def main() -> None:
     from bloomery.infra import surroundings
 
     surroundings.enter()
-    import_all()
     file = Path(__file__).with_suffix(".json")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    found["imports"] = {"peak_bytes": status("VmHWM")}
-    wanted = sys.argv[1:] or ["nothing", *combinations()]
+    wanted = [] if sys.argv[1:] == ["planned"] else sys.argv[1:] or ["nothing", *combinations()]
+    if wanted:
+        import_all()
+        found["imports"] = {"peak_bytes": peak_bytes()}
     with tempfile.TemporaryDirectory() as folder:
+        model, nothing = Path(folder) / "model", Path(folder) / "nothing"
         made = os.fork()
         if made == 0:
-            make_model(Path(folder) / "model")
-            make_model(Path(folder) / "nothing" / "model", hidden=16, layers=1)
+            make_model(model / "model")
+            make_model(nothing / "model", hidden=16, layers=1)
             os._exit(0)
         os.waitpid(made, 0)
-        if "nothing" in wanted:
-            found["nothing"] = child(Path(folder) / "nothing", {"max_length": 16})
-            print("nothing", found["nothing"], flush=True)
-        for name, settings in combinations().items():
-            if name in wanted:
-                found[name] = {**child(Path(folder), settings), **planned(Path(folder), settings)}
-                found[name]["error"] = round(found[name]["planned_bytes"] / found[name]["peak_bytes"] - 1, 3)
-                print(name, found[name], flush=True)
-                file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        for name in wanted:
+            settings = combinations().get(name, {"max_length": 16})
+            found[name] = child(nothing if name == "nothing" else model, settings)
+            print(name, found[name], flush=True)
+            file.write_text(json.dumps(compared(found, model), indent=1) + "\n", encoding="utf-8")
+        file.write_text(json.dumps(compared(found, model), indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ CPUs is in tests/benchmarks/plan.json. On GPUs the same counts are taken with au
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -292,15 +293,15 @@ def cheapest_fix(shape: Shape, training: Training, card: Card) -> Fix | None:
 
 def _smaller_batches(shape: Shape, training: Training, card: Card, told: dict[str, str]) -> Fix | None:
     """The largest batch that fits, with as many rows an optimiser step as `training` has."""
-    for batch in range(training.batch_size, 0, -1):
-        rounds, rest = divmod(training.batch_size * training.accumulation, batch)
-        if rest:
-            continue
+    size = training.batch_size
+    parts = [part for part in range(1, math.isqrt(size) + 1) if size % part == 0]
+    for batch in sorted({*parts, *(size // part for part in parts)}, reverse=True):
+        rounds = training.accumulation * (size // batch)
         tried = training.model_copy(update={"batch_size": batch, "accumulation": rounds})
         need = of_training(shape, tried, card)
         in_16_bits = training.adapter is None and training.precision == "auto" and need.dtype == "bf16"
         if need.peak <= ROOM * card.memory_bytes and not in_16_bits:
-            if batch != training.batch_size:
+            if batch != size:
                 told = {"batch_size": str(batch), "gradient_accumulation_steps": str(rounds), **told}
             return told, tried, need
     return None
