@@ -20,6 +20,7 @@ from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import named_models
 from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
 from bloomery.components.core.modelling.named_models import NamedModel
+from bloomery.components.core.modelling.plan import Training
 from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.components.core.scoring.lm_eval_tasks import PREFIX
 from bloomery.components.core.scoring.tasks import TaskConfig
@@ -211,6 +212,14 @@ class Recipe(Config):
             pair_max_length=compares.max_length if compares else 0,
             too_long=self.evaluation.too_long,
             limit=self.evaluation.limit,
+            trainings={
+                stage.name: Training.of(stage.config)
+                for stage in self.stages
+                # Where a step has memory of its own, this is not the machine that it runs on.
+                if isinstance(stage.config, TrainingConfig)
+                and (stage.step not in self.resources.steps or not self.resources.steps[stage.step].memory)
+            },
+            on_accelerator=self.resources.accelerator is not None,
             known_index=dedup.known_index,
             encoder=semantic.encoder if semantic else "",
             encoder_revision=semantic.revision if semantic else "main",

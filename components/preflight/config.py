@@ -11,6 +11,7 @@ from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.data.tables import SourceConfig
 from bloomery.components.core.modelling.context import TooLong
 from bloomery.components.core.modelling.named_models import NamedModel
+from bloomery.components.core.modelling.plan import Training
 from bloomery.components.core.modelling.templates import TrainOn
 from bloomery.components.core.scoring.tasks import TaskConfig
 
@@ -44,6 +45,10 @@ class PreflightConfig(Config):
     """The recipe's `evaluation.too_long`."""
     limit: int | None = Field(default=None, gt=0)
     """The recipe's `evaluation.limit`."""
+    trainings: dict[str, Training] = {}
+    """What the memory of each stage that trains depends on, by its name."""
+    on_accelerator: bool = False
+    """Whether the recipe's `resources` name an accelerator, so that the trainings may run on another machine."""
     known_index: str = ""
     """Folder of an index that dedup wrote in an earlier run; empty: none."""
     encoder: str = ""

@@ -21,6 +21,7 @@ from bloomery.components.core.errors import BloomeryError
 from bloomery.components.core.records import Indexed, Source, content_id
 from bloomery.components.core.registry import registry
 from bloomery.components.preflight.config import PreflightConfig
+from bloomery.components.preflight.memory import warn_of_memory
 from bloomery.components.preflight.models import take_base_model, take_champion, take_encoder, take_outside
 from bloomery.components.preflight.questions import render_tasks
 
@@ -66,6 +67,7 @@ def run(
         lambda: take_encoder(config, encoder),
         lambda: take_outside(config, outside),
         lambda: facts.update(take_base_model(config, base_model, tasks)),
+        lambda: warn_of_memory(config, base_model),
         lambda: registry.check_store(config.models_uri),
         lambda: take_champion(config, base_model, start, champion, champion_version),
     ):

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 
 from bloomery.components.core import tracking
 from bloomery.components.core.config import Config
-from bloomery.components.core.modelling import adapters, checkpoints, guards, literature, optimisers, schedules
+from bloomery.components.core.modelling import adapters, cards, checkpoints, guards, literature, optimisers, schedules
 from bloomery.components.core.modelling.adapters import AdapterConfig, Trained
 from bloomery.components.core.modelling.context import TooLong
 from bloomery.components.core.modelling.optimisers import Optimizer
@@ -157,16 +157,7 @@ def _free_bytes() -> float:
     """Memory that training may take: of the accelerator, or of this machine and its control group."""
     import torch
 
-    if torch.cuda.is_available():
-        return float(torch.cuda.mem_get_info()[0])
-    free = math.inf
-    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
-        if line.startswith("MemAvailable:"):
-            free = float(line.split()[1]) * 1024
-    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
-    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
-        free = min(free, float(most) - float(used.read_text()))
-    return free
+    return float(torch.cuda.mem_get_info()[0]) if torch.cuda.is_available() else cards.free_bytes()
 
 
 def train(

@@ -8,7 +8,7 @@ from bloomery.components.core import artifact
 from bloomery.components.core.data.chat_forms import read_pair
 from bloomery.components.core.data.chats import as_text, chat, message
 from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, MissingExtraError, ModelError
-from bloomery.components.core.modelling import checkpoints, inspection
+from bloomery.components.core.modelling import cards, checkpoints, inspection
 from bloomery.components.core.modelling.named_models import NamedModel
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring.contamination import evaluation_items
@@ -16,8 +16,17 @@ from bloomery.components.core.scoring.tasks import Tasks, Template, ask
 from bloomery.components.dpo.config import DpoConfig
 from bloomery.components.dpo.pairs import usable
 from bloomery.components.preflight.config import PreflightConfig
+from bloomery.components.preflight.memory import warn_of_memory
 from bloomery.components.preflight.step import run
 
+SOME_TASK = {
+    "t": {
+        "role": "domain",
+        "templates": [{"prompt": "{q}", "answer": "{a}"}],
+        "splits": {"test": {"path": "t.jsonl"}},
+        "verifier": {"kind": "exact"},
+    }
+}
 OUTPUTS = (
     *("sources", "tasks", "seeds", "known", "encoder", "outside"),
     *("base_model", "start", "champion", "champion_version"),
@@ -551,3 +560,25 @@ def test_rows_of_an_older_version_are_refused(call, tmp_path):
     pq.write_table(table, part)
     with pytest.raises(DataError, match="holds prompt/1, but prompt/2 is read here: it was written by an older"):
         Tasks(out["tasks"])
+
+
+def test_a_training_that_this_machine_has_no_memory_for_is_warned_of(call, tiny_model, caplog):
+    def wanting(batch_size, **more):
+        settings = {"batch_size": batch_size, "max_length": 1024, "precision": "fp32"}
+        return lambda values: values.update(trainings={"sft": settings}, **more)
+
+    def told():
+        warned = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+        return [line for line in warned if "of memory are planned" in line]
+
+    _, out = call(wanting(2**32))
+    (line,) = told()
+    assert line.startswith("sft: some ") and "what would fit: batch_size: " in line
+    values = {"base_model": str(tiny_model), "registered_model": "m", "tasks": SOME_TASK}
+    for change, count in ((wanting(1), 0), (wanting(2**32), 1), (wanting(2**32, on_accelerator=True), 0)):
+        if count == 0 and cards.here().is_gpu:
+            continue  # there it is this machine that trains
+        caplog.clear()
+        change(values)
+        warn_of_memory(PreflightConfig.model_validate(values), out["base_model"])
+        assert len(told()) == count

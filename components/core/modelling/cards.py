@@ -1,0 +1,95 @@
+"""The accelerators that a plan may name, and the machine that it is made on.
+
+Memory as the driver tells it; arithmetic in 16 bits, dense and accumulated in 32; bandwidth of the memory. From
+NVIDIA's and AMD's data sheets: H100 (SXM), H200 (SXM), A100 (SXM, 80 and 40 GB), A10, L4, L40S, T4, V100 (SXM2), B200
+(HGX), MI300X, and the appendices of the Ada and Ampere GA102 architecture papers for the two GeForce.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from bloomery.components.core.errors import ConfigError
+
+MIB = 2**20
+
+
+@dataclass(frozen=True)
+class Card:
+    name: str
+    memory_bytes: float
+    flops: float
+    """Multiplications and additions a second, at most; 0: not known."""
+    bandwidth: float
+    """Bytes a second from its memory; 0: not known."""
+    is_gpu: bool = True
+
+
+CARDS = {
+    card.name: card
+    for card in (
+        Card("B200", 183_359 * MIB, 2.25e15, 7.7e12),
+        Card("H200", 143_771 * MIB, 989e12, 4.8e12),
+        Card("H100", 81_559 * MIB, 989e12, 3.35e12),
+        Card("A100", 81_920 * MIB, 312e12, 2.039e12),
+        Card("A100-40GB", 40_960 * MIB, 312e12, 1.555e12),
+        Card("A10", 23_028 * MIB, 125e12, 600e9),
+        Card("L40S", 46_068 * MIB, 362e12, 864e9),
+        Card("L4", 23_034 * MIB, 121e12, 300e9),
+        Card("T4", 15_360 * MIB, 65e12, 300e9),
+        Card("V100", 32_768 * MIB, 125e12, 900e9),
+        Card("RTX4090", 24_564 * MIB, 165e12, 1.008e12),
+        Card("RTX3090", 24_576 * MIB, 71e12, 936e9),
+        Card("MI300X", 196_592 * MIB, 1.307e15, 5.3e12),
+    )
+}
+
+
+def named(name: str) -> Card:
+    """The card of that name, in whatever case and with what spaces. Raises: ConfigError naming the nearest, or all."""
+    plain = name.upper().replace(" ", "").replace("_", "-")
+    if plain in CARDS:
+        return CARDS[plain]
+    near = difflib.get_close_matches(plain, CARDS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(CARDS)}"
+    raise ConfigError(f"--gpu {name}: no such card; {hint}")
+
+
+def here() -> Card:
+    """What this machine trains on: its first NVIDIA card, as the driver tells it, or its memory and cores."""
+    if told := _driver():
+        name, mebibytes = (part.strip() for part in told.split(",")[:2])
+        known = [c for key, c in CARDS.items() if re.search(rf"\b{key.replace('RTX', 'RTX ?')}(?!\d)", name)]
+        like = max(known, key=lambda card: len(card.name), default=Card(name, 0, 0, 0))
+        return Card(name, float(mebibytes) * MIB, like.flops, like.bandwidth)
+    return Card("this machine's memory", free_bytes(), 0, 0, is_gpu=False)
+
+
+def _driver() -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return ""
+    asked = [program, "--query-gpu=name,memory.total", "--format=csv,noheader,nounits"]
+    try:
+        done = subprocess.run(asked, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.splitlines()[0] if done.returncode == 0 and done.stdout.strip() else ""
+
+
+def free_bytes() -> float:
+    """Memory that a process may take of this machine and its control group; infinite where neither tells."""
+    free = math.inf
+    for line in Path("/proc/meminfo").read_text().splitlines() if Path("/proc/meminfo").is_file() else ():
+        if line.startswith("MemAvailable:"):
+            free = float(line.split()[1]) * 1024
+    limit, used = (Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory.current"))
+    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()).isdigit():
+        free = min(free, float(most) - float(used.read_text()))
+    return free

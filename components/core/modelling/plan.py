@@ -1,0 +1,323 @@
+"""What a training or a generation will take of memory, arithmetic and time, before anything is loaded.
+
+The peak is that of the moment which takes most: the end of the forward pass, where all activations stand; the step of
+the optimiser, where all gradients do; the loading, and a pass over the validation rows. Activations are counted tensor
+by tensor as torch keeps them for the backward pass, in the manner of arXiv 2205.05198 (section 4), whose own formula is
+that of a GPT in 16 bits with dropout. Arithmetic: 2 operations for each number that a token is multiplied with, twice
+as many in the backward pass (2001.08361, section 2.1), and attention's (2204.02311, appendix B). What was measured on
+CPUs is in tests/benchmarks/plan.json. On GPUs the same counts are taken with autocast's dtypes; they are not measured.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pydantic import Field
+
+from bloomery.components.core.config import Config
+from bloomery.components.core.modelling import likelihood
+from bloomery.components.core.modelling.adapters import AdapterConfig
+from bloomery.components.core.modelling.cards import Card
+from bloomery.components.core.modelling.shapes import Shape
+from bloomery.components.core.modelling.training import LOSS_TILE_BYTES, TrainingConfig
+
+STATES = {
+    "adamw": 2.0, "radam": 2.0, "lion": 1.0, "muon": 1.0, "adafactor": 0.01,
+    "adamw_8bit": 0.5, "paged_adamw_8bit": 0.5, "lion_8bit": 0.25,
+}  # fmt: skip
+"""Numbers that an optimiser keeps for each that it trains, in 32 bits' worth: two moments of AdamW (1711.05101), one
+of Lion (2302.06675) and of Muon, a row and a column of Adafactor (1804.04235), a quarter in 8 bits (2110.02861)."""
+NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
+"""Of a number in QLoRA's base: 4 bits, and of each 64 a scale in 8 bits, of each 256 scales one in 32 (2305.14314)."""
+IMPORTS = 640e6
+"""Bytes of a process that has imported torch, transformers, PEFT and TRL (measured, tests/benchmarks/plan.json)."""
+CUDA_CONTEXT = 900e6
+"""Bytes of a GPU that torch's context, cuBLAS's workspaces and the kernels take before a tensor is made; 0.5 to 1 GB by
+card and version."""
+TILES = 8
+"""Tiles of the loss that its torch code holds at once, see `training.LOSS_TILE_BYTES`."""
+TRITON_TOKENS = 4_096
+"""Tokens of a tile of the loss on a GPU, whose kernel holds one."""
+COLUMNS = 32_768
+"""Columns of the vocabulary in a tile."""
+ROOM = 0.9
+"""Share of the memory that a change has to stay within to be proposed: what is predicted may be a tenth off."""
+UTILISATION = 0.4
+"""Share of a card's peak that training reaches: 38 to 43 % of H100s in Llama 3's (2407.21783, table 4), 46 % of
+TPUs in PaLM's (2204.02311, table 3). Short rows and models below a billion parameters reach less."""
+
+
+class Training(Config):
+    """What the memory of a training depends on."""
+
+    batch_size: int = Field(gt=0)
+    """Sequences of a forward pass."""
+    accumulation: int = Field(default=1, gt=0)
+    """Forward passes of an optimiser step."""
+    max_length: int = Field(gt=1)
+    """Tokens of the longest sequence."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the weights while they are trained."""
+    optimizer: str = "adamw"
+    """Name of the optimiser."""
+    adapter: AdapterConfig | None = None
+    """The adapter that is trained; none: the weights themselves."""
+    trained: str | int = "all"
+    """Of the weights themselves: all, `bias`, `head`, or so many of the last layers."""
+    checkpointing: bool = False
+    """Activations are computed again in the backward pass."""
+    pairs: bool = False
+    """A row is two sequences, and a reference model reads them too."""
+    best: bool = False
+    """A copy of the best weights is kept, and validation rows are read."""
+    devices: int = Field(default=1, gt=0)
+    """Cards over which weights, gradients and optimiser are sharded."""
+
+    @classmethod
+    def of(cls, config: TrainingConfig) -> Training:
+        """That of a step's config."""
+        validates = bool(getattr(config, "num_validations", 0))
+        return cls(
+            batch_size=config.batch_size,
+            accumulation=config.gradient_accumulation_steps,
+            max_length=config.max_length,
+            precision=config.precision,
+            optimizer=config.optimizer,
+            adapter=config.adapter,
+            trained=getattr(config, "trained", "all"),
+            checkpointing=config.gradient_checkpointing,
+            pairs=config.METHOD == "preference",
+            best=validates and getattr(config, "keep", "") == "best",
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the largest forward pass."""
+        return self.batch_size * (2 if self.pairs else 1) * self.max_length
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes by part, and what they add up to where most of them stand at once."""
+
+    parts: dict[str, float]
+    peak: float
+    moment: str
+    """When that is."""
+    trained: int
+    """Numbers that are trained."""
+    dtype: str
+    """Of the weights."""
+
+
+def of_training(shape: Shape, training: Training, card: Card) -> Need:
+    """What `training` of a model takes of one device of `card`'s kind."""
+    trained = trained_numbers(shape, training)
+    width, dtype = _weight_width(shape, training, card)
+    base = shape.parameters * width
+    if training.adapter and training.adapter.kind == "qlora":
+        inner = sum(rows * columns * count for _, rows, columns, count in shape.linear)
+        base, dtype = inner * NF4_BYTES + (shape.parameters - inner) * width, "nf4"
+    own = 4 if training.adapter else width
+    shards = training.devices
+    states = STATES.get(training.optimizer, 2.0) * own
+    if training.optimizer == "muon" and not training.adapter:  # AdamW's for what is no hidden matrix
+        states += own * (1 - sum(r * c * n for _, r, c, n in shape.linear) / shape.parameters)
+    layer, kept = activations(shape, training, card, width)
+    parts = {
+        "runtime": CUDA_CONTEXT if card.is_gpu else IMPORTS,
+        "weights": (base + (trained * own if training.adapter else 0)) / shards,
+        "gradients": trained * own / shards,
+        "optimiser": trained * states / shards,
+        "activations": kept,
+        "logits": _loss(shape, training, card),
+        "reference": base / shards if training.pairs and not training.adapter else 0.0,
+        "best": trained * own / shards if training.best else 0.0,
+        "autocast": 2.0 * shape.active if _is_mixed(training, card, width) else 0.0,
+    }
+    standing = sum(parts[name] for name in ("runtime", "weights", "optimiser", "reference", "best"))
+    collected = parts["gradients"] if training.accumulation > 1 else 0.0
+    largest = max((rows * columns for _, rows, columns, _ in shape.linear), default=0)
+    moments = {
+        "forward and backward": standing + parts["autocast"] + kept + parts["logits"] + collected,
+        "last gradients": standing + parts["autocast"] + parts["gradients"] + layer + _head(shape, training) * own,
+        "optimiser step": standing + parts["gradients"] + _step_bytes(shape, training, own, largest),
+    }
+    if training.best:
+        rows = min(64 * training.max_length, max(likelihood.BATCH_TOKENS, training.max_length))
+        moments["validation"] = standing + rows * _forward_numbers(shape) * (2 if card.is_gpu else width)
+    moment = max(moments, key=lambda name: moments[name])
+    return Need({name: value for name, value in parts.items() if value}, moments[moment], moment, trained, dtype)
+
+
+def trained_numbers(shape: Shape, training: Training) -> int:
+    """Numbers that are trained: of LoRA and its kin r (rows + columns) of each matrix (2106.09685, section 4)."""
+    adapter = training.adapter
+    if adapter is None:
+        if training.trained == "all":
+            return shape.parameters
+        head = shape.embedded
+        inner = (shape.parameters - head * (1 if shape.tied else 2)) // shape.layers
+        return head + inner * training.trained if isinstance(training.trained, int) else head
+    wanted = getattr(adapter, "target_modules", "all-linear")
+    chosen = [item for item in shape.linear if wanted == "all-linear" or item[0] in wanted]
+    if adapter.kind == "ia3":
+        return sum(rows * count for _, rows, _, count in chosen)
+    magnitude = adapter.kind == "dora"
+    return sum(count * (adapter.rank * (rows + columns) + magnitude * rows) for _, rows, columns, count in chosen)
+
+
+def _weight_width(shape: Shape, training: Training, card: Card) -> tuple[float, str]:
+    """(bytes, name) of a weight while it is trained, as `training.weights_dtype` chooses it."""
+    if training.precision != "auto":
+        return (4, "fp32") if training.precision == "fp32" else (2, "bf16")
+    wanted, free = shape.parameters * (4 if training.adapter else 16), card.memory_bytes * training.devices
+    if shape.own_bytes == 4 or (not (training.adapter and card.is_gpu) and wanted <= free):
+        return 4, "fp32"
+    return shape.own_bytes, "bf16"
+
+
+def _is_mixed(training: Training, card: Card, width: float) -> bool:
+    """Whether products are of 16 bits while the weights, and what flows past the layers, are of 32."""
+    return card.is_gpu and training.precision != "fp32" and width == 4
+
+
+def activations(shape: Shape, training: Training, card: Card, width: float) -> tuple[float, float]:
+    """(bytes of one layer, bytes of all at the end of the forward pass) that the backward pass needs."""
+    hidden, query, key = shape.hidden, shape.heads * shape.head_size, shape.kv_heads * shape.head_size
+    full = training.adapter is None
+    stream, inner = width, 2 if _is_mixed(training, card, width) else width
+    # Of each of two norms: its input in 32 bits, that before its weight (if the weight learns), and what goes on.
+    norms = 2 * hidden * (4 + (stream if full else 0) + inner)
+    attention = inner * (2 * query + 2 * key)  # queries, keys, values, output
+    network = inner * shape.intermediate * (4 if shape.gated else 2)
+    adapters = 4 * _adapter_widths(shape, training) / shape.layers
+    scores = 0.0
+    if shape.eager:
+        scores = shape.heads * min(training.max_length, shape.window or training.max_length) * (4 + inner)
+    layer = training.tokens * (norms + attention + network + adapters + scores)
+    ends = training.tokens * hidden * stream * 3  # embeddings, last norm, what the head reads
+    if training.checkpointing:
+        return layer, layer + ends + shape.layers * training.tokens * hidden * stream
+    return layer, shape.layers * layer + ends
+
+
+def _adapter_widths(shape: Shape, training: Training) -> float:
+    """Numbers that all adapters together keep of a token: what lies between their two matrices."""
+    return sum(count for *_, count in shape.linear) * training.adapter.rank if training.adapter else 0
+
+
+def _loss(shape: Shape, training: Training, card: Card) -> float:
+    """Logits that stand at once, and the gradients of hidden states and head that go with them."""
+    columns = min(shape.vocabulary, COLUMNS)
+    tokens = training.tokens
+    if card.is_gpu:
+        tiles = 2.0 * min(tokens, TRITON_TOKENS) * columns
+    else:
+        tiles = 4.0 * TILES * min(tokens, max(1, min(4_096, LOSS_TILE_BYTES // (4 * columns)))) * columns
+    return tiles + 4.0 * tokens * shape.hidden + 4.0 * _head(shape, training)
+
+
+def _head(shape: Shape, training: Training) -> int:
+    """Numbers of the head, if it learns."""
+    return 0 if training.adapter or training.trained == "bias" else shape.embedded
+
+
+def _step_bytes(shape: Shape, training: Training, own: float, largest: int) -> float:
+    """What an optimiser step takes beside the states: of Muon all matrices of one shape, three times."""
+    if training.optimizer == "muon" and not training.adapter:
+        counted: dict[tuple[int, int], int] = {}
+        for _, rows, columns, count in shape.linear:
+            counted[rows, columns] = counted.get((rows, columns), 0) + count
+        return own * 4 * max((rows * columns * count for (rows, columns), count in counted.items()), default=0)
+    return own * 2 * largest
+
+
+def _forward_numbers(shape: Shape) -> float:
+    """Numbers of a token that stand at once while nothing is kept for a backward pass."""
+    return 3 * shape.hidden + 3 * shape.intermediate
+
+
+def of_generation(shape: Shape, card: Card, *, sequences: int, length: int) -> Need:
+    """What it takes to answer `sequences` at once, each of `length` tokens with its prompt, in the stored dtype."""
+    width = shape.own_bytes
+    seen = min(length, shape.window) if shape.window else length
+    parts = {
+        "runtime": CUDA_CONTEXT if card.is_gpu else IMPORTS,
+        "weights": float(shape.parameters * width),
+        "kv cache": float(sequences * seen * shape.kv_numbers * width),
+        "activations": sequences * length * _forward_numbers(shape) * width,
+        "logits": 2.0 * 4 * sequences * shape.vocabulary,
+    }
+    return Need(parts, sum(parts.values()), "longest prompts", 0, {4: "fp32", 2: "bf16"}.get(width, "fp64"))
+
+
+def flops(shape: Shape, training: Training, tokens: float, *, length: float | None = None) -> float:
+    """Operations of training on `tokens`, in rows of `length`: 6 for each number and token, 4 where the base is
+    frozen and only passes gradients on, 2 more where activations are computed again or a reference reads along."""
+    trained = trained_numbers(shape, training)
+    each = (4.0 if training.adapter else 6.0) * shape.active + (6.0 * trained if training.adapter else 0)
+    again = 2.0 * shape.active * (training.checkpointing + training.pairs)
+    seen = (length or training.max_length) / 2  # a token sees half of the row on average
+    attention = 4.0 * shape.layers * shape.heads * shape.head_size * seen * (3 + training.checkpointing)
+    return tokens * (each + again + attention)
+
+
+Fix = tuple[dict[str, str], Training, Need]
+"""What to set, by key, the training that it makes, and what that takes."""
+
+
+def cheapest_fix(shape: Shape, training: Training, card: Card) -> Fix | None:
+    """The first change with which `training` fits, of those that cost more and more; None if none does.
+
+    A smaller batch with accumulation trains the same; gradient checkpointing too, in a third more time; LoRA, and QLoRA
+    on a GPU, something else; shards want more cards, up to 64. All weights in 16 bits are proposed to nobody.
+    """
+    tried: list[tuple[dict[str, str], dict[str, Any]]] = [({}, {})]
+    again = {"gradient_checkpointing": "true"}, {"checkpointing": True}
+    tried.append(again)
+    if training.adapter is None and training.trained == "all":
+        tried.append(({**again[0], "adapter": "{rank: 16}"}, {**again[1], "adapter": AdapterConfig()}))
+    if card.is_gpu and "qlora" in str(AdapterConfig.model_fields["kind"].annotation):
+        four_bits = AdapterConfig.model_validate({"kind": "qlora"})
+        tried.append(({**again[0], "adapter": "{kind: qlora}"}, {**again[1], "adapter": four_bits}))
+    for devices in (2, 4, 8, 16, 32, 64) if card.is_gpu else ():
+        tried.append(({**again[0], "accelerators": str(devices)}, {**again[1], "devices": devices}))
+    for told, changes in tried:
+        if found := _smaller_batches(shape, training.model_copy(update=changes), card, told):
+            return found
+    return None
+
+
+def _smaller_batches(shape: Shape, training: Training, card: Card, told: dict[str, str]) -> Fix | None:
+    """The largest batch that fits, with as many rows an optimiser step as `training` has."""
+    size = training.batch_size
+    parts = [part for part in range(1, math.isqrt(size) + 1) if size % part == 0]
+    for batch in sorted({*parts, *(size // part for part in parts)}, reverse=True):
+        rounds = training.accumulation * (size // batch)
+        tried = training.model_copy(update={"batch_size": batch, "accumulation": rounds})
+        need = of_training(shape, tried, card)
+        in_16_bits = training.adapter is None and training.precision == "auto" and need.dtype == "bf16"
+        if need.peak <= ROOM * card.memory_bytes and not in_16_bits:
+            if batch != size:
+                told = {"batch_size": str(batch), "gradient_accumulation_steps": str(rounds), **told}
+            return told, tried, need
+    return None
+
+
+def as_settings(fix: dict[str, str]) -> str:
+    """What to set, in the words of a recipe."""
+    return ", ".join(f"{key}: {value}" for key, value in fix.items())
+
+
+def rules(shape: Shape, training: Training | None = None) -> dict[str, float]:
+    """The practitioner's short rules, in bytes: the weights and a fifth more for inference, 16 bytes a parameter for
+    AdamW in mixed precision (1910.02054, section 3.1), without activations."""
+    found = {"inference: bytes x parameters x 1.2": shape.own_bytes * shape.parameters * 1.2}
+    if training is not None:
+        trained = trained_numbers(shape, training)
+        frozen = (shape.parameters * shape.own_bytes) if training.adapter else 0
+        found["AdamW: 16 bytes a trained parameter"] = 16.0 * trained + frozen
+    return found

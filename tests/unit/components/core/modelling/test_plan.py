@@ -1,0 +1,194 @@
+"""Plans against hand-computed numbers, and shapes against the models that transformers builds."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from bloomery.components.core.errors import ConfigError, ModelError
+from bloomery.components.core.modelling import cards, plan, shapes
+from bloomery.components.core.modelling.adapters import AdapterConfig
+from bloomery.components.core.modelling.cards import Card
+from bloomery.components.core.modelling.plan import Training
+
+LLAMA_8B = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+    "torch_dtype": "bfloat16",
+    "max_position_embeddings": 131072,
+}
+CPU = Card("CPU", math.inf, 0, 0, is_gpu=False)
+H100 = cards.named("h100")
+
+
+def shape_of(folder: Path, config: dict[str, object]) -> shapes.Shape:
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    return shapes.read(folder)
+
+
+@pytest.fixture
+def llama(tmp_path):
+    return shape_of(tmp_path, LLAMA_8B)
+
+
+def training(**changes: object) -> Training:
+    return Training.model_validate({"batch_size": 4, "max_length": 1024, **changes})
+
+
+def test_the_numbers_of_a_published_model_follow_from_its_config(llama):
+    assert llama.parameters == 8_030_261_248  # what its card says
+    assert llama.active == 8_030_261_248 - 128_256 * 4096 - (2 * 32 + 1) * 4096  # without embeddings and norms
+    assert llama.kv_numbers == 2 * 32 * 8 * 128
+    assert llama.own_bytes == 2
+
+
+SMALL = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 300,
+}
+
+
+@pytest.mark.parametrize("kind", [*shapes.LLAMAS])
+def test_parameters_are_those_that_transformers_builds(kind, tmp_path):
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    experts = {"num_experts": 4, "num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+    grouped = {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}
+    config = AutoConfig.for_model(kind, **SMALL, **grouped, **(experts if kind in ("mixtral", "qwen3_moe") else {}))
+    with torch.device("meta"):
+        built = AutoModelForCausalLM.from_config(config)
+    config.save_pretrained(tmp_path)
+    assert shapes.read(tmp_path).parameters == built.num_parameters()
+
+
+def test_what_is_trained_is_counted(llama):
+    lora = training(adapter={"rank": 16})
+    assert plan.trained_numbers(llama, lora) == 41_943_040  # as PEFT prints it for this model, all-linear
+    assert plan.trained_numbers(llama, training()) == llama.parameters
+    dora = plan.trained_numbers(llama, training(adapter={"rank": 16, "kind": "dora"}))
+    # One magnitude a row: q and o 4096, k and v 1024, gate and up 14336, down 4096.
+    assert dora - 41_943_040 == 32 * (4096 + 1024 + 1024 + 4096 + 14336 + 14336 + 4096)
+
+
+def test_weights_gradients_and_moments_of_adamw_are_16_bytes_a_parameter(llama):
+    need = plan.of_training(llama, training(precision="fp32"), CPU)
+    stood = need.parts["weights"] + need.parts["gradients"] + need.parts["optimiser"]
+    assert stood == 16 * llama.parameters == plan.rules(llama, training())["AdamW: 16 bytes a trained parameter"]
+    assert need.dtype == "fp32"
+    lion = plan.of_training(llama, training(precision="fp32", optimizer="lion"), CPU)
+    assert lion.parts["optimiser"] == 4 * llama.parameters
+
+
+def test_activations_are_counted_tensor_by_tensor(llama):
+    # Llama in 32 bits, a token and layer: two norms keep input, normed and scaled; queries and output 4096 each, keys
+    # and values 1024 each; gate, its silu, up and their product.
+    numbers = 2 * 3 * 4096 + 2 * (4096 + 1024) + 4 * 14336
+    layer, kept = plan.activations(llama, training(precision="fp32"), CPU, 4)
+    tokens = 4 * 1024
+    assert layer == 4 * tokens * numbers
+    assert kept == 32 * layer + 3 * 4 * tokens * 4096
+    again, checkpointed = plan.activations(llama, training(precision="fp32", checkpointing=True), CPU, 4)
+    assert again == layer
+    assert checkpointed == layer + (32 + 3) * 4 * tokens * 4096  # one layer, and what goes into each
+
+
+def test_a_frozen_model_keeps_fewer_activations_and_no_gradients(llama):
+    full = plan.of_training(llama, training(precision="fp32"), CPU)
+    lora = plan.of_training(llama, training(precision="fp32", adapter={}), CPU)
+    assert lora.parts["gradients"] == 4 * 41_943_040
+    assert lora.parts["activations"] < full.parts["activations"]
+    assert "reference" not in plan.of_training(llama, training(pairs=True, adapter={}), CPU).parts
+    assert (
+        plan.of_training(llama, training(pairs=True, precision="fp32"), CPU).parts["reference"] == 4 * llama.parameters
+    )
+
+
+def test_gradients_stand_beside_activations_only_where_they_are_collected(llama):
+    at_once = plan.of_training(llama, training(precision="fp32"), CPU)
+    collected = plan.of_training(llama, training(precision="fp32", accumulation=2), CPU)
+    assert at_once.moment == collected.moment == "forward and backward"
+    assert collected.peak - at_once.peak == 4 * llama.parameters
+
+
+def test_a_full_training_that_does_not_fit_a_card_is_made_to_by_lora(llama):
+    wanted = training(max_length=4096)
+    assert plan.of_training(llama, wanted, H100).peak > H100.memory_bytes
+    settings, changed, need = plan.cheapest_fix(llama, wanted, H100)
+    assert "adapter" in settings and need.peak <= plan.ROOM * H100.memory_bytes
+    assert changed.batch_size * changed.accumulation == 4
+
+
+def test_the_cheapest_change_is_the_one_that_trains_the_same(tmp_path):
+    small = shape_of(tmp_path, {**LLAMA_8B, "num_hidden_layers": 4, "vocab_size": 8_000})
+    wanted = training(batch_size=128)
+    assert plan.of_training(small, wanted, H100).peak > H100.memory_bytes
+    settings, changed, _ = plan.cheapest_fix(small, wanted, H100)
+    assert list(settings) == ["batch_size", "gradient_accumulation_steps"]
+    assert changed.batch_size * changed.accumulation == 128
+    # A row alone is too long for the card, until activations are computed again.
+    long = training(batch_size=1, max_length=131_072)
+    assert list(plan.cheapest_fix(small, long, H100)[0]) == ["gradient_checkpointing"]
+
+
+def test_what_fits_nowhere_has_no_fix(llama):
+    assert plan.cheapest_fix(llama, training(max_length=131_072), Card("CPU", 8e9, 0, 0, is_gpu=False)) is None
+
+
+def test_operations_are_six_a_number_and_token(llama):
+    tokens = 1000.0
+    attention = 4 * 32 * 4096 * (1024 / 2) * 3
+    assert plan.flops(llama, training(), tokens) == tokens * (6 * llama.active + attention)
+    lora = plan.flops(llama, training(adapter={"rank": 16}), tokens)
+    assert lora == tokens * (4 * llama.active + 6 * 41_943_040 + attention)
+    again = plan.flops(llama, training(checkpointing=True), tokens)
+    assert again == tokens * (8 * llama.active + attention * 4 / 3)
+
+
+def test_answers_take_keys_and_values(llama):
+    need = plan.of_generation(llama, H100, sequences=8, length=2048)
+    assert need.parts["kv cache"] == 8 * 2048 * 131_072  # 128 KiB a token: 2 x 32 layers x 8 heads x 128 x 2 bytes
+    assert need.parts["weights"] == 2 * llama.parameters
+
+
+def test_a_config_that_tells_too_little_is_refused(tmp_path):
+    with pytest.raises(ModelError, match="does not tell num_attention_heads"):
+        shape_of(tmp_path, {"model_type": "mamba", "hidden_size": 64, "num_hidden_layers": 2, "vocab_size": 10})
+    with pytest.raises(ModelError, match=r"weights of gpt2 are not known.*safetensors"):
+        shape_of(tmp_path, {"model_type": "gpt2", "n_embd": 64, "n_layer": 2, "n_head": 2, "vocab_size": 10})
+    with pytest.raises(ModelError, match=r"no config\.json"):
+        shapes.read(tmp_path / "nothing")
+
+
+def test_weights_that_are_there_tell_the_shape_of_any_architecture(tmp_path):
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(n_embd=32, n_layer=3, n_head=2, vocab_size=50, n_positions=16))
+    model.save_pretrained(tmp_path)
+    found = shapes.read(tmp_path)
+    assert found.parameters == model.num_parameters()
+    assert (found.layers, found.intermediate, found.gated, found.tied) == (3, 128, False, True)
+    assert sum(rows * columns * count for _, rows, columns, count in found.linear) == 3 * 12 * 32 * 32
+
+
+def test_cards_are_found_by_name():
+    assert cards.named("a100-40gb").memory_bytes == 40_960 * 2**20
+    assert cards.named("RTX 4090").name == "RTX4090"
+    with pytest.raises(ConfigError, match=r"--gpu H10: no such card; did you mean H100\?"):
+        cards.named("H10")
+
+
+def test_an_adapter_is_planned_as_it_is_configured():
+    assert Training.model_validate({"batch_size": 1, "max_length": 8, "adapter": {}}).adapter == AdapterConfig()

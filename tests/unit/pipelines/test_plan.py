@@ -1,0 +1,88 @@
+"""`bloomery plan` from the recipe to what is printed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from bloomery.components.core.errors import ConfigError, ModelError
+from bloomery.pipelines.cli import app
+
+MODEL = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+    "dtype": "bfloat16",
+}
+RECIPE = """
+name: plan-me
+registered_model: m
+base_model: ./llama
+tasks:
+  qa:
+    role: domain
+    templates: [{prompt: "{q}", answer: "{a}"}]
+    verifier: {kind: exact}
+    splits:
+      train: {path: qa.jsonl}
+      test: {path: qa.jsonl}
+stages:
+  - sft: {learning_rate: 1.0e-5, epochs: 2, batch_size: 32, max_length: 2048}
+  - rejection_sampling: {num_samples: 2}
+  - dpo: {learning_rate: 1.0e-6, epochs: 1, batch_size: 2, max_length: 1024, adapter: {rank: 16}}
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "llama").mkdir()
+    (tmp_path / "llama" / "config.json").write_text(json.dumps(MODEL), encoding="utf-8")
+    # With `user ` and `\nassistant ` before them 20 characters of turns: of 40 in all, 10 tokens.
+    rows = [{"q": "q" * 12, "a": "a" * 12}] * 8
+    (tmp_path / "qa.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+    (tmp_path / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    return tmp_path / "recipe.yaml"
+
+
+def asked(recipe: Path, *arguments: str) -> dict:
+    result = CliRunner().invoke(app, ["plan", str(recipe), *arguments, "--json"], catch_exceptions=False)
+    return json.loads(result.stdout.strip().splitlines()[-1])
+
+
+def test_every_training_of_the_recipe_is_planned(recipe):
+    told = asked(recipe, "--gpu", "H100", "--price", "3", "--tokens", "dpo=1_000_000")
+    assert told["model"]["parameters"] == 8_030_261_248
+    sft, dpo = told["stages"]
+    assert not sft["fits"] and "adapter" in sft["fix"]["settings"]
+    assert sft["tokens"] == 80 and sft["epochs"] == 2
+    assert dpo["fits"] and dpo["trained"] == 41_943_040 and dpo["fix"] is None
+    assert dpo["tokens"] == 1e6
+    assert dpo["seconds"] == pytest.approx(dpo["flops"] / (989e12 * 0.4))
+    assert dpo["cost"] == pytest.approx(dpo["seconds"] / 3600 * 3)
+    assert told["answers"]["fits"] and told["rules"]["inference: bytes x parameters x 1.2"] == 2.4 * 8_030_261_248
+
+
+def test_a_plan_is_told_in_words(recipe):
+    result = CliRunner().invoke(app, ["plan", str(recipe), "--gpu", "T4"], catch_exceptions=False)
+    assert "8.03 B parameters (llama, sdpa attention), 16.1 GB as stored" in result.stdout
+    assert "DOES NOT FIT" in result.stdout
+    assert "tokens are made by the stages before it; give them with --tokens dpo=NUMBER" in result.stdout
+
+
+def test_mistakes_are_one_message(recipe):
+    for arguments, kind, told in (
+        (["--gpu", "H10"], ConfigError, "did you mean H100?"),
+        (["--tokens", "sft"], ConfigError, "expected STAGE=NUMBER"),
+        (["--tokens", "cpt=5"], ConfigError, "no stage of this name trains; known: sft, dpo"),
+        (["--set", "base_model=/nowhere"], ModelError, "base_model: no folder /nowhere"),
+    ):
+        error = CliRunner().invoke(app, ["plan", str(recipe), *arguments]).exception
+        assert isinstance(error, kind) and told in str(error)
