@@ -174,6 +174,7 @@ def _of_config(path: Path, told: dict[str, Any]) -> Shape:
     biases = (query + 2 * key) * bool(told.get("attention_bias", widths["kind"] in ("qwen2", "qwen2_moe")))
     norms = 4 if widths["kind"] in ("gemma2", "gemma3", "gemma3_text") else 2
     biases += norms * hidden + 2 * size * (widths["kind"].startswith(("qwen3", "gemma3")))
+    biases += (query + key) * (widths["kind"] == "olmo2")  # whose norms span all heads
     of_attention = sum(rows * columns for _, rows, columns in attention)
     of_network = sum(rows * columns for _, rows, columns in network)
     router = experts * hidden
