@@ -50,6 +50,11 @@ class Stage(Config):
         idle = getattr(self.config, "idle_outputs", set())
         return {port: schema for port, schema in self.declared.writes.items() if port not in idle}
 
+    @property
+    def needs(self) -> set[str]:
+        """The optional input ports that these settings cannot do without."""
+        return getattr(self.config, "needed_inputs", set())
+
     @model_serializer
     def _as_written(self) -> dict[str, Any]:
         named = {"as": self.name} if self.name != self.step else {}
@@ -135,7 +140,7 @@ def problems(stages: Sequence[Stage], given: Collection[str]) -> Iterator[str]:
         step = stage.declared
         for port, schema in step.reads.items():
             unread.pop(schema, None)
-            if schema not in known and port not in step.optional:
+            if schema not in known and (port not in step.optional or port in stage.needs):
                 brings = GIVEN_BY.get(schema) or " or ".join(_writers(schema))
                 add = f"add {brings}" if brings else "no step and no key gives it"
                 yield f"stages.{stage.name}: reads {port} ({schema}), which nothing before it writes; {add}"

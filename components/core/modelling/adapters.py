@@ -32,7 +32,8 @@ def peft_config(adapter: AdapterConfig | None, network: Any) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
-        task_type="CAUSAL_LM",
+        # With the latter, PEFT trains the head of a reward model whole.
+        task_type="CAUSAL_LM" if network.can_generate() else "SEQ_CLS",
         target_modules="all-linear",
         # A fused kernel of these reads its weights past any adapter, and PEFT refuses them by these names.
         exclude_modules=["out_proj", "conv1d"] if network.config.model_type in MAMBA else None,
