@@ -59,6 +59,11 @@ class Stage(Config):
         idle = getattr(self.config, "idle_outputs", set())
         return {port: schema for port, schema in self.declared.writes.items() if port not in idle}
 
+    @property
+    def needs(self) -> set[str]:
+        """The optional input ports that these settings cannot do without."""
+        return getattr(self.config, "needed_inputs", set())
+
     def inputs(self, newest: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
         """What each of its ports reads, of the `newest` artifact by schema and the `models` by stage."""
         step = self.declared
@@ -159,7 +164,7 @@ def problems(stages: Sequence[Stage], given: Collection[str]) -> Iterator[str]:
         models += [stage.name] if MODEL in stage.writes.values() else []
         for port, schema in step.reads.items():
             unread.pop(schema, None)
-            if schema not in known and port not in step.optional:
+            if schema not in known and (port not in step.optional or port in stage.needs):
                 brings = GIVEN_BY.get(schema) or " or ".join(_writers(schema))
                 add = f"add {brings}" if brings else "no step and no key gives it"
                 yield f"stages.{stage.name}: reads {port} ({schema}), which nothing before it writes; {add}"

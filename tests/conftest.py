@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from chats import prompt_row
+from chats import prompt_row, write_chats
 
 from bloomery.components.core import artifact
 from bloomery.components.core.modelling import checkpoints
@@ -59,6 +59,28 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny") / "model"
     checkpoints.save(folder, LlamaForCausalLM(config), fast)
     return folder
+
+
+WORDS = ("ab", "cd", "ef", "gh", "ij", "kl", "mn", "op")
+
+
+@pytest.fixture(scope="session")
+def talking_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model when it has learnt to answer `say …` with one of WORDS, said once, twice or three times."""
+    from bloomery.components.core.modelling.fine_tuning import FineTuningConfig, fine_tune
+
+    folder = tmp_path_factory.mktemp("talking")
+    places = [(row, column) for row in range(8) for column in range(8)]
+    said = [
+        (f"say {WORDS[row]}{WORDS[column]}", WORDS[(3 * row + 5 * column) % 8] * (1 + (row + column) % 3))
+        for row, column in places
+    ]
+    config = FineTuningConfig(learning_rate=1e-2, epochs=15, batch_size=16, max_length=64, num_validations=0)
+    chats = write_chats(folder / "chats", said)
+    given = {"chats": chats, "texts": [], "watched": [], "where": "sft"}
+    network, _ = fine_tune(config, *checkpoints.load(tiny_model), **given)
+    checkpoints.save(folder / "model", network, checkpoints.load_tokenizer(tiny_model))
+    return folder / "model"
 
 
 @pytest.fixture

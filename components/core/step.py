@@ -24,7 +24,7 @@ from typing import Any, get_type_hints
 from bloomery.components.core import artifact, sources, tracking, unfinished
 from bloomery.components.core.config import Config, canonical, digest, parse, unpacked
 from bloomery.components.core.declare import declared
-from bloomery.components.core.errors import BloomeryError, DataError, from_os_error
+from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, from_os_error
 
 logger = logging.getLogger(__name__)
 
@@ -122,6 +122,9 @@ def execute(
     """The part of `run_step` that raises instead of ending the process; returns metrics, history, warnings and whether
     it was reused. `inputs` holds the ports that there are."""
     settings = parse(config_class(run), canonical(unpacked(config)), where=stage)
+    needed: set[str] = getattr(settings, "needed_inputs", set())
+    if lacking := needed - set(inputs):
+        raise ConfigError(f"{stage}: its settings need the input {', '.join(sorted(lacking))}, and there is none")
     reuse = declared(run).reuse
     reads, writes = artifact.ports(run, artifact.Reads), artifact.ports(run, artifact.Writes)
     digests = {

@@ -1,5 +1,7 @@
 """Settings of rejection sampling."""
 
+from typing import Literal
+
 from pydantic import Field, field_validator
 
 from bloomery.components.core.config import Config
@@ -21,6 +23,10 @@ class RejectionSamplingConfig(Config):
     min_score: float = Field(default=1.0, gt=0, le=1)
     """An answer with this score of its verifier or more is right. 1: exactly right, as RFT keeps; text metrics (chrf,
     rouge_l, bleu) need less, which sets the quality of what is learnt: look at scores of good answers first."""
+    judge: Literal["verifier", "reward_model"] = "verifier"
+    """Who says what is right. `verifier`: `min_score`; a reward model of the chain then ranks the right answers.
+    `reward_model`: the best of the samples is right and the others are wrong, the worst first (RAFT, arXiv 2304.06767),
+    for questions whose right answers no verifier knows."""
     accepted_per_prompt: int = Field(default=1, gt=0)
     """Distinct right answers kept for each prompt, highest score first, of equal ones the most frequent."""
     pairs_per_prompt: int = Field(default=2, ge=0)
@@ -40,3 +46,8 @@ class RejectionSamplingConfig(Config):
         if not all(text.strip() for text in texts):
             raise ValueError("expected a sentence, or one a group, and not blanks; leave out a group that has none")
         return abstain
+
+    @property
+    def needed_inputs(self) -> set[str]:
+        """The reward model, where it judges."""
+        return {"reward_model"} if self.judge == "reward_model" else set()

@@ -18,6 +18,7 @@ from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling.context import context_tokens, fitting
 from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.modelling.reward_models import RewardModel
 from bloomery.components.core.records import Chat, Preference, Prompt, Reject, content_id
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
@@ -33,21 +34,24 @@ def run(
     tasks: Annotated[Path, Reads("tasks/1")],
     chats: Annotated[Path | None, Reads("chat/2", optional=True)] = None,
     prompts: Annotated[Path | None, Reads("prompt/2", optional=True)] = None,
+    reward_model: Annotated[Path | None, Reads("reward_model/1", optional=True)] = None,
     sampled_chats: Annotated[Path, Writes("chat/2")],
     preferences: Annotated[Path, Writes("preference/2")],
     rejects: Annotated[Path, Writes("reject/1")],
 ) -> dict[str, float]:
     """Sample answers to `prompts` from `base_model`, verify them, and write `chats` plus the accepted ones.
 
-    Right is a score of `min_score` or more: such answers are accepted and chosen, the others rejected. Where none was
-    right, `abstain` is chosen, if it is set.
+    Right is a score of `min_score` or more: such answers are accepted and chosen, the others rejected; a reward model
+    ranks the right ones, or with `judge: reward_model` takes the verifiers' place. Where none was right, `abstain` is
+    chosen, if it is set.
     Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need; none: the
-             unlabelled questions of the domain tasks, or the training ones where there are none), tasks.
+             unlabelled questions of the domain tasks, or the training ones where there are none), tasks, reward_model.
     Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest
              failure; a prompt too long to be asked).
     Returns: rejection_sampling/prompts, /too_long (prompts that were not asked), /accepted_chats, /preferences,
              /abstentions (those of them that prefer `abstain`, where it is set), /pass_at_1 (mean share of right
-             samples of those that were), /pass_at_k (share of prompts with a right one).
+             samples of those that were), /pass_at_k (share of prompts with a right one), both by the verifiers; with a
+             reward model /reward (mean over the samples).
     Raises:  DataError if there is no question, or none of a task fits into the context.
     """
     known = Tasks(tasks)
@@ -58,12 +62,14 @@ def run(
     seeds = artifact.read_table(chats, "chat/2").to_pylist() if chats else []
     answered = {identity(row["messages"][:-1], row["tools"]) for row in seeds}
     answers = sample(Generator.load(base_model), rows, known, config)
+    scorer = RewardModel.load(reward_model) if reward_model else None
 
     accepted: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     abstentions: list[dict[str, Any]] = []
     shares: list[float] = []
+    rewards: list[float] = []
     for row, texts in zip(rows, answers, strict=True):
         if not texts:
             failed.append(_reject(row, "too_long", "leaves no room for an answer in the model's context"))
@@ -72,9 +78,17 @@ def run(
         verdicts = {text: known.verify(row.task, text, row.reference) for text in counts}
         likeliest = [text for text, _ in counts.most_common()]
         right = [text for text in likeliest if verdicts[text][0] >= config.min_score]
-        right.sort(key=lambda text: -verdicts[text][0])
         wrong = [text for text in likeliest if verdicts[text][0] < config.min_score]
         shares.append(sum(counts[text] for text in right) / len(texts))
+        if scorer is None:
+            right.sort(key=lambda text: -verdicts[text][0])
+        else:
+            worth = dict(zip(likeliest, scorer.scores_of_answers(row.messages, row.tools, likeliest), strict=True))
+            rewards += [worth[text] for text in texts]
+            if config.judge == "reward_model":
+                right = [max(likeliest, key=lambda text: worth[text])]
+                wrong = sorted(set(likeliest) - set(right), key=lambda text: (worth[text], text))
+            right.sort(key=lambda text: -worth[text])
         if not right:
             detail = f"likeliest of {len(texts)} samples: {verdicts[wrong[0]][1]}"
             failed.append(_reject(row, "no_right_sample", detail))
@@ -98,6 +112,7 @@ def run(
         **({"rejection_sampling/abstentions": float(len(abstentions))} if config.abstain else {}),
         "rejection_sampling/pass_at_1": sum(shares) / max(1, len(shares)),
         "rejection_sampling/pass_at_k": sum(share > 0 for share in shares) / max(1, len(shares)),
+        **({"rejection_sampling/reward": sum(rewards) / len(rewards)} if rewards else {}),
     }
 
 

@@ -66,6 +66,32 @@ def test_preference_optimisation_alone_on_a_file_of_pairs(project):
     assert dpo["dpo/margin_after"] > dpo["dpo/margin_before"]
 
 
+def test_a_reward_model_rewards_what_verifiers_cannot(project):
+    """Fine-tuned on answers of one to four letters, the model learns from a reward model of pairs to give one."""
+    asked = questions(project, "train")
+    talk = [{"prompt": row["q"], "completion": "r" * (1 + at % 4)} for at, row in enumerate(asked)]
+    pairs = [{"prompt": row["q"], "chosen": "r", "rejected": "rrrr"} for row in asked]
+    for name, lines in (("chats", talk), ("pairs", pairs)):
+        (project / f"{name}.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    stages = [
+        {"sft": {**LEARNING, "epochs": 10}},
+        {"reward_model": {**LEARNING, "epochs": 10}},
+        {"grpo": {"learning_rate": 5e-3, "epochs": 8, "batch_size": 32, "max_length": 64, "rewards": {"verifier": 0}}},
+    ]
+    given = {
+        "chats": [{"name": "talk", "path": "chats.jsonl"}],
+        "preferences": [{"name": "short", "path": "pairs.jsonl"}],
+    }
+    write(project, stages, ("unlabelled", "test"), **given)
+    summary = colours.run(project, "w")
+    assert summary["status"] in ("promoted", "rejected"), summary["reason"]
+    assert "evaluation_grpo" in summary["chain"] and "evaluation_reward_model" not in summary["chain"]
+    grpo = summary["stages"]["grpo"]
+    assert grpo["grpo/prompts"] == len(questions(project, "unlabelled"))
+    assert grpo["grpo/reward_last"] > grpo["grpo/reward_first"] + 0.5
+    assert grpo["grpo/answer_tokens_last"] < grpo["grpo/answer_tokens_first"]
+
+
 def test_two_rounds_of_sampling_and_preferences_twice(project):
     again = {"learning_rate": 1e-3, "epochs": 2, **TRAINING}
     sampling = {"num_samples": 4, "temperature": 1.2}

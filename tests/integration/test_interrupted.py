@@ -18,6 +18,8 @@ from bloomery.components.core.records import Document, Preference, content_id
 from bloomery.components.core.step import execute, run_step
 from bloomery.components.cpt.step import run as cpt
 from bloomery.components.dpo.step import run as dpo
+from bloomery.components.grpo.step import run as grpo
+from bloomery.components.reward_model.step import run as reward_model
 from bloomery.components.sft.step import run as sft
 
 TASK = {"echo": {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 4}}
@@ -44,6 +46,10 @@ def work(base, make_tasks, tmp_path):
         for index, (prompt, answer) in enumerate(pairs)
     ]
     artifact.write_rows(tmp_path / "documents", "document/2", Document.table(documents))
+    letters = {"echo": {**TASK["echo"], "verifier": {"kind": "regex"}}}
+    asked = [{"task": "echo", "split": "train", "prompt": p, "reference": "(?s)[a-z].*"} for p, _ in pairs[:20]]
+    rewarded = {"tasks": make_tasks(letters, asked, "letters_tasks"), "base_model": base}
+    sampled = {**TRAINING, "batch_size": 8, "gradient_accumulation_steps": 2, "epochs": 2}
     chats = {"chats": write_chats(tmp_path / "chats", pairs), "tasks": make_tasks(TASK, rows), "base_model": base}
     lora = {"kind": "lora", "rank": 4, "dropout": 0.1}
     return {
@@ -56,6 +62,13 @@ def work(base, make_tasks, tmp_path):
             {**TRAINING, "epochs": 2, "loss": "kto"},
             {"preferences": tmp_path / "pairs", "base_model": base},
         ),
+        "grpo": (grpo, sampled, rewarded),
+        "rloo": (grpo, {**sampled, "algorithm": "rloo", "adapter": lora}, rewarded),
+        "reward model": (
+            reward_model,
+            {**TRAINING, "epochs": 2},
+            {"preferences": tmp_path / "pairs", "base_model": base},
+        ),
         "cpt": (cpt, {**TRAINING, "epochs": 1}, {"documents": tmp_path / "documents", "base_model": base}),
     }
 
@@ -66,7 +79,8 @@ def started(work, name, target: Path, store: Path):
     def run():
         os.environ["BLOOMERY_STORE"] = str(store)
         kind, settings, inputs = work[name]
-        run_step(kind, name, settings, inputs, {"model": target / "model"}, None)
+        port = "reward_model" if kind is reward_model else "model"
+        run_step(kind, name, settings, inputs, {port: target / "model"}, None)
 
     process = get_context("fork").Process(target=run)
     process.start()
@@ -82,7 +96,9 @@ def finished(work, name, target: Path, store: Path):
     return artifact.read_manifest(target / "model").digest, json.loads(result.read_text())
 
 
-@pytest.mark.parametrize("name", ["sft", "sft with muon", "sft of an adapter", "dpo", "kto", "cpt"])
+@pytest.mark.parametrize(
+    "name", ["sft", "sft with muon", "sft of an adapter", "dpo", "kto", "grpo", "rloo", "reward model", "cpt"]
+)
 def test_killed_at_random_points_it_ends_with_the_same_digest(work, name, tmp_path):
     began = time.monotonic()
     expected, told = finished(work, name, tmp_path / "whole", tmp_path / "store")

@@ -81,7 +81,9 @@ def peft_config(adapter: AdapterConfig | None, network: Any) -> Any:
     named = adapter.target_modules
     if not isinstance(named, str):
         _check_names(named, network)
-    shared: dict[str, Any] = {"task_type": "CAUSAL_LM", "target_modules": named}
+    # With the latter, PEFT trains the head of a reward model whole.
+    task = "CAUSAL_LM" if network.can_generate() else "SEQ_CLS"
+    shared: dict[str, Any] = {"task_type": task, "target_modules": named}
     if network.config.model_type in MAMBA:
         # A fused kernel of these reads its weights past any adapter, and PEFT refuses them by these names.
         shared["exclude_modules"] = ["out_proj", "conv1d"]

@@ -47,13 +47,38 @@ class Generator:
         neighbours: what then changes is the noise of floating-point sums.
         """
         import torch
-        from transformers import LogitsProcessorList
 
         told = zip(prompts, tools or [""] * len(prompts), strict=True)
         asked = [templates.prompt_tokens(self.tokenizer, messages, own) for messages, own in told]
-        answers: list[list[str]] = [[] for _ in asked]
-        ends = templates.end_tokens(self.tokenizer, self.model.generation_config)
         torch.manual_seed(seed)
+        found = self.continued(
+            asked,
+            max_new_tokens=max_new_tokens,
+            num_samples=num_samples,
+            temperature=temperature,
+            top_p=top_p,
+            composition=composition,
+        )
+        ends = templates.end_tokens(self.tokenizer, self.model.generation_config)
+        return [[templates.answer_text(self.tokenizer, without_end(ids, ends)) for ids in own] for own in found]
+
+    def continued(
+        self,
+        asked: Sequence[Sequence[int]],
+        *,
+        max_new_tokens: int,
+        num_samples: int = 1,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        composition: int = 0,
+    ) -> list[list[list[int]]]:
+        """The token ids of `num_samples` answers to each prompt of token ids, in order, each with the token that ends
+        it, where it ends within `max_new_tokens`; see `generate`. The chance is torch's."""
+        import torch
+        from transformers import LogitsProcessorList
+
+        answers: list[list[list[int]]] = [[] for _ in asked]
+        ends = templates.end_tokens(self.tokenizer, self.model.generation_config)
         choice = LogitsProcessorList([_choice(temperature, top_p)] if temperature > 0 else [])
         most_rows = rows_of_logits(self.model)
         for batch in _batches(asked, max_new_tokens, num_samples, composition, most_rows):
@@ -68,15 +93,10 @@ class Generator:
                     eos_token_id=ends,
                     pad_token_id=templates.pad_token(self.tokenizer),
                 )
-            decoded = [self._answer(ids, ends) for ids in output[:, ids_BL.shape[1] :].tolist()]
+            made = [_ended(ids, ends) for ids in output[:, ids_BL.shape[1] :].tolist()]
             for position, index in enumerate(batch):
-                answers[index] = decoded[position * num_samples : (position + 1) * num_samples]
+                answers[index] = made[position * num_samples : (position + 1) * num_samples]
         return answers
-
-    def _answer(self, ids: list[int], ends: Sequence[int]) -> str:
-        """The text of an answer up to its end; what follows is padding, whichever token that is."""
-        first = next((place for place, token in enumerate(ids) if token in ends), len(ids))
-        return templates.answer_text(self.tokenizer, ids[:first])
 
     def log_likelihood(self, texts: Sequence[str], *, max_length: int) -> list[tuple[float, int]]:
         """(sum of log-likelihoods in nats, number of scored tokens) of each text, cut to `max_length` tokens.
@@ -86,6 +106,16 @@ class Generator:
         rows = [templates.text_tokens(self.tokenizer, text) for text in texts]
         begun = [row[:1] == [self.tokenizer.bos_token_id] for row in rows]
         return log_likelihoods(self.model, [row[: max_length + bos] for row, bos in zip(rows, begun, strict=True)])
+
+
+def without_end(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """An answer's token ids without the one that ends it, if one does."""
+    return ids[:-1] if ids and ids[-1] in ends else ids
+
+
+def _ended(ids: list[int], ends: Sequence[int]) -> list[int]:
+    """Generated ids up to their end; what follows is padding, whichever token that is."""
+    return ids[: next((place + 1 for place, token in enumerate(ids) if token in ends), len(ids))]
 
 
 def left_padded(sequences: Sequence[Sequence[int]], pad: int) -> tuple[Any, Any]:

@@ -33,12 +33,16 @@ text, 0.44 of what GPT-2's kind of models said greedily, table 2) from which it 
 
 def watched(trainer: type) -> type:
     """The `trainer` class, which remembers the rows and losses of the forward passes of an optimiser step."""
+    import torch
 
     class Watched(trainer):  # type: ignore[misc]
         passes: list[tuple[Any, Any]] = []  # noqa: RUF012
 
         def training_step(self, model: Any, inputs: dict[str, Any], *rest: Any, **named: Any) -> Any:
-            rows = next((value for name, value in inputs.items() if name.endswith("input_ids")), None)
+            if isinstance(inputs, list):  # prompts, which the trainer answers itself
+                rows: Any = [torch.tensor(row["prompt"]) for row in inputs]
+            else:
+                rows = next((value for name, value in inputs.items() if name.endswith("input_ids")), None)
             loss = super().training_step(model, inputs, *rest, **named)
             self.passes = [*self.passes, (rows, loss)]
             return loss
@@ -98,7 +102,8 @@ def watch(trainer: Any, rows: Any) -> None:
             self.at_first = _repetition(trainer, self.asked)
 
         def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self._warn("loss", state, rising(_curve(state, "loss")))
+            if not _curve(state, "reward"):  # the loss of reinforcement is no measure of what is learnt
+                self._warn("loss", state, rising(_curve(state, "loss")))
             self._warn("gradient", state, exploding(_curve(state, "grad_norm")))
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -148,8 +153,14 @@ def repetition(tokens: Sequence[int]) -> float:
 
 
 def example(tokenizer: Any, row: dict[str, Any]) -> list[tuple[str, bool]]:
-    """A row in pieces of text, each with whether it has a loss; of a pair, its prompt and the chosen answer."""
-    if "prompt_ids" in row:
+    """A row in pieces of text, each with whether it has a loss; of a pair, its prompt and the chosen answer, of a pair
+    that is scored, the token at which the chosen chat is, of a prompt that is answered in training nothing."""
+    if "prompt" in row:
+        ids, trained = row["prompt"], [False] * len(row["prompt"])
+    elif "prompt_ids" not in row and "chosen_ids" in row:
+        ids = row["chosen_ids"]
+        trained = [False] * (len(ids) - 1) + [True]
+    elif "prompt_ids" in row:
         answer = row["chosen_ids"] if "chosen_ids" in row else row["completion_ids"]
         ids = [*row["prompt_ids"], *answer]
         trained = [False] * len(row["prompt_ids"]) + [True] * len(answer)
@@ -190,7 +201,7 @@ def _asked(rows: Any) -> list[list[int]]:
     found = []
     for row in (rows[at] for at in range(min(NUM_ASKED, len(rows)))):
         labels = row.get("labels")
-        prompt = row.get("prompt_ids")
+        prompt = row.get("prompt_ids", row.get("prompt"))
         if prompt is None and labels is not None:
             first = next((at for at, label in enumerate(labels) if label != IGNORED), 0)
             prompt = row["input_ids"][:first]

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 class TrainingConfig(Config):
     """Settings that every training step has."""
 
-    METHOD: ClassVar[Literal["cpt", "fine_tuning", "preference"]] = "fine_tuning"
+    METHOD: ClassVar[Literal["cpt", "fine_tuning", "preference", "reward_model", "reinforcement"]] = "fine_tuning"
     """What the literature is asked about: see `literature.MOST_EPOCHS`."""
 
     learning_rate: float = Field(gt=0)
@@ -178,7 +178,8 @@ def train(
 
     `kind` is a trainer of TRL and the class of its arguments, which take `settings` too; `collator` makes batches,
     none: the trainer's own; `evaluations` is the number of evenly spread passes over the rows of `validation`;
-    `keepers` have state that a checkpoint holds. Rows come within `config.max_length`: the trainer cuts none. A
+    `keepers` have state that a checkpoint holds. Rows come within `config.max_length`: the trainer cuts none. Of a
+    prompt each of its `num_generations` answers counts as a row. A
     training that was killed goes on from its last checkpoint.
     Raises: DivergedError before a non-finite step is taken.
     """
@@ -201,7 +202,8 @@ def train(
         callbacks=[*callbacks, resuming.callback()],
         args=arguments_class(
             output_dir=resuming.folder or tempfile.mkdtemp(prefix="bloomery-"),
-            **_arguments(config, num_rows=len(rows), evaluations=evaluations),
+            **_arguments(config, num_rows=len(rows) * settings.get("num_generations", 1), evaluations=evaluations),
+            **({"max_length": None} if hasattr(arguments_class, "max_length") else {}),
             **settings,
         ),
     )
@@ -232,7 +234,6 @@ def _arguments(config: TrainingConfig, *, num_rows: int, evaluations: int) -> di
         "optim": optimisers.name_of(config.optimizer),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,
-        "max_length": None,
         "activation_checkpointing": config.gradient_checkpointing,
         "seed": config.seed,
         "bf16": on_gpu and config.precision != "fp32",

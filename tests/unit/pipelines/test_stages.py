@@ -363,3 +363,17 @@ def test_models_that_no_stage_before_writes_are_told(load, chain, told):
     with pytest.raises(ConfigError) as error:
         load(chain)
     assert told in str(error.value), str(error.value)
+
+
+def test_a_reward_model_is_read_where_there_is_one_and_missed_where_the_settings_need_it(load, on_a_short_stack):
+    learning = [{"sft": TRAINING}, "rejection_sampling", {"reward_model": TRAINING}, {"grpo": TRAINING}]
+    found = wiring(load(learning), on_a_short_stack)
+    assert found["grpo"]["reward_model"] == "reward_model.reward_model"
+    assert found["grpo"]["base_model"] == "sft.model" and "reward_model" not in found["rejection_sampling"]
+    assert "reward_model" not in wiring(load([{"grpo": TRAINING}]), on_a_short_stack)["grpo"]
+    alone = {"grpo": {**TRAINING, "rewards": {"verifier": 0}}}
+    with pytest.raises(ConfigError, match="stages.grpo: reads reward_model .* add a stage reward_model"):
+        load([alone])
+    with pytest.raises(ConfigError, match="stages.rejection_sampling: reads reward_model"):
+        load([{"rejection_sampling": {"judge": "reward_model"}}, {"sft": TRAINING}])
+    assert wiring(load([{"sft": TRAINING}, "rejection_sampling", {"reward_model": TRAINING}, alone]), on_a_short_stack)

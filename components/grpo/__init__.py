@@ -1,0 +1,1 @@
+"""Reinforcement learning from rewards of the model's own answers."""

@@ -1,0 +1,151 @@
+"""A reward model on a tiny real model: it learns what is preferred, and how much of it is length."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+from chats import preference_row
+
+from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import chat
+from bloomery.components.core.errors import DataError
+from bloomery.components.core.modelling import checkpoints, reward_models, templates
+from bloomery.components.core.modelling.reward_models import NO_END, RewardModel, chat_tokens
+from bloomery.components.core.records import Preference
+from bloomery.components.grpo.config import GrpoConfig
+from bloomery.components.grpo.step import run as grpo
+from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
+from bloomery.components.rejection_sampling.step import run as rejection_sampling
+from bloomery.components.reward_model.config import RewardModelConfig
+from bloomery.components.reward_model.pairs import usable
+from bloomery.components.reward_model.step import run as reward_model
+from bloomery.components.reward_model.step import uncentred_correlation
+
+TASK = {"free": {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 8}}
+WORDS = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op"]
+SMALL = {"learning_rate": 1e-2, "batch_size": 16, "max_length": 64}
+
+
+@pytest.fixture(autouse=True)
+def no_tracking(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+@pytest.fixture(scope="module")
+def base(talking_model):
+    return talking_model
+
+
+def write_pairs(folder, sides):
+    rows = [preference_row(f"say {a}{b}", *sides(a, b), task="free") for a in WORDS for b in WORDS]
+    artifact.write_rows(folder, "preference/2", Preference.table(rows))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def prefers_short(base, tmp_path_factory):
+    """(a reward model of pairs whose short answer is chosen, its metrics)."""
+    folder = tmp_path_factory.mktemp("short")
+    pairs = write_pairs(folder / "pairs", lambda a, b: (b, b * 3))
+    config = RewardModelConfig(**SMALL, epochs=6)
+    metrics = reward_model(config, preferences=pairs, base_model=base, reward_model=folder / "m")
+    return folder / "m", metrics
+
+
+def test_it_learns_to_prefer_the_short_answer_and_says_that_it_is_length(prefers_short):
+    folder, metrics = prefers_short
+    assert metrics["reward_model/pairs"] + metrics["reward_model/held_out"] == 64
+    assert metrics["reward_model/accuracy"] == 1 and metrics["reward_model/accuracy_by_length"] == 1
+    assert metrics["reward_model/length_correlation"] < -0.9
+    assert artifact.read_manifest(folder, "reward_model/1")
+    found = RewardModel.load(folder)
+    (short, long) = found.scores_of_answers(chat("say abab"), "", ["ab", "ababab"])
+    assert short > long + 1  # of a standard deviation
+    cut = chat_tokens(found.tokenizer, chat("say abab", "ab"), "")[:-1]
+    assert found.scores([cut]) == [NO_END]
+
+
+def test_grpo_learns_what_the_reward_model_prefers(prefers_short, base, make_tasks, tmp_path):
+    folder, _ = prefers_short
+    rows = [{"task": "free", "split": "train", "prompt": f"say {a}", "reference": "unknown"} for a in WORDS]
+    config = GrpoConfig(**{**SMALL, "batch_size": 32, "learning_rate": 3e-3}, epochs=8, rewards={"verifier": 0})
+    metrics = grpo(config, base_model=base, tasks=make_tasks(TASK, rows), reward_model=folder, model=tmp_path / "m")
+    assert metrics["grpo/reward_last"] > metrics["grpo/reward_first"] + 0.5
+    assert metrics["grpo/answer_tokens_last"] < metrics["grpo/answer_tokens_first"]
+
+
+def test_rejection_sampling_takes_the_best_answer_by_the_reward_model(prefers_short, base, make_tasks, tmp_path):
+    folder, _ = prefers_short
+    rows = [{"task": "free", "split": "train", "prompt": f"say {a}", "reference": "unknown"} for a in WORDS[:2]]
+    names = ("sampled_chats", "preferences", "rejects")
+    metrics = rejection_sampling(
+        RejectionSamplingConfig(judge="reward_model"),
+        base_model=base,
+        tasks=make_tasks(TASK, rows),
+        reward_model=folder,
+        **{name: tmp_path / name for name in names},
+    )
+    assert metrics["rejection_sampling/accepted_chats"] == 2 and metrics["rejection_sampling/pass_at_k"] == 0
+    scorer = RewardModel.load(folder)
+    for row in artifact.read_table(tmp_path / "preferences", "preference/2").to_pylist():
+        texts = [row[side][0]["content"] for side in ("chosen", "rejected")]
+        chosen, rejected = scorer.scores_of_answers(row["messages"], "", texts)
+        assert chosen >= rejected
+    assert RejectionSamplingConfig(judge="reward_model").needed_inputs == {"reward_model"}
+
+
+def test_an_adapter_trains_the_head_whole_and_is_merged(base, tmp_path, caplog):
+    """Answers of one length: what is learnt is the letter they begin with."""
+    pairs = write_pairs(tmp_path / "pairs", lambda a, b: ("x" + b, "y" + b))
+    config = RewardModelConfig(**{**SMALL, "learning_rate": 3e-2}, epochs=4, adapter={"rank": 4})
+    with caplog.at_level(logging.WARNING, logger="bloomery"):
+        metrics = reward_model(config, preferences=pairs, base_model=base, reward_model=tmp_path / "m")
+    assert metrics["reward_model/accuracy"] == 1
+    assert metrics["reward_model/accuracy_by_length"] == 0.5 and metrics["reward_model/length_correlation"] == 0
+    assert "little but length" not in caplog.text
+    network, _ = reward_models.load(tmp_path / "m", dtype="auto")
+    assert not any("lora" in name for name, _ in network.named_parameters())
+
+
+def test_padding_with_the_end_of_a_turn_does_not_hide_it(base, tmp_path):
+    """transformers finds the last token by its being no padding: with pad = end it would be read one token earlier."""
+    tokenizer = checkpoints.load_tokenizer(base)
+    tokenizer.pad_token = "<|eos|>"
+    network, _ = checkpoints.load(base)
+    checkpoints.save(tmp_path / "m", network, tokenizer)
+    scoring, own = reward_models.load(tmp_path / "m", dtype="float32")
+    ends = templates.end_tokens(own)
+    assert scoring.config.pad_token_id not in ends and own.pad_token_id == scoring.config.pad_token_id
+    model = RewardModel(scoring.eval(), own)
+    row = chat_tokens(own, chat("say ab", "ab"), "")
+    (whole, open_) = (model.raw_scores([ids])[0] for ids in (row, row[:-1]))
+    assert row[-1] in ends and whole != open_
+    (alone, _) = model.raw_scores([row, [*row[:-1], *row]])  # padded beside a longer one
+    assert alone == pytest.approx(whole, abs=1e-5)
+
+
+def test_pairs_that_teach_nothing_are_counted(base):
+    tokenizer = checkpoints.load_tokenizer(base)
+    config = RewardModelConfig(**SMALL, epochs=1, validation_share=0.01)
+    rows = [
+        preference_row("say ab", "ab", "ba"),
+        preference_row("say cd", "cd", "cd"),
+        preference_row("say ef", "ef", " "),
+        preference_row("say gh", "gh", "g" * 100),
+        {**preference_row("say ij", "ij", "ji"), "rejected": []},
+    ]
+    pairs, told = usable(tokenizer, rows, config)
+    # The answer, and its end.
+    assert [(pair.chosen_length, pair.rejected_length) for pair in pairs] == [(3, 3)]
+    reasons = ("identical", "empty", "too_long", "unpaired")
+    assert {f"dropped_{reason}": 1.0 for reason in reasons}.items() <= told.items() and told["too_long"] == 1
+    with pytest.raises(DataError, match="of 1 preference pairs none is left"):
+        usable(tokenizer, rows[1:2], config)
+
+
+def test_the_correlation_of_differences_does_not_depend_on_which_side_is_named_first():
+    # 1·2 + (-2)·1 + 3·3 = 9; √(14 · 14) = 14.
+    assert uncentred_correlation([1, -2, 3], [2, 1, 3]) == pytest.approx(9 / 14)
+    assert uncentred_correlation([-1, -2, 3], [-2, 1, 3]) == pytest.approx(9 / 14)
+    assert uncentred_correlation([1, 2], [0, 0]) == 0
