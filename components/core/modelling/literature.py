@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from bloomery.components.core.modelling.training import TrainingConfig
+from typing import Any
 
 logger = logging.getLogger(__name__)
 
@@ -23,13 +20,13 @@ epoch."""
 MOST_RANK = (256, "arXiv 2405.09673, section 3, compares ranks from 16 to 256")
 
 
-def warn(config: TrainingConfig, num_parameters: int) -> None:
+def warn(config: Any, num_parameters: int) -> None:
     """Warn of each setting of `config` that is outside of what its source supports for a model of this size."""
     for told in unusual(config, num_parameters):
         logger.warning("%s", told)
 
 
-def unusual(config: TrainingConfig, num_parameters: int) -> list[str]:
+def unusual(config: Any, num_parameters: int) -> list[str]:
     """One sentence for each setting outside: what was found, what is supported, and who says so."""
     found = []
     most, source = most_learning_rate(config, num_parameters)
@@ -46,7 +43,7 @@ def unusual(config: TrainingConfig, num_parameters: int) -> list[str]:
     return found
 
 
-def most_learning_rate(config: TrainingConfig, num_parameters: int) -> tuple[float, str]:
+def most_learning_rate(config: Any, num_parameters: int) -> tuple[float, str]:
     """(the highest learning rate that is supported for a model of this many parameters, and by what).
 
     Full training: that of pre-training by Kaplan et al. An adapter: ten times as much ('LoRA Without Regret', Thinking

@@ -88,7 +88,7 @@ def test_no_step_sees_the_order_of_keys(call, tmp_path):
 def test_a_finished_result_is_reused_until_config_or_input_changes(call, tmp_path):
     code, _, events = call({"times": 2.0})
     assert code == 0 and (tmp_path / "total" / "t").read_text() == "6"
-    assert [event["event"] for event in events] == ["started", "progress", "finished"]
+    assert [event["event"] for event in events] == ["started", "progress", "warned", "finished"]
     assert events[-1]["history"] == [{"step": 1, "loss": 2.5}] and not events[-1]["cached"]
     assert events[-1]["warnings"] == ["3 of 9 rows are lost"]
 
