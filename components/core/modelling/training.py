@@ -196,7 +196,7 @@ def train(
         model=network,
         processing_class=tokenizer,
         train_dataset=rows,
-        data_collator=collator,
+        **({"data_collator": collator} if collator else {}),
         eval_dataset=validation if evaluations else None,
         peft_config=adapters.peft_config(config.adapter, network),
         callbacks=[*callbacks, resuming.callback()],
