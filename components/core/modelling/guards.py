@@ -13,6 +13,7 @@ from typing import Any
 
 from bloomery.components.core import tracking
 from bloomery.components.core.errors import DivergedError
+from bloomery.components.core.modelling.generation import left_padded
 from bloomery.components.core.modelling.token_shards import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -216,15 +217,15 @@ def _repetition(trainer: Any, asked: Sequence[list[int]]) -> float:
 
     if not asked or trainer.accelerator.num_processes > 1:
         return 0.0
-    model, shares = trainer.model, []
+    model, pad = trainer.model, trainer.processing_class.pad_token_id
     was_training = model.training
     model.eval()
+    ids_BL, mask_BL = (part.to(model.device) for part in left_padded(asked, pad or 0))
     with torch.inference_mode():
-        for prompt in asked:
-            ids = torch.tensor([prompt], device=model.device)
-            answer = model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=NUM_ANSWERED, do_sample=False
-            )
-            shares.append(repetition(answer[0, len(prompt) :].tolist()))
+        answers_BL = model.generate(
+            input_ids=ids_BL, attention_mask=mask_BL, max_new_tokens=NUM_ANSWERED, do_sample=False
+        )
     model.train(was_training)
-    return sum(shares) / len(shares)
+    # What stands after the end of an answer is padding.
+    answers = [[token for token in row if token != pad] for row in answers_BL[:, ids_BL.shape[1] :].tolist()]
+    return sum(map(repetition, answers)) / len(answers)
