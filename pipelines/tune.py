@@ -129,12 +129,12 @@ def search(
         return _run(trial, launch.load(recipe, [*settings, *chosen], prepare=True), workdir, stage, metric, show)
 
     states = optuna.trial.TrialState
-    while (left := trials - len(study.get_trials(states=(states.COMPLETE, states.PRUNED, states.FAIL)))) > 0:
+    if sampler == "grid":
+        trials = min(trials, math.prod(len(each.choices) for each in over))
+    while len(study.get_trials(states=(states.COMPLETE, states.PRUNED, states.FAIL))) < trials:
         with _parent_run(name):
-            study.optimize(run, n_trials=min(1, left), catch=(TrialFailedError,))
+            study.optimize(run, n_trials=1, catch=(TrialFailedError,))
         told(_row(study.trials[-1]))
-        if sampler == "grid" and len(study.trials) >= math.prod(len(each.choices) for each in over):
-            break
     rows = [_row(trial) for trial in study.trials]
     finished = [row for row in rows if row["state"] == "complete"]
     best = (max if maximise else min)(finished, key=lambda row: row["value"]) if finished else None

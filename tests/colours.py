@@ -27,9 +27,14 @@ def write_recipe(folder: Path, base: Path) -> Path:
         (folder / "docs" / f"{index}.txt").write_text(text)
     (folder / "docs" / "copy.txt").write_text((folder / "docs" / "0.txt").read_text())
     (folder / "docs" / "broken.jsonl").write_text('{"text": ')
-    (folder / "general.jsonl").write_text(
-        "\n".join(json.dumps({"text": f"A plain sentence about number {n}."}) for n in range(20))
+    people, acts, places = (
+        ("A baker", "The nurse", "Her uncle", "One farmer", "Our teacher"),
+        ("walks slowly", "reads old letters", "counts every coin", "sings out loud"),
+        ("beside the river", "under tall trees", "in a quiet kitchen", "on the night train", "near the harbour wall"),
     )
+    # No two share more than a third of their words: copies would be dropped, and the gate minds.
+    sentences = [f"{people[n % 5]} {acts[n % 4]} {places[(n + n // 5) % 5]}." for n in range(20)]
+    (folder / "general.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in sentences))
 
     def split(name):
         return {"path": "q.jsonl", "where": {"split": name}}

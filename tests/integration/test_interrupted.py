@@ -110,7 +110,7 @@ def test_killed_at_random_points_it_ends_with_the_same_digest(work, name, tmp_pa
     expected, told = finished(work, name, tmp_path / "whole", tmp_path / "store")
     seconds = time.monotonic() - began
     chance, seen = random.Random(name), 0
-    for _ in range({"sft": 10, "dpo": 10}.get(name, 3)):
+    for _ in range({"sft": 10, "dpo": 10}.get(name, 2)):
         process = started(work, name, tmp_path / "killed", tmp_path / "other")
         while process.is_alive() and newest(tmp_path / "other") <= seen:
             time.sleep(0.005)

@@ -14,7 +14,6 @@ from bloomery.components.core.modelling import adapters, checkpoints
 from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.modelling.optimisers import OF_BITSANDBYTES, Optimizer
-from bloomery.components.core.modelling.schedules import Schedule
 from bloomery.components.sft.config import SftConfig
 from bloomery.components.sft.step import run as sft
 
@@ -149,6 +148,6 @@ def test_every_optimiser_learns(optimizer, learn):
     assert metrics["sft/loss"] < (5.3 if optimizer == "radam" else 3)  # whose first steps are small
 
 
-@pytest.mark.parametrize("schedule", get_args(Schedule))
-def test_every_schedule_trains(schedule, learn):
+@pytest.mark.parametrize("schedule", ["one_cycle", "constant_with_cooldown"])
+def test_a_schedule_of_our_own_trains(schedule, learn):
     assert learn(schedule=schedule, epochs=10)[1]["sft/loss"] < 4.5

@@ -6,7 +6,6 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from bloomery.components.core.modelling import training
 from bloomery.components.core.modelling.fine_tuning import _rows_at_once
-from bloomery.components.core.modelling.training import TrainingConfig
 
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
@@ -22,11 +21,9 @@ def test_a_tile_of_the_loss_takes_64_mebibytes(vocabulary, tokens):
 
     with torch.device("meta"):
         network = LlamaForCausalLM(LlamaConfig(vocab_size=vocabulary, **SMALL))
-    config = TrainingConfig(learning_rate=1e-3, epochs=1, max_length=64)
     training._bound_loss(network)
     assert chunked_logprob.TOKEN_CHUNK_SIZE == tokens
     assert utils._CHUNKED_LOGPROB_CHUNK_SIZE == 32_768  # the columns that the bound counts with
-    assert training._arguments(config, num_rows=10, evaluations=0)["max_length"] is None  # rows are whole
 
 
 def test_small_tiles_give_the_loss_and_gradients_of_large_ones(monkeypatch):
