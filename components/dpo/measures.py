@@ -8,14 +8,13 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+from bloomery.components.core.modelling import guards
+from bloomery.components.core.modelling.guards import WINDOW
 from bloomery.components.core.modelling.preference_pairs import Pair
 from bloomery.components.dpo.config import DpoConfig
 from bloomery.components.dpo.losses import nats
 
 logger = logging.getLogger(__name__)
-
-WINDOW = 4
-"""Logged intervals, of some forty in a run, that are averaged before the alarm looks at them."""
 
 Likelihoods = list[tuple[float | None, float | None]]
 """(chosen, rejected) log-likelihoods in nats of the answers to each prompt, ends included; None: there is none."""
@@ -99,22 +98,13 @@ def hacking(
 
 def alarm(config: DpoConfig) -> Any:
     """The trainer's callback that warns of reward hacking as soon as it shows, once of each kind."""
-    from transformers import TrainerCallback
 
-    class Alarm(TrainerCallback):
-        def __init__(self) -> None:
-            self.warned: set[str] = set()
+    def look(history: Sequence[dict[str, float]]) -> dict[str, str]:
+        names = ("rewards/margins", "chosen_change", "reference_kl")
+        curves = [[entry[name] for entry in history if name in entry] for name in names]
+        return hacking(config, *(curve[-WINDOW:] if len(curve) >= WINDOW else [] for curve in curves))
 
-        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            names = ("rewards/margins", "chosen_change", "reference_kl")
-            curves = [[entry[name] for entry in state.log_history if name in entry] for name in names]
-            last = [curve[-WINDOW:] if len(curve) >= WINDOW else [] for curve in curves]
-            for kind, told in hacking(config, *last).items():
-                if kind not in self.warned:
-                    self.warned.add(kind)
-                    logger.warning("at optimiser step %d %s", state.global_step, told)
-
-    return Alarm()
+    return guards.alarm(look)
 
 
 def warn(config: DpoConfig, told: dict[str, float]) -> None:

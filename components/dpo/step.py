@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
-from bloomery.components.core.data.chats import identity
 from bloomery.components.core.declare import declare
 from bloomery.components.core.modelling import adapters, checkpoints, training
-from bloomery.components.core.records import content_id
+from bloomery.components.core.modelling.preference_pairs import is_held_out
 from bloomery.components.dpo import losses, measures
 from bloomery.components.dpo.config import DpoConfig
 from bloomery.components.dpo.pairs import usable
@@ -50,8 +49,8 @@ def run(
     network, tokenizer = training.load(config, base_model)
     checkpoints.check_template(tokenizer, base_model)
     learnable, told = usable(tokenizer, rows, config)
-    held_out = [pair for row, pair in learnable if _is_held_out(row, config)]
-    kept = [pair for row, pair in learnable if not _is_held_out(row, config)]
+    held_out = [pair for row, pair in learnable if is_held_out(row, config.validation_share)]
+    kept = [pair for row, pair in learnable if not is_held_out(row, config.validation_share)]
     if not kept:
         return _passed_on(base_model, model, told)
     before = measures.answer_likelihoods(network, held_out)
@@ -86,7 +85,3 @@ def _passed_on(base_model: Path, model: Path, told: dict[str, float]) -> dict[st
 
 def _named(told: dict[str, float]) -> dict[str, float]:
     return {f"dpo/{name}": value for name, value in told.items()}
-
-
-def _is_held_out(row: dict[str, Any], config: DpoConfig) -> bool:
-    return int(content_id(identity(row["messages"], row["tools"]))[:8], 16) < config.validation_share * 2**32

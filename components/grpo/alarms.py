@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from typing import Any
 
-logger = logging.getLogger(__name__)
+from bloomery.components.core.modelling import guards
+from bloomery.components.core.modelling.guards import WINDOW
 
-WINDOW = 4
-"""Logged intervals, of some forty in a run, that are averaged before something is named."""
 NO_SPREAD = 0.9
 """Share of prompts whose answers are all worth the same from which little is learnt: such prompts have no gradient
 (DAPO, arXiv 2503.14476, section 3.2). A reading aid of our own."""
@@ -19,25 +17,16 @@ CUT_SHORT = 0.25
 
 def callback(kl_budget: float) -> Any:
     """A trainer's callback that warns, once of each."""
-    from transformers import TrainerCallback
 
-    class Alarm(TrainerCallback):
-        def __init__(self) -> None:
-            self.warned: set[Any] = set()
+    def look(log: Sequence[dict[str, float]]) -> dict[str, str]:
+        history = steps_of(log)
+        return {
+            "spread": no_spread(history),
+            "length": cut_short(history),
+            "budget": over_budget(history, kl_budget),
+        }
 
-        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            history = steps_of(state.log_history)
-            told = {
-                no_spread: no_spread(history),
-                cut_short: cut_short(history),
-                over_budget: over_budget(history, kl_budget),
-            }
-            for kind, text in told.items():
-                if text and kind not in self.warned:
-                    self.warned.add(kind)
-                    logger.warning("at optimiser step %d %s", state.global_step, text)
-
-    return Alarm()
+    return guards.alarm(look)
 
 
 def steps_of(history: Sequence[dict[str, Any]]) -> list[dict[str, float]]:

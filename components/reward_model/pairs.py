@@ -6,11 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from bloomery.components.core.data.chats import identity, said
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import templates, training
+from bloomery.components.core.modelling.preference_pairs import fault_of, is_held_out
 from bloomery.components.core.modelling.reward_models import chat_tokens
-from bloomery.components.core.records import content_id
 from bloomery.components.reward_model.config import RewardModelConfig
 
 
@@ -70,18 +69,15 @@ def usable(
 
 def _pair(tokenizer: Any, row: dict[str, Any], config: RewardModelConfig) -> tuple[Pair | None, str]:
     """(a row as a pair, ""), or (None, why it is none)."""
+    if fault := fault_of(row):
+        return None, fault
     answers = (row["chosen"], row["rejected"])
-    if not all(answers):
-        return None, "unpaired"
-    if not all(any(said(turn).strip() for turn in answer) for answer in answers):
-        return None, "empty"
     chosen, rejected = (chat_tokens(tokenizer, row["messages"] + answer, row["tools"]) for answer in answers)
     if chosen == rejected:
         return None, "identical"
     asked = len(templates.prompt_tokens(tokenizer, row["messages"], row["tools"]))
-    key = content_id(identity(row["messages"], row["tools"]))
-    is_held_out = int(key[:8], 16) < config.validation_share * 2**32
-    return Pair(chosen, rejected, len(chosen) - asked, len(rejected) - asked, is_held_out), ""
+    held_out = is_held_out(row, config.validation_share)
+    return Pair(chosen, rejected, len(chosen) - asked, len(rejected) - asked, held_out), ""
 
 
 def _shortened(pair: Pair, config: RewardModelConfig) -> Pair | None:

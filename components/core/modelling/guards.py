@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
@@ -91,35 +91,44 @@ def watch(trainer: Any, rows: Any) -> None:
             if kept:
                 tracking.log({**kept, "num_steps": float(state.max_steps)}, state.global_step)
 
-    class Alarm(TrainerCallback):
-        """Warns, once of each, of a loss that rises, gradients that explode and answers that repeat themselves."""
+    class Answers(TrainerCallback):
+        """Warns once of answers that repeat themselves."""
 
         def __init__(self) -> None:
-            self.warned: set[str] = set()
+            self.is_told = False
             self.asked = _asked(rows)
             self.at_first = 1.0
 
         def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
             self.at_first = _repetition(trainer, self.asked)
 
-        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if not _curve(state, "reward"):  # the loss of reinforcement is no measure of what is learnt
-                self._warn("loss", state, rising(_curve(state, "loss")))
-            self._warn("gradient", state, exploding(_curve(state, "grad_norm")))
-
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            if state.global_step % max(1, math.ceil(state.max_steps / 4)) == 0:
+            if not self.is_told and state.global_step % max(1, math.ceil(state.max_steps / 4)) == 0:
                 share = _repetition(trainer, self.asked)
                 if share > max(REPEATING, self.at_first + 0.25):
-                    self._warn("answers", state, f"answers repeat themselves: {share:.0%} of their 4-grams are repeats")
+                    self.is_told = True
+                    told = "at optimiser step %d answers repeat themselves: %.0f%% of their 4-grams are repeats"
+                    logger.warning(told, state.global_step, 100 * share)
 
-        def _warn(self, what: str, state: Any, told: str) -> None:
-            if told and what not in self.warned:
-                self.warned.add(what)
-                logger.warning("at optimiser step %d %s", state.global_step, told)
-
-    for callback in (Guard(), Reporter(), Alarm()):
+    for callback in (Guard(), Reporter(), alarm(_of_curves), Answers()):
         trainer.add_callback(callback)
+
+
+def alarm(look: Callable[[Sequence[dict[str, float]]], Mapping[str, str]]) -> Any:
+    """A trainer's callback that warns, once of each kind, of what `look` tells by kind of the logged intervals."""
+    from transformers import TrainerCallback
+
+    class Alarm(TrainerCallback):
+        def __init__(self) -> None:
+            self.warned: set[str] = set()
+
+        def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            for kind, told in look(state.log_history).items():
+                if told and kind not in self.warned:
+                    self.warned.add(kind)
+                    logger.warning("at optimiser step %d %s", state.global_step, told)
+
+    return Alarm()
 
 
 def rising(losses: Sequence[float]) -> str:
@@ -180,8 +189,14 @@ def _told(logs: dict[str, Any]) -> dict[str, float]:
     return {name: value for name, value in kept.items() if not name.endswith(others)}
 
 
-def _curve(state: Any, name: str) -> list[float]:
-    return [entry[name] for entry in state.log_history if math.isfinite(entry.get(name, math.nan))]
+def _of_curves(history: Sequence[dict[str, float]]) -> dict[str, str]:
+    """What is told of the loss and of the gradients."""
+    losses, norms = (
+        [entry[name] for entry in history if math.isfinite(entry.get(name, math.nan))] for name in ("loss", "grad_norm")
+    )
+    # The loss of reinforcement is no measure of what is learnt.
+    is_reinforced = any("reward" in entry for entry in history)
+    return {"loss": "" if is_reinforced else rising(losses), "gradient": exploding(norms)}
 
 
 def _named(trainer: Any) -> str:

@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bloomery.components.core.data.chats import said
+from bloomery.components.core.data.chats import identity, said
 from bloomery.components.core.modelling import templates
+from bloomery.components.core.records import content_id
 
 
 @dataclass(frozen=True)
@@ -32,11 +33,9 @@ def pair_of(tokenizer: Any, row: Mapping[str, Any], *, takes_single: bool = Fals
 
     Raises: ModelError, with the text, if the template refuses it.
     """
+    if fault := fault_of(row, takes_single=takes_single):
+        return None, fault
     answers = (row["chosen"], row["rejected"])
-    if not all(answers) and not (takes_single and any(answers)):
-        return None, "unpaired"
-    if not all(any(said(turn).strip() for turn in answer) for answer in answers if answer):
-        return None, "empty"
     asked = templates.prompt_tokens(tokenizer, row["messages"], row["tools"])
     whole = [_with_end(tokenizer, row["messages"] + answer, row["tools"]) if answer else [] for answer in answers]
     # Templates may render a prompt that is answered otherwise than one that is open: what goes on begins where they
@@ -44,6 +43,20 @@ def pair_of(tokenizer: Any, row: Mapping[str, Any], *, takes_single: bool = Fals
     begin = min(len(os.path.commonprefix([asked, ids])) for ids in whole if ids)
     pair = Pair(next(filter(None, whole))[:begin], whole[0][begin:], whole[1][begin:])
     return (None, "identical") if pair.chosen == pair.rejected else (pair, "")
+
+
+def fault_of(row: Mapping[str, Any], *, takes_single: bool = False) -> str:
+    """Why the answers of a preference/2 row teach nothing: `unpaired` or `empty`, as in `pair_of`; "" if they do."""
+    answers = (row["chosen"], row["rejected"])
+    if not all(answers) and not (takes_single and any(answers)):
+        return "unpaired"
+    said_all = all(any(said(turn).strip() for turn in answer) for answer in answers if answer)
+    return "" if said_all else "empty"
+
+
+def is_held_out(row: Mapping[str, Any], share: float) -> bool:
+    """Whether a preference/2 row is kept out of training, by its prompt: a `share` of all prompts is."""
+    return int(content_id(identity(row["messages"], row["tools"]))[:8], 16) < share * 2**32
 
 
 def _with_end(tokenizer: Any, messages: list[dict[str, str]], tools: str) -> list[int]:
