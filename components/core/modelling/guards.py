@@ -236,9 +236,11 @@ def _repetition(trainer: Any, asked: Sequence[list[int]]) -> float:
     was_training = model.training
     model.eval()
     ids_BL, mask_BL = (part.to(model.device) for part in left_padded(asked, pad or 0))
+    # A mixture of experts that balances its routers cannot say what they do token by token.
+    quiet = {"output_router_logits": False} if getattr(model.config, "output_router_logits", False) else {}
     with torch.inference_mode():
         answers_BL = model.generate(
-            input_ids=ids_BL, attention_mask=mask_BL, max_new_tokens=NUM_ANSWERED, do_sample=False
+            input_ids=ids_BL, attention_mask=mask_BL, max_new_tokens=NUM_ANSWERED, do_sample=False, **quiet
         )
     model.train(was_training)
     # What stands after the end of an answer is padding.
