@@ -51,14 +51,17 @@ CARDS = {
 }
 
 
-def named(name: str) -> Card:
-    """The card of that name, in whatever case and with what spaces. Raises: ConfigError naming the nearest, or all."""
+def named(name: str, flag: str = "--gpu") -> Card:
+    """The card of that name, in whatever case and with what spaces.
+
+    Raises: ConfigError naming the nearest, or all, of what `flag` of a command was given.
+    """
     plain = name.upper().replace(" ", "").replace("_", "-")
     if plain in CARDS:
         return CARDS[plain]
     near = difflib.get_close_matches(plain, CARDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(CARDS)}"
-    raise ConfigError(f"--gpu {name}: no such card; {hint}")
+    raise ConfigError(f"{flag} {name}: no such card; {hint}")
 
 
 def here() -> Card:
