@@ -189,7 +189,7 @@ def _characters_a_token(texts: Iterable[str], tokenizer: Any) -> float:
 
 
 def _tokens(texts: Iterable[str], tokenizer: Any) -> int:
-    return sum(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False)["input_ids"])
+    return sum(len(ids) for ids in tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"])
 
 
 def _tokens_a_word(texts: list[str], tokenizer: Any) -> float:

@@ -143,15 +143,15 @@ def written(answers: Answers, decided: Decided, values: Values) -> str:
     lines = [f"# yaml-language-server: $schema={SCHEMA}"]
     lines += _comment(
         f"Written by `bloomery advise`. What is lacking: {answers.goal}; what there is to know "
-        f"{_CHANGES[answers.fresh]}; there are {answers.examples:,} examples, {answers.document_tokens:,} tokens of documents and "
-        f"{answers.pairs:,} preference pairs. Numbers are where to begin from: `bloomery plan` tells what they take, "
-        "`bloomery tune` searches for better ones.",
+        f"{_CHANGES[answers.fresh]}; there are {answers.examples:,} examples, {answers.document_tokens:,} tokens of "
+        f"documents and {answers.pairs:,} preference pairs. Numbers are where to begin from: `bloomery plan` tells "
+        "what they take, `bloomery tune` searches for better ones.",
         "",
     )
     if decided.prompting and decided.sft:
         lines += _comment(
-            f"With fewer than {FEW} examples a prompt comes first: every model of the run is asked with {SHOTS} of them "
-            "before the question, the base model too, so that training is promoted only where it beats that.",
+            f"With fewer than {FEW} examples a prompt comes first: every model of the run is asked with {SHOTS} of "
+            "them before the question, the base model too, so that training is promoted only where it beats that.",
             "",
         )
     for key, value in values.items():

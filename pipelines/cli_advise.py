@@ -100,7 +100,9 @@ def advise(
     measured, counted = advise_measured.measure(given["model"], advise_measured.Files(**files), card, serving)
     known = {**counted, **given}
     known |= _asked(_wanted(known))
-    places = {name: _from(output, path) for name, path in {**files, "model": known["model"]}.items()}
+    places = {name: _from(output, path) for name, path in files.items()}
+    if Path(known["model"]).is_dir():
+        places["model"] = _from(output, known["model"])
     answers = _parsed({**known, **places, "name": _name(output)})
     found = advice.advise(answers, measured)
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -177,9 +179,8 @@ def _serving(serve_on: str) -> Card | None:
 
 
 def _from(output: Path, path: str) -> str:
-    """A path as the recipe in `output` has to name it; what is a URI, or a name on a hub, stays."""
-    is_here = Path(path).exists() and not Path(path).is_absolute()
-    return os.path.relpath(path, output.parent) if is_here else path
+    """A path as the recipe in `output` has to name it."""
+    return path if "://" in path or path.startswith(("/", "~")) else os.path.relpath(path, output.parent)
 
 
 def _name(output: Path) -> str:
