@@ -114,7 +114,7 @@ def _documents(answers: Answers, measured: Measured, decided: Decided) -> Iterat
             "documents",
             f"Do not train on the documents as they are: {tokens:,} tokens are few. Have questions and answers written "
             "from them, or rewrite them in many wordings, and read these.",
-            "A fact is learnt when it is read in hundreds of wordings: as they were, 1.3 M tokens made answers worse, and "
+            "A fact is learnt when it is read in hundreds of wordings: as they were, 1.3 M tokens made answers worse, "
             "rewritten into 455 M much better.",
             f"arXiv 2409.07431, section 4.2; below {CPT_TOKENS / 1e6:,.0f} M tokens: {AID}",
         )

@@ -23,6 +23,7 @@ SCHEMA = Path(__file__).parent / "recipes" / "recipe.schema.json"
 SHOTS = 4
 """Examples in the prompt that training has to beat. A reading aid."""
 MAX_NEW_TOKENS = 256
+"""Tokens of the longest answer, where a quarter of the model's context is not less. A reading aid."""
 DOMAIN_TEXT = {"train": [0.0, 0.97], "test": [0.97, 1.0]}
 """Shares of the documents. The last part is for perplexity alone."""
 
@@ -71,7 +72,9 @@ def _tasks(answers: Answers, measured: Measured, decided: Decided, shares: dict[
     verifier: Values = {"kind": "chrf" if answers.verifier == "none" else answers.verifier}
     if answers.verifier == "sql_execution":
         verifier["databases"] = ["first.sqlite", "second.sqlite"]
-    of_domain = {"role": "domain", "max_new_tokens": MAX_NEW_TOKENS, "verifier": verifier}
+    context = measured.shape.context if measured.shape else 0
+    most = min(MAX_NEW_TOKENS, context // 4) if context else MAX_NEW_TOKENS
+    of_domain = {"role": "domain", "max_new_tokens": most, "verifier": verifier}
     found: Values = {}
     if answers.examples or decided.sft:
         used = ["test"]

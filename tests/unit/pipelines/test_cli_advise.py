@@ -127,6 +127,7 @@ def test_what_is_measured_is_not_asked_and_stands_in_the_recipe(tiny_model, tmp_
     assert "Take a model whose tokenizer knows Korean" in result.stdout.replace("\n  ", " ")
     written = yaml.safe_load((tmp_path / "recipes" / "out.yaml").read_text(encoding="utf-8"))
     assert written["tasks"]["examples"]["templates"] == [{"prompt": "{instruction}", "answer": "{output}"}]
+    assert written["tasks"]["examples"]["max_new_tokens"] == 256 // 4
     # 60 examples: 3 in 10 are asked at the end. Bytes of question and answer and three tokens, in 64s.
     assert written["chats"] == [{"name": "examples", "path": "../alpaca.jsonl", "share": [0.0, 0.65]}]
     num_tokens = len(f"{KOREAN} 10{KOREAN}".encode()) + 3
