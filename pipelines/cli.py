@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from bloomery.components.core.errors import BloomeryError
-from bloomery.pipelines import cli_check, cli_demo, cli_models, cli_monitor, cli_plan, cli_serve, cli_tune
+from bloomery.pipelines import cli_advise, cli_check, cli_demo, cli_models, cli_monitor, cli_plan, cli_serve, cli_tune
 from bloomery.pipelines.cli_options import WORKDIR, JsonOption, RecipeArgument, SetOption, WorkdirOption
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app.add_typer(cli_monitor.app, name="monitor")
 app.add_typer(cli_demo.app, name="demo")
 app.command()(cli_serve.serve)
 app.command()(cli_check.check)
+app.command()(cli_advise.advise)
 app.command()(cli_plan.plan)
 app.command()(cli_tune.tune)
 

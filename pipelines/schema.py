@@ -1,6 +1,7 @@
-"""The JSON Schema of a recipe, by which editors complete and check it, and the documentation of each of its keys.
+"""The JSON Schema of a recipe, by which editors complete and check it, and the documentation of its keys and steps.
 
-`pipelines/recipes/recipe.schema.json` is written by `python -m bloomery.pipelines.schema`; a test keeps it true.
+`pipelines/recipes/recipe.schema.json` and `components/README.md`, which says what each step reads and writes, are
+written by `python -m bloomery.pipelines.schema`; tests keep them true.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+from collections.abc import Collection
 from typing import Any, get_args
 
 from pydantic import BaseModel
@@ -20,6 +22,7 @@ from bloomery.pipelines import steps
 from bloomery.pipelines.recipe import RECIPES, Recipe
 
 FILE = RECIPES / "recipe.schema.json"
+STEPS_FILE = RECIPES.parents[1] / "components" / "README.md"
 NAME = {"type": "string", "description": "Name of the stage, where its step is used twice; none: that of the step."}
 
 FROM = {
@@ -89,6 +92,40 @@ def documentation(key: str) -> str:
     return "\n".join(lines)
 
 
+STEPS = """# Steps
+
+Any of these may stand in a recipe's list `stages`, once or often, in the order that their schemas allow: a stage reads
+the newest artifact of each schema. What stands before the first stage is made of the recipe's own files and model by
+preflight. This page is written by `python -m bloomery.pipelines.schema` from what the steps declare.
+
+"""
+FRAME = """
+And these stand around the stages of every recipe.
+
+"""
+TABLE = """| step | reads | writes | what it does |
+|---|---|---|---|
+"""
+
+
+def steps_page() -> str:
+    """What each step reads, writes and does, as Markdown."""
+    stages = [name for name in steps.names() if name not in steps.FRAME]
+    rows, frame = ("".join(map(_row, names)) for names in (stages, steps.FRAME))
+    return f"{STEPS}{TABLE}{rows}{FRAME}{TABLE}{frame}"
+
+
+def _row(name: str) -> str:
+    step = steps.find(name)
+    reads, writes = (", ".join(ports) or "–" for ports in (_reads(step), _shown(step.writes)))
+    return f"| [{name}]({name}/README.md) | {reads} | {writes} | {_about(step)} |\n"
+
+
+def _shown(ports: dict[str, str], optional: Collection[str] = ()) -> list[str]:
+    """Names and schemas of ports."""
+    return [f"{port} ({schema}{', optional' if port in optional else ''})" for port, schema in ports.items()]
+
+
 def _told(name: str, field: FieldInfo) -> str:
     default = "" if field.is_required() else f", default {_short(field.get_default(call_default_factory=True))}"
     kind = getattr(field.annotation, "__name__", "") if not get_args(field.annotation) else str(field.annotation)
@@ -101,11 +138,17 @@ def _told(name: str, field: FieldInfo) -> str:
 
 def _ports(step: steps.Step) -> str:
     """A step as a possible stage: what it reads, what it writes, what it is for."""
-    own = {port: schema for port, schema in step.reads.items() if port not in step.named}
-    reads = [f"{schema}{' (optional)' if port in step.optional else ''}" for port, schema in own.items()]
-    reads += [f"models of up to {len(step.named)} stages that it names"] if step.named else []
-    about = " ".join((step.run.__doc__ or "").split("\n\n")[0].split())
-    return f"{step.name}: {', '.join(reads)} -> {', '.join(step.writes.values())}\n    {about}"
+    return f"{step.name}: {', '.join(_reads(step))} -> {', '.join(_shown(step.writes))}\n    {_about(step)}"
+
+
+def _reads(step: steps.Step) -> list[str]:
+    named = [f"models of up to {len(step.named)} stages that it names"] if step.named else []
+    return [*_shown({p: s for p, s in step.reads.items() if p not in step.named}, step.optional), *named]
+
+
+def _about(step: steps.Step) -> str:
+    """The first paragraph of what its `run` says of itself."""
+    return " ".join((step.run.__doc__ or "").split("\n\n")[0].split())
 
 
 def _short(value: Any) -> str:
@@ -131,3 +174,4 @@ def _config_in(annotation: Any) -> type[Config] | None:
 
 if __name__ == "__main__":
     FILE.write_text(written(), encoding="utf-8")
+    STEPS_FILE.write_text(steps_page(), encoding="utf-8")

@@ -21,7 +21,8 @@ class RewardWeights(Config):
     its pairs (-1 for an answer that does not end); without one in the chain it says nothing."""
     length: float = Field(default=0.0, ge=0)
     """Weight of what long answers lose: nothing up to the share `length_from` of their task's `max_new_tokens`, from
-    there linearly to 1 at the end (soft overlong punishment: DAPO, arXiv 2503.14476, equation 13, with weight 1)."""
+    there linearly to 1 at the end (soft overlong punishment: DAPO, arXiv 2503.14476, equation 13). DAPO's weight is 1
+    beside rewards of -1 and 1, which is 0.5 beside a verifier's 0 and 1."""
     length_from: float = Field(default=0.8, gt=0, lt=1)
     """Share of `max_new_tokens` from which length costs; DAPO's is 16,384 of 20,480."""
     format: float = Field(default=0.0, ge=0)
@@ -57,8 +58,8 @@ class GrpoConfig(TrainingConfig):
     """Answers sampled for each prompt; TRL's default. DeepSeekMath samples 64, DAPO 16, the RLOO paper 2 and 4: more
     make it likelier that some are right and some wrong."""
     temperature: float = Field(default=1.0, gt=0)
-    """Softmax temperature of the samples, and of the likelihoods that are learnt from them; 1.0 is DAPO's (section
-    4.1) and TRL's."""
+    """Softmax temperature of the samples, and of the likelihoods that are learnt from them; 1.0 is TRL's, and that of
+    DAPO's published run (verl, recipe/dapo/run_dapo_qwen2.5_32b.sh)."""
     beta: float = Field(default=0.04, ge=0)
     """Weight of the divergence from the model that was begun with: in GRPO's loss (DeepSeekMath, section 4.2), taken
     from the reward in RLOO. 0 saves the second copy of the weights (none is needed under an adapter), and the

@@ -1,8 +1,9 @@
 """The accelerators that a plan may name, and the machine that it is made on.
 
-Memory as the driver tells it; arithmetic in 16 bits, dense and accumulated in 32; bandwidth of the memory. From
-NVIDIA's and AMD's data sheets: H100 (SXM), H200 (SXM), A100 (SXM, 80 and 40 GB), A10, L4, L40S, T4, V100 (SXM2), B200
-(HGX), MI300X, and the appendices of the Ada and Ampere GA102 architecture papers for the two GeForce.
+Memory as the driver tells it; arithmetic in 16 bits (fp16 on T4 and V100, which have no bf16), dense and accumulated in
+32; bandwidth of the memory. From NVIDIA's and AMD's data sheets, half of what they give with sparsity: B200 (HGX), H200
+(SXM), H100 (SXM, and PCIe), A100 (SXM, 80 and 40 GB), A10, A10G, L40S, L4, T4, V100 (SXM2), MI300X, and the appendices
+of the Ada and Ampere GA102 architecture papers for the two GeForce.
 """
 
 from __future__ import annotations
@@ -37,9 +38,11 @@ CARDS = {
         Card("B200", 183_359 * MIB, 2.25e15, 7.7e12),
         Card("H200", 143_771 * MIB, 989e12, 4.8e12),
         Card("H100", 81_559 * MIB, 989e12, 3.35e12),
+        Card("H100-PCIE", 81_559 * MIB, 756e12, 2.0e12),
         Card("A100", 81_920 * MIB, 312e12, 2.039e12),
         Card("A100-40GB", 40_960 * MIB, 312e12, 1.555e12),
         Card("A10", 23_028 * MIB, 125e12, 600e9),
+        Card("A10G", 23_028 * MIB, 70e12, 600e9),
         Card("L40S", 46_068 * MIB, 362e12, 864e9),
         Card("L4", 23_034 * MIB, 121e12, 300e9),
         Card("T4", 15_360 * MIB, 65e12, 300e9),
@@ -51,24 +54,34 @@ CARDS = {
 }
 
 
-def named(name: str) -> Card:
-    """The card of that name, in whatever case and with what spaces. Raises: ConfigError naming the nearest, or all."""
+def named(name: str, flag: str = "--gpu") -> Card:
+    """The card of that name, in whatever case and with what spaces.
+
+    Raises: ConfigError naming the nearest, or all, of what `flag` of a command was given.
+    """
     plain = name.upper().replace(" ", "").replace("_", "-")
     if plain in CARDS:
         return CARDS[plain]
     near = difflib.get_close_matches(plain, CARDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(CARDS)}"
-    raise ConfigError(f"--gpu {name}: no such card; {hint}")
+    raise ConfigError(f"{flag} {name}: no such card; {hint}")
 
 
 def here() -> Card:
     """What this machine trains on: its first NVIDIA card, as the driver tells it, or its memory and cores."""
     if told := _driver():
         name, mebibytes = (part.strip() for part in told.split(",")[:2])
-        known = [c for key, c in CARDS.items() if re.search(rf"\b{key.replace('RTX', 'RTX ?')}(?!\d)", name)]
-        like = max(known, key=lambda card: len(card.name), default=Card(name, 0, 0, 0))
+        like = _like(name)
         return Card(name, float(mebibytes) * MIB, like.flops, like.bandwidth)
     return Card("this machine's memory", free_bytes(), 0, 0, is_gpu=False)
+
+
+def _like(name: str) -> Card:
+    """The known card that a driver calls so, as `NVIDIA A100-SXM4-40GB` or `NVIDIA GeForce RTX 4090`."""
+    plain = name.upper().replace(" ", "-")
+    patterns = {key: key.replace("RTX", "RTX-?").replace("-40GB", r"(-\w+)?-40GB") for key in CARDS}
+    known = [card for key, card in CARDS.items() if re.search(rf"\b{patterns[key]}(?!\d)", plain)]
+    return max(known, key=lambda card: len(card.name), default=Card(name, 0, 0, 0))
 
 
 def _driver() -> str:

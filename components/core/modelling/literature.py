@@ -12,7 +12,7 @@ PRETRAINING_RATE = "the rate of pre-training at this size, arXiv 2001.08361, equ
 MOST_EPOCHS = {
     "cpt": (4, "repeated text is worth nearly as much as new text up to 4 epochs, arXiv 2305.16264"),
     "fine_tuning": (16, "InstructGPT, arXiv 2203.02155, section 3.5, went to 16, well past the lowest loss"),
-    "preference": (3, "Zephyr, arXiv 2310.16944, section 5, trained for 1 to 3"),
+    "preference": (3, "Zephyr, arXiv 2310.16944, section 4.4, trained for 1 to 3"),
     "reward_model": (1, "InstructGPT, arXiv 2203.02155, appendix C.2: more than one epoch quickly overfits"),
 }
 """By method: the most epochs that a source reports as useful. Of reinforcement none does: its answers are new in every

@@ -12,6 +12,18 @@ from bloomery.pipelines.recipe import RECIPES, Recipe
 
 def test_the_file_is_what_the_code_says():
     assert schema.FILE.read_text(encoding="utf-8") == schema.written(), "python -m bloomery.pipelines.schema"
+    assert schema.STEPS_FILE.read_text(encoding="utf-8") == schema.steps_page(), "python -m bloomery.pipelines.schema"
+
+
+def test_the_page_of_steps_says_what_each_of_them_reads_and_writes():
+    rows = [line.split(" | ") for line in schema.steps_page().split("\n") if line.startswith("| [")]
+    told = {row[0].removeprefix("| [").partition("]")[0]: row[1:] for row in rows}
+    assert set(told) == set(steps.names()) and len(rows) == len(told)
+    assert told["dpo"][:2] == ["preferences (preference/2), base_model (model/1)", "model (model/1)"]
+    assert "seeds (chat/2, optional)" in told["synthetic_data"][0]
+    assert told["merging"][0].endswith("models of up to 4 stages that it names")
+    for name, row in told.items():
+        assert (schema.STEPS_FILE.parent / name / "README.md").is_file() and len(row) == 3 and all(row)
 
 
 def test_every_shipped_recipe_names_it_and_fits_it():
@@ -49,7 +61,7 @@ def test_every_key_of_a_recipe_is_told():
     for name in set(steps.names()) - set(steps.FRAME):
         for key in steps.find(name).config.model_fields:
             assert schema.documentation(f"{name}.{key}").startswith(f"{key} (")
-    assert "sft: " in schema.documentation("stages") and "-> model/1" in schema.documentation("stages")
+    assert "sft: chats (chat/2), tasks (tasks/1), base_model (model/1) -> model" in schema.documentation("stages")
 
 
 @pytest.mark.parametrize(

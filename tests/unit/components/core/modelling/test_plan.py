@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,31 @@ def test_weights_that_are_there_tell_the_shape_of_any_architecture(tmp_path):
     assert found.parameters == model.num_parameters()
     assert (found.layers, found.intermediate, found.gated, found.tied) == (3, 128, False, True)
     assert sum(rows * columns * count for _, rows, columns, count in found.linear) == 3 * 12 * 32 * 32
+
+
+@pytest.mark.parametrize(
+    ("told", "like"),
+    [
+        ("NVIDIA H100 80GB HBM3, 81559", "H100"),
+        ("NVIDIA H100 PCIe, 81559", "H100-PCIE"),
+        ("NVIDIA A100-SXM4-80GB, 81920", "A100"),
+        ("NVIDIA A100-SXM4-40GB, 40960", "A100-40GB"),
+        ("NVIDIA A10, 23028", "A10"),
+        ("NVIDIA A10G, 23028", "A10G"),
+        ("NVIDIA L40S, 46068", "L40S"),
+        ("NVIDIA L4, 23034", "L4"),
+        ("Tesla V100-SXM2-32GB, 32768", "V100"),
+        ("NVIDIA GeForce RTX 4090, 24564", "RTX4090"),
+    ],
+)
+def test_a_card_is_known_by_what_its_driver_says(told, like, tmp_path, monkeypatch):
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text(f"#!/bin/sh\necho '{told}'\n", encoding="utf-8")
+    driver.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    card, known = cards.here(), cards.named(like)
+    assert (card.flops, card.bandwidth) == (known.flops, known.bandwidth)
+    assert card.name == told.partition(",")[0] and card.memory_bytes == float(told.partition(",")[2]) * 2**20
 
 
 def test_cards_are_found_by_name():
