@@ -103,14 +103,12 @@ def check_compatible(base: Ingredient, other: Ingredient) -> None:
 
 def _check_vocabulary(base: Ingredient, other: Ingredient) -> None:
     ours, theirs = (checkpoints.load_tokenizer(one.path) for one in (base, other))
-    known, given = ours.get_vocab(), theirs.get_vocab()
-    for token in sorted(known.keys() | given.keys(), key=lambda token: known.get(token, given.get(token, 0))):
-        if known.get(token) != given.get(token):
-            has, wants = given.get(token, "not there"), known.get(token, "not there")
-            raise ModelError(
-                f"the vocabularies differ: token {token!r} is {has} in {other.label} and {wants} in {base.label}, "
-                "whose tokenizer the merged model gets; give models of one tokenizer"
-            )
+    if differing := checkpoints.differing_token(ours, theirs):
+        token, wants, has = ("not there" if part is None else part for part in differing)
+        raise ModelError(
+            f"the vocabularies differ: token {token!r} is {has} in {other.label} and {wants} in {base.label}, "
+            "whose tokenizer the merged model gets; give models of one tokenizer"
+        )
     if ours.chat_template != theirs.chat_template:
         logger.warning(
             "%s has another chat template than %s, whose template the merged model gets", other.label, base.label

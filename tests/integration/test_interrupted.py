@@ -14,9 +14,11 @@ import pytest
 from chats import preference_row, write_chats
 
 from bloomery.components.core import artifact
+from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.records import Document, Preference, content_id
 from bloomery.components.core.step import execute, run_step
 from bloomery.components.cpt.step import run as cpt
+from bloomery.components.distillation.step import run as distillation
 from bloomery.components.dpo.step import run as dpo
 from bloomery.components.grpo.step import run as grpo
 from bloomery.components.reward_model.step import run as reward_model
@@ -34,7 +36,18 @@ def base(tiny_model):
 
 
 @pytest.fixture
-def work(base, make_tasks, tmp_path):
+def wide(base, tmp_path):
+    """A model of the same tokens and another width."""
+    from transformers import LlamaForCausalLM
+
+    network, tokenizer = checkpoints.load(base)
+    network.config.update({"hidden_size": 48, "num_hidden_layers": 3})
+    checkpoints.save(tmp_path / "wide", LlamaForCausalLM(network.config), tokenizer)
+    return tmp_path / "wide"
+
+
+@pytest.fixture
+def work(base, wide, make_tasks, tmp_path):
     """By step: its `run`, its settings, and its inputs."""
     pairs = [(f"say {a} and {b}", f"{a} {b}") for a in WORDS for b in WORDS]
     rows = [{"task": "echo", "split": "validation", "prompt": p, "reference": a} for p, a in pairs[:4]]
@@ -52,6 +65,7 @@ def work(base, make_tasks, tmp_path):
     sampled = {**TRAINING, "batch_size": 8, "gradient_accumulation_steps": 2, "epochs": 2}
     chats = {"chats": write_chats(tmp_path / "chats", pairs), "tasks": make_tasks(TASK, rows), "base_model": base}
     lora = {"kind": "lora", "rank": 4, "dropout": 0.1}
+    taught = {"teacher": {"stage": "wide"}, "on_policy_share": 0.5, "max_new_tokens": 4, "features": 1.0}
     return {
         "sft": (sft, {**TRAINING, "epochs": 3, "num_validations": 6}, chats),
         "sft with muon": (sft, {**TRAINING, "epochs": 3, "optimizer": "muon", "num_validations": 0}, chats),
@@ -61,6 +75,11 @@ def work(base, make_tasks, tmp_path):
             dpo,
             {**TRAINING, "epochs": 1, "loss": "kto"},
             {"preferences": tmp_path / "pairs", "base_model": base},
+        ),
+        "distillation": (
+            distillation,
+            {**TRAINING, "epochs": 2, "num_validations": 3, **taught},
+            {**chats, "teacher": wide},
         ),
         "grpo": (grpo, sampled, rewarded),
         "rloo": (grpo, {**sampled, "algorithm": "rloo", "adapter": lora}, rewarded),
@@ -103,7 +122,8 @@ def newest(store: Path) -> int:
 
 
 @pytest.mark.parametrize(
-    "name", ["sft", "sft with muon", "sft of an adapter", "dpo", "grpo", "rloo", "reward model", "cpt"]
+    "name",
+    ["sft", "sft with muon", "sft of an adapter", "dpo", "distillation", "grpo", "rloo", "reward model", "cpt"],
 )
 def test_killed_at_random_points_it_ends_with_the_same_digest(work, name, tmp_path):
     began = time.monotonic()

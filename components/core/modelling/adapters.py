@@ -113,7 +113,7 @@ def freeze(network: Any, trained: Trained) -> None:
     """
     if trained == "all":
         return
-    layers = _layers(network)
+    layers = blocks(network)
     if isinstance(trained, int) and trained > len(layers):
         raise ConfigError(f"trained: found {trained}, and the model has {len(layers)} layers; give a number up to that")
     network.requires_grad_(False)
@@ -207,7 +207,7 @@ def _linear_layers(network: Any) -> list[tuple[str, Any]]:
     return [(name, module) for name, module in modules if isinstance(module, Linear | Conv1D) and module is not head]
 
 
-def _layers(network: Any) -> Any:
+def blocks(network: Any) -> Any:
     """The list of the model's blocks: the longest one of modules of one class."""
     from torch.nn import ModuleList
 

@@ -140,6 +140,15 @@ def check_vocabulary(path: Path, tokenizer: Any, rows: int) -> None:
         )
 
 
+def differing_token(ours: Any, theirs: Any) -> tuple[str, int | None, int | None] | None:
+    """The first token that stands for another number in one tokenizer than in the other, with its number in each (None:
+    it is not there), or None if all are the same."""
+    known, given = ours.get_vocab(), theirs.get_vocab()
+    differing = (token for token in known.keys() | given.keys() if known.get(token) != given.get(token))
+    first = min(differing, key=lambda token: (known.get(token, given.get(token, 0)), token), default=None)
+    return None if first is None else (first, known.get(first), given.get(first))
+
+
 def _unpack_q5_0() -> None:
     """Let transformers read Q5_0, which llama.cpp writes for Q4_K where a row is no multiple of 256: the reader of 5.23
     knows most types, and not this one."""

@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from pydantic import Field
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import adapters, batches, likelihood, templates, token_shards, training
+from bloomery.components.core.modelling.resuming import Keeper
 from bloomery.components.core.modelling.token_shards import IGNORED, Encoded
 from bloomery.components.core.modelling.training import TooLong, TrainingConfig
 from bloomery.components.core.parallel import map_ordered
@@ -68,11 +69,14 @@ def fine_tune(
     texts: list[str],
     watched: list[dict[str, Any]],
     where: str,
+    taught: Callable[[type], type] | None = None,
+    keepers: Sequence[Keeper] = (),
 ) -> tuple[Any, dict[str, float]]:
     """Fine-tune `network` on `chats` (chat/2), read `texts` whole beside them, and watch the loss on `watched` chats.
 
     `where` is the recipe section of `config`, for messages. The chats are tokenised once, to disk, and stand in memory
-    neither as texts nor as tokens.
+    neither as texts nor as tokens. `taught` makes of the trainer class, which `batches.with_prompts` has made, one with
+    another loss; `keepers` have state of its own, which a checkpoint holds.
     Returns: the network with its adapter, if any, merged; loss and validation_loss (nats per trained token), chats,
              texts, trained_tokens (assistant and text tokens of one epoch), too_long (chats of more than max_length
              tokens) and too_long_fraction, without_loss (chats left out because no token of theirs would be trained),
@@ -88,15 +92,17 @@ def fine_tune(
     set_seed(config.seed)
     parts = ["chats", artifact.read_manifest(chats).digest, texts, config.max_length, config.too_long, config.train_on]
     cut = functools.partial(_cut, tokenizer, config, where)
-    validation = _labelled(row for chat in watched for row in cut({"id": "", **chat})[0])
+    validation = labelled_rows(config, tokenizer, watched, where)
     evaluations = config.num_validations if validation else 0
     best = _Best(config.patience) if evaluations and (config.keep == "best" or config.patience) else None
     encode = functools.partial(_encoded, tokenizer, chats, texts, config.max_length, cut)
     with token_shards.tokenised(tokenizer, parts, encode) as tokens:
         told = _told(tokens.counts, config, where)
         kind: type = SFTTrainer
-        if config.packing or config.prompt_loss_weight:
+        if config.packing or config.prompt_loss_weight or taught:
             kind = batches.with_prompts(kind, config.prompt_loss_weight)
+        if taught:
+            kind = taught(kind)
         if config.packing:
             batches.check_packs(network)
             rows = tokens.packed(batches.bins(tokens.lengths, config.max_length))
@@ -114,11 +120,11 @@ def fine_tune(
             validation=Dataset.from_list(validation) if validation else None,
             evaluations=evaluations,
             callbacks=[best.callback()] if best else [],
-            keepers=[best] if best else [],
+            keepers=[*keepers, *([best] if best else [])],
             dataset_kwargs={"skip_prepare_dataset": True},
             remove_unused_columns=False,
             neftune_noise_alpha=config.neftune_alpha,
-            per_device_eval_batch_size=_rows_at_once(validation),
+            per_device_eval_batch_size=rows_at_once(validation),
         )
     takes_best = best is not None and config.keep == "best"
     best_step = best.restore(trainer.model) if best and takes_best else trainer.state.global_step
@@ -187,14 +193,19 @@ def _told(counts: dict[str, int], config: FineTuningConfig, where: str) -> dict[
     return {**{name: float(counts[name]) for name in names}, "too_long_fraction": fraction}
 
 
-def _labelled(rows: Iterator[Row]) -> list[dict[str, list[int]]]:
+def labelled_rows(
+    config: FineTuningConfig, tokenizer: Any, chats: Sequence[dict[str, Any]], where: str
+) -> list[dict[str, list[int]]]:
+    """The rows of some chats, of `messages` and `tools`, as they are trained: `input_ids`, and `labels` of those tokens
+    that have a loss."""
+    rows = (row for chat in chats for row in _cut(tokenizer, config, where, {"id": "", **chat})[0])
     return [
         {"input_ids": ids, "labels": [token if own else IGNORED for token, own in zip(ids, trained, strict=True)]}
         for ids, trained in rows
     ]
 
 
-def _rows_at_once(rows: Sequence[dict[str, list[int]]]) -> int:
+def rows_at_once(rows: Sequence[dict[str, list[int]]]) -> int:
     """Rows of a validation batch: 64, or fewer where that would be more tokens than go through the layers at once."""
     longest = max((len(row["input_ids"]) for row in rows), default=1)
     return max(1, min(64, likelihood.BATCH_TOKENS // longest))

@@ -33,7 +33,7 @@ def log_likelihoods(
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # its layers hold the adapter
     most = rows_of_logits(model)
     with torch.inference_mode():
-        head = _head(model, rows[order[-1]][:8])
+        head = output_head(model, rows[order[-1]][:8])
         for batch in _batches([len(row) for row in rows], order, BATCH_TOKENS if head else min(BATCH_TOKENS, most)):
             ids_BL, attended_BL, counts_BL = (part.to(model.device) for part in _padded(rows, scored, batch))
             inputs = {"input_ids": ids_BL, "attention_mask": attended_BL, "use_cache": False}
@@ -87,7 +87,7 @@ def _chosen(logits_NV: Any, chosen_N: Any) -> Any:
     return (logits_NV.gather(-1, chosen_N[:, None])[:, 0] - logits_NV.logsumexp(-1)).double()
 
 
-def _head(model: Any, probe: Sequence[int]) -> Callable[[Any], Any] | None:
+def output_head(model: Any, probe: Sequence[int]) -> Callable[[Any], Any] | None:
     """What makes logits of hidden states, or None where it is not known what the architecture does between them.
 
     Some scale the logits or cap them (arXiv 2408.00118, section 2). The names of their settings are those of

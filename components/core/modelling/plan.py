@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field
 
 from bloomery.components.core.config import Config
-from bloomery.components.core.modelling import likelihood
+from bloomery.components.core.modelling import checkpoints, likelihood, named_models
 from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.shapes import Shape
@@ -74,6 +75,8 @@ class Training(Config):
     """A row is two sequences, and a reference model reads them too."""
     best: bool = False
     """A copy of the best weights is kept, and validation rows are read."""
+    teachers: list[str] = []
+    """Models that read along, each by its folder; '': one that is not here, counted as large as the trained one."""
     devices: int = Field(default=1, gt=0)
     """Cards over which weights, gradients and optimiser are sharded."""
 
@@ -92,6 +95,7 @@ class Training(Config):
             checkpointing=config.gradient_checkpointing,
             pairs=config.METHOD == "preference",
             best=validates and getattr(config, "keep", "") == "best",
+            teachers=[one.model if Path(one.model).is_dir() else "" for one in named_models.within(config)],
         )
 
     @property
@@ -137,9 +141,10 @@ def of_training(shape: Shape, training: Training, card: Card) -> Need:
         "logits": _loss(shape, training, card),
         "reference": base / shards if training.pairs and not training.adapter else 0.0,
         "best": trained * own / shards if training.best else 0.0,
+        "teacher": float(sum(_teacher_bytes(shape, training))),
         "autocast": 2.0 * shape.active if _is_mixed(training, card, width) else 0.0,
     }
-    standing = sum(parts[name] for name in ("runtime", "weights", "optimiser", "reference", "best"))
+    standing = sum(parts[name] for name in ("runtime", "weights", "optimiser", "reference", "best", "teacher"))
     collected = parts["gradients"] if training.accumulation > 1 else 0.0
     largest = max((rows * columns for _, rows, columns, _ in shape.linear), default=0)
     moments = {
@@ -152,6 +157,12 @@ def of_training(shape: Shape, training: Training, card: Card) -> Need:
         moments["validation"] = standing + rows * _forward_numbers(shape) * (2 if card.is_gpu else width)
     moment = max(moments, key=lambda name: moments[name])
     return Need({name: value for name, value in parts.items() if value}, moments[moment], moment, trained, dtype)
+
+
+def _teacher_bytes(shape: Shape, training: Training) -> list[float]:
+    """Bytes of the weights of each model that reads along, as they are stored."""
+    own = shape.parameters * shape.own_bytes
+    return [checkpoints.num_bytes(Path(folder)) if folder else own for folder in training.teachers]
 
 
 def trained_numbers(shape: Shape, training: Training) -> int:

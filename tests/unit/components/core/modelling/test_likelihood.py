@@ -69,7 +69,7 @@ def test_pieces_give_what_the_plain_logits_give(name, most_tokens, monkeypatch):
 @pytest.mark.parametrize("name", MODELS)
 def test_the_head_is_known_of_every_family(name):
     with torch.no_grad():
-        assert likelihood._head(make(name), [3, 4, 5]) is not None
+        assert likelihood.output_head(make(name), [3, 4, 5]) is not None
 
 
 def test_an_architecture_that_does_something_unknown_is_read_plainly():
@@ -83,7 +83,7 @@ def test_an_architecture_that_does_something_unknown_is_read_plainly():
 
     model.forward = bent
     with torch.no_grad():
-        assert likelihood._head(model, [3, 4, 5]) is None
+        assert likelihood.output_head(model, [3, 4, 5]) is None
     ((nats, _),) = log_likelihoods(model, [[3, 4, 5, 6]])
     assert nats == pytest.approx(plain(model, [3, 4, 5, 6], [True] * 4)[0], rel=1e-5)
 

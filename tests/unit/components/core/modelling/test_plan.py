@@ -14,6 +14,7 @@ from bloomery.components.core.modelling import cards, plan, shapes
 from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.plan import Training
+from bloomery.components.distillation.config import DistillationConfig
 
 LLAMA_8B = {
     "model_type": "llama",
@@ -50,6 +51,19 @@ def test_the_numbers_of_a_published_model_follow_from_its_config(llama):
     assert llama.active == 8_030_261_248 - 128_256 * 4096 - (2 * 32 + 1) * 4096  # without embeddings and norms
     assert llama.kv_numbers == 2 * 32 * 8 * 128
     assert llama.own_bytes == 2
+
+
+def test_a_teacher_stands_beside_its_student(llama, tmp_path):
+    """Of the recipe's it is as large as the student; from outside its files tell."""
+    (tmp_path / "large").mkdir()
+    (tmp_path / "large" / "model.safetensors").write_bytes(bytes(1_000))
+    alone = plan.of_training(llama, training(), H100)
+    beside = plan.of_training(llama, training(teachers=["", str(tmp_path / "large")]), H100)
+    assert beside.parts["teacher"] == 2 * 8_030_261_248 + 1_000
+    assert beside.peak - alone.peak == pytest.approx(beside.parts["teacher"]) and "teacher" not in alone.parts
+    settings = {"learning_rate": 1e-4, "epochs": 1, "max_length": 64}
+    for teacher, told in (({"stage": "sft"}, ""), ({"model": str(tmp_path / "large")}, str(tmp_path / "large"))):
+        assert Training.of(DistillationConfig.model_validate({"teacher": teacher, **settings})).teachers == [told]
 
 
 SMALL = {

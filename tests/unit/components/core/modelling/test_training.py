@@ -5,7 +5,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from bloomery.components.core.modelling import training
-from bloomery.components.core.modelling.fine_tuning import _rows_at_once
+from bloomery.components.core.modelling.fine_tuning import rows_at_once
 
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
@@ -66,6 +66,6 @@ def test_a_loss_of_some_tokens_is_that_of_all_positions_masked(monkeypatch):
 
 def test_validation_batches_hold_64_rows_or_8192_tokens():
     row = {"input_ids": [1] * 128}
-    assert _rows_at_once([row]) == 64
-    assert _rows_at_once([row, {"input_ids": [1] * 2_048}]) == 4
-    assert _rows_at_once([{"input_ids": [1] * 20_000}]) == 1
+    assert rows_at_once([row]) == 64
+    assert rows_at_once([row, {"input_ids": [1] * 2_048}]) == 4
+    assert rows_at_once([{"input_ids": [1] * 20_000}]) == 1

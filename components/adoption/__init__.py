@@ -1,0 +1,1 @@
+"""Another model becomes the one that a chain goes on from."""

@@ -1,0 +1,7 @@
+"""Settings of adoption."""
+
+from bloomery.components.core.modelling.named_models import NamedModel
+
+
+class AdoptionConfig(NamedModel):
+    """Another model than the newest becomes the newest: one from outside, or of an earlier stage."""

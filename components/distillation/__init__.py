@@ -1,0 +1,1 @@
+"""Distillation: a model learns what a larger one thinks of every token."""

@@ -1,0 +1,101 @@
+"""Distillation: a model learns what a larger one thinks of every token of the answers."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated, Any
+
+from bloomery.components.core.artifact import Reads, Writes
+from bloomery.components.core.declare import declare
+from bloomery.components.core.errors import ModelError
+from bloomery.components.core.modelling import batches, checkpoints, named_models, templates, training
+from bloomery.components.core.modelling.fine_tuning import fine_tune, labelled_rows
+from bloomery.components.core.scoring.tasks import Tasks
+from bloomery.components.distillation.config import DistillationConfig
+from bloomery.components.distillation.teaching import PROJECTIONS, Lessons, measured, taught_by
+
+logger = logging.getLogger(__name__)
+
+NUM_PROBES = 200
+"""Validation chats by which student and teacher are compared before and after."""
+
+
+@declare(accelerator=True)
+def run(
+    config: DistillationConfig,
+    *,
+    chats: Annotated[Path, Reads("chat/2")],
+    tasks: Annotated[Path, Reads("tasks/1")],
+    base_model: Annotated[Path, Reads("model/1")],
+    model: Annotated[Path, Writes("model/1")],
+    outside: Annotated[Path | None, Reads("models/1", optional=True)] = None,
+    teacher: Annotated[Path | None, Reads("model/1", optional=True, named=True)] = None,
+) -> dict[str, float]:
+    """Train `base_model`, the student, on `chats` by what the teacher says of their answers or of its own.
+
+    Reads:   chats, tasks (validation chats, and texts that are read whole, as sft does), base_model; the teacher by its
+             name in `config`: teacher (a stage's model) or outside (models/1)
+    Writes:  model (as base_model, with other weights)
+    Returns: distillation/loss and validation_loss (per token, as `config` weighs them), chats, texts, trained_tokens,
+             too_long, too_long_fraction, without_loss, best_step as of sft; and of the answers of validation chats
+             distillation/kl_before and kl_after (nats a token, of the teacher from the student), agreement_before and
+             agreement_after (share of tokens that both find likeliest).
+    Raises:  ModelError if teacher and student have not the same tokens, or one of them is not made as it has to be;
+             DataError as sft; DivergedError before a non-finite step is taken.
+    """
+    from transformers import GenerationConfig
+
+    (folder,) = named_models.located(config, (teacher,), outside).values()
+    network, tokenizer = training.load(config, base_model)
+    checkpoints.check_template(tokenizer, base_model)
+    large, theirs = checkpoints.load(folder, on=checkpoints.device())
+    check_same_tokens(tokenizer, theirs, config.teacher.stage or config.teacher.model)
+    if config.packing:
+        batches.check_packs(large)
+    known = Tasks(tasks)
+    watched, pad = known.validation_chats(), templates.pad_token(tokenizer)
+    probes = labelled_rows(config, tokenizer, watched[:NUM_PROBES], "distillation")
+    if network.device != large.device:  # the trainer would move it there
+        network.to(large.device)
+    before = measured(network, large, probes, pad) if probes else {}
+    published = network.generation_config
+    # What the student answers itself is its own: no penalty and no nucleus of the published settings comes between.
+    ends = templates.end_tokens(tokenizer, published)
+    network.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
+    lessons = Lessons(config, large)
+    network, metrics = fine_tune(
+        config,
+        network,
+        tokenizer,
+        chats=chats,
+        texts=known.texts_to_read(),
+        watched=watched,
+        where="distillation",
+        taught=taught_by(lessons),
+        keepers=[lessons],
+    )
+    if hasattr(network, PROJECTIONS):
+        delattr(network, PROJECTIONS)
+    network.generation_config = published
+    after = measured(network, large, probes, pad) if probes else {}
+    checkpoints.save(model, network, tokenizer, like=base_model)
+    return {
+        **{f"distillation/{name}": value for name, value in metrics.items()},
+        **{f"distillation/{name}_before": value for name, value in before.items()},
+        **{f"distillation/{name}_after": value for name, value in after.items()},
+    }
+
+
+def check_same_tokens(ours: Any, theirs: Any, teacher: str) -> None:
+    """Raise ModelError, naming the first that differs, unless student and teacher have the same tokens; another chat
+    template of the teacher, which then reads chats as the student's has them, is warned of."""
+    if differing := checkpoints.differing_token(ours, theirs):
+        token, own, other = ("not there" if part is None else part for part in differing)
+        raise ModelError(
+            f"distillation.teacher: the vocabularies differ: token {token!r} is {other} in {teacher} and {own} in the "
+            "student, and what they say is compared token by token; take a teacher of the student's tokenizer, or let "
+            "it answer (rejection_sampling) and fine-tune the student on the answers"
+        )
+    if ours.chat_template != theirs.chat_template:
+        logger.warning("the teacher %s has another chat template; it reads chats as the student's has them", teacher)
