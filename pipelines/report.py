@@ -25,7 +25,7 @@ from bloomery.components.core import artifact
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.parallel import num_cores
 from bloomery.components.core.registry import provenance
-from bloomery.pipelines import charts, data_section, run_outputs, variants_section
+from bloomery.pipelines import charts, compression_section, data_section, run_outputs, variants_section
 from bloomery.pipelines.charts import duration, number, percent, size
 from bloomery.pipelines.run_outputs import Output
 from bloomery.pipelines.scores import Scores
@@ -57,6 +57,7 @@ def write_report(run_dir: Path, summary: dict[str, Any]) -> Path:
         warnings=[(stage, told) for stage, event in finished.items() for told in event.get("warnings", ())],
         data=data_section.read(outputs, finished),
         answers=_or_missing(scores.cards),
+        compression=_or_missing(lambda: compression_section.read(finished, scores)),
         variants=_or_missing(lambda: variants_section.read(outputs, finished)),
         gate=gate,
         cost=_cost(finished),

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bloomery.components.core.errors import ConfigError, ModelError
+from bloomery.components.core.modelling import surgery
 from bloomery.components.core.modelling.tensor_files import Made, Stored
 from bloomery.components.merging.config import MergingConfig
 from bloomery.components.merging.ingredients import Ingredient, check_compatible, layers
@@ -86,11 +87,8 @@ def write_config(base: Ingredient, stacked: Sequence[Layer], target: Path) -> No
 
     whole = AutoConfig.from_pretrained(base.path)
     text = whole.get_text_config()
-    old = text.num_hidden_layers
     by_layer = {
-        key: [getattr(layer.model.config, key)[layer.number] for layer in stacked]
-        for key, value in text.to_dict().items()
-        if isinstance(value, list) and len(value) == old and ("layer" in key or "block" in key)
+        key: [getattr(layer.model.config, key)[layer.number] for layer in stacked] for key in surgery.by_layer(text)
     }
     text.num_hidden_layers = len(stacked)
     for key, values in by_layer.items():

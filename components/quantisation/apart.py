@@ -10,7 +10,7 @@ import tempfile
 from pathlib import Path
 
 from bloomery.components.core.errors import MissingExtraError, ModelError
-from bloomery.components.quantisation.calibration import CALIBRATION_TOKENS
+from bloomery.components.core.modelling.calibration import CALIBRATION_TOKENS
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 
 INTERPRETER = "BLOOMERY_LLM_COMPRESSOR"

@@ -6,25 +6,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import for_template
-from bloomery.components.core.modelling import templates
+from bloomery.components.core.modelling import calibration
 from bloomery.components.quantisation.config import CannotRun
-
-CALIBRATION_TOKENS = 512
-"""Tokens of a calibration chat that are read."""
 
 
 def calibration_chats(chats: Path | None, count: int) -> list[dict[str, Any]]:
-    """`messages` and `tools` of `count` chats of the training mix: those of the lowest ids, which are digests and so a
-    sample that every run draws alike.
-
-    Raises: CannotRun where there are none.
-    """
+    """As `calibration.calibration_chats`. Raises: CannotRun where there are none."""
     if chats is None:
         raise CannotRun("it calibrates on the chats of the training mix, and no stage of this recipe writes any")
-    rows = artifact.read_table(chats, "chat/2").select(["id", "messages", "tools"])
-    return rows.sort_by("id").slice(0, count).to_pylist()
+    return calibration.calibration_chats(chats, count)
 
 
 def calibration_texts(tokenizer: Any, chats: Path | None, count: int) -> list[str]:
@@ -35,9 +26,3 @@ def calibration_texts(tokenizer: Any, chats: Path | None, count: int) -> list[st
         )
         for chat in calibration_chats(chats, count)
     ]
-
-
-def calibration_rows(tokenizer: Any, chats: list[dict[str, Any]]) -> list[tuple[list[int], list[bool]]]:
-    """(token ids, which of them the assistant said) of the beginning of each chat."""
-    rows = [templates.trained_tokens(tokenizer, chat["messages"], chat["tools"]) for chat in chats]
-    return [(ids[:CALIBRATION_TOKENS], trained[:CALIBRATION_TOKENS]) for ids, trained in rows]

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.calibration import calibration_rows
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.modelling.likelihood import log_likelihoods
-from bloomery.components.quantisation.calibration import calibration_chats, calibration_rows
+from bloomery.components.quantisation.calibration import calibration_chats
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 from bloomery.components.quantisation.rounding import in_16_bits, quantisable, rounded, scales
 

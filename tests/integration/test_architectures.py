@@ -11,9 +11,9 @@ from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.modelling import checkpoints, faults, templates
 from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.modelling.latency import latency
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 from bloomery.components.quantisation.export import export
-from bloomery.components.quantisation.measure import latency
 from bloomery.components.sft.config import SftConfig
 from bloomery.components.sft.step import run as sft
 from bloomery.monitoring.engine import Row, Served, decode

@@ -102,8 +102,7 @@ def write(path: Path, tensors: Iterable[Made], *, like: Path) -> None:
     """
     import torch
 
-    # Wide numbers first, so that each tensor begins at a multiple of its own width, as readers expect.
-    made = sorted(tensors, key=lambda one: (-_dtype(one).itemsize, one.name))
+    made = _ordered(tensors)
     path.mkdir(parents=True, exist_ok=True)
     for file in [*(file for kind in SMALL for file in like.glob(kind)), *like.glob("*/*.jinja")]:
         copy = path / file.relative_to(like)
@@ -117,6 +116,17 @@ def write(path: Path, tensors: Iterable[Made], *, like: Path) -> None:
                 if part.is_floating_point() and not torch.isfinite(part).all():
                     raise ModelError(f"{one.name} would hold numbers that are not finite in {one.dtype}")
                 opened.write(part.contiguous().view(torch.uint8).numpy().data)
+
+
+def num_bytes(tensors: Iterable[Made]) -> int:
+    """Bytes of the file that `write` makes of `tensors`; none of them is made."""
+    made = _ordered(tensors)
+    return len(_head(made)) + sum(math.prod(one.shape) * _dtype(one).itemsize for one in made)
+
+
+def _ordered(tensors: Iterable[Made]) -> list[Made]:
+    """Wide numbers first, so that each tensor begins at a multiple of its own width, as readers expect."""
+    return sorted(tensors, key=lambda one: (-_dtype(one).itemsize, one.name))
 
 
 def _dtype(one: Made) -> torch.dtype:

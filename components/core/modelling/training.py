@@ -14,7 +14,16 @@ from pydantic import Field, model_validator
 
 from bloomery.components.core import tracking
 from bloomery.components.core.config import Config
-from bloomery.components.core.modelling import adapters, cards, checkpoints, guards, literature, optimisers, schedules
+from bloomery.components.core.modelling import (
+    adapters,
+    cards,
+    checkpoints,
+    guards,
+    literature,
+    optimisers,
+    schedules,
+    zeros,
+)
 from bloomery.components.core.modelling.adapters import AdapterConfig, Trained
 from bloomery.components.core.modelling.context import TooLong
 from bloomery.components.core.modelling.optimisers import Optimizer
@@ -64,6 +73,8 @@ class TrainingConfig(Config):
     trained: Trained = "all"
     """Of the weights themselves: `all`; `bias`: the biases alone (BitFit, 2106.10199); `head`: the output head alone; a
     number: so many of the last layers, and the head."""
+    keep_zeros: bool = False
+    """Weights of the layers that are zero at the start, as a stage `pruning` with `sparsity` writes them, stay zero."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time (1604.06174)."""
     checkpoint: CheckpointConfig = CheckpointConfig()
@@ -75,6 +86,8 @@ class TrainingConfig(Config):
     def _trains_one_thing(self) -> TrainingConfig:
         if self.adapter and self.trained != "all":
             raise ValueError(f"trained: found {self.trained}, beside an adapter, which leaves all weights as they are")
+        if self.adapter and self.keep_zeros:
+            raise ValueError("keep_zeros: an adapter is added to every weight when it is merged; train without one")
         return self
 
 
@@ -199,7 +212,7 @@ def train(
         **({"data_collator": collator} if collator else {}),
         eval_dataset=validation if evaluations else None,
         peft_config=adapters.peft_config(config.adapter, network),
-        callbacks=[*callbacks, resuming.callback()],
+        callbacks=[*callbacks, *([zeros.kept()] if config.keep_zeros else []), resuming.callback()],
         args=arguments_class(
             output_dir=resuming.folder or tempfile.mkdtemp(prefix="bloomery-"),
             **_arguments(config, num_rows=len(rows) * settings.get("num_generations", 1), evaluations=evaluations),

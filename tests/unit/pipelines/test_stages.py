@@ -325,6 +325,27 @@ def test_a_stage_goes_on_from_the_model_that_it_names_and_reads_those_of_others(
     assert loaded.model_dump(mode="json")["stages"][1]["sft"]["from"] == "start"
 
 
+def test_a_model_is_pruned_healed_and_gone_back_with(load, on_a_short_stack):
+    chain = [
+        {"sft": TRAINING},
+        {"nas": {"num_hidden_layers": [2], "max_bytes": 9}},
+        {"pruning": {"intermediate_size": 8}},
+        {"sft": {"as": "healed", **TRAINING}},
+        {"pruning": {"as": "ticket", "sparsity": "2:4", "importance": "magnitude", "rewind": {"stage": "sft"}}},
+        {"sft": {"as": "last", "keep_zeros": True, **TRAINING}},
+    ]
+    found = wiring(load(chain), on_a_short_stack)
+    chats = found["sft"]["chats"]
+    assert found["nas"] == {"base_model": "sft.model", "chats": chats, "tasks": "preflight.tasks"}
+    assert found["pruning"] == {"base_model": "nas.model", "chats": chats}
+    assert found["healed"]["base_model"] == "pruning.model"
+    assert found["ticket"] == {"base_model": "healed.model", "chats": chats, "first": "sft.model"}
+    assert found["evaluation_pruning"]["model"] == "pruning.model"
+    unlabelled = {"t": {**QUESTIONS, "splits": {"test": {"path": "t.jsonl"}}}}
+    with pytest.raises(ConfigError, match="stages.pruning: reads chats .chat/2., which nothing before it writes"):
+        load([{"pruning": {"intermediate_size": 8}}], tasks=unlabelled)
+
+
 def test_folders_of_models_are_meant_from_the_recipe(load, tmp_path):
     (tmp_path / "other").mkdir()
     merging = {"method": "linear", "models": [{"model": "other"}, {"model": "./later", "revision": "v2"}]}

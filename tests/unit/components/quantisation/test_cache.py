@@ -7,9 +7,9 @@ import pytest
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.modelling.latency import latency
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import export
-from bloomery.components.quantisation.measure import latency
 
 
 def variant(tiny_model, folder, **settings):

@@ -9,9 +9,9 @@ from bloomery.components.core.config import parse
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.calibration import calibration_rows
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.quantisation import int4, qat, rounding
-from bloomery.components.quantisation.calibration import calibration_rows
 from bloomery.components.quantisation.config import QatConfig, QuantisationConfig
 
 PAIRS = [(f"say {word}", word) for word in ("ab", "cd", "ef", "gh")]
