@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from bloomery.components.core import tracking
+from bloomery.components.core import processes, tracking
 from bloomery.components.core.errors import DivergedError
 from bloomery.components.core.modelling.generation import left_padded
 from bloomery.components.core.modelling.token_shards import IGNORED
@@ -203,11 +203,16 @@ def _named(trainer: Any) -> str:
     """The rows of the forward passes of the last step whose loss is not finite, or of all, by their beginnings."""
     import torch
 
-    bad = [rows for rows, loss in trainer.passes if not torch.isfinite(loss).all()]
-    found = [row for rows in bad or [rows for rows, _ in trainer.passes] if rows is not None for row in rows]
     pad = trainer.processing_class.pad_token_id
-    texts = (trainer.processing_class.decode([token for token in row.tolist() if token != pad]) for row in found)
-    begins = ", ".join(repr(text[:60]) for text in itertools.islice(texts, 3))
+
+    def texts(rows: Any) -> list[str]:
+        return [trainer.processing_class.decode([token for token in row.tolist() if token != pad]) for row in rows]
+
+    told = [(texts(rows), bool(torch.isfinite(loss).all())) for rows, loss in trainer.passes if rows is not None]
+    passes = processes.gathered(told)
+    bad = [rows for rows, is_finite in passes if not is_finite]
+    found = [row for rows in bad or [rows for rows, _ in passes] for row in rows]
+    begins = ", ".join(repr(text[:60]) for text in found[:3])
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return f"Its batch has {len(found)} rows{', with a loss that is not finite' if bad else ''}: {begins}{more}"
 
@@ -230,7 +235,7 @@ def _repetition(trainer: Any, asked: Sequence[list[int]]) -> float:
     """Mean repetition of the greedy answers of the model as it is to some prompts."""
     import torch
 
-    if not asked or trainer.accelerator.num_processes > 1:
+    if not asked:
         return 0.0
     model, pad = trainer.model, trainer.processing_class.pad_token_id
     was_training = model.training

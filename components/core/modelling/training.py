@@ -12,9 +12,18 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bloomery.components.core import tracking
+from bloomery.components.core import processes, tracking
 from bloomery.components.core.config import Config
-from bloomery.components.core.modelling import adapters, cards, checkpoints, guards, literature, optimisers, schedules
+from bloomery.components.core.modelling import (
+    adapters,
+    batches,
+    cards,
+    checkpoints,
+    guards,
+    literature,
+    optimisers,
+    schedules,
+)
 from bloomery.components.core.modelling.adapters import AdapterConfig, Trained
 from bloomery.components.core.modelling.context import TooLong
 from bloomery.components.core.modelling.optimisers import Optimizer
@@ -40,7 +49,9 @@ class TrainingConfig(Config):
     epochs: float = Field(gt=0)
     """Passes over the data; differs by the amount of data, so it has no default."""
     batch_size: int = Field(default=32, gt=0)
-    """Sequences per optimiser step and device, before accumulation."""
+    """Sequences per forward pass of a device. An optimiser step has as many times that as there are accumulated passes
+    and devices that share the training (`resources.accelerators`); an epoch's last step is filled up with its first
+    rows where they do not divide."""
     gradient_accumulation_steps: int = Field(default=1, gt=0)
     """Forward passes per optimiser step."""
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
@@ -180,7 +191,8 @@ def train(
     none: the trainer's own; `evaluations` is the number of evenly spread passes over the rows of `validation`;
     `keepers` have state that a checkpoint holds. Rows come within `config.max_length`: the trainer cuts none. Of a
     prompt each of its `num_generations` answers counts as a row. A
-    training that was killed goes on from its last checkpoint.
+    training that was killed goes on from its last checkpoint. Of the processes that share a training only the first
+    comes back.
     Raises: DivergedError before a non-finite step is taken.
     """
     import torch
@@ -192,7 +204,14 @@ def train(
     adapters.freeze(network, config.trained)
     resuming = Resuming(config.checkpoint, keepers)
     trainer_class, arguments_class = kind
-    trainer = guards.watched(trainer_class)(
+    arguments = arguments_class(
+        output_dir=resuming.folder or tempfile.mkdtemp(prefix="bloomery-"),
+        **_arguments(config, num_rows=len(rows) * settings.get("num_generations", 1), evaluations=evaluations),
+        **({"max_length": None} if hasattr(arguments_class, "max_length") else {}),
+        **settings,
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # of several that are seen it would make one, by torch's DataParallel
+    trainer = batches.validated_alike(guards.watched(trainer_class))(
         model=network,
         processing_class=tokenizer,
         train_dataset=rows,
@@ -200,12 +219,7 @@ def train(
         eval_dataset=validation if evaluations else None,
         peft_config=adapters.peft_config(config.adapter, network),
         callbacks=[*callbacks, resuming.callback()],
-        args=arguments_class(
-            output_dir=resuming.folder or tempfile.mkdtemp(prefix="bloomery-"),
-            **_arguments(config, num_rows=len(rows) * settings.get("num_generations", 1), evaluations=evaluations),
-            **({"max_length": None} if hasattr(arguments_class, "max_length") else {}),
-            **settings,
-        ),
+        args=arguments,
     )
     trainer.optimizer = optimisers.made(config.optimizer, trainer.model, config.learning_rate, config.weight_decay)
     steps, warmup = trainer.args.max_steps, trainer.args.warmup_steps
@@ -215,6 +229,7 @@ def train(
     tracking.show("example", guards.example(tokenizer, rows[0]))
     literature.warn(config, network.num_parameters())
     resuming.train(trainer)
+    processes.leave()
     return trainer
 
 
@@ -222,7 +237,7 @@ def _arguments(config: TrainingConfig, *, num_rows: int, evaluations: int) -> di
     """Keyword arguments of transformers' TrainingArguments, and of TRL's subclasses, for `config`."""
     import torch
 
-    per_step = config.batch_size * config.gradient_accumulation_steps
+    per_step = config.batch_size * config.gradient_accumulation_steps * processes.count()
     steps = max(1, math.ceil(math.ceil(num_rows / per_step) * config.epochs))
     on_gpu = torch.cuda.is_available()
     return {
