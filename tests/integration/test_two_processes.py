@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import pickle
 import signal
 import socket
+import subprocess
+import sys
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -32,6 +35,8 @@ TRAINING = {"learning_rate": 1e-3, "epochs": 1, "max_length": 64}
 @pytest.fixture
 def work(tiny_model, make_tasks, tmp_path):
     """By name: a step's `run`, its settings beside the batch, and its inputs. Rows divide by 8."""
+    for module in ("sft_trainer", "dpo_trainer", "reward_trainer"):
+        importlib.import_module(f"trl.trainer.{module}")  # once, and not in every fork
     artifact.seal(tiny_model, "model/1")
     pairs = [(f"say {a} and {b}", f"{a} {b}") for a in WORDS for b in WORDS][:32]
     rows = [{"task": "echo", "split": "validation", "prompt": p, "reference": a} for p, a in pairs[:5]]
@@ -48,7 +53,6 @@ def work(tiny_model, make_tasks, tmp_path):
         "sft": (sft, {"num_validations": 2}, chats),
         "packed, with prompts": (sft, {"packing": True, "prompt_loss_weight": 0.3, "num_validations": 0}, chats),
         "dpo": (dpo, {"validation_share": 1e-9}, preferred),
-        "kto": (dpo, {"validation_share": 1e-9, "loss": "kto"}, preferred),
         "reward model": (reward_model, {"validation_share": 1e-9}, preferred),
         "cpt": (cpt, {"validation_share": 1e-9, "replay_share": 0.0}, read),
     }
@@ -92,7 +96,7 @@ def losses(result, *names) -> list[list[float]]:
     return [[entry[name] for name in names] for entry in result["history"] if names[0] in entry]
 
 
-@pytest.mark.parametrize("name", ["sft", "packed, with prompts", "dpo", "kto", "reward model", "cpt"])
+@pytest.mark.parametrize("name", ["sft", "packed, with prompts", "dpo", "reward model", "cpt"])
 def test_losses_are_those_of_one_process_with_twice_the_batch(work, name, tmp_path):
     more = {"gradient_accumulation_steps": 2} if name == "sft" else {}
     assert ended(shared(work, name, tmp_path / "two", **more)) == [0, 0]
@@ -111,7 +115,7 @@ def digest(folder: Path) -> str:
 
 
 def test_killed_it_goes_on_from_a_checkpoint_to_the_same_digest(work, tmp_path):
-    often = {"checkpoint": {"every_minutes": 1e-4}, "epochs": 2, "num_validations": 0}
+    often = {"checkpoint": {"every_minutes": 1e-4}, "num_validations": 0}
     often["adapter"] = {"kind": "lora", "rank": 4, "dropout": 0.1}
     assert ended(shared(work, "sft", tmp_path / "whole", **often)) == [0, 0]
     started = shared(work, "sft", tmp_path / "killed", **often)
@@ -165,32 +169,50 @@ def test_as_many_as_accelerators_are_given_and_here(monkeypatch):
         processes.asked(sft)
 
 
-def test_the_step_starts_them_stops_all_by_sigterm_and_goes_on(work, tmp_path, monkeypatch):
+def test_the_step_starts_them_and_one_of_them_tells(work, tmp_path, monkeypatch):
     run, own, inputs = work["sft"]
-    settings = {**TRAINING, **own, "batch_size": 4, "epochs": 6}
-    assert ended(shared(work, "sft", tmp_path / "whole", epochs=6)) == [0, 0]
+    settings = {**TRAINING, **own, "batch_size": 4}
     journal = tmp_path / "journal.jsonl"
-    journal.touch()
     for name, value in {"JOURNAL": journal, "STORE": tmp_path / "store", "PROCESSES": 2}.items():
         monkeypatch.setenv(f"BLOOMERY_{name}", str(value))
-    asked = (run, "sft", settings, inputs, {"model": tmp_path / "model"}, None)
-    process = get_context("fork").Process(target=run_step, args=asked)
-    process.start()
-    while process.is_alive() and '"progress"' not in journal.read_text():
-        time.sleep(0.01)
-    process.terminate()
-    process.join(timeout=25)
-    assert process.exitcode == 128 + signal.SIGTERM
-    (left,) = tmp_path.glob("store/*/*.checkpoints/checkpoint-*")
-    assert int(left.name.split("-")[1]) < 24  # 32 rows in 6 epochs, 8 a step
-    process = get_context("fork").Process(target=run_step, args=asked)
-    process.start()
-    process.join()
-    assert process.exitcode == 0 and digest(tmp_path) == digest(tmp_path / "whole")
+    run_step(run, "sft", settings, inputs, {"model": tmp_path / "model"})
     events = [json.loads(line) for line in journal.read_text().splitlines()]
     steps = [event["step"] for event in events if event["event"] == "progress" and "loss" in event["metrics"]]
     told = [event["event"] for event in events]
-    assert steps and (told.count("started"), told.count("finished")) == (2, 1)
-    assert not list(tmp_path.glob("store/*/*.checkpoints"))
+    assert steps == [1, 2, 3, 4] and (told.count("started"), told.count("finished")) == (1, 1)
+    assert events[-1]["metrics"]["sft/chats"] == 32 and events[-1]["peak_bytes"] > 2e8
+    assert digest(tmp_path) and not list(tmp_path.glob("store/*/*.checkpoints"))
+    assert execute(run, "sft", settings, inputs, {"model": tmp_path / "again"})["cached"]
     monkeypatch.delenv("BLOOMERY_PROCESSES")  # one process alone learns something else
     assert not execute(run, "sft", settings, inputs, {"model": tmp_path / "alone"})["cached"]
+
+
+WAITING = """
+import os, signal, sys, time
+from pathlib import Path
+from bloomery.components.core.config import Config
+
+def run(config: Config) -> dict:
+    place = Path(os.environ["PLACE"])
+    def stop(*_):
+        (place / f"stopped{os.environ['RANK']}").touch()
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, stop)
+    (place / f"began{os.environ['RANK']}").touch()
+    time.sleep(60)
+"""
+
+
+def test_sigterm_reaches_all_and_ends_the_step(tmp_path):
+    (tmp_path / "waiting.py").write_text(WAITING)
+    code = (
+        "import waiting; from bloomery.components.core import processes; from bloomery.components.core.config import "
+        "Config; processes.launch((waiting.run, 'waiting', Config(), {}, {}, {}), 2)"
+    )
+    environment = {**os.environ, "PLACE": str(tmp_path), "PYTHONPATH": str(tmp_path)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
+    while process.poll() is None and len(list(tmp_path.glob("began*"))) < 2:
+        time.sleep(0.05)
+    process.terminate()
+    assert process.wait(timeout=25) == 128 + signal.SIGTERM
+    assert sorted(file.name for file in tmp_path.glob("stopped*")) == ["stopped0", "stopped1"]
