@@ -33,7 +33,8 @@ text, 0.44 of what GPT-2's kind of models said greedily, table 2) from which it 
 
 
 def watched(trainer: type) -> type:
-    """The `trainer` class, which remembers the rows and losses of the forward passes of an optimiser step."""
+    """The `trainer` class, which ends the run before the optimiser takes a step that is not finite, and names the rows
+    of its forward passes. It asks the norm by which gradients are clipped, so that they are read once."""
     import torch
 
     class Watched(trainer):  # type: ignore[misc]
@@ -48,28 +49,22 @@ def watched(trainer: type) -> type:
             self.passes = [*self.passes, (rows, loss)]
             return loss
 
+        def _clip_grad_norm(self, model: Any) -> Any:
+            norm = super()._clip_grad_norm(model)
+            if not math.isfinite(norm):
+                raise DivergedError(
+                    f"the gradient is not finite at optimiser step {self.state.global_step + 1}; the weights were not "
+                    f"changed by it. {_named(self)}. Lower learning_rate, raise warmup_fraction or look at the batch"
+                )
+            self.passes = []
+            return norm
+
     return Watched
 
 
 def watch(trainer: Any, rows: Any) -> None:
-    """Let `trainer`, of a class of `watched`, be guarded while it trains on `rows`, and its curves be told."""
-    import torch
+    """Let what `trainer` does on `rows` be looked at while it trains, and its curves be told."""
     from transformers import TrainerCallback
-
-    class Guard(TrainerCallback):
-        """Ends the run before the optimiser takes a non-finite step, and names the batch."""
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            trainer.passes = []
-
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            norm = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else torch.zeros(())
-            if not torch.isfinite(norm):
-                raise DivergedError(
-                    f"the gradient is not finite at optimiser step {state.global_step + 1}; the weights were not "
-                    f"changed by it. {_named(trainer)}. Lower learning_rate, raise warmup_fraction or look at the batch"
-                )
 
     class Reporter(TrainerCallback):
         """Sends the curves to the tracker, with tokens per second over the last interval."""
@@ -110,7 +105,7 @@ def watch(trainer: Any, rows: Any) -> None:
                     told = "at optimiser step %d answers repeat themselves: %.0f%% of their 4-grams are repeats"
                     logger.warning(told, state.global_step, 100 * share)
 
-    for callback in (Guard(), Reporter(), alarm(_of_curves), Answers()):
+    for callback in (Reporter(), alarm(_of_curves), Answers()):
         trainer.add_callback(callback)
 
 
