@@ -21,6 +21,7 @@ from bloomery.components.core.modelling import (
     checkpoints,
     guards,
     literature,
+    loss_tiles,
     optimisers,
     schedules,
 )
@@ -106,12 +107,12 @@ def warn_of_too_long(count: int, total: int, rows: str, max_length: int, too_lon
 
 
 LOSS_TILE_BYTES = 2**26
-"""64 MiB: the fp32 logits of one tile of TRL's loss on a CPU. Its torch code holds some eight of that size at once."""
+"""64 MiB: the fp32 logits of one tile of TRL's loss on a CPU."""
 
 
 def _bound_loss(network: Any) -> None:
-    """Let TRL's loss, where it runs without Triton, score the tokens that have a loss alone, and fewer at a time the
-    larger the vocabulary.
+    """Let TRL's loss, where it runs without Triton, score the tokens that have a loss alone, fewer at a time the
+    larger the vocabulary, and in fewer passes.
 
     TRL 1.16 takes 4,096 tokens x 32,768 columns: tiles of 512 MiB, so that a step of a model of any size takes 4 GB. It
     also scores what has no loss, for the sake of devices that compile each shape; of the questions of chats that is
@@ -125,6 +126,7 @@ def _bound_loss(network: Any) -> None:
         columns = min(network.config.get_text_config().vocab_size, 32_768)
         chunked_logprob.TOKEN_CHUNK_SIZE = max(1, min(4_096, LOSS_TILE_BYTES // (4 * columns)))
         utils._use_triton = lambda device: True  # which decides there only what is scored
+        loss_tiles.install()
 
 
 def load(config: TrainingConfig, path: Path) -> tuple[Any, Any]:
