@@ -14,15 +14,16 @@ def install() -> None:
     """Let TRL's loss use them."""
     from trl.kernels import chunked_logprob
 
-    if chunked_logprob._forward_tile is forward:
+    tiles: Any = chunked_logprob
+    if tiles._forward_tile is forward:
         return
-    theirs = chunked_logprob._backward_tile
+    theirs = tiles._backward_tile
 
     def either(*given: Any, **named: Any) -> None:
         is_plain = named["HAS_LOGPROB_GRAD"] and not named["HAS_ENTROPY_GRAD"] and not named["HAS_SOFTCAP"]
         (backward if is_plain else theirs)(*given, **named)
 
-    chunked_logprob._forward_tile, chunked_logprob._backward_tile = forward, either
+    tiles._forward_tile, tiles._backward_tile = forward, either
 
 
 def forward(
