@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCKED := --quiet --constraint constraints.txt
 
 .PHONY: quickstart smollm2 test check lock install install-test compile image clean bench-data bench-eval bench-drift \
-  bench-memory
+  bench-memory bench-train
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -86,3 +86,6 @@ bench-drift: .venv/installed-test  ## delay and false alarms of drift detection,
 bench-memory: .venv/installed-test  ## peak memory by vocabulary, and by the size of corpus and chats; BLOOMERY_DATA names texts
 	$(BIN)/python tests/benchmarks/memory.py
 	$(BIN)/python tests/benchmarks/token_shards.py
+
+bench-train: .venv/installed-test  ## training beside a bare loop and beside TRL's own, and its start
+	$(BIN)/python tests/benchmarks/train.py

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
+from bloomery.components.core import processes
 from bloomery.components.core.config import Config
 from bloomery.infra import images, secrets, surroundings
 
@@ -42,7 +43,8 @@ class StepResources(Config):
     memory: str | None = Field(default=None, pattern=QUANTITY)
     """Memory requested and the limit; none: that of the recipe."""
     accelerators: int | None = Field(default=None, ge=0)
-    """Accelerators on one node; 0 keeps the step on the CPU pool; none: those of the recipe."""
+    """Accelerators on one node; 0 keeps the step on the CPU pool; none: those of the recipe. Of more than one a step
+    makes use whose training is shared."""
 
 
 class ResourcesConfig(Config):
@@ -55,7 +57,9 @@ class ResourcesConfig(Config):
     accelerator: str | None = None
     """Resource name of the accelerator, such as `nvidia.com/gpu`; none: every step runs on CPUs."""
     accelerators: int = Field(default=1, ge=1)
-    """Accelerators of every task that trains or generates, all on one node."""
+    """Accelerators on one node of every task whose training is shared by processes, one for each (cpt, sft, dpo,
+    reward_model): an optimiser step then has as many times `batch_size` rows. What generates or trains alone gets
+    one."""
     cpu_pool: dict[str, str] = {}
     """Node labels of the CPU pool; empty: any node."""
     node_pool: dict[str, str] = {}
@@ -85,19 +89,25 @@ class ResourcesConfig(Config):
 
 
 def place(
-    task: PipelineTask, step_name: str, resources: ResourcesConfig, *, accelerated: bool, cached: bool
+    task: PipelineTask,
+    step_name: str,
+    resources: ResourcesConfig,
+    *,
+    accelerated: bool | Literal["all"],
+    cached: bool,
 ) -> PipelineTask:
     """Say where `task`, an instance of the step `step_name` (the name of its folder), runs; returns the task.
 
-    `accelerated` steps get the recipe's accelerator, where it names one; of `cached` ones an earlier result may be
-    taken.
+    `accelerated` steps get the recipe's accelerator, where it names one, and those of `all` as many as it says; of
+    `cached` ones an earlier result may be taken.
     """
     from kfp import kubernetes
     from kubernetes.utils import parse_quantity
 
     own = resources.steps.get(step_name, StepResources())
     wanted = resources.accelerators if own.accelerators is None else own.accelerators
-    accelerators = wanted if accelerated and resources.accelerator is not None else 0
+    most = 0 if resources.accelerator is None else wanted if accelerated == "all" else int(accelerated)
+    accelerators = min(wanted, most)
     cpu, memory = own.cpu or resources.cpu, own.memory or resources.memory
     task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
     for name, value in surroundings.of(math.ceil(parse_quantity(cpu))).items():
@@ -107,6 +117,8 @@ def place(
         kubernetes.add_node_selector(task, label, value)
     if accelerators:
         task.set_accelerator_type(resources.accelerator).set_accelerator_limit(accelerators)
+        if accelerators > 1:
+            task.set_env_variable(processes.GIVEN, str(accelerators))
         for toleration in resources.tolerations:
             kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
         if resources.shm_gib:

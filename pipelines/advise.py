@@ -215,9 +215,7 @@ def _memory(answers: Answers, measured: Measured, decided: Decided) -> Iterator[
         return
     for step, trained in decided.trained.items():
         at_once = f"{trained.training.batch_size} x {trained.training.max_length} tokens at once"
-        if trained.training.devices > 1:
-            advice = f"Shard `{step}` over {trained.training.devices} cards ({_method(trained)})."
-        elif trained.fits:
+        if trained.fits:
             extra = ", activations computed again" if trained.training.checkpointing else ""
             advice = f"`{step}`: {_method(trained)}, {at_once}{extra}."
         else:

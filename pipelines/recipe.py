@@ -131,6 +131,8 @@ class Recipe(Config):
         for name, own in self.resources.steps.items():
             if own.accelerators and name in known and not steps.find(name).accelerator:
                 yield f"resources.steps.{name}.accelerators: {name} runs on CPUs; remove the key"
+            elif (own.accelerators or 0) > 1 and name in known and steps.find(name).accelerator != "all":
+                yield f"resources.steps.{name}.accelerators: found {own.accelerators}; {name} uses one; set 1"
 
     def _unfit_gate(self) -> Iterator[str]:
         if not any(task.role == "domain" and task.evaluation_sets() for task in self.tasks.values()):

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import yaml
 
@@ -45,8 +45,8 @@ class Step:
     """Input ports for the models of stages that its config names, in order."""
     writes: dict[str, str]
     """Schema by output port."""
-    accelerator: bool
-    """It trains or generates."""
+    accelerator: bool | Literal["all"]
+    """It trains or generates; `all`: its training is shared by as many accelerators as it is given."""
     is_cached: bool
     """Whether a backend may take an earlier result; False for what looks at the world outside."""
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar
 
 
 class Declared(NamedTuple):
     """A step's own word on how it is run."""
 
-    accelerator: bool = False
-    """It trains or generates, and runs on the accelerator where the recipe names one."""
+    accelerator: bool | Literal["all"] = False
+    """It trains or generates, and runs on the accelerator where the recipe names one. `all`: it trains once, by
+    `training.train`, and as many processes share that as the recipe gives it accelerators."""
     reuse: bool | Callable[[Any], bool] = True
     """Whether a finished result may stand for a new one, or that as a function of the config; False for steps that look
     at the world outside."""
@@ -19,7 +20,9 @@ class Declared(NamedTuple):
 RunT = TypeVar("RunT", bound=Callable[..., dict[str, float]])
 
 
-def declare(*, accelerator: bool = False, reuse: bool | Callable[[Any], bool] = True) -> Callable[[RunT], RunT]:
+def declare(
+    *, accelerator: bool | Literal["all"] = False, reuse: bool | Callable[[Any], bool] = True
+) -> Callable[[RunT], RunT]:
     """Say about a step's `run` what `Declared` holds."""
 
     def mark(run: RunT) -> RunT:

@@ -1,9 +1,9 @@
 """The only adapter between a step and its surroundings: kfp, the command line and tests all come in here.
 
-`run_step` does, in order: logging, config, input manifests, reuse of a finished result, seeds, tracking, `run`, output
-manifests, metrics. A finished result is found by content: the code that the step can reach, its config and the
-digests of its inputs. So a changed file or setting re-runs exactly the steps that it reaches, and a killed run
-goes on where it was.
+`run_step` does, in order: logging, config, input manifests, reuse of a finished result, seeds, tracking, `run` (in
+several processes, where accelerators share a training), output manifests, metrics. A finished result is found by
+content: the code that the step can reach, its config and the digests of its inputs. So a changed file or setting
+re-runs exactly the steps that it reaches, and a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from bloomery.components.core import artifact, sources, tracking, unfinished
+from bloomery.components.core import artifact, processes, sources, tracking, unfinished
 from bloomery.components.core.config import Config, canonical, digest, parse, unpacked
 from bloomery.components.core.declare import declared
 from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, from_os_error
@@ -31,7 +31,16 @@ logger = logging.getLogger(__name__)
 RESULT = "result.json"
 MOST_WARNINGS = 20
 """Different warnings of a step that are passed on; its log holds all."""
-CHATTY = ("torchao", "torch.utils._pytree", "urllib3", "alembic", "mlflow", "sqlalchemy", "httpx")
+CHATTY = (
+    "torchao",
+    "torch.utils._pytree",
+    "torch.distributed.elastic",
+    "urllib3",
+    "alembic",
+    "mlflow",
+    "sqlalchemy",
+    "httpx",
+)
 """Libraries whose logs tell a user nothing that he could act on: kernels of GPUs that are not there, retries,
 tracebacks of errors that are raised as well."""
 
@@ -135,13 +144,15 @@ def execute(
     }
     is_reused = reuse(settings) if callable(reuse) else reuse
     store = os.environ.get("BLOOMERY_STORE") if is_reused else None
+    number = processes.asked(run)
     if store is None:
-        result = _run(run, stage, settings, inputs, outputs, digests)
+        result = _run(number, run, stage, settings, inputs, outputs, digests)
         for name, schema in writes.items():
             artifact.read_manifest(outputs[name], schema)
         return result
     name = run.__module__.split(".")[-2]
-    key = digest([name, _code_digest(run), settings.model_dump(mode="json"), digests])
+    shared = [number] if number > 1 else []  # an optimiser step has the rows of all processes
+    key = digest([name, _code_digest(run), settings.model_dump(mode="json"), digests, *shared])
     entry = Path(store) / name / key[:24]
     cached = _finished(entry, writes)
     if cached is None:
@@ -149,7 +160,8 @@ def execute(
         temporary.mkdir(parents=True)
         try:
             with unfinished.kept_in(entry.with_name(f"{entry.name}.checkpoints")):
-                result = _run(run, stage, settings, inputs, {port: temporary / port for port in writes}, digests)
+                given = {port: temporary / port for port in writes}
+                result = _run(number, run, stage, settings, inputs, given, digests)
                 for port, schema in writes.items():
                     artifact.read_manifest(temporary / port, schema)
                 artifact.write_atomically(temporary / RESULT, json.dumps(result))
@@ -171,7 +183,11 @@ def config_class(run: Callable[..., Any]) -> type[Config]:
     return next(iter(get_type_hints(run).values()))
 
 
-def _run(
+def _run(number: int, *work: Any) -> dict[str, Any]:
+    return perform(*work) if number == 1 else processes.launch(work, number)
+
+
+def perform(
     run: Callable[..., dict[str, float]],
     stage: str,
     settings: Config,
@@ -179,6 +195,7 @@ def _run(
     outputs: Mapping[str, Path],
     digests: dict[str, str],
 ) -> dict[str, Any]:
+    """Run a step on what has been checked; `digests` are those of its inputs, for lineage. Returns as `execute`."""
     seed = getattr(settings, "seed", 0)
     random.seed(seed)
     tracking.journal("started", stage, pid=os.getpid())
@@ -247,6 +264,8 @@ def _each(port: str, given: Path | list[Path]) -> list[tuple[str, Path]]:
 
 
 def _peak_bytes() -> int:
+    """Of this process, or of the largest that it has started."""
     import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return max(resource.getrusage(kind).ru_maxrss for kind in kinds) * 1024

@@ -23,9 +23,16 @@ def place() -> Path | None:
 @contextlib.contextmanager
 def kept_in(folder: Path) -> Iterator[None]:
     """Give the step that runs inside a folder, and empty it when it has ended well."""
+    with lying_in(folder):
+        yield
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def lying_in(folder: Path | None) -> Iterator[None]:
+    """Give the step that runs inside a folder that somebody else looks after."""
     token = _place.set(folder)
     try:
         yield
     finally:
         _place.reset(token)
-    shutil.rmtree(folder, ignore_errors=True)

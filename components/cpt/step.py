@@ -26,7 +26,7 @@ DOCUMENTS_AT_ONCE = 200
 """Documents in memory while they are read."""
 
 
-@declare(accelerator=True)
+@declare(accelerator="all")
 def run(
     config: CptConfig,
     *,

@@ -167,8 +167,10 @@ def on_tokens(trainer: type, term: Term | None = None) -> type:
                 passes.append(model(**named))
                 return passes[-1]
 
-            loss = super()._compute_loss(remembered, inputs, False)
             mask_NL = inputs["completion_mask"][:, 1:]
+            if self.accelerator.num_processes > 1 and "sft" in getattr(self, "loss_types", ()):
+                self._weigh_sft(mask_NL[: len(mask_NL) // 2].sum())
+            loss = super()._compute_loss(remembered, inputs, False)
             # The last pass is that of the answers themselves; virtual tokens of an adapter stand before the real ones.
             lengths_N = mask_NL.sum(1)
             nats_N = passes[-1].log_probs[:, -mask_NL.shape[1] :].sum(1) / lengths_N
@@ -188,5 +190,11 @@ def on_tokens(trainer: type, term: Term | None = None) -> type:
             if term:
                 loss = loss + term(*nats_N.chunk(2)).mean()
             return loss
+
+        def _weigh_sft(self, tokens: Any) -> None:
+            """Let the loss on chosen answers be a mean over the tokens of all processes, of which this one has some."""
+            share = float(tokens / self.accelerator.gather(tokens).float().mean())
+            weights = zip(self.loss_types, self.args.loss_weights, strict=True)
+            self.loss_weights = [weight * share if kind == "sft" else weight for kind, weight in weights]
 
     return OnTokens

@@ -18,7 +18,7 @@ from bloomery.components.dpo.pairs import usable
 logger = logging.getLogger(__name__)
 
 
-@declare(accelerator=True)
+@declare(accelerator="all")
 def run(
     config: DpoConfig,
     *,

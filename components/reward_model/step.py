@@ -19,7 +19,7 @@ from bloomery.components.reward_model.pairs import Pair, usable
 logger = logging.getLogger(__name__)
 
 
-@declare(accelerator=True)
+@declare(accelerator="all")
 def run(
     config: RewardModelConfig,
     *,

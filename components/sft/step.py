@@ -13,7 +13,7 @@ from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.sft.config import SftConfig
 
 
-@declare(accelerator=True)
+@declare(accelerator="all")
 def run(
     config: SftConfig,
     *,

@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from bloomery.components.core import processes
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling.token_shards import IGNORED
 
@@ -44,9 +45,38 @@ def grouped_by_length(trainer: type, lengths: Sequence[int], seed: int) -> type:
 
     class Grouped(trainer):  # type: ignore[misc]
         def _get_train_sampler(self, *_: Any) -> Sampler[int]:
-            return ByLength(self.args.train_batch_size * self.args.gradient_accumulation_steps)
+            passes = self.args.gradient_accumulation_steps * processes.count()
+            return ByLength(self.args.train_batch_size * passes)
 
     return Grouped
+
+
+def validated_alike(trainer: type) -> type:
+    """The `trainer` class, each of whose processes validates on all rows: the loss is that of one process, to whose
+    last batch accelerate would add rows until each process has as many."""
+
+    class Alike(trainer):  # type: ignore[misc]
+        def get_eval_dataloader(self, *given: Any) -> Any:
+            loader = super().get_eval_dataloader(*given)
+            if processes.count() == 1:
+                return loader
+            from accelerate.data_loader import prepare_data_loader
+            from torch.utils.data import DataLoader
+
+            whole = DataLoader(loader.dataset, batch_size=self.args.eval_batch_size, collate_fn=loader.collate_fn)
+            return prepare_data_loader(whole, self.args.device, num_processes=1, process_index=0, put_on_device=True)
+
+        def evaluate(self, *given: Any, **named: Any) -> Any:
+            if processes.count() > 1:
+                self.gather_function = self._own
+            return super().evaluate(*given, **named)
+
+        def _own(self, losses_B: Any) -> Any:
+            """The losses of a batch that count: of the last one, as many as it has rows."""
+            state = self.accelerator.gradient_state
+            return losses_B[: state.remainder] if state.end_of_dataloader and state.remainder > 0 else losses_B
+
+    return Alike
 
 
 def bins(lengths: Sequence[int], most: int) -> list[list[int]]:
@@ -127,7 +157,8 @@ def with_prompts(trainer: type, prompt_loss_weight: float) -> type:
 
     class WithPrompts(trainer):  # type: ignore[misc]
         def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: Any) -> Any:
-            return torch.stack([self._weighted(batch)[1].sum() for batch in batch_samples]).sum().to(device)
+            own = torch.stack([self._weighted(batch)[1].sum() for batch in batch_samples]).sum().to(device)
+            return self.accelerator.gather(own).sum()
 
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -135,15 +166,18 @@ def with_prompts(trainer: type, prompt_loss_weight: float) -> type:
             if not self.model.training:  # validation asks for the answers alone
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             if not prompt_loss_weight:  # of packed rows TRL counts one
-                self._total_train_tokens += inputs["input_ids"][1:].numel()
+                self._total_train_tokens += self._of_all(inputs["input_ids"][1:].numel())
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             labels, weights = self._weighted(inputs)
             outputs = model(**{**inputs, "labels": labels}, use_cache=False, fused_lm_head=True)
             total = weights.sum() if num_items_in_batch is None else num_items_in_batch
-            self._total_train_tokens += int(outputs.label_mask.sum())
+            self._total_train_tokens += self._of_all(int(outputs.label_mask.sum()))
             self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
             loss = -(outputs.log_probs * weights).sum() / total * self.accelerator.num_processes
             return (loss, outputs) if return_outputs else loss
+
+        def _of_all(self, count: int) -> int:
+            return int(self.accelerator.gather(torch.tensor(count, device=self.args.device)).sum())
 
         def _weighted(self, batch: dict[str, Any]) -> tuple[Any, Any]:
             """(labels [B, L] of all tokens that follow another, weights [B, L - 1] of those after the first)."""

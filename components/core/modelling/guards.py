@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from statistics import median
 from typing import Any
 
-from bloomery.components.core import tracking
+from bloomery.components.core import processes, tracking
 from bloomery.components.core.errors import DivergedError
 from bloomery.components.core.modelling.generation import left_padded
 from bloomery.components.core.modelling.token_shards import IGNORED
@@ -33,7 +33,8 @@ text, 0.44 of what GPT-2's kind of models said greedily, table 2) from which it 
 
 
 def watched(trainer: type) -> type:
-    """The `trainer` class, which remembers the rows and losses of the forward passes of an optimiser step."""
+    """The `trainer` class, which ends the run before the optimiser takes a step that is not finite, and names the rows
+    of its forward passes. It asks the norm by which gradients are clipped, so that they are read once."""
     import torch
 
     class Watched(trainer):  # type: ignore[misc]
@@ -48,28 +49,22 @@ def watched(trainer: type) -> type:
             self.passes = [*self.passes, (rows, loss)]
             return loss
 
+        def _clip_grad_norm(self, model: Any) -> Any:
+            norm = super()._clip_grad_norm(model)
+            if not math.isfinite(norm):
+                raise DivergedError(
+                    f"the gradient is not finite at optimiser step {self.state.global_step + 1}; the weights were not "
+                    f"changed by it. {_named(self)}. Lower learning_rate, raise warmup_fraction or look at the batch"
+                )
+            self.passes = []
+            return norm
+
     return Watched
 
 
 def watch(trainer: Any, rows: Any) -> None:
-    """Let `trainer`, of a class of `watched`, be guarded while it trains on `rows`, and its curves be told."""
-    import torch
+    """Let what `trainer` does on `rows` be looked at while it trains, and its curves be told."""
     from transformers import TrainerCallback
-
-    class Guard(TrainerCallback):
-        """Ends the run before the optimiser takes a non-finite step, and names the batch."""
-
-        def on_step_begin(self, *_: Any, **__: Any) -> None:
-            trainer.passes = []
-
-        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            gradients = [p.grad for p in model.parameters() if p.grad is not None]
-            norm = torch.stack(torch._foreach_norm(gradients)).sum() if gradients else torch.zeros(())
-            if not torch.isfinite(norm):
-                raise DivergedError(
-                    f"the gradient is not finite at optimiser step {state.global_step + 1}; the weights were not "
-                    f"changed by it. {_named(trainer)}. Lower learning_rate, raise warmup_fraction or look at the batch"
-                )
 
     class Reporter(TrainerCallback):
         """Sends the curves to the tracker, with tokens per second over the last interval."""
@@ -110,7 +105,7 @@ def watch(trainer: Any, rows: Any) -> None:
                     told = "at optimiser step %d answers repeat themselves: %.0f%% of their 4-grams are repeats"
                     logger.warning(told, state.global_step, 100 * share)
 
-    for callback in (Guard(), Reporter(), alarm(_of_curves), Answers()):
+    for callback in (Reporter(), alarm(_of_curves), Answers()):
         trainer.add_callback(callback)
 
 
@@ -203,11 +198,16 @@ def _named(trainer: Any) -> str:
     """The rows of the forward passes of the last step whose loss is not finite, or of all, by their beginnings."""
     import torch
 
-    bad = [rows for rows, loss in trainer.passes if not torch.isfinite(loss).all()]
-    found = [row for rows in bad or [rows for rows, _ in trainer.passes] if rows is not None for row in rows]
     pad = trainer.processing_class.pad_token_id
-    texts = (trainer.processing_class.decode([token for token in row.tolist() if token != pad]) for row in found)
-    begins = ", ".join(repr(text[:60]) for text in itertools.islice(texts, 3))
+
+    def texts(rows: Any) -> list[str]:
+        return [trainer.processing_class.decode([token for token in row.tolist() if token != pad]) for row in rows]
+
+    told = [(texts(rows), bool(torch.isfinite(loss).all())) for rows, loss in trainer.passes if rows is not None]
+    passes = processes.gathered(told)
+    bad = [rows for rows, is_finite in passes if not is_finite]
+    found = [row for rows in bad or [rows for rows, _ in passes] for row in rows]
+    begins = ", ".join(repr(text[:60]) for text in found[:3])
     more = f" and {len(found) - 3} more" if len(found) > 3 else ""
     return f"Its batch has {len(found)} rows{', with a loss that is not finite' if bad else ''}: {begins}{more}"
 
@@ -230,7 +230,7 @@ def _repetition(trainer: Any, asked: Sequence[list[int]]) -> float:
     """Mean repetition of the greedy answers of the model as it is to some prompts."""
     import torch
 
-    if not asked or trainer.accelerator.num_processes > 1:
+    if not asked:
         return 0.0
     model, pad = trainer.model, trainer.processing_class.pad_token_id
     was_training = model.training

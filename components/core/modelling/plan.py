@@ -77,8 +77,6 @@ class Training(Config):
     """A copy of the best weights is kept, and validation rows are read."""
     teachers: list[str] = []
     """Models that read along, each by its folder; '': one that is not here, counted as large as the trained one."""
-    devices: int = Field(default=1, gt=0)
-    """Cards over which weights, gradients and optimiser are sharded."""
 
     @classmethod
     def of(cls, config: TrainingConfig) -> Training:
@@ -127,20 +125,19 @@ def of_training(shape: Shape, training: Training, card: Card) -> Need:
         inner = sum(rows * columns * count for _, rows, columns, count in shape.linear)
         base, dtype = inner * NF4_BYTES + (shape.parameters - inner) * width, "nf4"
     own = 4 if training.adapter else width
-    shards = training.devices
     states = STATES.get(training.optimizer, 2.0) * own
     if training.optimizer == "muon" and not training.adapter:  # AdamW's for what is no hidden matrix
         states += own * (1 - sum(r * c * n for _, r, c, n in shape.linear) / shape.parameters)
     layer, kept = activations(shape, training, card, width)
     parts = {
         "runtime": CUDA_CONTEXT if card.is_gpu else IMPORTS,
-        "weights": (base + (trained * own if training.adapter else 0)) / shards,
-        "gradients": trained * own / shards,
-        "optimiser": trained * states / shards,
+        "weights": base + (trained * own if training.adapter else 0),
+        "gradients": trained * own,
+        "optimiser": trained * states,
         "activations": kept,
         "logits": _loss(shape, training, card),
-        "reference": base / shards if training.pairs and not training.adapter else 0.0,
-        "best": trained * own / shards if training.best else 0.0,
+        "reference": base if training.pairs and not training.adapter else 0.0,
+        "best": trained * own if training.best else 0.0,
         "teacher": float(sum(_teacher_bytes(shape, training))),
         "autocast": 2.0 * shape.active if _is_mixed(training, card, width) else 0.0,
     }
@@ -186,7 +183,7 @@ def _weight_width(shape: Shape, training: Training, card: Card) -> tuple[float, 
     """(bytes, name) of a weight while it is trained, as `training.weights_dtype` chooses it."""
     if training.precision != "auto":
         return (4, "fp32") if training.precision == "fp32" else (2, "bf16")
-    wanted, free = shape.parameters * (4 if training.adapter else 16), card.memory_bytes * training.devices
+    wanted, free = shape.parameters * (4 if training.adapter else 16), card.memory_bytes
     if shape.own_bytes == 4 or (not (training.adapter and card.is_gpu) and wanted <= free):
         return 4, "fp32"
     return shape.own_bytes, "bf16"
@@ -286,7 +283,8 @@ def cheapest_fix(shape: Shape, training: Training, card: Card) -> Fix | None:
     """The first change with which `training` fits, of those that cost more and more; None if none does.
 
     A smaller batch with accumulation trains the same; gradient checkpointing too, in a third more time; LoRA, and QLoRA
-    on a GPU, something else; shards want more cards, up to 64. All weights in 16 bits are proposed to nobody.
+    on a GPU, something else. More cards would not do: each holds all weights. All weights in 16 bits are proposed to
+    nobody.
     """
     tried: list[tuple[dict[str, str], dict[str, Any]]] = [({}, {})]
     again = {"gradient_checkpointing": "true"}, {"checkpointing": True}
@@ -296,8 +294,6 @@ def cheapest_fix(shape: Shape, training: Training, card: Card) -> Fix | None:
     if card.is_gpu and "qlora" in str(AdapterConfig.model_fields["kind"].annotation):
         four_bits = AdapterConfig.model_validate({"kind": "qlora"})
         tried.append(({**again[0], "adapter": "{kind: qlora}"}, {**again[1], "adapter": four_bits}))
-    for devices in (2, 4, 8, 16, 32, 64) if card.is_gpu else ():
-        tried.append(({**again[0], "accelerators": str(devices)}, {**again[1], "devices": devices}))
     for told, changes in tried:
         if found := _smaller_batches(shape, training.model_copy(update=changes), card, told):
             return found

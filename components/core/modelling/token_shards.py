@@ -14,13 +14,14 @@ import json
 import os
 import shutil
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, processes
 from bloomery.components.core.config import digest
 from bloomery.components.core.modelling import templates
 
@@ -159,6 +160,8 @@ def tokenised(tokenizer: Any, parts: Sequence[Any], batches: Callable[[], Iterab
             folder = Path(store) / "tokens" / digest([state, list(parts), code])[:24]
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bloomery-"))) / "tokens"
+        while processes.rank() and store and state and not (folder / INDEX).is_file():
+            time.sleep(0.1)  # the first of the processes that train together writes it
         if not (folder / INDEX).is_file():
             _write(folder, batches(), len(tokenizer))
         yield Tokens(folder)

@@ -12,14 +12,16 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from bloomery.components.core import tracking
+from bloomery.components.core import processes, tracking
 from bloomery.components.core.config import Config
 from bloomery.components.core.modelling import (
     adapters,
+    batches,
     cards,
     checkpoints,
     guards,
     literature,
+    loss_tiles,
     optimisers,
     schedules,
     zeros,
@@ -49,7 +51,9 @@ class TrainingConfig(Config):
     epochs: float = Field(gt=0)
     """Passes over the data; differs by the amount of data, so it has no default."""
     batch_size: int = Field(default=32, gt=0)
-    """Sequences per optimiser step and device, before accumulation."""
+    """Sequences per forward pass of a device. An optimiser step has as many times that as there are accumulated passes
+    and devices that share the training (`resources.accelerators`); an epoch's last step is filled up with its first
+    rows where they do not divide."""
     gradient_accumulation_steps: int = Field(default=1, gt=0)
     """Forward passes per optimiser step."""
     warmup_fraction: float = Field(default=0.05, ge=0, lt=1)
@@ -108,12 +112,12 @@ def warn_of_too_long(count: int, total: int, rows: str, max_length: int, too_lon
 
 
 LOSS_TILE_BYTES = 2**26
-"""64 MiB: the fp32 logits of one tile of TRL's loss on a CPU. Its torch code holds some eight of that size at once."""
+"""64 MiB: the fp32 logits of one tile of TRL's loss on a CPU."""
 
 
 def _bound_loss(network: Any) -> None:
-    """Let TRL's loss, where it runs without Triton, score the tokens that have a loss alone, and fewer at a time the
-    larger the vocabulary.
+    """Let TRL's loss, where it runs without Triton, score the tokens that have a loss alone, fewer at a time the
+    larger the vocabulary, and in fewer passes.
 
     TRL 1.16 takes 4,096 tokens x 32,768 columns: tiles of 512 MiB, so that a step of a model of any size takes 4 GB. It
     also scores what has no loss, for the sake of devices that compile each shape; of the questions of chats that is
@@ -127,6 +131,7 @@ def _bound_loss(network: Any) -> None:
         columns = min(network.config.get_text_config().vocab_size, 32_768)
         chunked_logprob.TOKEN_CHUNK_SIZE = max(1, min(4_096, LOSS_TILE_BYTES // (4 * columns)))
         utils._use_triton = lambda device: True  # which decides there only what is scored
+        loss_tiles.install()
 
 
 def load(config: TrainingConfig, path: Path) -> tuple[Any, Any]:
@@ -193,7 +198,8 @@ def train(
     none: the trainer's own; `evaluations` is the number of evenly spread passes over the rows of `validation`;
     `keepers` have state that a checkpoint holds. Rows come within `config.max_length`: the trainer cuts none. Of a
     prompt each of its `num_generations` answers counts as a row. A
-    training that was killed goes on from its last checkpoint.
+    training that was killed goes on from its last checkpoint. Of the processes that share a training only the first
+    comes back.
     Raises: DivergedError before a non-finite step is taken.
     """
     import torch
@@ -205,7 +211,14 @@ def train(
     adapters.freeze(network, config.trained)
     resuming = Resuming(config.checkpoint, keepers)
     trainer_class, arguments_class = kind
-    trainer = guards.watched(trainer_class)(
+    arguments = arguments_class(
+        output_dir=resuming.folder or tempfile.mkdtemp(prefix="bloomery-"),
+        **_arguments(config, num_rows=len(rows) * settings.get("num_generations", 1), evaluations=evaluations),
+        **({"max_length": None} if hasattr(arguments_class, "max_length") else {}),
+        **settings,
+    )
+    arguments._n_gpu = min(1, arguments.n_gpu)  # of several that are seen it would make one, by torch's DataParallel
+    trainer = batches.validated_alike(guards.watched(trainer_class))(
         model=network,
         processing_class=tokenizer,
         train_dataset=rows,
@@ -213,12 +226,7 @@ def train(
         eval_dataset=validation if evaluations else None,
         peft_config=adapters.peft_config(config.adapter, network),
         callbacks=[*callbacks, *([zeros.kept()] if config.keep_zeros else []), resuming.callback()],
-        args=arguments_class(
-            output_dir=resuming.folder or tempfile.mkdtemp(prefix="bloomery-"),
-            **_arguments(config, num_rows=len(rows) * settings.get("num_generations", 1), evaluations=evaluations),
-            **({"max_length": None} if hasattr(arguments_class, "max_length") else {}),
-            **settings,
-        ),
+        args=arguments,
     )
     trainer.optimizer = optimisers.made(config.optimizer, trainer.model, config.learning_rate, config.weight_decay)
     steps, warmup = trainer.args.max_steps, trainer.args.warmup_steps
@@ -228,6 +236,7 @@ def train(
     tracking.show("example", guards.example(tokenizer, rows[0]))
     literature.warn(config, network.num_parameters())
     resuming.train(trainer)
+    processes.leave()
     return trainer
 
 
@@ -235,7 +244,7 @@ def _arguments(config: TrainingConfig, *, num_rows: int, evaluations: int) -> di
     """Keyword arguments of transformers' TrainingArguments, and of TRL's subclasses, for `config`."""
     import torch
 
-    per_step = config.batch_size * config.gradient_accumulation_steps
+    per_step = config.batch_size * config.gradient_accumulation_steps * processes.count()
     steps = max(1, math.ceil(math.ceil(num_rows / per_step) * config.epochs))
     on_gpu = torch.cuda.is_available()
     return {

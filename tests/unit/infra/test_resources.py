@@ -53,9 +53,14 @@ def compiled(resources: ResourcesConfig, tmp_path: Any, *steps: str) -> tuple[di
 
 
 def test_a_training_step_takes_the_accelerator_pool(tmp_path):
-    containers, pods, _ = compiled(ResourcesConfig.model_validate(GPU_POOL), tmp_path, "sft", "dedup")
+    resources = ResourcesConfig.model_validate(GPU_POOL)
+    containers, pods, _ = compiled(resources, tmp_path, "sft", "dedup", "rejection_sampling")
     accelerator = containers["sft"]["resources"]["accelerator"]
     assert (accelerator["resourceType"], accelerator["resourceCount"]) == ("nvidia.com/gpu", "4")
+    assert {"name": "BLOOMERY_ACCELERATORS", "value": "4"} in containers["sft"]["env"]
+    alone = containers["rejection_sampling"]  # three of four would idle
+    assert alone["resources"]["accelerator"]["resourceCount"] == "1"
+    assert "BLOOMERY_ACCELERATORS" not in {pair["name"] for pair in alone["env"]}
     assert containers["sft"]["image"] == GPU_IMAGE
     assert pods["sft"]["nodeSelector"] == {"labels": {"pool": "h200"}}
     assert pods["sft"]["tolerations"] == [{"effect": "NoSchedule", "key": "nvidia.com/gpu", "operator": "Exists"}]

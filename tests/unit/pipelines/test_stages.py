@@ -167,6 +167,8 @@ def test_resources_name_steps_and_no_accelerator_where_none_is_wanted(load):
         load(ROUNDS, resources={"steps": {"sftt": {}}})
     with pytest.raises(ConfigError, match="resources.steps.dedup.accelerators: dedup runs on CPUs"):
         load(ROUNDS, resources={"accelerator": "nvidia.com/gpu", "steps": {"dedup": {"accelerators": 1}}})
+    with pytest.raises(ConfigError, match="resources.steps.evaluation.accelerators: found 4; evaluation uses one"):
+        load(ROUNDS, resources={"accelerator": "nvidia.com/gpu", "steps": {"evaluation": {"accelerators": 4}}})
 
 
 def test_large_settings_are_packed_and_too_large_ones_are_refused(load, on_a_short_stack):
