@@ -24,7 +24,8 @@ def run(
 ) -> dict[str, float]:
     """Fine-tune `base_model` on `chats`, watch the loss on the `validation` split of `tasks`, write `model`.
 
-    The `train` rows of the perplexity tasks are read whole beside the chats.
+    The `train` rows of the perplexity tasks are read whole beside the chats. An adapter is merged into the weights, and
+    written to `adapter/` beside them as well.
 
     Returns: sft/loss and sft/validation_loss (nats per trained token), sft/chats, sft/texts, sft/trained_tokens
              (assistant and text tokens of one epoch), sft/too_long (chats of more than max_length tokens),
@@ -44,6 +45,7 @@ def run(
         texts=known.texts_to_read(),
         watched=known.validation_chats(),
         where="sft",
+        beside=model,
     )
     checkpoints.save(model, network, tokenizer, like=base_model)
     return {f"sft/{name}": value for name, value in metrics.items()}

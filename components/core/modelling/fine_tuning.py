@@ -68,11 +68,12 @@ def fine_tune(
     texts: list[str],
     watched: list[dict[str, Any]],
     where: str,
+    beside: Path | None = None,
 ) -> tuple[Any, dict[str, float]]:
     """Fine-tune `network` on `chats` (chat/2), read `texts` whole beside them, and watch the loss on `watched` chats.
 
-    `where` is the recipe section of `config`, for messages. The chats are tokenised once, to disk, and stand in memory
-    neither as texts nor as tokens.
+    `where` is the recipe section of `config`, for messages; `beside` is the folder that an adapter is written to as
+    well, in `adapter/`. The chats are tokenised once, to disk, and stand in memory neither as texts nor as tokens.
     Returns: the network with its adapter, if any, merged; loss and validation_loss (nats per trained token), chats,
              texts, trained_tokens (assistant and text tokens of one epoch), too_long (chats of more than max_length
              tokens) and too_long_fraction, without_loss (chats left out because no token of theirs would be trained),
@@ -126,7 +127,7 @@ def fine_tune(
     metrics = {"loss": training.final_loss(trainer.state.log_history), **told, "best_step": float(best_step)}
     if losses:
         metrics["validation_loss"] = min(losses) if takes_best else losses[-1]
-    return adapters.merged(trainer.model), metrics
+    return adapters.merged(trainer.model, beside), metrics
 
 
 def _encoded(tokenizer: Any, chats: Path, texts: list[str], max_length: int, cut: Any) -> Iterator[Encoded]:

@@ -207,6 +207,7 @@ def train(
             **settings,
         ),
     )
+    adapters.remember_start(trainer.model)
     trainer.optimizer = optimisers.made(config.optimizer, trainer.model, config.learning_rate, config.weight_decay)
     steps, warmup = trainer.args.max_steps, trainer.args.warmup_steps
     course = functools.partial(schedules.factor, config.schedule, steps=steps, warmup=warmup)
