@@ -1,16 +1,18 @@
-"""The served champion: loaded from the registry, and followed when its alias moves."""
+"""The served champion: loaded from the registry, and followed when its alias moves; or a checkpoint, with adapters."""
 
 from __future__ import annotations
 
 import logging
 import tempfile
 import threading
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import BloomeryError, ConfigError
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import adapter_folders, checkpoints
 from bloomery.components.core.registry import registry
 from bloomery.monitoring.engine import Row, Served, decode
 from bloomery.monitoring.serving_config import ServingConfig
@@ -20,28 +22,44 @@ logger = logging.getLogger(__name__)
 
 
 class Champion:
-    """The champion of a registered model; `served` is replaced as a whole, so whoever took it can finish with it."""
+    """The champion of a registered model; `served` is replaced as a whole, so whoever took it can finish with it.
 
-    def __init__(self, name: str, config: ServingConfig) -> None:
-        """Load the champion of `name`.
+    An adapter belongs to the weights that it was trained on, so a champion that is served with adapters is not followed
+    by another, and no more is a model that is served in its place.
+    """
 
-        Raises: ConfigError if there is none, ModelError if it does not load, ServiceError if the registry is away;
-        MissingExtraError if vLLM is asked for and not installed.
+    def __init__(
+        self, name: str, config: ServingConfig, adapters: Mapping[str, Path] | None = None, base: Path | None = None
+    ) -> None:
+        """Load the champion of `name`, or the checkpoint `base` in its place, with `adapters` by their names.
+
+        Raises: ConfigError if there is no champion, or an adapter has the model's name; ModelError if it does not load
+        or an adapter does not fit; ServiceError if the registry is away; MissingExtraError if vLLM is asked for and not
+        installed.
         """
-        found = registry.alias(name, registry.CHAMPION)
-        if found is None:
-            raise ConfigError(
-                f"{name}: no champion to serve; run the recipe first, promote a version with `bloomery models "
-                "promote`, or give the --workdir of its runs"
-            )
-        self.served = load(name, found, config)
+        given = dict(adapters or {})
+        if name in given:
+            raise ConfigError(f"--adapter {name}: that is the name of the model itself; give the adapter another")
+        self.adapters: dict[str, Served] = {}
+        """What answers with an adapter, by the adapter's name."""
         self.problem = ""
         """Why the champion of the registry is not the one served, or where its aliases and its record differ, or ''."""
         self._name = name
         self._config = config
         self._stopping = threading.Event()
-        self._thread = threading.Thread(target=self._follow, name="champion", daemon=True)
-        self._thread.start()
+        if base is None:
+            found = registry.alias(name, registry.CHAMPION)
+            if found is None:
+                raise ConfigError(
+                    f"{name}: no champion to serve; run the recipe first, promote a version with `bloomery models "
+                    "promote`, or give the --workdir of its runs"
+                )
+            self.served, *others = load(name, str(found.version), found.source, config, given)
+        else:
+            self.served, *others = load(name, base.name, str(base), config, given)
+        self.adapters = {served.name: served for served in others}
+        if base is None:
+            threading.Thread(target=self._follow, name="champion", daemon=True).start()
 
     def close(self) -> None:
         """Follow the alias no more."""
@@ -66,31 +84,68 @@ class Champion:
         if found is None:
             raise ConfigError(f"{self._name}: the registry names no champion any more")
         if str(found.version) != self.served.version:
-            served = load(self._name, found, self._config)
+            if self.adapters:
+                raise ConfigError(
+                    f"version {found.version} is champion, and {', '.join(self.adapters)} belong to the weights that "
+                    "are served; start the server again, with adapters of that version"
+                )
+            (served,) = load(self._name, str(found.version), found.source, self._config)
             logger.info("%s: version %s follows version %s", self._name, served.version, self.served.version)
             self.served = served
 
 
-def load(name: str, found: Any, config: ServingConfig) -> Served:
-    """The registry's version `found`, loaded and proven by a first token.
+def load(
+    name: str, version: str, source: str, config: ServingConfig, adapters: Mapping[str, Path] | None = None
+) -> list[Served]:
+    """The checkpoint at `source` (a folder, or a store's URI), then what answers with each of `adapters` on it, loaded
+    and proven by a first token each.
 
-    Raises: ModelError if it does not load; MissingExtraError if vLLM is asked for and not installed.
+    Raises: ModelError if it does not load, or an adapter does not fit; MissingExtraError if vLLM is asked for and not
+    installed.
     """
-    folder = Path(found.source.removeprefix("file://"))
+    given = [(f"--adapter {key}={path}", path) for key, path in (adapters or {}).items()]
+    given = [(label, adapter_folders.found(label, path)) for label, path in given]
+    names = adapter_folders.names(len(given))
+    folder = Path(source.removeprefix("file://"))
     with tempfile.TemporaryDirectory(prefix="bloomery-champion-") as copy:
         if not folder.is_dir():
             folder = Path(copy) / "model"
-            checkpoints.fetch(found.source, folder)
+            checkpoints.fetch(source, folder)
+        _warn_of_other_bases(given, folder)
         if config.engine == "vllm":
             checkpoints.check(folder)
+            for label, path in given:
+                adapter_folders.check_low_rank(label, path)
             tokenizer = checkpoints.load_tokenizer(folder)
-            model: Any = VllmModel(folder, tokenizer, config.vllm_arguments)
+            placed = [(key, path.absolute()) for key, (_, path) in zip(names, given, strict=True)]
+            model: Any = VllmModel(folder, tokenizer, config.vllm_arguments, placed)
         else:
             model, tokenizer = checkpoints.load(folder, on=checkpoints.device())
-        served = Served(model, tokenizer, name, str(found.version))
-        first = Row(served, served.prompt_tokens(chat("?")), max_new_tokens=1)
-        if config.engine == "vllm":
-            model.answer(first)
-        else:
-            decode([first])
+            if given:
+                model = adapter_folders.attached(model, given, f"{name}:{version}")
+        served = [Served(model, tokenizer, name, version, "" if given else None)]
+        served += [Served(model, tokenizer, key, version, own) for key, own in zip(adapters or {}, names, strict=True)]
+        for one in served:
+            first = Row(one, one.prompt_tokens(chat("?")), max_new_tokens=1)
+            if config.engine == "vllm":
+                model.answer(first)
+            else:
+                decode([first])
     return served
+
+
+def _warn_of_other_bases(given: list[tuple[str, Path]], folder: Path) -> None:
+    """Tell of adapters whose step started from other weights than those in `folder`, where both have a manifest."""
+    if not (folder / artifact.MANIFEST).is_file():
+        return
+    own = artifact.read_manifest(folder).digest
+    for label, path in given:
+        if path.name == adapter_folders.FOLDER and (path.parent / artifact.MANIFEST).is_file():
+            trained_on = artifact.read_manifest(path.parent).inputs.get("base_model", own)
+            if trained_on != own:
+                logger.warning(
+                    "%s was trained on the model %s, and %s is served: its answers are not those that were measured",
+                    label,
+                    trained_on[:12],
+                    own[:12],
+                )

@@ -98,7 +98,7 @@ class ChatRequest(Config):
     messages: list[ChatMessage] = Field(min_length=1)
     """The conversation so far."""
     model: str = ""
-    """The registered model, or `name:version`; empty is the one that is served."""
+    """The registered model, `name:version`, or an adapter on it; empty is the registered one."""
     max_tokens: int | None = Field(default=None, ge=1)
     """Longest answer in tokens; none: `serving.max_new_tokens`, or what the context leaves."""
     max_completion_tokens: int | None = Field(default=None, ge=1)

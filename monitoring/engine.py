@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from bloomery.components.core.modelling import templates
+from bloomery.components.core.modelling import adapter_folders, templates
 from bloomery.components.core.modelling.context import context_tokens
 from bloomery.components.core.modelling.generation import MAX_BATCH_TOKENS, left_padded
 from bloomery.monitoring.serving_config import ServingConfig
@@ -25,12 +25,15 @@ logger = logging.getLogger(__name__)
 
 
 class Served(NamedTuple):
-    """A loaded model under its name in the registry."""
+    """A loaded model under its name in the registry, or one of the adapters on it under its own."""
 
     model: Any
     tokenizer: Any
     name: str
     version: str
+    """Of the registered model, also where an adapter on it answers."""
+    adapter: str | None = None
+    """PEFT's name of the adapter that answers; '': none of those that are there; None: the model as it was loaded."""
 
     @property
     def context_tokens(self) -> int:
@@ -132,7 +135,7 @@ class Engine:
                 self._on_step(batch)
 
     def _next_batch(self) -> list[Row] | None:
-        """The rows that have waited longest, of one model and within MAX_BATCH_TOKENS; None when all is done."""
+        """The rows that have waited longest and make a batch; None when all is done."""
         config = self._config
         with self._changed:
             while True:
@@ -147,7 +150,8 @@ class Engine:
 
 
 def take(waiting: deque[Row], limit: int) -> list[Row]:
-    """Remove the first rows of `waiting` that make a batch: of one model, at most `limit`, within MAX_BATCH_TOKENS."""
+    """Remove the first rows of `waiting` that make a batch: of one model and adapter, at most `limit`, within
+    MAX_BATCH_TOKENS."""
     batch: list[Row] = []
     longest = 0
     while waiting and len(batch) < limit:
@@ -163,7 +167,7 @@ def take(waiting: deque[Row], limit: int) -> list[Row]:
 
 
 def decode(rows: list[Row], on_step: Callable[[list[Row]], None] = lambda rows: None) -> None:
-    """Answer `rows`, all of one model, as one batch; `on_step` is called after every token."""
+    """Answer `rows`, all of one model and adapter, as one batch; `on_step` is called after every token."""
     import torch
     from transformers import LogitsProcessorList, StoppingCriteriaList
 
@@ -177,7 +181,7 @@ def decode(rows: list[Row], on_step: Callable[[list[Row]], None] = lambda rows: 
         on_step(rows)
         return torch.tensor([bool(row.finish_reason) for row in rows], device=input_ids.device)
 
-    with torch.inference_mode():
+    with torch.inference_mode(), adapter_folders.active(model, rows[0].served.adapter):
         model.generate(
             input_ids=ids_BL.to(model.device),
             attention_mask=mask_BL.to(model.device),

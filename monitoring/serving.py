@@ -14,8 +14,9 @@ import signal
 import socket
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
@@ -41,27 +42,39 @@ CLIENT_CLOSED_REQUEST = 499
 """nginx's status for a client that did not wait; nobody reads it."""
 
 
-def serve(name: str, log_uri: str, config: ServingConfig, *, host: str, port: int) -> None:
+def serve(
+    name: str,
+    log_uri: str,
+    config: ServingConfig,
+    *,
+    host: str,
+    port: int,
+    adapters: Mapping[str, Path] | None = None,
+    base: Path | None = None,
+) -> None:
     """Answer until SIGTERM or SIGINT; then what was asked is answered, and the prediction log written.
 
-    Raises: ConfigError if there is no champion or the address is taken, ModelError if the champion does not load,
-    ServiceError if the registry or the log's store is away.
+    `adapters` answer under their names, on the champion or on the checkpoint `base` in its place.
+    Raises: ConfigError if there is no champion or the address is taken, ModelError if the champion does not load or an
+    adapter does not fit it, ServiceError if the registry or the log's store is away.
     """
     import uvicorn
 
+    bound_socket = socket.socket()  # taken now, and open when there is something that answers
+    bound_socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listening = socket.create_server((host, port))
+        bound_socket.bind((host, port))
     except OSError as error:
         raise ConfigError(f"{host}:{port}: cannot listen there: {error.strerror}; give another --port") from None
-    champion = Champion(name, config)
+    champion = Champion(name, config, adapters, base)
     log = PredictionLog(log_uri, flush_rows=config.flush_rows, flush_seconds=config.flush_seconds)
     app = Server(champion, log, config).app()
     # uvicorn raises a signal again when it has shut down; by then it has been obeyed.
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: None)
-    address, bound = listening.getsockname()[:2]
+    address, bound = bound_socket.getsockname()[:2]
     logger.info("%s version %s on http://%s:%d", name, champion.served.version, address, bound)
-    uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")).run(sockets=[listening])
+    uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="on")).run(sockets=[bound_socket])
     champion.close()
     log.close()
     logger.info("prediction log: %d rows written, %d lost, masked %s", log.num_written, log.num_lost, dict(log.masked))
@@ -127,10 +140,11 @@ class Server:
         )
 
     async def models(self, request: Request) -> Response:
-        """The one model that is served."""
+        """The model that is served, and the adapters on it."""
         served = self._champion.served
-        model = {"id": served.name, "object": "model", "owned_by": f"version {served.version}"}
-        return JSONResponse({"object": "list", "data": [model]})
+        common = {"object": "model", "owned_by": f"version {served.version}"}
+        adapters = [{"id": name, **common, "parent": served.name} for name in self._champion.adapters]
+        return JSONResponse({"object": "list", "data": [{"id": served.name, **common}, *adapters]})
 
     async def feedback(self, request: Request) -> Response:
         """Take a late label."""
@@ -144,10 +158,7 @@ class Server:
         """Answer a conversation."""
         started, start = datetime.now(UTC), time.perf_counter()
         asked = await self._body(request, ChatRequest)
-        served = self._champion.served
-        if asked.model not in ("", served.name, f"{served.name}:{served.version}"):
-            message = f"no model '{asked.model}' here; served is {served.name}:{served.version}"
-            raise ApiError(404, message, "model_not_found")
+        served = self._asked_for(asked.model)
         answers = self._submit(asked, served)
         completion = Completion(f"chatcmpl-{uuid.uuid4().hex}", served.name, served.version)
 
@@ -172,8 +183,19 @@ class Server:
         ]
         return JSONResponse(completion.whole(choices, finished()))
 
+    def _asked_for(self, model: str) -> Served:
+        """What answers to the name `model` now."""
+        served, adapters = self._champion.served, self._champion.adapters
+        if model in adapters:
+            return adapters[model]
+        if model not in ("", served.name, f"{served.name}:{served.version}"):
+            also = f", with the adapters {', '.join(adapters)}" if adapters else ""
+            message = f"no model '{model}' here; served is {served.name}:{served.version}{also}"
+            raise ApiError(404, message, "model_not_found")
+        return served
+
     def _submit(self, asked: ChatRequest, served: Served) -> list[Answer]:
-        """Queue the answers to a request with the model that is champion now."""
+        """Queue the answers of `served` to a request."""
         config = self._config
         try:
             prompt = served.prompt_tokens(asked.conversation())

@@ -27,7 +27,7 @@ from typing import Any
 import requests
 
 from bloomery.components.core.errors import MissingExtraError, ModelError
-from bloomery.components.core.modelling import templates
+from bloomery.components.core.modelling import adapter_folders, templates
 from bloomery.monitoring.engine import QueueFullError, Row
 from bloomery.monitoring.serving_config import ServingConfig
 
@@ -38,6 +38,8 @@ INTERPRETER = "BLOOMERY_VLLM"
 MODULE = "vllm.entrypoints.openai.api_server"
 MODEL = "champion"
 """What vLLM calls the one model that it serves."""
+RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""What vLLM takes for --max-lora-rank."""
 LOADING_SECONDS = 1800
 """Longest that vLLM may take to load a model."""
 ANSWER_SECONDS = 600
@@ -47,8 +49,10 @@ ANSWER_SECONDS = 600
 class VllmModel:
     """A vLLM server of one checkpoint on a free port; it ends when nobody holds the model any more."""
 
-    def __init__(self, folder: Path, tokenizer: Any, arguments: Sequence[str] = ()) -> None:
-        """Start the server and wait until it answers.
+    def __init__(
+        self, folder: Path, tokenizer: Any, arguments: Sequence[str] = (), adapters: Sequence[tuple[str, Path]] = ()
+    ) -> None:
+        """Start the server, with LoRA `adapters` (PEFT's name and folder of each), and wait until it answers.
 
         Raises: MissingExtraError without vLLM, ModelError with the first error of its log if it ends.
         """
@@ -68,6 +72,7 @@ class VllmModel:
         command += ["--host", "127.0.0.1", "--port", str(port)]
         if self.config.dtype is not None:  # else vLLM takes 16 bits for weights of 32, which nobody has evaluated
             command += ["--dtype", str(self.config.dtype).removeprefix("torch.")]
+        command += _of_adapters(adapters)
         self._log = tempfile.TemporaryFile(prefix="bloomery-vllm-")
         process = subprocess.Popen([*command, *arguments], stdout=self._log, stderr=subprocess.STDOUT)
         self._end = weakref.finalize(self, process.terminate)
@@ -85,7 +90,7 @@ class VllmModel:
         Raises: ModelError with what vLLM says, requests.RequestException if it is gone.
         """
         asked = {
-            "model": MODEL,
+            "model": row.served.adapter or MODEL,
             "prompt": list(row.prompt),
             "max_tokens": row.max_new_tokens,
             "temperature": row.temperature,
@@ -127,6 +132,17 @@ class VllmModel:
         lines = self._log.read().decode(errors="replace").strip().splitlines()
         told = [line for line in lines if " ERROR " in line and "Error: " in line] or lines[-1:] or ["no word"]
         return told[0][-500:]
+
+
+def _of_adapters(adapters: Sequence[tuple[str, Path]]) -> list[str]:
+    """vLLM's arguments for LoRA adapters, https://docs.vllm.ai/en/latest/features/lora.html: it holds memory for the
+    largest rank, which has to be one of RANKS."""
+    if not adapters:
+        return []
+    largest = max(int(adapter_folders.settings(name, folder).get("r", 8)) for name, folder in adapters)
+    rank = next((size for size in RANKS if size >= largest), largest)
+    named = [f"{name}={folder}" for name, folder in adapters]
+    return ["--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(rank), "--lora-modules", *named]
 
 
 class VllmEngine:

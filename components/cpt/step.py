@@ -64,7 +64,7 @@ def run(
             tokens.blocks(config.max_length),
             dataset_kwargs={"skip_prepare_dataset": True},
         )
-    network = adapters.merged(trainer.model)
+    network = adapters.merged(trainer.model, model)
     after = _perplexities(Generator(network.eval(), tokenizer), probes, config.max_length)
     checkpoints.save(model, network, tokenizer, like=base_model)
     replayed = tokens.counts["general_characters"]

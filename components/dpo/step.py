@@ -64,7 +64,7 @@ def run(
         callbacks=[measures.alarm(config)],
         **settings,
     )
-    network = adapters.merged(trainer.model).eval()
+    network = adapters.merged(trainer.model, model).eval()
     changed = measures.compared(held_out, before, measures.answer_likelihoods(network, held_out))
     measures.warn(config, changed)
     checkpoints.save(model, network, tokenizer, like=base_model)

@@ -76,7 +76,7 @@ def run(
         callbacks=[alarms.callback(config.kl_budget)],
         **arguments(config, rewards, longest),
     )
-    network = adapters.merged(trainer.model).eval()
+    network = adapters.merged(trainer.model, model).eval()
     network.generation_config = published
     checkpoints.save(model, network, tokenizer, like=base_model)
     return {

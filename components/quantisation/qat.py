@@ -18,6 +18,7 @@ from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.fine_tuning import fine_tune
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.scoring.tasks import Tasks
+from bloomery.components.core.scoring.validation import scorer
 from bloomery.components.quantisation.config import QatConfig
 from bloomery.components.quantisation.rounding import in_16_bits, rounded
 
@@ -36,14 +37,16 @@ def train(
     checkpoints.check_template(generator.tokenizer, Path(network.name_or_path))
     with fake_quantised(network, layers, group_size):
         known = Tasks(tasks)
+        known.check_named(config.tasks, "quantisation.qat.tasks")
         _, metrics = fine_tune(
             config,
             network,
             generator.tokenizer,
             chats=chats,
-            texts=known.texts_to_read(),
-            watched=known.validation_chats(),
+            texts=known.texts_to_read(config.tasks),
+            watched=known.validation_chats(config.tasks),
             where="quantisation.qat",
+            score=scorer(known, generator.tokenizer, config.tasks, config.best_questions, "quantisation.qat"),
         )
     network.eval()
     return metrics

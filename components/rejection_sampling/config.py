@@ -31,6 +31,17 @@ class RejectionSamplingConfig(Config):
     """Distinct right answers kept for each prompt, highest score first, of equal ones the most frequent."""
     pairs_per_prompt: int = Field(default=2, ge=0)
     """Preference pairs for each prompt that has right and wrong answers."""
+    corrections_per_prompt: int = Field(default=0, ge=0)
+    """Chats for each prompt that has right and wrong answers in which a wrong one, the likeliest first, is asked again
+    by `correction` and put right: pairs of a wrong try and a right one (arXiv 2211.00053; Pair-SFT of 2409.12917, which
+    finds that training on them alone teaches to change right answers as well: few beside many plain ones). Fine-tuning
+    gives their last turn alone a loss, whatever `train_on` says."""
+    correction: str = (
+        "There might be an error in the solution above because of lack of understanding of the question. Please "
+        "correct the error, if any, and rewrite the solution."
+    )
+    """What the user says to a wrong answer: SCoRe's words (arXiv 2409.12917, appendix); give them in the language of
+    the questions."""
     abstain: str | dict[str, str] = ""
     """What is better said than anything wrong, such as `I do not know.`: each prompt of which every sample was wrong
     makes one pair that prefers it to the likeliest of them (R-Tuning, arXiv 2311.09677, teaches such answers where the
@@ -46,6 +57,13 @@ class RejectionSamplingConfig(Config):
         if not all(text.strip() for text in texts):
             raise ValueError("expected a sentence, or one a group, and not blanks; leave out a group that has none")
         return abstain
+
+    @field_validator("correction")
+    @classmethod
+    def _asks_again(cls, correction: str) -> str:
+        if not correction.strip():
+            raise ValueError("expected what the user says to a wrong answer, and not blanks")
+        return correction
 
     @property
     def needed_inputs(self) -> set[str]:

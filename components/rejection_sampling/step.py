@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
-from bloomery.components.core.data.chats import as_text, identity, message
+from bloomery.components.core.data.chats import CORRECTED, as_text, identity, message
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling.context import context_tokens, fitting
@@ -48,7 +48,8 @@ def run(
              unlabelled questions of the domain tasks, or the training ones where there are none), tasks, reward_model.
     Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest
              failure; a prompt too long to be asked).
-    Returns: rejection_sampling/prompts, /too_long (prompts that were not asked), /accepted_chats, /preferences,
+    Returns: rejection_sampling/prompts, /too_long (prompts that were not asked), /accepted_chats, /corrections (chats
+             in which a wrong answer is put right, where they are asked for), /preferences,
              /abstentions (those of them that prefer `abstain`, where it is set), /pass_at_1 (mean share of right
              samples of those that were), /pass_at_k (share of prompts with a right one), both by the verifiers; with a
              reward model /reward (mean over the samples).
@@ -66,6 +67,7 @@ def run(
 
     accepted: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
+    corrected: list[dict[str, Any]] = []
     failed: list[dict[str, Any]] = []
     abstentions: list[dict[str, Any]] = []
     shares: list[float] = []
@@ -95,19 +97,21 @@ def run(
             abstentions += _abstention(row, wrong, config)
         elif identity(row.messages, row.tools) not in answered:
             accepted += [_chat(row, text) for text in right[: config.accepted_per_prompt]]
+        if right:
+            corrected += [_correction(row, text, right[0], config) for text in wrong[: config.corrections_per_prompt]]
         for position in range(min(config.pairs_per_prompt, len(wrong)) if right else 0):
             pairs.append(_pair(row, right[position % len(right)], wrong[position]))
 
     pairs += abstentions
-    artifact.write_rows(
-        sampled_chats, "chat/2", Chat.table(seeds + accepted), rows_in=len(seeds), rows_made=len(accepted)
-    )
+    made = accepted + corrected
+    artifact.write_rows(sampled_chats, "chat/2", Chat.table(seeds + made), rows_in=len(seeds), rows_made=len(made))
     artifact.write_rows(preferences, "preference/2", Preference.table(pairs), rows_in=0, rows_made=len(pairs))
     artifact.write_rows(rejects, "reject/1", Reject.table(failed))
     return {
         "rejection_sampling/prompts": float(len(rows)),
         "rejection_sampling/too_long": float(len(rows) - len(shares)),
         "rejection_sampling/accepted_chats": float(len(accepted)),
+        **({"rejection_sampling/corrections": float(len(corrected))} if config.corrections_per_prompt else {}),
         "rejection_sampling/preferences": float(len(pairs)),
         **({"rejection_sampling/abstentions": float(len(abstentions))} if config.abstain else {}),
         "rejection_sampling/pass_at_1": sum(shares) / max(1, len(shares)),
@@ -161,6 +165,13 @@ def _chat(row: Any, answer: str) -> dict[str, Any]:
         "origin": "sampled",
         "parent": row.id,
     }
+
+
+def _correction(row: Any, wrong: str, right: str, config: RejectionSamplingConfig) -> dict[str, Any]:
+    """A wrong answer, what the user says to it, and a right one."""
+    second = [message("assistant", wrong), message("user", config.correction), message("assistant", right)]
+    key = content_id(identity(row.messages, row.tools), wrong, config.correction, right)
+    return {**_chat(row, right), "id": key, "messages": [*row.messages, *second], "origin": CORRECTED}
 
 
 def _abstention(row: Any, wrong: list[str], config: RejectionSamplingConfig) -> list[dict[str, Any]]:

@@ -66,10 +66,11 @@ def work(base, wide, make_tasks, tmp_path):
     chats = {"chats": write_chats(tmp_path / "chats", pairs), "tasks": make_tasks(TASK, rows), "base_model": base}
     lora = {"kind": "lora", "rank": 4, "dropout": 0.1}
     taught = {"teacher": {"stage": "wide"}, "on_policy_share": 0.5, "max_new_tokens": 4, "features": 1.0}
+    scored = {"best_by": "score", "mixing": {"temperature": 2}, "num_validations": 6}
     return {
         "sft": (sft, {**TRAINING, "epochs": 3, "num_validations": 6}, chats),
         "sft with muon": (sft, {**TRAINING, "epochs": 3, "optimizer": "muon", "num_validations": 0}, chats),
-        "sft of an adapter": (sft, {**TRAINING, "epochs": 3, "adapter": lora, "num_validations": 6}, chats),
+        "sft of an adapter": (sft, {**TRAINING, **scored, "epochs": 3, "adapter": lora}, chats),
         "dpo": (dpo, {**TRAINING, "epochs": 2}, {"preferences": tmp_path / "pairs", "base_model": base}),
         "kto": (
             dpo,
@@ -143,7 +144,7 @@ def test_killed_at_random_points_it_ends_with_the_same_digest(work, name, tmp_pa
     assert seen, "no checkpoint was written before a kill"
     digest, result = finished(work, name, tmp_path / "killed", tmp_path / "other")
     assert digest == expected
-    exact = ("trained_tokens", "best_step", "validation_loss", "_after")
+    exact = ("trained_tokens", "best_step", "validation_loss", "validation_score", "_after")
     same = {key for key in told["metrics"] if key.endswith(exact)}
     assert {key: result["metrics"][key] for key in same} == {key: told["metrics"][key] for key in same}
     assert [entry["step"] for entry in result["history"]] == [entry["step"] for entry in told["history"]]

@@ -18,6 +18,8 @@ class ChatSource(RowSource):
     """Short name that chats, rejects and metrics are counted by."""
 
 
+CORRECTED = "corrected"
+"""Origin of a chat in which a wrong answer is asked again: what it says before its last turn must not be learnt."""
 Turn = dict[str, str]
 """A row of `records.Message`: every field, '' where there is nothing."""
 

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import ConfigError, MissingExtraError, ModelError
+from bloomery.components.core.modelling import adapter_folders
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,7 @@ Trained = Literal["all", "bias", "head"] | int
 
 
 class AdapterConfig(Config):
-    """An adapter, merged into the weights when training ends."""
+    """An adapter, merged into the weights when training ends, and written beside them."""
 
     kind: Literal[
         "lora", "rslora", "dora", "pissa", "olora", "qlora",
@@ -149,9 +150,18 @@ def load_in_4_bits(path: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(path, quantization_config=settings, use_safetensors=True)
 
 
-def merged(model: Any) -> Any:
+def remember_start(model: Any) -> None:
+    """Keep what the adapter of `model` begins as, where the weights under it are changed by it: PiSSA and OLoRA take
+    their first product out of the weights, and what is written is to be added to the weights as they were."""
+    own = getattr(model, "peft_config", {}).get("default")
+    if getattr(own, "init_lora_weights", True) in ("pissa", "olora"):
+        model.started_from = tempfile.TemporaryDirectory(prefix="bloomery-")
+        model.save_pretrained(model.started_from.name)
+
+
+def merged(model: Any, beside: Path | None = None) -> Any:
     """The model with its adapter, if any, folded into its weights; where those are in 4 bits, into the ones that they
-    were made of, in 32 bits.
+    were made of, in 32 bits. The adapter alone is written to `adapter/` in the folder `beside`.
 
     Raises: ModelError if the merged model does not answer as the adapter did.
     """
@@ -159,6 +169,8 @@ def merged(model: Any) -> Any:
         return model
     import torch
 
+    if beside is not None:
+        adapter_folders.write(model, beside / adapter_folders.FOLDER)
     if getattr(model.get_base_model(), "is_loaded_in_4bit", False):
         model = _on_whole_weights(model)
     model.eval()

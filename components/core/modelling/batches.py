@@ -12,8 +12,12 @@ from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling.token_shards import IGNORED
 
 
-def grouped_by_length(trainer: type, lengths: Sequence[int], seed: int) -> type:
+def grouped_by_length(
+    trainer: type, lengths: Sequence[int], seed: int, chosen: Callable[[int], Sequence[int]] | None = None
+) -> type:
     """The `trainer` class, with batches of rows of like `lengths`, which hold little padding.
+
+    `chosen` gives the rows of an epoch, as many as there are, by its number; none: all of them.
 
     The batches come in random order, but the longest row in the first, so that a lack of memory shows at once: in that
     of transformers they fall in length some times an epoch, and the loss rises and falls with them. The order of an
@@ -37,11 +41,13 @@ def grouped_by_length(trainer: type, lengths: Sequence[int], seed: int) -> type:
         def __iter__(self) -> Iterator[int]:
             chance = torch.Generator()
             chance.manual_seed(1_000_003 * seed + self.epoch)
-            rows = get_length_grouped_indices(lengths, self.group, generator=chance)
+            own = chosen(self.epoch) if chosen else range(len(lengths))
+            of_own = [lengths[row] for row in own] if chosen else lengths
+            rows = get_length_grouped_indices(of_own, self.group, generator=chance)
             batches = [rows[at : at + self.group] for at in range(0, len(rows), self.group)]
             # The first holds the longest row, and the last may be smaller than the others.
             order = [0, *(1 + torch.randperm(max(0, len(batches) - 2), generator=chance)).tolist(), len(batches) - 1]
-            return (row for at in dict.fromkeys(order) for row in batches[at])
+            return (own[row] for at in dict.fromkeys(order) for row in batches[at])
 
     class Grouped(trainer):  # type: ignore[misc]
         def _get_train_sampler(self, *_: Any) -> Sampler[int]:

@@ -5,16 +5,18 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import CORRECTED
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import adapters, batches, likelihood, templates, token_shards, training
+from bloomery.components.core.modelling.best import Best
+from bloomery.components.core.modelling.mixtures import ALWAYS, MixingConfig, Mixture
 from bloomery.components.core.modelling.resuming import Keeper
 from bloomery.components.core.modelling.token_shards import IGNORED, Encoded
 from bloomery.components.core.modelling.training import TooLong, TrainingConfig
@@ -24,9 +26,6 @@ logger = logging.getLogger(__name__)
 
 CHATS_AT_ONCE = 500
 """Chats that a worker turns into tokens at once."""
-
-BEST = "best.pt"
-"""In a checkpoint: the weights with the lowest validation loss so far."""
 
 Row = tuple[list[int], list[bool]]
 """Token ids, and which of them have a loss."""
@@ -41,11 +40,27 @@ class FineTuningConfig(TrainingConfig):
     """Assistant turns of a chat that have a loss: all, or the last alone, which the others then lead up to. Marks of
     single turns in a file (`weight`, `train`) are not obeyed: chat_curation refuses chats with a turn that is not to be
     learnt."""
+    train_reasoning: bool = True
+    """Whether what is thought before an answer has a loss, as in s1 (arXiv 2501.19393), which trains on traces and
+    solutions. false: the thoughts stay where they are, to answer from, and the loss is on the answers alone; it is
+    proven of every turn that what has a loss is its content."""
+    tasks: list[str] = []
+    """Tasks whose chats, texts and validation questions are learnt and watched, where a stage is to learn some alone:
+    several stages, each with its own, are one after the other. Other chats are counted as `other_tasks`. Empty: all,
+    and the chats of no task."""
+    mixing: MixingConfig | None = None
+    """Draw the tasks of the chats by a temperature, such as `{temperature: 2}`; none: every chat once an epoch."""
     keep: Literal["best", "last"] = "best"
-    """`best`: the weights with the lowest validation loss; `last`: those at the end. With few examples exact
-    answers can go on improving while the validation loss already rises; measure before choosing `last`."""
+    """`best`: the best weights of all validations; `last`: those at the end."""
+    best_by: Literal["validation_loss", "score"] = "validation_loss"
+    """Which weights are best: those with the lowest validation loss, or those whose greedy answers to validation
+    questions score highest (of equal ones those with the lower loss). With few examples exact answers can go on
+    improving while the loss already rises. A score costs `best_questions` answers at each validation."""
+    best_questions: int = Field(default=64, gt=0)
+    """Validation questions that are answered for a score, the first by id, which are content hashes; of 64 a score has
+    a standard error of 6 points at most."""
     patience: int | None = Field(default=None, gt=0)
-    """Validations in a row without a lower loss after which training ends; none: it goes on to the end."""
+    """Validations in a row without a better one after which training ends; none: it goes on to the end."""
     prompt_loss_weight: float = Field(default=0.0, ge=0, le=1)
     """Weight of the loss on what is not answered: prompts, and turns that are not trained. 0: on answers alone; with
     little data and long prompts some helps (arXiv 2405.14394, which finds it so below 5,000 examples)."""
@@ -59,6 +74,14 @@ class FineTuningConfig(TrainingConfig):
     """What becomes of a chat of more than `max_length` tokens: `drop`: it is left out; `truncate_left`: its last
     `max_length` tokens are kept, if one of them has a loss; `error`: the run stops and names the first."""
 
+    @model_validator(mode="after")
+    def _fits_together(self) -> FineTuningConfig:
+        if self.mixing and self.packing:
+            raise ValueError("mixing: each epoch takes other rows, and packed rows stay what they are; leave one out")
+        if self.best_by == "score" and not (self.num_validations and self.keep == "best"):
+            raise ValueError("best_by: score needs validations, and keep: best; set num_validations and keep")
+        return self
+
 
 def fine_tune(
     config: FineTuningConfig,
@@ -71,16 +94,21 @@ def fine_tune(
     where: str,
     taught: Callable[[type], type] | None = None,
     keepers: Sequence[Keeper] = (),
+    beside: Path | None = None,
+    score: Callable[[Any], float] | None = None,
 ) -> tuple[Any, dict[str, float]]:
     """Fine-tune `network` on `chats` (chat/2), read `texts` whole beside them, and watch the loss on `watched` chats.
 
     `where` is the recipe section of `config`, for messages. The chats are tokenised once, to disk, and stand in memory
     neither as texts nor as tokens. `taught` makes of the trainer class, which `batches.with_prompts` has made, one with
-    another loss; `keepers` have state of its own, which a checkpoint holds.
+    another loss; `keepers` have state of its own, which a checkpoint holds. `beside` is the folder that an adapter is
+    written to as well, in `adapter/`; `score` tells what a model's answers are worth, for `best_by`.
     Returns: the network with its adapter, if any, merged; loss and validation_loss (nats per trained token), chats,
              texts, trained_tokens (assistant and text tokens of one epoch), too_long (chats of more than max_length
              tokens) and too_long_fraction, without_loss (chats left out because no token of theirs would be trained),
-             best_step (optimiser steps of the kept weights).
+             best_step (optimiser steps of the kept weights); with `tasks` other_tasks (chats left out), with `mixing`
+             share_<task> (part of the chats of an epoch) and unseen (rows that no epoch takes), with `best_by: score`
+             validation_score and scoring_seconds.
     Raises:  DataError if no chat fits in max_length, or if one does not and `too_long` is `error`; DivergedError before
              a non-finite step is taken.
     """
@@ -91,11 +119,17 @@ def fine_tune(
 
     set_seed(config.seed)
     parts = ["chats", artifact.read_manifest(chats).digest, texts, config.max_length, config.too_long, config.train_on]
+    parts += [config.train_reasoning, config.tasks]
     cut = functools.partial(_cut, tokenizer, config, where)
     validation = labelled_rows(config, tokenizer, watched, where)
     evaluations = config.num_validations if validation else 0
-    best = _Best(config.patience) if evaluations and (config.keep == "best" or config.patience) else None
-    encode = functools.partial(_encoded, tokenizer, chats, texts, config.max_length, cut)
+    is_scored = config.best_by == "score"
+    if is_scored and not (evaluations and score):
+        raise DataError(f"{where}.best_by: score, and no task has validation questions; add a `validation` split")
+    needs_best = evaluations and (config.keep == "best" or config.patience)
+    best = Best(config.patience, score if is_scored else None) if needs_best else None
+    names = _tasks_of(chats, config.tasks, where)
+    encode = functools.partial(_encoded, tokenizer, chats, texts, config.max_length, names, cut)
     with token_shards.tokenised(tokenizer, parts, encode) as tokens:
         told = _told(tokens.counts, config, where)
         kind: type = SFTTrainer
@@ -108,8 +142,12 @@ def fine_tune(
             rows = tokens.packed(batches.bins(tokens.lengths, config.max_length))
         else:
             rows = tokens.rows()
+            mixture = Mixture(tokens.groups, config.mixing, config.seed) if config.mixing else None
+            if mixture:
+                told |= _mixed(mixture, names, config)
             # Chats are short and uneven: padding was 40 % of a batch.
-            kind = batches.grouped_by_length(kind, tokens.lengths, config.seed)
+            chosen = mixture.epoch if mixture else None
+            kind = batches.grouped_by_length(kind, tokens.lengths, config.seed, chosen)
         trainer = training.train(
             config,
             (kind, Arguments),
@@ -131,41 +169,72 @@ def fine_tune(
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     metrics = {"loss": training.final_loss(trainer.state.log_history), **told, "best_step": float(best_step)}
     if losses:
-        metrics["validation_loss"] = min(losses) if takes_best else losses[-1]
-    return adapters.merged(trainer.model), metrics
+        metrics["validation_loss"] = best.loss if best and takes_best else losses[-1]
+    if best and is_scored:
+        metrics |= {"validation_score": best.score, "scoring_seconds": round(best.seconds, 1)}
+    return adapters.merged(trainer.model, beside), metrics
 
 
-def _encoded(tokenizer: Any, chats: Path, texts: list[str], max_length: int, cut: Any) -> Iterator[Encoded]:
+def _tasks_of(chats: Path, wanted: Sequence[str], where: str) -> list[str]:
+    """The tasks of the chats, in order, each a group of rows by its place. Raises: DataError if some are wanted and no
+    chat is of any."""
+    found = sorted(artifact.Shards(chats, "chat/2").column("task").unique().to_pylist())
+    if wanted and not set(wanted) & set(found):
+        known = ", ".join(name or "(no task)" for name in found)
+        raise DataError(f"{where}.tasks: no chat is of {', '.join(wanted)}; the chats are of {known}")
+    return found
+
+
+def _mixed(mixture: Mixture, names: Sequence[str], config: FineTuningConfig) -> dict[str, float]:
+    """What is told of a mixture: the part of each task, and the rows that it leaves out."""
+    total, unseen = sum(mixture.sizes.values()), mixture.unseen(config.epochs)
+    told = {names[group] or "no_task": size / total for group, size in mixture.sizes.items()}
+    listed = ", ".join(f"{100 * part:.1f} % {name}" for name, part in told.items())
+    logger.info("an epoch of %d rows: %s", total, listed)
+    if unseen:
+        logger.info("%d rows are in no epoch: their tasks get fewer than they have; more epochs read them", unseen)
+    return {**{f"share_{name}": part for name, part in told.items()}, "unseen": float(unseen)}
+
+
+def _encoded(
+    tokenizer: Any, chats: Path, texts: list[str], max_length: int, names: Sequence[str], cut: Any
+) -> Iterator[Encoded]:
     """The rows of all chats, then those of the texts, each to its first `max_length` tokens."""
     batches = (batch.to_pylist() for batch in artifact.Shards(chats, "chat/2").batches(CHATS_AT_ONCE))
-    yield from map_ordered(functools.partial(_rows_of_chats, cut), batches)
+    yield from map_ordered(functools.partial(_rows_of_chats, cut, names), batches)
     for batch in token_shards.in_batches(texts):
         rows = [ids[:max_length] for ids in token_shards.whole_texts(tokenizer, batch)]
         counts = {"texts": len(rows), "trained_tokens": sum(map(len, rows))}
-        yield token_shards.encoded([(ids, [True] * len(ids)) for ids in rows], counts)
+        yield token_shards.encoded([(ids, [True] * len(ids)) for ids in rows], counts, [ALWAYS] * len(rows))
 
 
-def _rows_of_chats(cut: Any, chats: list[dict[str, Any]]) -> Encoded:
-    """Rows of some chats, with how many chats were read, kept, too long or without a token to train."""
+def _rows_of_chats(cut: Any, names: Sequence[str], chats: list[dict[str, Any]]) -> Encoded:
+    """Rows of some chats, with how many chats were read, kept, of other tasks, too long or without a token to train."""
     rows: list[Row] = []
-    counts = {"read": len(chats), "chats": 0, "too_long": 0, "without_loss": 0, "trained_tokens": 0}
+    groups: list[int] = []
+    counts = {"read": len(chats), "chats": 0, "too_long": 0, "without_loss": 0, "other_tasks": 0, "trained_tokens": 0}
     for chat in chats:
-        kept, too_long, lacks_loss = cut(chat)
+        kept, reasons = cut(chat)
         rows += kept
+        groups += [names.index(chat["task"])] * len(kept)
         counts["chats"] += bool(kept)
-        counts["too_long"] += too_long
-        counts["without_loss"] += lacks_loss
+        for reason in reasons:
+            counts[reason] += 1
         counts["trained_tokens"] += sum(sum(trained) for _, trained in kept)
-    return token_shards.encoded(rows, counts)
+    return token_shards.encoded(rows, counts, groups)
 
 
-def _cut(tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, Any]) -> tuple[list[Row], bool, bool]:
-    """(rows of at most `max_length` tokens that have something to train, whether one was longer, whether there is none
-    because nothing that fits is trained) of a chat/2 row."""
+def _cut(tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, Any]) -> tuple[list[Row], list[str]]:
+    """(rows of at most `max_length` tokens that have something to train, what is counted of the chat) of a chat/2 row:
+    `other_tasks`; `too_long` if one row was longer; `without_loss` if nothing that fits is trained."""
     max_length, too_long = config.max_length, config.too_long
+    if config.tasks and chat.get("task", config.tasks[0]) not in config.tasks:
+        return [], ["other_tasks"]
     if not any(turn["role"] == "assistant" for turn in chat["messages"]):
-        return [], False, True
-    made = templates.trained_rows(tokenizer, chat["messages"], chat["tools"], config.train_on)
+        return [], ["without_loss"]
+    # What a corrected chat says before its last turn is wrong.
+    train_on: templates.TrainOn = "last_turn" if chat.get("origin") == CORRECTED else config.train_on
+    made = templates.trained_rows(tokenizer, chat["messages"], chat["tools"], train_on, config.train_reasoning)
     longest = max(len(ids) for ids, _ in made)
     if longest > max_length and too_long == "error":
         raise DataError(
@@ -177,19 +246,21 @@ def _cut(tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, A
     # The first token has nothing before it that it could be learnt from.
     fitting = [(ids, trained) for ids, trained in made if len(ids) <= max_length]
     kept = [(ids, trained) for ids, trained in fitting if any(trained[1:])]
-    return kept, longest > max_length, bool(fitting) and not kept
+    found = {"too_long": longest > max_length, "without_loss": bool(fitting) and not kept}
+    return kept, [reason for reason, is_so in found.items() if is_so]
 
 
 def _told(counts: dict[str, int], config: FineTuningConfig, where: str) -> dict[str, float]:
     """What is told of the rows, with a warning where many chats are too long; DataError if none is left."""
+    read = counts["read"] - counts["other_tasks"]
     if not counts["chats"]:
         raise DataError(
-            f"{where}: none of the {counts['read']} chats fits in {where}.max_length = {config.max_length} tokens with "
+            f"{where}: none of the {read} chats fits in {where}.max_length = {config.max_length} tokens with "
             f"a token to train ({counts['too_long']} too long, {counts['without_loss']} without one); raise it"
         )
-    fraction = counts["too_long"] / counts["read"]
-    training.warn_of_too_long(counts["too_long"], counts["read"], "chats", config.max_length, config.too_long)
-    names = ("chats", "texts", "too_long", "without_loss", "trained_tokens")
+    fraction = counts["too_long"] / read
+    training.warn_of_too_long(counts["too_long"], read, "chats", config.max_length, config.too_long)
+    names = ["chats", "texts", "too_long", "without_loss", "trained_tokens", *(["other_tasks"] if config.tasks else [])]
     return {**{name: float(counts[name]) for name in names}, "too_long_fraction": fraction}
 
 
@@ -209,66 +280,3 @@ def rows_at_once(rows: Sequence[dict[str, list[int]]]) -> int:
     """Rows of a validation batch: 64, or fewer where that would be more tokens than go through the layers at once."""
     longest = max((len(row["input_ids"]) for row in rows), default=1)
     return max(1, min(64, likelihood.BATCH_TOKENS // longest))
-
-
-class _Best:
-    """Keeps a copy, in memory, of the trainable weights with the lowest validation loss."""
-
-    def __init__(self, patience: int | None) -> None:
-        self.patience = patience or math.inf
-        self.loss = math.inf
-        self.step = 0
-        self.since = 0
-        """Validations since the lowest loss."""
-        self.weights: dict[str, Any] = {}
-
-    def callback(self) -> Any:
-        from transformers import TrainerCallback
-
-        keeper = self
-
-        class Keep(TrainerCallback):
-            def on_evaluate(
-                self,
-                args: Any,
-                state: Any,
-                control: Any,
-                metrics: dict[str, float] | None = None,
-                model: Any = None,
-                **_: Any,
-            ) -> None:
-                loss = (metrics or {}).get("eval_loss", math.inf)
-                keeper.since += 1
-                if keeper.since >= keeper.patience and loss >= keeper.loss:
-                    logger.info("the validation loss has not fallen %d times: training ends early", keeper.since)
-                    control.should_training_stop = True
-                if loss < keeper.loss:
-                    keeper.since = 0
-                    keeper.loss, keeper.step = loss, state.global_step
-                    keeper.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
-
-        return Keep()
-
-    def save(self, folder: Path) -> None:
-        """Write what is kept into a checkpoint."""
-        import torch
-
-        kept = {"loss": self.loss, "step": self.step, "since": self.since, "weights": self.weights}
-        torch.save(kept, folder / BEST)
-
-    def load(self, folder: Path) -> None:
-        """Take it out of one."""
-        import torch
-
-        kept = torch.load(folder / BEST, weights_only=True)
-        self.loss, self.step, self.since, self.weights = (kept[key] for key in ("loss", "step", "since", "weights"))
-
-    def restore(self, model: Any) -> int:
-        """Put the kept weights back; returns the optimiser step that they come from."""
-        import torch
-
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in self.weights:
-                    parameter.copy_(self.weights[name])
-        return self.step

@@ -62,6 +62,8 @@ class Turns(NamedTuple):
 class _Step(NamedTuple):
     prompt: list[int]
     answer: list[int]
+    thought: int = 0
+    """First tokens of the answer that have no loss."""
 
 
 def prompt_tokens(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str = "") -> list[int]:
@@ -88,9 +90,14 @@ def trained_tokens(
 
 
 def trained_rows(
-    tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str = "", train_on: TrainOn = "all_turns"
+    tokenizer: Any,
+    messages: Sequence[dict[str, Any]],
+    tools: str = "",
+    train_on: TrainOn = "all_turns",
+    train_reasoning: bool = True,
 ) -> list[tuple[list[int], list[bool]]]:
-    """The rows, each (token ids, which have a loss), that train every assistant turn of a chat once.
+    """The rows, each (token ids, which have a loss), that train every assistant turn of a chat once; without
+    `train_reasoning` what is thought before an answer has no loss.
 
     It is one row where a template writes an earlier turn as it is produced. Where it does not (Qwen3 and gpt-oss drop
     earlier reasoning, and write or end the last turn otherwise) a turn that differs has a row that ends with it.
@@ -100,7 +107,8 @@ def trained_rows(
     turns = [index for index, message in enumerate(shaped) if message["role"] == "assistant"]
     if not turns:
         raise ModelError(f"a chat without an assistant turn has nothing to train: {proof.shown(messages)}")
-    left = [_step(tokenizer, shaped, tools, turn) for turn in (turns if train_on == "all_turns" else turns[-1:])]
+    chosen = turns if train_on == "all_turns" else turns[-1:]
+    left = [_step(tokenizer, shaped, tools, turn, train_reasoning) for turn in chosen]
     rows = []
     while left:
         ids = left[-1].prompt + left[-1].answer
@@ -108,7 +116,7 @@ def trained_rows(
         for step in left:
             start, end = len(step.prompt), len(step.prompt) + len(step.answer)
             if ids[:start] == step.prompt and ids[start:end] == step.answer:
-                trained[start:end] = [True] * len(step.answer)
+                trained[start + step.thought : end] = [True] * (len(step.answer) - step.thought)
             else:
                 others.append(step)
         rows.append((ids, trained))
@@ -229,7 +237,7 @@ def _end(tokenizer: Any, said: list[dict[str, Any]], tail: str) -> tuple[int, bo
     return tokenizer.eos_token_id, True
 
 
-def _step(tokenizer: Any, messages: list[dict[str, Any]], tools: str, turn: int) -> _Step:
+def _step(tokenizer: Any, messages: list[dict[str, Any]], tools: str, turn: int, train_reasoning: bool) -> _Step:
     """Prompt and answer of the assistant's `turn` as tokens, proven."""
     prompt = _prompt_text(tokenizer, messages[:turn], tools)
     answer = _after(prompt, _render(tokenizer, messages[: turn + 1], tools, opened=False), messages[: turn + 1])
@@ -242,7 +250,8 @@ def _step(tokenizer: Any, messages: list[dict[str, Any]], tools: str, turn: int)
     end = _end_of(tokenizer, ids, bool(messages[turn].get("tool_calls")))
     ids = [*ids[: end[0]], end[1]]
     proof.prove_answer(tokenizer, ids, answer, messages[turn])
-    return _Step(asked, ids)
+    marker = _marker(tokenizer)
+    return _Step(asked, ids, 0 if train_reasoning else proof.thoughts_end(tokenizer, ids, marker, messages[turn]))
 
 
 def _end_of(tokenizer: Any, ids: list[int], is_call: bool) -> tuple[int, int]:

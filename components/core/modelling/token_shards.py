@@ -2,9 +2,10 @@
 standing in memory.
 
 A folder of token ids holds `ids.bin` (all rows one after the other, two bytes an id where the vocabulary allows it,
-else four), `offsets.bin` (where each row begins, and the last one ends, in tokens; 64 bits), where rows have a mask
-`labels.bin` (32 bits a token), and `index.json`, written last. With a store (`BLOOMERY_STORE`) it is kept there under a
-digest of what it was made from, and found again by a run with other settings of the training.
+else four), `offsets.bin` (where each row begins, and the last one ends, in tokens; 64 bits), `labels.bin` (32 bits a
+token, where rows have a mask), `groups.bin` (32 bits a row, where they have groups), and `index.json`, written last.
+With a store (`BLOOMERY_STORE`) it is kept there under a digest of what it was made from, and found again by a run with
+other settings of the training.
 """
 
 from __future__ import annotations
@@ -46,10 +47,14 @@ class Encoded:
     labels: np.ndarray | None
     """[T], signed 32 bits, IGNORED where there is no loss; None: a loss on every token."""
     counts: dict[str, int]
+    groups: np.ndarray | None = None
+    """Of each row, such as the number of its task; None: they have none."""
 
 
 def encoded(
-    rows: Sequence[tuple[Sequence[int], Sequence[bool] | None]], counts: dict[str, int] | None = None
+    rows: Sequence[tuple[Sequence[int], Sequence[bool] | None]],
+    counts: dict[str, int] | None = None,
+    groups: Sequence[int] | None = None,
 ) -> Encoded:
     """Rows of (token ids, which of them have a loss); the mask is None in every row or in none."""
     import numpy as np
@@ -59,7 +64,8 @@ def encoded(
     if rows and rows[0][1] is not None:
         trained_T = np.array([own for _, trained in rows for own in trained or ()], dtype=bool)
         labels_T = np.where(trained_T, ids_T.astype(np.int32), np.int32(IGNORED))
-    return Encoded(ids_T, np.array([len(ids) for ids, _ in rows], dtype=np.int64), labels_T, counts or {})
+    lengths = np.array([len(ids) for ids, _ in rows], dtype=np.int64)
+    return Encoded(ids_T, lengths, labels_T, counts or {}, None if groups is None else np.array(groups, dtype=np.int32))
 
 
 class Tokens:
@@ -75,6 +81,8 @@ class Tokens:
         self._ids = _mapped(folder / "ids.bin", np.dtype(index["dtype"]))
         self._offsets = _mapped(folder / "offsets.bin", np.dtype(np.int64))
         self._labels = _mapped(folder / "labels.bin", np.dtype(np.int32)) if index["has_labels"] else None
+        self.groups = _mapped(folder / "groups.bin", np.dtype(np.int32))
+        """The group of each row; empty where rows have none."""
 
     @property
     def num_rows(self) -> int:
@@ -188,8 +196,9 @@ def _write(folder: Path, batches: Iterable[Encoded], vocabulary: int) -> None:
     end, has_labels = 0, False
     try:
         with contextlib.ExitStack() as stack:
-            ids, offsets, labels = (
-                stack.enter_context((unfinished / f"{name}.bin").open("wb")) for name in ("ids", "offsets", "labels")
+            ids, offsets, labels, groups = (
+                stack.enter_context((unfinished / f"{name}.bin").open("wb"))
+                for name in ("ids", "offsets", "labels", "groups")
             )
             offsets.write(np.zeros(1, np.int64).tobytes())
             for batch in batches:
@@ -199,6 +208,8 @@ def _write(folder: Path, batches: Iterable[Encoded], vocabulary: int) -> None:
                 if batch.labels is not None:
                     labels.write(batch.labels.tobytes())
                     has_labels = True
+                if batch.groups is not None:
+                    groups.write(batch.groups.tobytes())
                 counts.update(batch.counts)
         index = {
             "dtype": dtype.name,

@@ -7,7 +7,7 @@ configs in `tasks.json`, and the verifiers' databases in `files/`. Steps read ta
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -20,6 +20,7 @@ from bloomery.components.core.data.chat_forms import read_question
 from bloomery.components.core.data.chat_turns import Unfit
 from bloomery.components.core.data.chats import Turn, chat, message
 from bloomery.components.core.data.tables import RowSource
+from bloomery.components.core.errors import DataError
 from bloomery.components.core.scoring.verify import VerifierConfig, verify
 
 TRAINING_SPLITS = ("train", "unlabelled")
@@ -187,16 +188,26 @@ class Tasks:
             asked.append([*row.messages[:at], *shots[row.task], *row.messages[at:]])
         return asked
 
-    def validation_chats(self) -> list[dict[str, Any]]:
-        """Every question of the `validation` splits with its answer, whose loss fine-tuning watches: `messages` and
-        `tools` of each."""
-        asked = [row for row in self.prompts("validation") if not self.is_scored_by_likelihood(row.task)]
-        return [{"messages": answered(vars(row)), "tools": row.tools} for row in asked]
+    def check_named(self, names: Sequence[str], where: str) -> None:
+        """Raise DataError, naming `where`, if one of `names` is no task."""
+        if lacking := [name for name in names if name not in self.configs]:
+            raise DataError(f"{where}: found {', '.join(lacking)}; the recipe's tasks are {', '.join(self.configs)}")
 
-    def texts_to_read(self) -> list[str]:
-        """The `train` rows of perplexity tasks, which have no question: fine-tuning reads them whole beside the chats,
-        so that a model that learns to answer does not forget how texts go on."""
-        return [row.reference for row in self.prompts("train") if self.is_scored_by_likelihood(row.task)]
+    def validation_questions(self, tasks: Sequence[str] = ()) -> list[Any]:
+        """The questions of the `validation` splits, of `tasks` or of all."""
+        asked = [row for row in self.prompts("validation") if not self.is_scored_by_likelihood(row.task)]
+        return [row for row in asked if not tasks or row.task in tasks]
+
+    def validation_chats(self, tasks: Sequence[str] = ()) -> list[dict[str, Any]]:
+        """Every question of `validation_questions` with its answer, whose loss fine-tuning watches: `messages` and
+        `tools` of each."""
+        return [{"messages": answered(vars(row)), "tools": row.tools} for row in self.validation_questions(tasks)]
+
+    def texts_to_read(self, tasks: Sequence[str] = ()) -> list[str]:
+        """The `train` rows of perplexity tasks, of `tasks` or of all, which have no question: fine-tuning reads them
+        whole beside the chats, so that a model that learns to answer does not forget how texts go on."""
+        read = [row for row in self.prompts("train") if self.is_scored_by_likelihood(row.task)]
+        return [row.reference for row in read if not tasks or row.task in tasks]
 
     def is_scored_by_likelihood(self, task: str) -> bool:
         """True for perplexity tasks, whose rows have no answer to verify."""

@@ -224,6 +224,22 @@ def test_where_every_sample_was_wrong_the_polite_refusal_is_preferred(base, task
         RejectionSamplingConfig(abstain={"en": " "})
 
 
+def test_a_wrong_answer_is_asked_again_and_put_right(base, make_tasks, tmp_path):
+    task = {"echo": {**TASK["echo"], "verifier": {"kind": "regex"}, "max_new_tokens": 2}}
+    row = {"task": "echo", "split": "unlabelled", "prompt": "say ab", "reference": "(?s)[a-z].*"}
+    out = {name: tmp_path / "rs" / name for name in ("sampled_chats", "preferences", "rejects")}
+    config = RejectionSamplingConfig(num_samples=60, temperature=1.5, corrections_per_prompt=2, correction="Again?")
+    metrics = rejection_sampling(config, base_model=base, tasks=make_tasks(task, [row]), **out)
+    plain, *again = artifact.read_table(out["sampled_chats"], "chat/2").to_pylist()
+    assert metrics["rejection_sampling/corrections"] == len(again) == 2
+    for made in again:
+        assert made["origin"] == "corrected" and made["task"] == "echo" and made["parent"] == plain["parent"]
+        asked, wrong, user, right = made["messages"]
+        assert [asked, right] == plain["messages"] and (user["role"], user["content"]) == ("user", "Again?")
+        assert wrong["role"] == "assistant" and not wrong["content"][:1].islower()
+    assert again[0]["messages"][1] != again[1]["messages"][1] and again[0]["id"] != again[1]["id"]
+
+
 def test_an_answer_of_min_score_is_right_and_the_best_is_kept(base, make_tasks, tmp_path):
     task = {"echo": {**TASK["echo"], "verifier": {"kind": "chrf"}, "max_new_tokens": 2}}
     row = {"task": "echo", "split": "unlabelled", "prompt": "say ab", "reference": "ab"}

@@ -1,5 +1,6 @@
 """Each way to train a part of a model: it learns, merges into plain weights, and leaves alone what it should."""
 
+import json
 from typing import get_args
 
 import pytest
@@ -10,7 +11,7 @@ from bloomery.components.core import artifact
 from bloomery.components.core.config import parse
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError, ModelError
-from bloomery.components.core.modelling import adapters, checkpoints
+from bloomery.components.core.modelling import adapter_folders, adapters, checkpoints
 from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.modelling.optimisers import OF_BITSANDBYTES, Optimizer
@@ -58,6 +59,54 @@ def test_every_kind_learns_and_merges_into_the_linear_layers(kind, learn, tiny_m
     found = changed(tiny_model, folder)
     assert found and all("_proj" in name for name in found)
     assert Generator.load(folder).generate([chat("say ab")], max_new_tokens=4)
+    ids = torch.arange(4, 20)[None]
+    with torch.inference_mode():
+        merged = checkpoints.load(folder)[0](input_ids=ids).logits
+        base = checkpoints.load(tiny_model)[0]
+        before = base(input_ids=ids).logits
+        both = adapter_folders.attached(base, [("it", folder / "adapter")], "the base")(input_ids=ids).logits
+    assert (both - merged).abs().max() < 1e-4 * merged.abs().max() < (merged - before).abs().max()
+
+
+def test_an_adapter_lies_beside_the_weights_and_is_no_part_of_them(learn, tmp_path):
+    folder, _ = learn(adapter={"rank": 2, "target_modules": ["v_proj", "q_proj", "up_proj"]})
+    own = checkpoints.num_bytes(folder)
+    assert own == (folder / "model.safetensors").stat().st_size
+    manifest = artifact.read_manifest(folder, "model/1")
+    assert {name for name in manifest.files if name.startswith("adapter/")} == {
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }
+    settings = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert settings["target_modules"] == ["q_proj", "up_proj", "v_proj"]  # PEFT: in an order that changes
+    assert str(tmp_path) not in json.dumps(settings)  # else the digest would follow the place
+    uri = checkpoints.publish(folder, str(tmp_path / "store"))
+    checkpoints.fetch(uri, tmp_path / "fetched")
+    assert artifact.read_manifest(tmp_path / "fetched", "model/1").digest == manifest.digest
+
+
+def test_the_same_training_writes_the_same_adapter(learn):
+    digests = {artifact.read_manifest(learn(adapter={"kind": "pissa", "rank": 2})[0]).digest for _ in range(2)}
+    assert len(digests) == 1
+
+
+def test_an_adapter_that_does_not_fit_is_told(learn, tiny_model, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    folder, _ = learn(adapter={"rank": 2})
+    file = folder / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    first = next(name for name in tensors if "lora_A" in name)
+    for odd in (
+        {**tensors, first: tensors[first].repeat(1, 2)},  # another width
+        {name: tensor for name, tensor in tensors.items() if name != first},
+        {**tensors, first.replace("layers.0", "layers.7"): tensors[first].clone()},  # a layer that is not there
+    ):
+        save_file(odd, file)
+        with pytest.raises(ModelError, match="it does not fit the base: .*; give the base that it was trained on"):
+            adapter_folders.attached(checkpoints.load(tiny_model)[0], [("it", folder / "adapter")], "the base")
+    with pytest.raises(ModelError, match=r"it holds no adapter_config\.json"):
+        adapter_folders.found("it", tiny_model)
 
 
 def test_qlora_trains_on_4_bits_and_merges_into_the_weights_as_they_were(learn, tiny_model, tmp_path):

@@ -330,3 +330,42 @@ def test_every_published_template_that_trl_holds_is_proven(file):
         assert before in ("", "<think>\n\n</think>\n\n", "\n</think>\n\n", "</think>", "\n<think></think>\n") or (
             before in ("<|channel|>final<|message|>", " to=user<|message|>")
         )
+
+
+THINKING = (  # as Qwen3 writes a last turn
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}"
+    "{{ '<think>\n' + (m.reasoning_content or '') + '\n</think>\n\n' }}{% endif %}{{ m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+@pytest.mark.parametrize(
+    ("template", "said", "trained"),
+    [
+        (THINKING, says("hello", reasoning="I greet"), "\n\nhello<|im_end|>"),
+        (THINKING, says("hello"), "\n\nhello<|im_end|>"),
+        (CHATML, says("<think>I say </think> first</think>\n\nhello"), "\n\nhello<|im_end|>"),
+        (CHATML, says("hello"), "hello<|im_end|>"),
+        (
+            turn("<|im_start|>ROLE\n", "<|im_end|>\n", "<|im_start|>assistant\n<think>\n"),
+            says("<think>\nI greet\n</think>\n\nhello"),
+            "\n\nhello<|im_end|>",
+        ),
+    ],
+)
+def test_thoughts_are_read_and_have_no_loss_where_asked(template, said, trained):
+    tokenizer = tokenizer_for(template, eos="<|im_end|>")
+    whole = templates.trained_rows(tokenizer, [asks("hi"), said])
+    answer = templates.trained_rows(tokenizer, [asks("hi"), said], train_reasoning=False)
+    assert [ids for ids, _ in answer] == [ids for ids, _ in whole]
+    assert runs(tokenizer, answer) == [[trained]]
+
+
+def test_thoughts_that_do_not_end_where_the_answer_begins_are_refused():
+    after = "+ m['content'] + ('/' + m.reasoning_content if m.reasoning_content else '') +"
+    template = CHATML.replace("+ m['content'] +", after)
+    tokenizer = tokenizer_for(template, eos="<|im_end|>")
+    chat = [asks("hi"), says("hello", reasoning="I greet")]
+    assert runs(tokenizer, templates.trained_rows(tokenizer, chat)) == [["hello/I greet<|im_end|>"]]
+    with pytest.raises(ModelError, match="it cannot be told where the thoughts of a turn end"):
+        templates.trained_rows(tokenizer, chat, train_reasoning=False)

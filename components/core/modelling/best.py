@@ -1,0 +1,110 @@
+"""The best weights of a training: kept in memory, by the validation loss or by what answers are worth."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from bloomery.components.core import tracking
+
+logger = logging.getLogger(__name__)
+
+BEST = "best.pt"
+"""In a checkpoint: the best weights so far."""
+
+
+class Best:
+    """Keeps a copy, in memory, of the trainable weights with the lowest validation loss; with `score` of those with the
+    highest score, of equal ones with the lowest loss."""
+
+    def __init__(self, patience: int | None, score: Callable[[Any], float] | None = None) -> None:
+        """`score` tells what the answers of a model, in evaluation mode, are worth."""
+        self.patience = patience or math.inf
+        self._score = score
+        self.loss = math.inf
+        self.score = -math.inf
+        """Of the kept weights, where they are scored."""
+        self.step = 0
+        self.since = 0
+        """Validations since the best one."""
+        self.seconds = 0.0
+        """Time that scoring took."""
+        self.weights: dict[str, Any] = {}
+
+    def callback(self) -> Any:
+        """The trainer's callback that looks at every validation."""
+        from transformers import TrainerCallback
+
+        keeper = self
+
+        class Keep(TrainerCallback):
+            def on_evaluate(
+                self,
+                args: Any,
+                state: Any,
+                control: Any,
+                metrics: dict[str, float] | None = None,
+                model: Any = None,
+                **_: Any,
+            ) -> None:
+                loss = (metrics or {}).get("eval_loss", math.inf)
+                score = keeper._scored(model, state)
+                is_better = (score, -loss) > (keeper.score, -keeper.loss)
+                keeper.since += 1
+                if keeper.since >= keeper.patience and not is_better:
+                    what = "validation loss has not fallen" if keeper._score is None else "score has not risen"
+                    logger.info("the %s %d times: training ends early", what, keeper.since)
+                    control.should_training_stop = True
+                if is_better:
+                    keeper.since = 0
+                    keeper.loss, keeper.score, keeper.step = loss, score, state.global_step
+                    keeper.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+        return Keep()
+
+    def _scored(self, model: Any, state: Any) -> float:
+        """The score of `model` as it is, which leaves no trace in the course of its training; 0 where none is asked."""
+        if self._score is None:
+            return 0.0
+        import torch
+
+        begun, was_training = time.monotonic(), model.training
+        model.eval()
+        with torch.random.fork_rng():
+            score = self._score(model)
+        model.train(was_training)
+        seconds = time.monotonic() - begun
+        self.seconds += seconds
+        logger.info("validation score at optimiser step %d: %.3f (%.1f s)", state.global_step, score, seconds)
+        # In the trainer's history too, which a training that goes on tells again.
+        state.log_history.append({"validation_score": score, "step": state.global_step})
+        tracking.log({"validation_score": score, "num_steps": float(state.max_steps)}, state.global_step)
+        return score
+
+    def save(self, folder: Path) -> None:
+        """Write what is kept into a checkpoint."""
+        import torch
+
+        names = ("loss", "score", "step", "since", "seconds", "weights")
+        torch.save({name: getattr(self, name) for name in names}, folder / BEST)
+
+    def load(self, folder: Path) -> None:
+        """Take it out of one."""
+        import torch
+
+        for name, value in torch.load(folder / BEST, weights_only=True).items():
+            setattr(self, name, value)
+
+    def restore(self, model: Any) -> int:
+        """Put the kept weights back; returns the optimiser step that they come from."""
+        import torch
+
+        with torch.no_grad():
+            for name, parameter in model.named_parameters():
+                if name in self.weights:
+                    parameter.copy_(self.weights[name])
+        return self.step
