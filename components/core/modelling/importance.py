@@ -84,65 +84,85 @@ def of_rows(network: Any, whole: Widths, rows: Rows, by: Observed) -> Importance
     cosines = torch.zeros(whole.layers, device=device, dtype=torch.float64)
     tokens = 0
 
-    def observe(read_LN: torch.Tensor, number: int) -> Callable[..., None]:
-        count = read_LN.shape[1]
-
-        def before(module: Any, given: tuple[Any, ...]) -> None:
-            states_TN = given[0].flatten(0, -2)
-            if by == "taylor":
-                given[0].register_hook(lambda slope: gradient(states_TN.detach(), slope.flatten(0, -2)))
-                return
-            states_TGP, weight_DGP = (part.float().unflatten(-1, (count, -1)) for part in (states_TN, module.weight))
-            if states_TGP.shape[2] == 1:  # of a channel the norm of a product is the product of the norms
-                added_G = states_TGP[..., 0].square().sum(0) * weight_DGP[..., 0].square().sum(0)
-            else:
-                pairs = zip(states_TGP.unbind(1), weight_DGP.unbind(1), strict=True)
-                added_G = torch.stack([(states @ weight.T).square().sum() for states, weight in pairs])
-            read_LN[number] += added_G
-
-        def gradient(states_TN: torch.Tensor, slope_TN: torch.Tensor) -> None:
-            read_LN[number] += (states_TN.float() * slope_TN.float()).sum(0).view(count, -1).sum(1).abs()
-
-        return before
-
-    def influence(number: int) -> Callable[..., None]:
-        def after(module: Any, given: tuple[Any, ...], result: Any) -> None:
-            came, went = (part.detach().flatten(0, -2).float() for part in (given[0], _first(result)))
-            cosines[number] += torch.nn.functional.cosine_similarity(came, went, dim=-1).sum().double()
-
-        return after
-
     with contextlib.ExitStack() as hooks:
         for number, layer in enumerate(network.base_model.layers):
-            for last, found in ((layer.self_attn.o_proj, of_groups), (layer.mlp.down_proj, of_channels)):
-                hooks.callback(last.register_forward_pre_hook(observe(found, number)).remove)
-            hooks.callback(layer.register_forward_hook(influence(number)).remove)
+            attention, gated = (_slopes, _slopes) if by == "taylor" else (_added, _squares)
+            hooks.callback(layer.self_attn.o_proj.register_forward_pre_hook(attention(of_groups[number])).remove)
+            hooks.callback(layer.mlp.down_proj.register_forward_pre_hook(gated(of_channels[number])).remove)
+            hooks.callback(layer.register_forward_hook(_cosines(cosines[number])).remove)
         for ids, said in rows:
             tokens += _read(network, ids, said if by == "taylor" else None)
     if not tokens:
         raise DataError("none of the calibration chats has a token that the assistant said; expected one or more")
     if by == "activation":
+        # The norm of what a channel adds, a state times a column, is the product of their norms.
+        for number, layer in enumerate(network.base_model.layers):
+            of_channels[number] *= layer.mlp.down_proj.weight.detach().float().square().sum(0)
         of_groups, of_channels = of_groups.sqrt(), of_channels.sqrt()
     else:
         of_groups, of_channels = of_groups / len(rows), of_channels / len(rows)
     return Importance(of_groups.cpu(), of_channels.cpu(), (1 - cosines / tokens).cpu())
 
 
+def _added(found_G: torch.Tensor) -> Callable[..., None]:
+    """A hook that adds to `found_G` the squares of what each group's numbers add to the output of a projection."""
+    import torch
+
+    def before(module: Any, given: tuple[Any, ...]) -> None:
+        states_TN, weight_DN = given[0].flatten(0, -2), module.weight
+        parts = (part.unflatten(-1, (len(found_G), -1)).unbind(1) for part in (states_TN, weight_DN))
+        found_G.add_(torch.stack([(a.float() @ b.float().T).square().sum() for a, b in zip(*parts, strict=True)]))
+
+    return before
+
+
+def _squares(found_N: torch.Tensor) -> Callable[..., None]:
+    """A hook that adds to `found_N` the squares of what a projection reads."""
+
+    def before(module: Any, given: tuple[Any, ...]) -> None:
+        found_N.add_(given[0].flatten(0, -2).float().square().sum(0))
+
+    return before
+
+
+def _slopes(found_G: torch.Tensor) -> Callable[..., None]:
+    """A hook that adds to `found_G`, for each of as many parts of what a projection reads, |Σ number x gradient|."""
+
+    def before(module: Any, given: tuple[Any, ...]) -> None:
+        states_TN = given[0].detach().flatten(0, -2).float()
+
+        def gradient(slope_BTN: torch.Tensor) -> None:
+            products_N = (states_TN * slope_BTN.flatten(0, -2).float()).sum(0)
+            found_G.add_(products_N.view(len(found_G), -1).sum(1).abs())
+
+        given[0].register_hook(gradient)
+
+    return before
+
+
+def _cosines(found: torch.Tensor) -> Callable[..., None]:
+    """A hook that adds to `found` the cosine of each token's state before and after a layer."""
+    import torch
+
+    def after(module: Any, given: tuple[Any, ...], result: Any) -> None:
+        left = result[0] if isinstance(result, tuple) else result
+        before, behind = (part.detach().flatten(0, -2).float() for part in (given[0], left))
+        found.add_(torch.nn.functional.cosine_similarity(before, behind, dim=-1).sum().double())
+
+    return after
+
+
 def input_norms(network: Any, rows: Rows) -> dict[str, torch.Tensor]:
     """The L2 norm, over the tokens of `rows`, of each input of every projection of the layers, by its name (‖X_j‖ of
     Wanda, arXiv 2306.11695, equation 1)."""
+    import torch
+
     squares: dict[str, torch.Tensor] = {}
-
-    def observe(name: str) -> Callable[..., None]:
-        def before(module: Any, given: tuple[Any, ...]) -> None:
-            squares[name] = squares.get(name, 0) + given[0].flatten(0, -2).float().square().sum(0)
-
-        return before
-
     with contextlib.ExitStack() as hooks:
         for name, module in network.named_modules():
             if name.rpartition(".")[2] in ROWS | COLUMNS:
-                hooks.callback(module.register_forward_pre_hook(observe(name)).remove)
+                squares[name] = torch.zeros(module.weight.shape[1], device=network.device)
+                hooks.callback(module.register_forward_pre_hook(_squares(squares[name])).remove)
         for ids, _ in rows:
             _read(network, ids, None)
     return {name: found.sqrt().cpu() for name, found in squares.items()}
@@ -174,7 +194,3 @@ def _gradients_of_states_alone(network: Any) -> Iterator[None]:
         yield
     finally:
         hook.remove()
-
-
-def _first(result: Any) -> Any:
-    return result[0] if isinstance(result, tuple) else result
