@@ -107,6 +107,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         problems = [*self._unknown_floors(), *self._unknown_steps(), *self._unfit_gate(), *self._too_large()]
+        problems += self._unknown_tasks()
         problems += [
             f"stages: {stage.name} is a key of the recipe, and --set could not tell the two apart; rename the stage"
             for stage in self.stages
@@ -133,6 +134,12 @@ class Recipe(Config):
                 yield f"resources.steps.{name}.accelerators: {name} runs on CPUs; remove the key"
             elif (own.accelerators or 0) > 1 and name in known and steps.find(name).accelerator != "all":
                 yield f"resources.steps.{name}.accelerators: found {own.accelerators}; {name} uses one; set 1"
+
+    def _unknown_tasks(self) -> Iterator[str]:
+        for stage in self.stages:
+            wanted = stage.config.tasks if isinstance(stage.config, FineTuningConfig) else []
+            if unknown := [name for name in wanted if name not in self.tasks]:
+                yield f"stages.{stage.name}.tasks: no task {', '.join(unknown)}; the tasks are {', '.join(self.tasks)}"
 
     def _unfit_gate(self) -> Iterator[str]:
         if not any(task.role == "domain" and task.evaluation_sets() for task in self.tasks.values()):

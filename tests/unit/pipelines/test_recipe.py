@@ -122,3 +122,12 @@ def test_a_floor_names_an_evaluation_set(write, tmp_path):
         recipe.load(write(promotion=outside))
     loaded = recipe.load(write(promotion=outside, evaluation={"lm_eval": {"tasks": ["kmmlu", "colours.yaml"]}}))
     assert loaded.preflight().lm_eval_tasks == ["kmmlu", str(tmp_path / "colours.yaml")]
+
+
+def test_a_stage_that_is_to_learn_a_task_that_is_not_there_is_told(write):
+    def learning(*names):
+        return write(stages=["synthetic_data", {"sft": {**TRAINING, "tasks": [*names], "mixing": {"temperature": 2}}}])
+
+    assert stages_of(recipe.load(learning("t")))["sft"].tasks == ["t"]
+    with pytest.raises(ConfigError, match=r"stages\.sft\.tasks: no task u; the tasks are t"):
+        recipe.load(learning("t", "u"))
