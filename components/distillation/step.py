@@ -12,6 +12,7 @@ from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import batches, checkpoints, named_models, templates, training
 from bloomery.components.core.modelling.fine_tuning import fine_tune, labelled_rows
 from bloomery.components.core.scoring.tasks import Tasks
+from bloomery.components.core.scoring.validation import scorer
 from bloomery.components.distillation.config import DistillationConfig
 from bloomery.components.distillation.teaching import PROJECTIONS, Lessons, measured, taught_by
 
@@ -54,7 +55,7 @@ def run(
     if config.packing:
         batches.check_packs(large)
     known = Tasks(tasks)
-    watched, pad = known.validation_chats(), templates.pad_token(tokenizer)
+    watched, pad = known.validation_chats(config.tasks), templates.pad_token(tokenizer)
     probes = labelled_rows(config, tokenizer, watched[:NUM_PROBES], "distillation")
     if network.device != large.device:  # the trainer would move it there
         network.to(large.device)
@@ -69,9 +70,11 @@ def run(
         network,
         tokenizer,
         chats=chats,
-        texts=known.texts_to_read(),
+        texts=known.texts_to_read(config.tasks),
         watched=watched,
         where="distillation",
+        beside=model,
+        score=scorer(known, tokenizer, config.tasks, config.best_questions, "distillation"),
         taught=taught_by(lessons),
         keepers=[lessons],
     )
