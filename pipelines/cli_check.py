@@ -8,11 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from bloomery.components.core.errors import ConfigError
 from bloomery.pipelines.cli_options import JsonOption, SetOption
 
 
 def check(
-    model: Annotated[str, typer.Argument(help="Checkpoint folder, or the name of a model on the Hugging Face hub.")],
+    model: Annotated[
+        str | None,
+        typer.Argument(help="Checkpoint folder, or the name of a model on the Hugging Face hub; else the recipe's."),
+    ] = None,
     recipe: Annotated[
         str | None, typer.Option(help="Recipe whose training rows are rendered and measured, instead of an example.")
     ] = None,
@@ -31,6 +35,8 @@ def check(
 
         bloomery check ./SmolLM2-135M-Instruct
 
+        bloomery check --recipe my.yaml
+
         bloomery check Qwen/Qwen3-0.6B --recipe my.yaml --json
 
         bloomery check ./base-model --chat-template chatml
@@ -41,7 +47,9 @@ def check(
     if recipe:
         from bloomery.pipelines import launch
 
-        loaded = launch.load(recipe, set, prepare=False)
+        loaded = launch.load(recipe, set, prepare=model is None)
+        if model is None:
+            model, revision = loaded.base_model, loaded.revision
         chat_template = chat_template or loaded.chat_template
         checked = loaded.preflight()
         rows = {
@@ -51,6 +59,8 @@ def check(
             "train_on": checked.train_on,
             "pair_max_length": checked.pair_max_length,
         }
+    if model is None:
+        raise ConfigError("expected MODEL (a checkpoint folder or a hub name), or --recipe, whose base_model is meant")
     folder = checkpoints.named("MODEL", model, revision)
     facts = inspection.look(folder, chat_template=chat_template, **rows)
     typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else inspection.describe(facts))

@@ -58,7 +58,7 @@ def write_report(run_dir: Path, summary: dict[str, Any]) -> Path:
         data=data_section.read(outputs, finished),
         answers=_or_missing(scores.cards),
         compression=_or_missing(lambda: compression_section.read(finished, scores)),
-        variants=_or_missing(lambda: variants_section.read(outputs, finished)),
+        variants=_or_missing(lambda: variants_section.read(outputs, finished, summary.get("chain", ["ptq"]))),
         gate=gate,
         cost=_cost(finished),
         outputs=outputs.values(),

@@ -22,12 +22,14 @@ PICTURES = (
 """Title, cost, its axis and its form."""
 
 
-def read(outputs: Outputs, finished: dict[str, Any]) -> dict[str, Any]:
+def read(outputs: Outputs, finished: dict[str, Any], chain: Sequence[str] = ("ptq",)) -> dict[str, Any]:
     """The table of ptq with the evaluations of the variants, the schemes left out and those refused with the reasons,
     and the Pareto pictures, where something was scored.
 
-    Raises: DataError if ptq left no variants.
+    `chain` names the stages of the run. Raises: DataError if ptq left no variants, or is not among them.
     """
+    if "ptq" not in chain:
+        raise DataError("The recipe has no `quantisation`: the model is served as it was trained.")
     if ("ptq", "variants") not in outputs:
         raise DataError("ptq did not finish, or its output `variants` is gone.")
     table = json.loads((outputs["ptq", "variants"].path / "variants.json").read_text(encoding="utf-8"))

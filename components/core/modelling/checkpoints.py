@@ -78,7 +78,18 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
     # torch gives the pad token's row no gradient; where the pad token ends turns too, it has to learn as others do.
     embeddings.padding_idx = None
     _leave_routers_alone(model)
+    if getattr(model.config, "quantization_config", None):
+        _give_whole_states(model)
     return model.eval(), tokenizer
+
+
+def _give_whole_states(model: Any) -> None:
+    """Let the output head read states that lie beside each other. Of the last ones of prompts, as they are cut out of
+    all, torch 2.13 makes a product a row, each with a copy of the head: of 64 prompts and SmolLM2's 49,152 x 576 in
+    int8 3.6 GB, and six times the seconds."""
+    head = model.get_output_embeddings()
+    if head is not None:
+        head.register_forward_pre_hook(lambda module, given: (given[0].contiguous(), *given[1:]))
 
 
 def _leave_routers_alone(model: Any) -> None:

@@ -111,6 +111,9 @@ def warn_of_too_long(count: int, total: int, rows: str, max_length: int, too_lon
         )
 
 
+FEW_STEPS = 20
+"""Optimiser steps below which a training is warned of; a reading aid. 300 chats and the default batch of 32 make 16 in
+two epochs, which taught a model of 135 M parameters none of their answers, where 124 taught it all."""
 LOSS_TILE_BYTES = 2**26
 """64 MiB: the fp32 logits of one tile of TRL's loss on a CPU."""
 
@@ -236,6 +239,8 @@ def train(
     guards.watch(trainer, rows)
     tracking.show("example", guards.example(tokenizer, rows[0]))
     literature.warn(config, network.num_parameters())
+    if steps < FEW_STEPS:
+        logger.warning("%d optimiser steps in all teach little; more epochs or a smaller batch_size make more", steps)
     resuming.train(trainer)
     processes.leave()
     return trainer

@@ -42,3 +42,22 @@ def test_answers_are_made_with_the_quantised_cache(tiny_model, tmp_path):
     generator.model.register_forward_hook(lambda *told: kinds.append(type(told[2].past_key_values).__name__))
     assert len(generator.generate([chat("a"), chat("bcd")], max_new_tokens=4)) == 2
     assert set(kinds) == {"QuantizedCache"}
+
+
+def test_the_head_of_a_quantised_model_is_multiplied_once_for_all_prompts(tiny_model, tmp_path):
+    import torch
+
+    model, _ = checkpoints.load(variant(tiny_model, tmp_path, scheme="int8_weight_only"))
+    ids = torch.arange(3, 19).reshape(4, 4)
+
+    def products():
+        with torch.inference_mode(), torch.profiler.profile() as seen:
+            logits = model(input_ids=ids, logits_to_keep=1).logits
+        return logits, [event.name for event in seen.events()].count("aten::bmm")
+
+    logits, once = products()
+    (given,) = model.get_output_embeddings()._forward_pre_hooks.values()
+    model.get_output_embeddings()._forward_pre_hooks.clear()
+    same, each = products()
+    assert once == 0 and each == 1 and torch.allclose(logits, same, atol=1e-6)
+    assert given(None, (torch.ones(2, 3, 4)[:, -1:],))[0].is_contiguous()
