@@ -37,10 +37,10 @@ IMPORTS = 580e6
 CUDA_CONTEXT = 900e6
 """Bytes of a GPU that torch's context, cuBLAS's workspaces and the kernels take before a tensor is made; 0.5 to 1 GB by
 card and version."""
-TILES = 20
-"""Tiles of the loss on a CPU that the peak grows by. Its torch code holds some eight at once (`LOSS_TILE_BYTES`); 20 is
-what fits the four trainings of tests/benchmarks/plan.json at a vocabulary of 8,192, holes of the heap among it, and is
-too many for tiles of the full 64 MiB."""
+TILES = 9
+"""Tiles of the loss on a CPU that the peak grows by. It holds two or three at once (`loss_tiles`); 9 is what fits the
+fourteen trainings of tests/benchmarks/plan.json, where half of the tokens of a row have a loss and all are counted,
+holes of the heap among it."""
 TRITON_TOKENS = 4_096
 """Tokens of a tile of the loss on a GPU, whose kernel holds one."""
 COLUMNS = 32_768

@@ -1,0 +1,100 @@
+"""What is forgotten for what is learnt, by reinforcement and by fine-tuning that go on from one model (RL's Razor,
+arXiv 2509.04259, measures it so at 3 B parameters and more).
+
+    python tests/benchmarks/forgetting.py [ARM …]
+
+The model is the quickstart's after its first fine-tuning. Each arm trains it further, by several learning rates and
+without any general rows, which hold back what is to be seen here: on the labelled questions, on its own right answers
+to further ones beside them, or by `grpo` on these. Writes forgetting.json: of each the points gained on the domain's
+test questions, those lost on the general skills and of refusals, paired by prompt, and the nats a token that general
+text became less likely by.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bloomery.pipelines import run_outputs
+from bloomery.pipelines.scores import compare
+
+ROOT = Path(__file__).parents[2]
+SHARED = {"optimizer": "muon", "batch_size": 16, "max_length": 192}
+TUNED = {"as": "further", "tasks": ["shop_sql"], "epochs": 2, "num_validations": 0, "keep": "last", **SHARED}
+GRPO = {**SHARED, "as": "further", "epochs": 1, "batch_size": 64}
+ARMS: dict[str, list[Any]] = {
+    **{f"sft, {rate:g}": [{"sft": {**TUNED, "learning_rate": rate}}] for rate in (3e-4, 1e-3)},
+    **{
+        f"own right answers, {rate:g}": [
+            {"rejection_sampling": {"num_samples": 4, "temperature": 0.7}},
+            {"sft": {**TUNED, "learning_rate": rate}},
+        ]
+        for rate in (3e-4, 1e-3)
+    },
+    **{f"grpo, {rate:g}": [{"grpo": {**GRPO, "learning_rate": rate}}] for rate in (5e-5, 2e-4)},
+}
+
+
+def recipe(further: list[Any]) -> dict[str, Any]:
+    """The quickstart's, to its first fine-tuning and then `further`."""
+    whole = yaml.safe_load((ROOT / "pipelines/recipes/quickstart.yaml").read_text(encoding="utf-8"))
+    names = [stage if isinstance(stage, str) else next(iter(stage)) for stage in whole["stages"]]
+    begun = whole["stages"][: names.index("sft") + 1]
+    return {**whole, "stages": [*begun, *further], "quantisation": [], "monitoring": {}, "name": "forgetting"}
+
+
+def measured(further: list[Any], workdir: Path) -> dict[str, Any]:
+    """Run the recipe, and compare what it ends with with the model of its first fine-tuning."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "forgetting.yaml"
+        file.write_text(yaml.safe_dump(recipe(further), allow_unicode=True), encoding="utf-8")
+        command = [Path(sys.executable).with_name("bloomery"), "run", file, "--workdir", workdir, "--json"]
+        started = time.perf_counter()
+        ended = subprocess.run(command, capture_output=True, text=True)
+    summary = json.loads(ended.stdout.strip().split("\n")[-1])
+    if ended.returncode not in (0, 5):
+        raise SystemExit(f"{summary}\n{ended.stderr[-2000:]}")
+    _, finished, outputs = run_outputs.read(Path(summary["run"]))
+    models = run_outputs.results(outputs)
+
+    def change(task: str) -> dict[str, float]:
+        after, before = ([row for row in models[name] if row["task"] == task] for name in ("further", "sft"))
+        found = compare(after, before)
+        assert found
+        return {
+            "before": round(sum(row["score"] for row in before) / len(before), 4),
+            "change": round(found.difference, 4),
+            "stderr": round(found.stderr, 4),
+            "p": round(found.p, 5),
+            "n": found.n,
+        }
+
+    own = {key.split("/")[-1]: value for key, value in finished["further"]["metrics"].items()}
+    return {
+        "domain": change("shop_sql"),
+        "general_skills": change("general_skills"),
+        "refusals": change("safety"),
+        "general_text_nats": change("general_text"),
+        "training": {key: own[key] for key in ("loss", "reward_first", "reward_last", "kl_last") if key in own},
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def main() -> None:
+    file = Path(__file__).with_suffix(".json")
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    for name in sys.argv[1:] or ARMS:
+        found[name] = measured(ARMS[name], ROOT / "build" / "forgetting")
+        print(name, json.dumps(found[name]), flush=True)
+        file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
