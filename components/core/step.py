@@ -96,8 +96,9 @@ def run_step(
         given = {name: _path(item) for name, item in inputs.items() if item is not None}
         result = execute(run, stage, config, given, _paths(outputs))
     except BloomeryError as error:
-        logger.error("%s: %s", stage, error)
-        tracking.journal("failed", stage, error=type(error).__name__, message=str(error), exit_code=error.exit_code)
+        told = str(error).removeprefix(f"{stage}: ")  # a message may begin with the section of the recipe
+        logger.error("%s: %s", stage, told)
+        tracking.journal("failed", stage, error=type(error).__name__, message=told, exit_code=error.exit_code)
         sys.exit(error.exit_code)
     except Exception as error:
         tracking.journal("failed", stage, error=type(error).__name__, message=traceback.format_exc(), exit_code=1)
@@ -229,7 +230,7 @@ class _Warnings(logging.Handler):
         message = record.getMessage()
         if message not in self.messages and len(self.messages) < MOST_WARNINGS:
             self.messages.append(message)
-            tracking.journal("warned", self.stage, message=message)
+            tracking.journal("warned", self.stage, message=message.removeprefix(f"{self.stage}: "))
 
 
 def _finished(entry: Path, writes: Mapping[str, str]) -> dict[str, Any] | None:
