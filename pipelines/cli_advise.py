@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
@@ -87,6 +88,12 @@ def advise(
     """
     if output.exists():
         raise ConfigError(f"--output {output}: there is a file of that name, which is left as it is; give another")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        place = tempfile.TemporaryFile(dir=output.parent)
+    except OSError as error:
+        raise ConfigError(f"--output {output}: cannot be written: {error.strerror}; give another") from None
+    place.close()
     from bloomery.components.core.modelling import cards
     from bloomery.pipelines import advise as advice
     from bloomery.pipelines import advise_measured
@@ -105,7 +112,6 @@ def advise(
         places["model"] = _from(output, known["model"])
     answers = _parsed({**known, **places, "name": _name(output)})
     found = advice.advise(answers, measured)
-    output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(advice.written(answers, found), encoding="utf-8")
     if as_json:
         told = [one._asdict() for one in found.recommendations]

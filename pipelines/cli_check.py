@@ -57,6 +57,7 @@ def check(
             "pairs": own_pairs(checked.preference_sources),
             "max_length": checked.max_length,
             "train_on": checked.train_on,
+            "train_reasoning": checked.train_reasoning,
             "pair_max_length": checked.pair_max_length,
         }
     if model is None:

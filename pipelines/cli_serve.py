@@ -16,7 +16,7 @@ from bloomery.pipelines.cli_options import WORKDIR, RecipeArgument, SetOption, W
 def serve(
     recipe: RecipeArgument,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every network.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     log: Annotated[
         str | None, typer.Option(help="Prediction log: folder or URI such as s3://logs/shop; else WORKDIR/predictions.")
     ] = None,

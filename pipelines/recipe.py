@@ -39,6 +39,8 @@ from bloomery.pipelines.chain import Stage
 from bloomery.pipelines.settings import put
 
 RECIPES = Path(__file__).parent / "recipes"
+LEARNT_AS = ("max_length", "train_on", "train_reasoning")
+"""Settings of the first fine-tuning that preflight renders and measures chats by."""
 
 
 class Recipe(Config):
@@ -217,7 +219,7 @@ class Recipe(Config):
                 if isinstance(stage.config, ChatCurationConfig)
                 for source in stage.config.preferences
             ],
-            **({"max_length": learns.max_length, "train_on": learns.train_on} if learns else {}),
+            **({name: getattr(learns, name) for name in LEARNT_AS} if learns else {}),
             pair_max_length=compares.max_length if compares else 0,
             too_long=self.evaluation.too_long,
             limit=self.evaluation.limit,

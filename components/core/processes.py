@@ -31,6 +31,9 @@ WORK, RESULT, ERROR = "work", "result", "error"
 GIVEN, WANTED = "BLOOMERY_ACCELERATORS", "BLOOMERY_PROCESSES"
 """Environment: accelerators that the recipe's resources give a task; processes that a user wants, also on CPUs."""
 
+MOST = 64
+"""Processes of one machine that may train together: more are a slip."""
+
 Item = TypeVar("Item")
 
 
@@ -41,8 +44,8 @@ def asked(run: Callable[..., Any]) -> int:
         return 1
     name = WANTED if WANTED in os.environ else GIVEN
     told = os.environ.get(name, "1")
-    if not told.isdecimal() or not int(told):
-        raise ConfigError(f"{name}: found {told!r}, expected a number of processes from 1")
+    if not told.isdecimal() or not 0 < int(told) <= MOST:
+        raise ConfigError(f"{name}: found {told!r}, expected a number of processes from 1 to {MOST}")
     if name == WANTED or told == "1":
         return int(told)
     import torch

@@ -39,6 +39,8 @@ class PreflightConfig(Config):
     """The `max_length` of the recipe's first stage that is fine-tuned on chats; 0: there is none."""
     train_on: TrainOn = "all_turns"
     """The `train_on` of that stage."""
+    train_reasoning: bool = True
+    """The `train_reasoning` of that stage."""
     pair_max_length: int = Field(default=0, ge=0)
     """The `max_length` of the recipe's first stage that is trained on preference pairs; 0: there is none."""
     too_long: TooLong = "drop"

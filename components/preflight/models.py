@@ -113,6 +113,7 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
     limits: dict[str, Any] = {
         "max_length": config.max_length,
         "train_on": config.train_on,
+        "train_reasoning": config.train_reasoning,
         "pair_max_length": config.pair_max_length,
         "too_long": config.too_long,
     }

@@ -37,6 +37,11 @@ def kept(scores_OI: torch.Tensor, share: Share) -> torch.Tensor:
         zeros = group - most
     else:
         group, zeros = inputs, round(share * inputs)
+    if zeros in (0, inputs):
+        raise ConfigError(
+            f"pruning.sparsity: found {share}; of the {inputs} inputs of a projection {'all' if zeros else 'none'} "
+            "would be zero, as a share is rounded to whole weights of an output"
+        )
     if inputs % group:
         raise ConfigError(
             f"pruning.sparsity: found {share}; {inputs} inputs of a projection are no multiple of {group}"

@@ -46,7 +46,11 @@ def found(label: str, path: Path) -> Path:
     if place is None:
         raise ModelError(f"{label} holds no {SETTINGS}; expected an {FORM}, in its folder or in `{FOLDER}` within")
     settings(label, place)
-    if not faults.tensors(place):
+    try:
+        tensors = faults.tensors(place)
+    except ValueError as error:
+        raise ModelError(f"{label}: {error}; expected an {FORM}") from None
+    if not tensors:
         raise ModelError(f"{label} has no weights in safetensors; expected an {FORM}")
     return place
 

@@ -63,6 +63,7 @@ def look(
     chat_template: str = "",
     max_length: int = 0,
     train_on: TrainOn = "all_turns",
+    train_reasoning: bool = True,
     pair_max_length: int = 0,
     too_long: TooLong = "drop",
 ) -> dict[str, Any]:
@@ -96,7 +97,7 @@ def look(
         facts["special_tokens"] = {name: getattr(tokenizer, f"{name}_token") for name in names}
         checkpoints.check_vocabulary(path, tokenizer, text.get("vocab_size") or len(tokenizer))
         facts |= _turns(path, tokenizer, chat_template)
-        facts |= _rendered(tokenizer, chats or _example(tokenizer), max_length, train_on)
+        facts |= _rendered(tokenizer, chats or _example(tokenizer), max_length, train_on, train_reasoning)
         facts |= _measured_pairs(tokenizer, pairs, pair_max_length)
         facts |= _measured_questions(path, tokenizer, evaluation_sets, too_long)
     except ModelError as error:
@@ -193,13 +194,15 @@ def _turns(path: Path, tokenizer: Any, chat_template: str) -> dict[str, Any]:
     return {"ends": [tokenizer.decode([end]) for end in ends], "end_ids": ends, "supplied": supplied}
 
 
-def _rendered(tokenizer: Any, chats: Chats, max_length: int, train_on: TrainOn) -> dict[str, Any]:
+def _rendered(
+    tokenizer: Any, chats: Chats, max_length: int, train_on: TrainOn, train_reasoning: bool
+) -> dict[str, Any]:
     """The first chat in pieces, each (text, whether trained), and how long the rows of all are."""
     sample: list[list[tuple[str, bool]]] = []
     lengths = []
     for number, (messages, tools) in enumerate(chats):
         try:
-            rows = templates.trained_rows(tokenizer, messages, tools, train_on)
+            rows = templates.trained_rows(tokenizer, messages, tools, train_on, train_reasoning)
         except ModelError as error:
             raise ModelError(f"chat {number + 1} of {len(chats)}: {error}") from None
         lengths += [len(ids) for ids, _ in rows]

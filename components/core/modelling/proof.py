@@ -56,17 +56,21 @@ def prove_answer(tokenizer: Any, ids: list[int], text: str, message: dict[str, A
 
 def thoughts_end(tokenizer: Any, ids: list[int], marker: Sequence[int], message: dict[str, Any]) -> int:
     """Where in the `ids` of a turn its thoughts end, with what closes them: the tokens `marker`, or `</think>`; 0 of a
-    turn without.
+    turn without, and all of one whose thought is not closed, or has no answer after it.
 
     Raises: ModelError unless what follows decodes to the turn's content, or holds it beside its calls.
     """
+    said = message.get("content") or ""
+    is_open = said.lstrip().startswith("<think>") and "</think>" not in said
+    if is_open or (thought(message) and not said.rpartition("</think>")[2].strip() and not message.get("tool_calls")):
+        return len(ids)
     places = range(len(ids) - len(marker), -1, -1) if marker else ()
     end = next((at + len(marker) for at in places if ids[at : at + len(marker)] == list(marker)), 0)
     if not end and (times := tokenizer.decode(ids).count("</think>")):
         counts = range(len(ids) + 1)
         end = bisect.bisect_left(counts, times, key=lambda count: tokenizer.decode(ids[:count]).count("</think>"))
     decoded = tokenizer.decode(ids[end:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-    content = _plain((message.get("content") or "").rpartition("</think>")[2])
+    content = _plain(said.rpartition("</think>")[2])
     is_whole = content in _plain(decoded) if message.get("tool_calls") else content == _plain(decoded)
     told = (message.get("reasoning_content") or thought(message)).strip()
     if not is_whole or "</think>" in decoded or (told and not end):

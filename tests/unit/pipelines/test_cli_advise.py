@@ -63,6 +63,12 @@ def test_flags_answer_and_a_file_that_is_there_is_left(tmp_path):
     assert (tmp_path / "out.yaml").read_bytes() == before
 
 
+def test_a_place_that_cannot_be_written_is_told_first(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    error = call(tmp_path / "file").exception
+    assert isinstance(error, ConfigError) and "out.yaml: cannot be written: " in str(error)
+
+
 def test_json_is_the_last_line(tmp_path):
     told = json.loads(call(tmp_path, "--json").stdout.strip().splitlines()[-1])
     assert told["recipe"] == str(tmp_path / "out.yaml")

@@ -58,3 +58,9 @@ def test_chats_are_needed_where_they_tell_what_matters():
     assert all(config.needed_inputs == {"chats"} for config in needed.values())
     ticket = PruningConfig(sparsity=0.5, importance="magnitude", rewind=NamedModel(stage="start"))
     assert not ticket.needed_inputs and not PruningConfig(intermediate_size=8, importance="magnitude").needed_inputs
+
+
+@pytest.mark.parametrize(("share", "told"), [(0.9, "all"), (0.1, "none")])
+def test_a_share_that_leaves_all_or_nothing_is_refused(share, told):
+    with pytest.raises(ConfigError, match=f"of the 4 inputs of a projection {told} would be zero"):
+        sparsity.kept(torch.ones(2, 4), share)

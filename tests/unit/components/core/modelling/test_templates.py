@@ -369,3 +369,10 @@ def test_thoughts_that_do_not_end_where_the_answer_begins_are_refused():
     assert runs(tokenizer, templates.trained_rows(tokenizer, chat)) == [["hello/I greet<|im_end|>"]]
     with pytest.raises(ModelError, match="it cannot be told where the thoughts of a turn end"):
         templates.trained_rows(tokenizer, chat, train_reasoning=False)
+
+
+@pytest.mark.parametrize("said", ["<think>I never", "<think>I greet</think>", "<think>I greet</think>\n\n  "])
+def test_a_thought_without_an_answer_has_no_loss(said):
+    tokenizer = tokenizer_for(CHATML, eos="<|im_end|>")
+    ((_, trained),) = templates.trained_rows(tokenizer, [asks("hi"), says(said)], train_reasoning=False)
+    assert not any(trained)
