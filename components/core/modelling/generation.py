@@ -92,6 +92,7 @@ class Generator:
                     logits_processor=choice,
                     eos_token_id=ends,
                     pad_token_id=templates.pad_token(self.tokenizer),
+                    **without_routers(self.model),
                 )
             made = [_ended(ids, ends) for ids in output[:, ids_BL.shape[1] :].tolist()]
             for position, index in enumerate(batch):
@@ -106,6 +107,12 @@ class Generator:
         rows = [templates.text_tokens(self.tokenizer, text) for text in texts]
         begun = [row[:1] == [self.tokenizer.bos_token_id] for row in rows]
         return log_likelihoods(self.model, [row[: max_length + bos] for row, bos in zip(rows, begun, strict=True)])
+
+
+def without_routers(model: Any) -> dict[str, bool]:
+    """What `generate` has to be told of a mixture of experts that is being trained, and balances its routers: they
+    cannot say what they do token by token."""
+    return {"output_router_logits": False} if getattr(model.config, "output_router_logits", False) else {}
 
 
 def without_end(ids: list[int], ends: Sequence[int]) -> list[int]:

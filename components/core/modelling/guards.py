@@ -13,7 +13,7 @@ from typing import Any
 
 from bloomery.components.core import processes, tracking
 from bloomery.components.core.errors import DivergedError
-from bloomery.components.core.modelling.generation import left_padded
+from bloomery.components.core.modelling.generation import left_padded, without_routers
 from bloomery.components.core.modelling.token_shards import IGNORED
 
 logger = logging.getLogger(__name__)
@@ -236,11 +236,13 @@ def _repetition(trainer: Any, asked: Sequence[list[int]]) -> float:
     was_training = model.training
     model.eval()
     ids_BL, mask_BL = (part.to(model.device) for part in left_padded(asked, pad or 0))
-    # A mixture of experts that balances its routers cannot say what they do token by token.
-    quiet = {"output_router_logits": False} if getattr(model.config, "output_router_logits", False) else {}
     with torch.inference_mode():
         answers_BL = model.generate(
-            input_ids=ids_BL, attention_mask=mask_BL, max_new_tokens=NUM_ANSWERED, do_sample=False, **quiet
+            input_ids=ids_BL,
+            attention_mask=mask_BL,
+            max_new_tokens=NUM_ANSWERED,
+            do_sample=False,
+            **without_routers(model),
         )
     model.train(was_training)
     # What stands after the end of an answer is padding.
