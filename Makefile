@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCKED := --quiet --constraint constraints.txt
 
 .PHONY: quickstart smollm2 test check lock install install-test compile image clean bench-data bench-eval bench-drift \
-  bench-memory bench-train
+  bench-memory bench-train bench-methods
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -89,3 +89,8 @@ bench-memory: .venv/installed-test  ## peak memory by vocabulary, and by the siz
 
 bench-train: .venv/installed-test  ## training beside a bare loop and beside TRL's own, and its start
 	$(BIN)/python tests/benchmarks/train.py
+
+SMOLLM2 ?= $(lastword $(sort $(wildcard bloomery-runs/runs/*-smollm2)))
+
+bench-methods: .venv/installed-test  ## what each method of fine-tuning costs and brings; SMOLLM2 is a run of that recipe
+	$(BIN)/python tests/benchmarks/methods.py $(SMOLLM2)

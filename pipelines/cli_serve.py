@@ -50,7 +50,7 @@ def serve(
     from bloomery.pipelines import launch
 
     adapters = named_adapters(adapter)
-    loaded = launch.load(recipe, set, prepare=False)
+    loaded = launch.load(recipe, set, prepare=False, reads_data=False)
     surroundings.enter()
     from bloomery.monitoring.serving import serve as run
 

@@ -29,11 +29,11 @@ from bloomery.pipelines.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 
-def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool) -> Recipe:
+def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool, reads_data: bool = True) -> Recipe:
     """Load a recipe; one that uses `${quickstart}` (the demo domain) or `${smollm2}` (a real pre-trained model) gets
-    their folders, which `prepare` makes on first use."""
+    their folders, which `prepare` makes on first use. `reads_data` as in `recipe.load`."""
     folders = {name: _folder(name, prepare) for name in ("quickstart", "smollm2") if recipes.uses(recipe, name)}
-    return recipes.load(recipe, settings, folders)
+    return recipes.load(recipe, settings, folders, reads_data=reads_data)
 
 
 def _folder(name: str, prepare: bool) -> str:

@@ -267,11 +267,14 @@ def find(recipe: str) -> Path:
     raise ConfigError(f"{recipe}: no recipe of this name; known: {', '.join(shipped)}; {hint}")
 
 
-def load(recipe: str, settings: Iterable[str] = (), variables: dict[str, str] | None = None) -> Recipe:
+def load(
+    recipe: str, settings: Iterable[str] = (), variables: dict[str, str] | None = None, *, reads_data: bool = True
+) -> Recipe:
     """Read, complete and validate a recipe.
 
     `settings` are `step.key=value` with a YAML value, applied over the file. `${name}` stands for
-    `variables[name]` or the environment variable. Relative paths are relative to the recipe's folder.
+    `variables[name]` or the environment variable; for who reads no data, one that is not set stays as it stands there.
+    Relative paths are relative to the recipe's folder.
     Raises: ConfigError with every problem, one a line.
     """
     path = find(recipe)
@@ -283,12 +286,12 @@ def load(recipe: str, settings: Iterable[str] = (), variables: dict[str, str] | 
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
     known = {**os.environ, **(variables or {})}
     missing = sorted({name for name in _variables(text) if name not in known})
-    if missing:
+    if missing and reads_data:
         raise ConfigError(
             "\n".join(f"{path}: ${{{name}}} is not set; export it as an environment variable" for name in missing)
         )
     try:
-        values = yaml.load(re.sub(r"\$\{(\w+)\}", lambda match: known[match.group(1)], text), _Loader)
+        values = yaml.load(re.sub(r"\$\{(\w+)\}", lambda match: known.get(match[1], match[0]), text), _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {str(error)[:300]}") from None
     if not isinstance(values, dict):

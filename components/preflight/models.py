@@ -72,6 +72,8 @@ def _tell_lengths(config: PreflightConfig, facts: dict[str, Any]) -> dict[str, f
     if facts["unfit"]:
         raise DataError("\n".join(facts["unfit"]))
     told = {}
+    if count := facts["lengths"]["end_inside"]:
+        logger.warning("training leaves out %d chats, such as %s", count, facts["lengths"]["first_end_inside"])
     if config.max_length:
         told["preflight/too_long_fraction"] = _tell_longer(facts["lengths"], "chats")
     if config.pair_max_length and "pair_lengths" in facts:

@@ -46,11 +46,12 @@ def run(
     """Judge `model` by its evaluation against that of the champion and of the base; register and promote it if it
     passes.
 
-    A candidate whose content is that of the champion is the champion: nothing is registered twice. One that another
-    promotion overtook since the champion was read stays registered without alias, and is rejected. `parent`, the
-    candidate before quantisation, is published beside it: a later training can start from it. Without quantisation
-    there is none, nor `variants`, and the candidate is its own parent; `curated`, `unique` and `duplicates` are there
-    where documents were curated and deduplicated, `chats` and `preferences` where chat_curation read some.
+    A candidate whose content is that of the champion is the champion: nothing is judged, and nothing registered twice.
+    One that another promotion overtook since the champion was read stays registered without alias, and is rejected.
+    `parent`, the candidate before quantisation, is published beside it: a later training can start from it. Without
+    quantisation there is none, nor `variants`, and the candidate is its own parent; `curated`, `unique` and
+    `duplicates` are there where documents were curated and deduplicated, `chats` and `preferences` where chat_curation
+    read some.
     Writes:  verdict (verdict.json: status, reason, model name, version and aliases, digest of the judgement, every leg
              as in `gate`, and the version that training went on from, or "").
     Returns: promotion/promoted (1 or 0), promotion/legs, promotion/legs_passed.
@@ -68,24 +69,27 @@ def run(
     name, current = named["registered_model"], named["champion_version"]
     candidate = artifact.read_manifest(model).digest
     variant, num_bytes = _chosen(variants), checkpoints.num_bytes(model)
-    legs = [
-        *judge(config.gate, known, results["candidate"], results["base"], results["champion"]),
-        *limit_legs(config.gate, num_bytes, variant),
-        *data_legs(
-            config.gate,
-            manifests["curated"],
-            manifests["unique"],
-            artifact.read_manifest(tasks),
-            chats=_curated_chats(chats, preferences) if chats and preferences else None,
-            copies=_by_source(unique, duplicates) if unique and duplicates else None,
-        ),
-    ]
+    is_champion = current is not None and artifact.read_manifest(champion).digest == candidate
+    legs = []
+    if not is_champion:  # against itself a model has no leg to stand on
+        legs = [
+            *judge(config.gate, known, results["candidate"], results["base"], results["champion"]),
+            *limit_legs(config.gate, num_bytes, variant),
+            *data_legs(
+                config.gate,
+                manifests["curated"],
+                manifests["unique"],
+                artifact.read_manifest(tasks),
+                chats=_curated_chats(chats, preferences) if chats and preferences else None,
+                copies=_by_source(unique, duplicates) if unique and duplicates else None,
+            ),
+        ]
     failed = [leg for leg in legs if not leg["passed"]]
     judgement = {"model": name, "candidate_digest": candidate, "champion_version": current, "legs": legs}
     judgement["digest"] = digest(judgement)
 
     status, version, aliases = "promoted", None, [registry.CANDIDATE, registry.CHAMPION]
-    if current is not None and artifact.read_manifest(champion).digest == candidate:
+    if is_champion:
         version, reason = current, f"the candidate is the champion, version {current}: nothing to do"
     elif failed:
         status, reason = "rejected", "; ".join(leg["reason"] for leg in failed)

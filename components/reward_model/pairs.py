@@ -9,6 +9,7 @@ from typing import Any
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import templates, training
 from bloomery.components.core.modelling.preference_pairs import fault_of, is_held_out
+from bloomery.components.core.modelling.proof import EndInsideError
 from bloomery.components.core.modelling.reward_models import chat_tokens
 from bloomery.components.reward_model.config import RewardModelConfig
 
@@ -34,7 +35,8 @@ def usable(
     """(the preference/2 rows that can be learnt from; what is told of the others).
 
     Told:   too_long (pairs of more than max_length tokens), too_long_fraction, and dropped_<reason>: `unpaired` (one of
-            the two answers is not there), `empty` (one is only blanks), `identical`, `too_long`.
+            the two answers is not there), `empty` (one is only blanks), `identical`, `end_inside` (one says what ends a
+            turn), `too_long`.
     Raises: DataError if none can be used, or one is too long and `too_long` is `error`.
     """
     pairs: list[Pair] = []
@@ -72,7 +74,10 @@ def _pair(tokenizer: Any, row: dict[str, Any], config: RewardModelConfig) -> tup
     if fault := fault_of(row):
         return None, fault
     answers = (row["chosen"], row["rejected"])
-    chosen, rejected = (chat_tokens(tokenizer, row["messages"] + answer, row["tools"]) for answer in answers)
+    try:
+        chosen, rejected = (chat_tokens(tokenizer, row["messages"] + answer, row["tools"]) for answer in answers)
+    except EndInsideError:
+        return None, "end_inside"
     if chosen == rejected:
         return None, "identical"
     asked = len(templates.prompt_tokens(tokenizer, row["messages"], row["tools"]))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
 from bloomery.components.core import artifact
 from bloomery.components.core.modelling import templates
+from bloomery.components.core.modelling.proof import EndInsideError
 
 CALIBRATION_TOKENS = 512
 """Tokens of a calibration chat that are read."""
@@ -20,6 +22,9 @@ def calibration_chats(chats: Path, count: int) -> list[dict[str, Any]]:
 
 
 def calibration_rows(tokenizer: Any, chats: list[dict[str, Any]]) -> list[tuple[list[int], list[bool]]]:
-    """(token ids, which of them the assistant said) of the beginning of each chat."""
-    rows = [templates.trained_tokens(tokenizer, chat["messages"], chat["tools"]) for chat in chats]
+    """(token ids, which of them the assistant said) of the beginning of each chat that training would take."""
+    rows = []
+    for chat in chats:
+        with contextlib.suppress(EndInsideError):
+            rows.append(templates.trained_tokens(tokenizer, chat["messages"], chat["tools"]))
     return [(ids[:CALIBRATION_TOKENS], trained[:CALIBRATION_TOKENS]) for ids, trained in rows]

@@ -17,6 +17,7 @@ from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import adapters, batches, likelihood, templates, token_shards, training
 from bloomery.components.core.modelling.best import Best
 from bloomery.components.core.modelling.mixtures import ALWAYS, MixingConfig, Mixture
+from bloomery.components.core.modelling.proof import EndInsideError
 from bloomery.components.core.modelling.resuming import Keeper
 from bloomery.components.core.modelling.token_shards import IGNORED, Encoded
 from bloomery.components.core.modelling.training import TooLong, TrainingConfig
@@ -27,6 +28,8 @@ logger = logging.getLogger(__name__)
 CHATS_AT_ONCE = 500
 """Chats that a worker turns into tokens at once."""
 
+REASONS = ("other_tasks", "too_long", "without_loss", "end_inside")
+"""Why a chat, or a row of it, is not trained."""
 Row = tuple[list[int], list[bool]]
 """Token ids, and which of them have a loss."""
 
@@ -106,9 +109,10 @@ def fine_tune(
     Returns: the network with its adapter, if any, merged; loss and validation_loss (nats per trained token), chats,
              texts, trained_tokens (assistant and text tokens of one epoch), too_long (chats of more than max_length
              tokens) and too_long_fraction, without_loss (chats left out because no token of theirs would be trained),
-             best_step (optimiser steps of the kept weights); with `tasks` other_tasks (chats left out), with `mixing`
-             share_<task> (part of the chats of an epoch) and unseen (rows that no epoch takes), with `best_by: score`
-             validation_score and scoring_seconds.
+             end_inside (chats left out because the assistant says what ends a turn), best_step (optimiser steps of the
+             kept weights); with `tasks` other_tasks (chats left out), with `mixing` share_<task> (part of the chats of
+             an epoch) and unseen (rows that no epoch takes), with `best_by: score` validation_score and
+             scoring_seconds.
     Raises:  DataError if no chat fits in max_length, or if one does not and `too_long` is `error`; DivergedError before
              a non-finite step is taken.
     """
@@ -119,7 +123,7 @@ def fine_tune(
 
     set_seed(config.seed)
     parts = ["chats", artifact.read_manifest(chats).digest, texts, config.max_length, config.too_long, config.train_on]
-    parts += [config.train_reasoning, config.tasks]
+    parts += [config.train_reasoning, config.tasks, artifact.file_digest(Path(__file__))]
     cut = functools.partial(_cut, tokenizer, config, where)
     validation = labelled_rows(config, tokenizer, watched, where)
     evaluations = config.num_validations if validation else 0
@@ -209,10 +213,10 @@ def _encoded(
 
 
 def _rows_of_chats(cut: Any, names: Sequence[str], chats: list[dict[str, Any]]) -> Encoded:
-    """Rows of some chats, with how many chats were read, kept, of other tasks, too long or without a token to train."""
+    """Rows of some chats, with how many chats were read, and kept or left out for each reason of `_cut`."""
     rows: list[Row] = []
     groups: list[int] = []
-    counts = {"read": len(chats), "chats": 0, "too_long": 0, "without_loss": 0, "other_tasks": 0, "trained_tokens": 0}
+    counts = {"read": len(chats), "chats": 0, "trained_tokens": 0, **dict.fromkeys(REASONS, 0)}
     for chat in chats:
         kept, reasons = cut(chat)
         rows += kept
@@ -226,7 +230,8 @@ def _rows_of_chats(cut: Any, names: Sequence[str], chats: list[dict[str, Any]]) 
 
 def _cut(tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, Any]) -> tuple[list[Row], list[str]]:
     """(rows of at most `max_length` tokens that have something to train, what is counted of the chat) of a chat/2 row:
-    `other_tasks`; `too_long` if one row was longer; `without_loss` if nothing that fits is trained."""
+    `other_tasks`; `too_long` if one row was longer; `without_loss` if nothing that fits is trained; `end_inside` if the
+    assistant says what ends a turn."""
     max_length, too_long = config.max_length, config.too_long
     if config.tasks and chat.get("task", config.tasks[0]) not in config.tasks:
         return [], ["other_tasks"]
@@ -234,7 +239,11 @@ def _cut(tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, A
         return [], ["without_loss"]
     # What a corrected chat says before its last turn is wrong.
     train_on: templates.TrainOn = "last_turn" if chat.get("origin") == CORRECTED else config.train_on
-    made = templates.trained_rows(tokenizer, chat["messages"], chat["tools"], train_on, config.train_reasoning)
+    try:
+        made = templates.trained_rows(tokenizer, chat["messages"], chat["tools"], train_on, config.train_reasoning)
+    except EndInsideError as error:
+        logger.warning("left out: chat %s: %s", chat["id"], error)
+        return [], ["end_inside"]
     longest = max(len(ids) for ids, _ in made)
     if longest > max_length and too_long == "error":
         raise DataError(
@@ -256,11 +265,13 @@ def _told(counts: dict[str, int], config: FineTuningConfig, where: str) -> dict[
     if not counts["chats"]:
         raise DataError(
             f"{where}: none of the {read} chats fits in {where}.max_length = {config.max_length} tokens with "
-            f"a token to train ({counts['too_long']} too long, {counts['without_loss']} without one); raise it"
+            f"a token to train ({counts['too_long']} too long, {counts['without_loss']} without one, "
+            f"{counts['end_inside']} that say what ends a turn); raise it"
         )
     fraction = counts["too_long"] / read
     training.warn_of_too_long(counts["too_long"], read, "chats", config.max_length, config.too_long)
-    names = ["chats", "texts", "too_long", "without_loss", "trained_tokens", *(["other_tasks"] if config.tasks else [])]
+    names = ["chats", "texts", "too_long", "without_loss", "end_inside", "trained_tokens"]
+    names += ["other_tasks"] if config.tasks else []
     return {**{name: float(counts[name]) for name in names}, "too_long_fraction": fraction}
 
 

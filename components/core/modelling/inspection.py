@@ -14,6 +14,7 @@ from bloomery.components.core import artifact
 from bloomery.components.core.errors import ConfigError, DataError, ModelError
 from bloomery.components.core.modelling import checkpoints, faults, preference_pairs, templates
 from bloomery.components.core.modelling.context import TooLong, context_tokens, fitting
+from bloomery.components.core.modelling.proof import EndInsideError
 from bloomery.components.core.modelling.templates import TrainOn
 
 logger = logging.getLogger(__name__)
@@ -155,6 +156,8 @@ def describe(facts: dict[str, Any]) -> str:
         found = facts["lengths"]
         over = f", {found['over']:.1%} over max_length {found['max_length']}" if found["max_length"] else ""
         lines.append(f"  rows          {found['rows']} of {found['chats']} chats, longest {found['longest']}{over}")
+        if found["end_inside"]:
+            lines.append(f"  left out      {found['end_inside']} chats, such as {found['first_end_inside']}")
     if "pair_lengths" in facts:
         found = facts["pair_lengths"]
         over = f", {found['over']:.1%} over max_length {found['max_length']}" if found["max_length"] else ""
@@ -197,12 +200,19 @@ def _turns(path: Path, tokenizer: Any, chat_template: str) -> dict[str, Any]:
 def _rendered(
     tokenizer: Any, chats: Chats, max_length: int, train_on: TrainOn, train_reasoning: bool
 ) -> dict[str, Any]:
-    """The first chat in pieces, each (text, whether trained), and how long the rows of all are."""
+    """The first chat in pieces, each (text, whether trained), how long the rows of all are, and how many chats say what
+    ends a turn, so that training leaves them out."""
     sample: list[list[tuple[str, bool]]] = []
     lengths = []
+    end_inside = ""
+    num_end_inside = 0
     for number, (messages, tools) in enumerate(chats):
         try:
             rows = templates.trained_rows(tokenizer, messages, tools, train_on, train_reasoning)
+        except EndInsideError as error:
+            num_end_inside += 1
+            end_inside = end_inside or f"chat {number + 1} of {len(chats)}: {error}"
+            continue
         except ModelError as error:
             raise ModelError(f"chat {number + 1} of {len(chats)}: {error}") from None
         lengths += [len(ids) for ids, _ in rows]
@@ -213,9 +223,12 @@ def _rendered(
             ]
             for row in rows
         ]
+    if not lengths:
+        raise ModelError(end_inside)
     longest = sorted(lengths, reverse=True)[:3]
     over = sum(length > max_length for length in lengths) / len(lengths) if max_length else 0.0
     counted = {"chats": len(chats), "rows": len(lengths), "longest": longest, "max_length": max_length, "over": over}
+    counted |= {"end_inside": num_end_inside, "first_end_inside": end_inside}
     return {"sample": sample, "lengths": counted}
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bloomery.components.core.data.chats import identity, said
 from bloomery.components.core.modelling import templates
+from bloomery.components.core.modelling.proof import EndInsideError
 from bloomery.components.core.records import content_id
 
 
@@ -29,7 +30,8 @@ class Pair:
 
 def pair_of(tokenizer: Any, row: Mapping[str, Any], *, takes_single: bool = False) -> tuple[Pair | None, str]:
     """(the tokens of a preference/2 row, ""), or (None, why it teaches nothing): `unpaired` (one of the two answers is
-    not there, and none is taken alone), `empty` (one is only blanks), `identical`.
+    not there, and none is taken alone), `empty` (one is only blanks), `identical`, `end_inside` (one says what ends a
+    turn).
 
     Raises: ModelError, with the text, if the template refuses it.
     """
@@ -37,7 +39,10 @@ def pair_of(tokenizer: Any, row: Mapping[str, Any], *, takes_single: bool = Fals
         return None, fault
     answers = (row["chosen"], row["rejected"])
     asked = templates.prompt_tokens(tokenizer, row["messages"], row["tools"])
-    whole = [_with_end(tokenizer, row["messages"] + answer, row["tools"]) if answer else [] for answer in answers]
+    try:
+        whole = [_with_end(tokenizer, row["messages"] + answer, row["tools"]) if answer else [] for answer in answers]
+    except EndInsideError:
+        return None, "end_inside"
     # Templates may render a prompt that is answered otherwise than one that is open: what goes on begins where they
     # part, as TRL has it.
     begin = min(len(os.path.commonprefix([asked, ids])) for ids in whole if ids)

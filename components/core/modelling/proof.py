@@ -12,6 +12,10 @@ from typing import Any
 from bloomery.components.core.errors import ModelError
 
 
+class EndInsideError(ModelError):
+    """What a chat lets the assistant say holds the token that ends a turn: this chat cannot be trained, others can."""
+
+
 def prove_prompt(text: str, messages: Sequence[dict[str, Any]], tools: str) -> None:
     """Raise ModelError unless the rendered prompt holds every message but the assistant's, and every tool."""
     for message in messages:
@@ -32,7 +36,8 @@ def prove_prompt(text: str, messages: Sequence[dict[str, Any]], tools: str) -> N
 
 
 def prove_answer(tokenizer: Any, ids: list[int], text: str, message: dict[str, Any]) -> None:
-    """Raise ModelError unless `ids` decode to the beginning of `text`, which holds all of the turn, and end once."""
+    """Raise ModelError unless `ids` decode to the beginning of `text`, which holds all of the turn, and end once;
+    EndInsideError if nothing but an end inside of it is wrong."""
     decoded = tokenizer.decode(ids[:-1], skip_special_tokens=False, clean_up_tokenization_spaces=False)
     left_out = []
     if not _plain(text).startswith(_plain(decoded)):
@@ -45,8 +50,12 @@ def prove_answer(tokenizer: Any, ids: list[int], text: str, message: dict[str, A
     for call in message.get("tool_calls") or []:
         if not _holds(decoded, f"{call['function']['name']} {_values(call['function']['arguments'])}"):
             left_out.append(f"the call of {call['function']['name']}")
-    if ids[-1] in ids[:-1]:
-        left_out.append(f"an end that is not inside of it as well ({tokenizer.decode(ids[-1:])!r})")
+    is_ended_inside = ids[-1] in ids[:-1]
+    if is_ended_inside and not left_out:
+        raise EndInsideError(
+            f"an assistant turn says what ends a turn ({tokenizer.decode(ids[-1:])!r}), so that the model would learn "
+            f"to stop there and to go on: {shown([message])}"
+        )
     if left_out:
         raise ModelError(
             f"an assistant turn comes through the chat template without {', '.join(left_out)}: {shown([message])}. "

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from bloomery.components.core import artifact, processes
 from bloomery.components.core.config import digest
-from bloomery.components.core.modelling import templates
+from bloomery.components.core.modelling import proof, templates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -164,7 +164,7 @@ def tokenised(tokenizer: Any, parts: Sequence[Any], batches: Callable[[], Iterab
     with contextlib.ExitStack() as stack:
         store = os.environ.get("BLOOMERY_STORE")
         if store and state:
-            code = [artifact.file_digest(Path(module)) for module in (__file__, templates.__file__)]
+            code = [artifact.file_digest(Path(module)) for module in (__file__, templates.__file__, proof.__file__)]
             folder = Path(store) / "tokens" / digest([state, list(parts), code])[:24]
         else:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bloomery-"))) / "tokens"

@@ -33,6 +33,9 @@ MIN_FIELD = (32, 16)
 ones; names of products and codes are shorter."""
 MIN_QUESTION = (16, 8)
 """The same where the template is the field alone: the field holds the words that ask as well."""
+MAX_SHARE = 0.25
+"""Share of a set's questions above which an n-gram is taken for words that lead to all of them, as instructions do that
+stand in every question; what is left of a question has to be found as well."""
 
 _PREFIX_BITS = 20
 _PREFIX_SHIFT = np.uint64(64 - _PREFIX_BITS)
@@ -49,7 +52,8 @@ class Item(NamedTuple):
     hashes: np.ndarray
     """Sorted, different."""
     name: np.ndarray
-    """n-grams of the fields that have to be there as well, of an item that is mostly words of a template."""
+    """n-grams that have to be there as well, of an item that is mostly words of a template: those of its fields, or
+    those that few other questions have."""
 
 
 class Found(NamedTuple):
@@ -75,7 +79,8 @@ def evaluation_items(tasks: Tasks) -> tuple[list[Item], int]:
 
     An item is what the user wrote: the fields of its row, without the words of the prompt template. Where that is
     little more than a name, a page that mentions it states a fact and gives no question away: the item is then the
-    question as it is asked together with its answer. For a perplexity task it is the reference text.
+    question as it is asked together with its answer. For a perplexity task it is the reference text. Of a set whose
+    questions have words in common it is not these that make another text one of them.
     """
     rows = [*tasks.prompts(), *tasks.prompts("validation")]
     asked = [_asked(row, tasks) for row in rows]
@@ -94,7 +99,23 @@ def evaluation_items(tasks: Tasks) -> tuple[list[Item], int]:
         if (length, codes.tobytes()) not in items:
             hashes = np.unique(ngram_hashes(codes, length))
             items[length, codes.tobytes()] = Item(row.id, row.task, row.split, length, hashes, name)
-    return list(items.values()), int((own.lengths < own_lengths).sum())
+    return _told_apart(list(items.values())), int((own.lengths < own_lengths).sum())
+
+
+def _told_apart(items: list[Item]) -> list[Item]:
+    """The items, those of a set with words in common with what tells them apart as their `name`."""
+    sets: dict[tuple[str, str, int], list[int]] = {}
+    for index, item in enumerate(items):
+        sets.setdefault((item.task, item.split, item.length), []).append(index)
+    for chosen in sets.values():
+        values, counts = np.unique(np.concatenate([items[index].hashes for index in chosen]), return_counts=True)
+        common = values[counts > max(1, MAX_SHARE * len(chosen))]
+        for index in chosen if len(common) else ():
+            item = items[index]
+            own = np.setdiff1d(item.hashes, common, assume_unique=True)
+            if len(own) < len(item.hashes) and not len(item.name):
+                items[index] = item._replace(name=own)
+    return items
 
 
 def _letters(texts: list[str]) -> tuple[Folded, np.ndarray]:
@@ -144,8 +165,9 @@ class Detector:
                 hashes = ngram_hashes(letters.text(place), length)
                 for owner in index.owners_of(hashes):
                     item = self._items[owner]
-                    overlap = _local_overlap(item.hashes, hashes)
-                    if len(item.name) and _local_overlap(item.name, hashes) < self._min_overlap:
+                    width = 2 * len(item.hashes)
+                    overlap = _local_overlap(item.hashes, hashes, width)
+                    if len(item.name) and _local_overlap(item.name, hashes, width) < self._min_overlap:
                         continue
                     if overlap >= self._min_overlap and (place not in best or overlap > best[place].overlap):
                         best[place] = Found(item, overlap)
@@ -200,8 +222,8 @@ def _prefix_index(items: list[Item], length: int, min_overlap: float) -> _Index:
     return _Index(flat[order], flat_owners[order], is_used)
 
 
-def _local_overlap(item: np.ndarray, text: np.ndarray) -> float:
-    """Largest share of the item's n-grams that stand within twice its length anywhere in the text.
+def _local_overlap(item: np.ndarray, text: np.ndarray, width: int) -> float:
+    """Largest share of the item's n-grams that stand within `width` places anywhere in the text.
 
     A long document holds most n-grams of a common question somewhere; only together they are the question.
     """
@@ -210,7 +232,6 @@ def _local_overlap(item: np.ndarray, text: np.ndarray) -> float:
     positions = np.flatnonzero(item[places] == text)
     if not len(positions):
         return 0.0
-    width = 2 * len(item)
     best = 0
     for start, end in _windows(positions, width):
         best = max(best, len(np.unique(places[positions[start:end]])))

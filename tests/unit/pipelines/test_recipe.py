@@ -82,6 +82,7 @@ def test_variables_come_from_the_caller_or_the_environment(write, monkeypatch):
     file = write(base_model="${PLACE}/model")
     with pytest.raises(ConfigError, match=r"\$\{PLACE\} is not set"):
         recipe.load(file)
+    assert recipe.load(file, reads_data=False).base_model == "${PLACE}/model"
     monkeypatch.setenv("PLACE", "/there")
     assert recipe.load(file).base_model == "/there/model"
     assert recipe.load(file, variables={"PLACE": "/here"}).base_model == "/here/model"

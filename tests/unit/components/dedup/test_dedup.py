@@ -476,3 +476,16 @@ def test_a_page_that_mentions_a_name_stays_and_one_that_answers_the_question_goe
     ]
     assert (len(items), num_short) == (1, 0)
     assert list(Detector(items, 0.8).find(folded(*pages))) == [2]
+
+
+def test_an_instruction_that_stands_in_every_question_makes_no_other_text_one_of_them(tmp_path):
+    tasks = write_tasks(tmp_path / "tasks")
+    lead = f"You are given a sentence. {words(60, 1)} Say which city it names, and nothing else. "
+    places = ["He left for Busan on a wet Monday", "The ferry to Jeju was late again", "Nobody in Daegu wears a hat"]
+    rows = [prompt_row("sql", "test", f"{lead}{place}.", "a city") for place in places]
+    pq.write_table(Prompt.table(rows), tasks / "part-00000.parquet")
+    detector = Detector(evaluation_items(Tasks(tasks))[0], 0.8)
+    others = ("She sells pears in Seoul at noon.", "Who has been to Ulsan and back?")
+    trained = [f"{lead}{text} Seoul" for text in others]
+    assert detector.find(folded(*trained)) == {}
+    assert list(detector.find(folded(*trained, f"{lead}{places[1].upper()}! Jeju"))) == [2]

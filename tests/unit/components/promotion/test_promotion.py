@@ -114,6 +114,7 @@ def test_a_candidate_is_promoted_once_and_a_weaker_one_refused(promote, models):
 
     _, again = promote(first_model, first_model, "1", results(60), results(60))
     assert again["status"] == "promoted" and again["model"]["version"] == "1" and "nothing to do" in again["reason"]
+    assert first["legs"] and again["legs"] == []
     assert len(registry.versions("shop")) == 1
 
     metrics, rejected = promote(other, first_model, "1", results(60), results(60))

@@ -104,12 +104,12 @@ def test_sft_keeps_the_end_of_what_is_too_long_or_stops_at_it(base, tasks, tmp_p
 def test_a_chat_without_a_token_to_train_is_counted_and_left_out(base, tasks, tmp_path):
     rows = [
         {"id": str(index), "messages": messages, "tools": "", "task": "echo", "origin": "seed", "parent": ""}
-        for index, messages in enumerate((chat("say ab", "ab"), chat("only asked")))
+        for index, messages in enumerate((chat("say ab", "ab"), chat("only asked"), chat("say end", "a<|eos|>b")))
     ]
     artifact.write_rows(tmp_path / "c", "chat/2", Chat.table(rows))
     config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
     metrics = sft(config, chats=tmp_path / "c", tasks=tasks, base_model=base, model=tmp_path / "m")
-    assert metrics["sft/without_loss"] == 1 and metrics["sft/chats"] == 1
+    assert metrics["sft/without_loss"] == 1 and metrics["sft/end_inside"] == 1 and metrics["sft/chats"] == 1
 
 
 def test_another_learning_rate_tokenises_nothing_again(base, tasks, tmp_path, monkeypatch):

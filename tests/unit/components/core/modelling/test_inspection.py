@@ -28,10 +28,26 @@ def test_the_first_chat_is_shown_with_what_would_be_trained(tiny_model):
     facts = inspection.look(tiny_model, chats=chats, max_length=5)
     assert facts["refused"] == [] and facts["template"] == "own"
     assert facts["sample"] == [[("<|user|>hi<|assistant|>", False), ("yes<|eos|>", True)]]
-    assert facts["lengths"] == {"chats": 1, "rows": 1, "longest": [8], "max_length": 5, "over": 1.0}
+    assert facts["lengths"] == {"chats": 1, "rows": 1, "longest": [8], "max_length": 5, "over": 1.0,
+                                "end_inside": 0, "first_end_inside": ""}  # fmt: skip
     assert facts["vocabulary"] == {"tokenizer": 260, "embeddings": 260}
     text = inspection.describe(facts)
     assert "<|user|>hi<|assistant|>⟦yes<|eos|>⟧" in text and "100.0% over max_length 5" in text
+
+
+def test_chats_that_say_what_ends_a_turn_are_left_out_and_refuse_a_model_only_if_all_do(tiny_model):
+    asked, good, bad = ({"role": role, "content": text} for role, text in
+                        (("user", "hi"), ("assistant", "yes"), ("assistant", "y<|eos|>s")))  # fmt: skip
+    facts = inspection.look(tiny_model, chats=[([asked, bad], ""), ([asked, good], "")])
+    assert facts["refused"] == [] and facts["lengths"]["chats"] == 2 and facts["lengths"]["rows"] == 1
+    assert facts["sample"] == [[("<|user|>hi<|assistant|>", False), ("yes<|eos|>", True)]]
+    assert "left out      1 chats, such as chat 1 of 2: an assistant turn says what ends a turn" in inspection.describe(
+        facts
+    )
+    pairs = [{"messages": [asked], "tools": "", "chosen": [good], "rejected": [bad]}]
+    assert inspection.look(tiny_model, pairs=pairs)["pair_lengths"]["longest"] == []
+    (reason,) = inspection.look(tiny_model, chats=[([asked, bad], "")])["refused"]
+    assert reason.startswith("chat 1 of 1: an assistant turn says what ends a turn ('<|eos|>')")
 
 
 def test_pairs_are_measured_as_they_are_trained(tiny_model):

@@ -269,7 +269,7 @@ REFUSED = {
         "",
         "without its reasoning",
     ),
-    "an end inside of a turn": (CHATML, [asks("hi"), says("a<|im_end|>b")], "", "an end that is not inside of it"),
+    "an end inside of a turn": (CHATML, [asks("hi"), says("a<|im_end|>b")], "", "says what ends a turn"),
     "nobody answers": (CHATML, [asks("hi")], "", "without an assistant turn"),
     "words that are changed": (CHATML.replace("m['content']", "(m['content'] | upper)"), TWO, "", "leaves out|content"),
 }
