@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCKED := --quiet --constraint constraints.txt
 
 .PHONY: quickstart smollm2 test check lock install install-test compile image clean bench-data bench-eval bench-drift \
-  bench-memory bench-train
+  bench-memory bench-train bench-replay
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -89,3 +89,6 @@ bench-memory: .venv/installed-test  ## peak memory by vocabulary, and by the siz
 
 bench-train: .venv/installed-test  ## training beside a bare loop and beside TRL's own, and its start
 	$(BIN)/python tests/benchmarks/train.py
+
+bench-replay: .venv/installed-test  ## what the quickstart's continued pre-training forgets, by the share that is replayed
+	$(BIN)/python tests/benchmarks/replay.py
