@@ -12,12 +12,10 @@ from typing import Any
 
 from pydantic import Field
 
+from bloomery.components.core.data.chats import EXERCISE
 from bloomery.components.core.modelling.training import TrainingConfig
 
 logger = logging.getLogger(__name__)
-
-EXERCISE = "replay"
-"""Origin of a chat that is an exercise: a training question of a general task, with its answer."""
 
 
 class ReplayConfig(TrainingConfig):
