@@ -5,7 +5,7 @@ BIN := .venv/bin
 LOCKED := --quiet --constraint constraints.txt
 
 .PHONY: quickstart smollm2 test check lock install install-test compile image clean bench-data bench-eval bench-drift \
-  bench-memory bench-train bench-methods
+  bench-memory bench-train bench-methods bench-replay
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -94,3 +94,6 @@ SMOLLM2 ?= $(lastword $(sort $(wildcard bloomery-runs/runs/*-smollm2)))
 
 bench-methods: .venv/installed-test  ## what each method of fine-tuning costs and brings; SMOLLM2 is a run of that recipe
 	$(BIN)/python tests/benchmarks/methods.py $(SMOLLM2)
+
+bench-replay: .venv/installed-test  ## what the quickstart's continued pre-training forgets, by the share that is replayed
+	$(BIN)/python tests/benchmarks/replay.py

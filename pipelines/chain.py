@@ -64,12 +64,18 @@ class Stage(Config):
         """The optional input ports that these settings cannot do without."""
         return getattr(self.config, "needed_inputs", set())
 
+    @property
+    def idle(self) -> set[str]:
+        """The optional input ports that these settings do not read."""
+        return getattr(self.config, "idle_inputs", set())
+
     def inputs(self, newest: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
         """What each of its ports reads, of the `newest` artifact by schema and the `models` by stage."""
         step = self.declared
         known = {**newest, MODEL: models[self.goes_on_from]} if self.goes_on_from else newest
         unread = set() if any(one.model for one in named_models.within(self.config)) else {named_models.OUTSIDE}
         own = {port: schema for port, schema in step.reads.items() if port not in step.named and schema not in unread}
+        own = {port: schema for port, schema in own.items() if port not in self.idle}
         found = {port: known[schema] for port, schema in own.items() if schema in known}
         named = zip(step.named, named_models.stages(self.config), strict=False)
         return found | {port: models[stage] for port, stage in named}
@@ -163,6 +169,8 @@ def problems(stages: Sequence[Stage], given: Collection[str]) -> Iterator[str]:
         yield from _unknown_models(stage, models)
         models += [stage.name] if MODEL in stage.writes.values() else []
         for port, schema in step.reads.items():
+            if port in stage.idle:
+                continue
             unread.pop(schema, None)
             if schema not in known and (port not in step.optional or port in stage.needs):
                 brings = GIVEN_BY.get(schema) or " or ".join(_writers(schema))

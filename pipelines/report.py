@@ -147,8 +147,22 @@ def _losses(finished: dict[str, Any]) -> list[dict[str, Any]]:
             is_preference = any(name.startswith("dpo/") for name in event["metrics"])
             unit = "loss" if is_preference else "loss, nats per token"
             chart = charts.lines(stage, curves, "optimiser step", unit)
-            sentence, example = fit_sentence(train, validation), event.get("shown", {}).get("example")
-            found.append({"stage": stage, "chart": Markup(chart), "sentence": sentence, "example": example})
+            shown = event.get("shown", {})
+            sentence, positions = fit_sentence(train, validation), _positions(shown.get("perplexity_by_position", {}))
+            item = {"stage": stage, "chart": Markup(chart), "sentence": sentence, "example": shown.get("example")}
+            found.append({**item, "positions": positions})
+    return found
+
+
+def _positions(shown: dict[str, list[list[float]]]) -> list[Markup]:
+    """A chart for each kind of text whose perplexity was told in more than one part of its positions."""
+    found = []
+    for kind, rows in shown.items():
+        if len(rows) > 1:
+            before, after = ([(row[0], row[column]) for row in rows] for column in (1, 2))
+            curves = [charts.Series("before", before, "train"), charts.Series("after", after, "validation")]
+            note = "beginning of the part, tokens from the beginning of a text"
+            found.append(Markup(charts.lines(f"{kind} text", curves, note, "perplexity")))
     return found
 
 

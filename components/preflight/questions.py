@@ -13,7 +13,7 @@ from typing import Any
 from bloomery.components.core import artifact
 from bloomery.components.core.config import parameters
 from bloomery.components.core.data import render
-from bloomery.components.core.data.chats import Turn, as_text, identity, without_system
+from bloomery.components.core.data.chats import EXERCISE, Turn, as_text, identity, without_system
 from bloomery.components.core.data.tables import list_files, read_source
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Chat, Prompt, content_id
@@ -112,7 +112,7 @@ def _write_seeds(config: PreflightConfig, rows: list[dict[str, Any]], target: Pa
             "messages": answered(row),
             "tools": row["tools"],
             "task": row["task"],
-            "origin": "replay" if role == "general" else "seed",
+            "origin": EXERCISE if role == "general" else "seed",
             "parent": row["id"],
         }
         for role in ("domain", "safety", "general")

@@ -22,6 +22,8 @@ BLOCK = 32
 """Weights that share a scale in Q8_0, Q5_0 and Q4_0: a row must be a multiple of it."""
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 """What is written, by the name that transformers and the format both have for it."""
+YARN = {"rope_type", "rope_theta", "factor", "original_max_position_embeddings"}
+"""Parameters of YaRN that are written; for all others llama.cpp has the paper's values."""
 FALLBACK = {"Q4_K": "Q5_0", "Q6_K": "Q8_0"}
 """What a matrix is written in whose rows are no multiple of 256, as llama-quantize has it."""
 
@@ -53,7 +55,7 @@ def export(config: QuantisationConfig, source: Path, chats: Path | None, target:
     writer.add_value_length(head)
     writer.add_layer_norm_rms_eps(settings.rms_norm_eps)
     writer.add_rope_dimension_count(head)
-    writer.add_rope_freq_base(settings.rope_parameters["rope_theta"])
+    _add_rope(writer, settings.rope_parameters)
     writer.add_vocab_size(settings.vocab_size)
     writer.add_file_type(LlamaFileType[f"MOSTLY_{config.scheme.removeprefix('gguf_').upper()}"])
     writer.add_quantization_version(2)
@@ -77,14 +79,29 @@ def _check_architecture(config: QuantisationConfig, settings: Any) -> None:
     if found in ARCHITECTURES:
         kind = settings.rope_parameters["rope_type"]
         has_windows = "sliding_attention" in (getattr(settings, "layer_types", None) or ())
-        differs = [f"RoPE {kind}"] * (kind != "default") + ["sliding windows"] * has_windows
+        is_written = kind in ("default", "linear", "yarn") or (kind, found) == ("llama3", "llama")
+        is_written &= kind != "yarn" or set(settings.rope_parameters) <= YARN
+        differs = [f"RoPE {kind}"] * (not is_written) + ["sliding windows"] * has_windows
         if not differs:
             return
         found += f" with {' and '.join(differs)}"
     written = f"{', '.join(ARCHITECTURES[:-1])} and {ARCHITECTURES[-1]}"
     raise CannotRun(
-        f"{config.name}: the model is {found}; a GGUF is written of {written}, with the default RoPE and no windows"
+        f"{config.name}: the model is {found}; a GGUF is written of {written}, with the default RoPE, or scaled by "
+        "linear, yarn or llama3 (of llama alone), and no windows"
     )
+
+
+def _add_rope(writer: Any, parameters: dict[str, Any]) -> None:
+    """How positions are turned. What Llama 3.1 divides each frequency by is a tensor, see `_tensors`."""
+    from gguf import RopeScalingType
+
+    writer.add_rope_freq_base(parameters["rope_theta"])
+    if parameters["rope_type"] in ("linear", "yarn"):
+        writer.add_rope_scaling_type(RopeScalingType(parameters["rope_type"]))
+        writer.add_rope_scaling_factor(parameters["factor"])
+    if parameters["rope_type"] == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(parameters["original_max_position_embeddings"])
 
 
 def plain_template(template: str) -> str:
@@ -121,6 +138,10 @@ def _tensors(config: QuantisationConfig, network: Any) -> Iterator[tuple[str, An
     from gguf.quants import quantize
 
     settings = network.config
+    if settings.rope_parameters["rope_type"] == "llama3":
+        rotary = network.model.rotary_emb
+        plain, _ = rotary.compute_default_rope_parameters(settings)
+        yield "rope_freqs.weight", (plain / rotary.inv_freq).float().numpy(), GGMLQuantizationType.F32
     architecture = next(key for key, name in MODEL_ARCH_NAMES.items() if name == settings.model_type)
     names = get_tensor_name_map(architecture, settings.num_hidden_layers)
     rounded = {"Q4_K": k_quants.q4_k, "Q6_K": k_quants.q6_k}

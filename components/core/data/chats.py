@@ -20,6 +20,8 @@ class ChatSource(RowSource):
 
 CORRECTED = "corrected"
 """Origin of a chat in which a wrong answer is asked again: what it says before its last turn must not be learnt."""
+EXERCISE = "replay"
+"""Origin of a chat that is an exercise: a training question of a general task, with its answer, which is replayed."""
 Turn = dict[str, str]
 """A row of `records.Message`: every field, '' where there is nothing."""
 

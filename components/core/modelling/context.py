@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from bloomery.components.core.errors import DataError
+from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.modelling import templates
 
 TooLong = Literal["drop", "truncate_left", "error"]
@@ -16,6 +16,21 @@ def context_tokens(config: Any, tokenizer: Any) -> int:
     """Tokens that a prompt and its answer may have together, by a model's config."""
     found = getattr(config.get_text_config(), "max_position_embeddings", None)
     return int(found or tokenizer.model_max_length)
+
+
+def check_positions(config: Any, longest: int, where: str) -> None:
+    """Raise ConfigError if rows of `longest` tokens are more than the positions that a model knows by its config.
+
+    RoPE takes any position without a word, and is untrained beyond these. A config that names none (Mamba's) sets no
+    limit. `where` is the section of the recipe that trains.
+    """
+    known = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if known and longest > known:
+        raise ConfigError(
+            f"{where}: rows have up to {longest} tokens and the model knows {known} positions "
+            f"(max_position_embeddings); set {where}.max_length to at most {known}, or let a stage cpt learn more of "
+            "them first, by its `rope_scaling`"
+        )
 
 
 def fitting(

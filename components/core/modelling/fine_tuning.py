@@ -14,13 +14,23 @@ from pydantic import Field, model_validator
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import CORRECTED
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import adapters, batches, likelihood, templates, token_shards, training
+from bloomery.components.core.modelling import (
+    adapters,
+    batches,
+    context,
+    likelihood,
+    replay,
+    templates,
+    token_shards,
+    training,
+)
 from bloomery.components.core.modelling.best import Best
 from bloomery.components.core.modelling.mixtures import ALWAYS, MixingConfig, Mixture
 from bloomery.components.core.modelling.proof import EndInsideError
+from bloomery.components.core.modelling.replay import Allowance, ReplayConfig
 from bloomery.components.core.modelling.resuming import Keeper
 from bloomery.components.core.modelling.token_shards import IGNORED, Encoded
-from bloomery.components.core.modelling.training import TooLong, TrainingConfig
+from bloomery.components.core.modelling.training import TooLong
 from bloomery.components.core.parallel import map_ordered
 
 logger = logging.getLogger(__name__)
@@ -34,7 +44,7 @@ Row = tuple[list[int], list[bool]]
 """Token ids, and which of them have a loss."""
 
 
-class FineTuningConfig(TrainingConfig):
+class FineTuningConfig(ReplayConfig):
     """Supervised fine-tuning on chats, with the loss on assistant tokens."""
 
     num_validations: int = Field(default=8, ge=0)
@@ -52,7 +62,8 @@ class FineTuningConfig(TrainingConfig):
     several stages, each with its own, are one after the other. Other chats are counted as `other_tasks`. Empty: all,
     and the chats of no task."""
     mixing: MixingConfig | None = None
-    """Draw the tasks of the chats by a temperature, such as `{temperature: 2}`; none: every chat once an epoch."""
+    """Draw the tasks of the chats by a temperature, such as `{temperature: 2}`; none: every chat once an epoch. With a
+    `replay_share` every epoch takes all exercises, and the others are drawn."""
     keep: Literal["best", "last"] = "best"
     """`best`: the best weights of all validations; `last`: those at the end."""
     best_by: Literal["validation_loss", "score"] = "validation_loss"
@@ -109,12 +120,13 @@ def fine_tune(
     Returns: the network with its adapter, if any, merged; loss and validation_loss (nats per trained token), chats,
              texts, trained_tokens (assistant and text tokens of one epoch), too_long (chats of more than max_length
              tokens) and too_long_fraction, without_loss (chats left out because no token of theirs would be trained),
-             end_inside (chats left out because the assistant says what ends a turn), best_step (optimiser steps of the
-             kept weights); with `tasks` other_tasks (chats left out), with `mixing` share_<task> (part of the chats of
-             an epoch) and unseen (rows that no epoch takes), with `best_by: score` validation_score and
+             end_inside (chats left out because the assistant says what ends a turn), replay_fraction (of the characters
+             that are read), best_step (optimiser steps of the kept weights); with `replay_share` not_replayed (exercises
+             and texts left out), with `tasks` other_tasks (chats left out), with `mixing` share_<task> (part of the
+             chats of an epoch) and unseen (rows that no epoch takes), with `best_by: score` validation_score and
              scoring_seconds.
-    Raises:  DataError if no chat fits in max_length, or if one does not and `too_long` is `error`; DivergedError before
-             a non-finite step is taken.
+    Raises:  DataError if no chat fits in max_length, or if one does not and `too_long` is `error`; ConfigError if one
+             is longer than the positions that the model knows; DivergedError before a non-finite step is taken.
     """
     from datasets import Dataset
     from transformers import set_seed
@@ -123,7 +135,8 @@ def fine_tune(
 
     set_seed(config.seed)
     parts = ["chats", artifact.read_manifest(chats).digest, texts, config.max_length, config.too_long, config.train_on]
-    parts += [config.train_reasoning, config.tasks, artifact.file_digest(Path(__file__))]
+    parts += [config.train_reasoning, config.tasks, config.replay_share, config.replay_exercises]
+    parts += [artifact.file_digest(Path(__file__))]
     cut = functools.partial(_cut, tokenizer, config, where)
     validation = labelled_rows(config, tokenizer, watched, where)
     evaluations = config.num_validations if validation else 0
@@ -133,9 +146,11 @@ def fine_tune(
     needs_best = evaluations and (config.keep == "best" or config.patience)
     best = Best(config.patience, score if is_scored else None) if needs_best else None
     names = _tasks_of(chats, config.tasks, where)
-    encode = functools.partial(_encoded, tokenizer, chats, texts, config.max_length, names, cut)
+    encode = functools.partial(_encoded, tokenizer, chats, texts, config, names, cut)
     with token_shards.tokenised(tokenizer, parts, encode) as tokens:
         told = _told(tokens.counts, config, where)
+        longest = max([int(tokens.lengths.max()), *(len(row["input_ids"]) for row in validation)])
+        context.check_positions(network.config, longest, where)
         kind: type = SFTTrainer
         if config.packing or config.prompt_loss_weight or taught:
             kind = batches.with_prompts(kind, config.prompt_loss_weight)
@@ -201,27 +216,62 @@ def _mixed(mixture: Mixture, names: Sequence[str], config: FineTuningConfig) -> 
 
 
 def _encoded(
-    tokenizer: Any, chats: Path, texts: list[str], max_length: int, names: Sequence[str], cut: Any
+    tokenizer: Any, chats: Path, texts: list[str], config: FineTuningConfig, names: Sequence[str], cut: Any
 ) -> Iterator[Encoded]:
-    """The rows of all chats, then those of the texts, each to its first `max_length` tokens."""
-    batches = (batch.to_pylist() for batch in artifact.Shards(chats, "chat/2").batches(CHATS_AT_ONCE))
-    yield from map_ordered(functools.partial(_rows_of_chats, cut, names), batches)
-    for batch in token_shards.in_batches(texts):
-        rows = [ids[:max_length] for ids in token_shards.whole_texts(tokenizer, batch)]
-        counts = {"texts": len(rows), "trained_tokens": sum(map(len, rows))}
+    """The rows of all chats, then those of the texts, each to its first `max_length` tokens; of exercises and texts as
+    many as are replayed."""
+    of_texts, of_exercises = _allowances(config, chats, texts)
+    batches = (
+        [chat for chat in batch.to_pylist() if _is_taken(config, chat, of_exercises)]
+        for batch in artifact.Shards(chats, "chat/2").batches(CHATS_AT_ONCE)
+    )
+    yield from map_ordered(functools.partial(_rows_of_chats, cut, names, config.replay_share is not None), batches)
+    for batch in token_shards.in_batches(text for text in texts if of_texts.takes(len(text))):
+        rows = [ids[: config.max_length] for ids in token_shards.whole_texts(tokenizer, batch)]
+        counts = {"texts": len(rows), "trained_tokens": sum(map(len, rows)), "replayed": sum(map(len, batch))}
         yield token_shards.encoded([(ids, [True] * len(ids)) for ids in rows], counts, [ALWAYS] * len(rows))
+    yield token_shards.encoded([], {"not_replayed": of_texts.left_out + of_exercises.left_out})
 
 
-def _rows_of_chats(cut: Any, names: Sequence[str], chats: list[dict[str, Any]]) -> Encoded:
-    """Rows of some chats, with how many chats were read, and kept or left out for each reason of `_cut`."""
+def _allowances(config: FineTuningConfig, chats: Path, texts: list[str]) -> tuple[Allowance, Allowance]:
+    """What may be replayed of texts and of exercises: a part of what the chats to learn have."""
+    if config.replay_share is None:
+        return replay.allowances(config, 0)
+    others = exercises = 0
+    for batch in artifact.Shards(chats, "chat/2").batches(CHATS_AT_ONCE, ["messages", "origin", "task"]):
+        for chat in batch.to_pylist():
+            size = replay.characters(chat) if _is_read(config, chat) else 0
+            exercises += size if replay.is_exercise(chat) else 0
+            others += 0 if replay.is_exercise(chat) else size
+    return replay.allowances(config, others, texts=sum(map(len, texts)), exercises=exercises)
+
+
+def _is_read(config: FineTuningConfig, chat: dict[str, Any]) -> bool:
+    """Whether a chat is of the tasks of `config`, of which none means all."""
+    return not config.tasks or chat.get("task", config.tasks[0]) in config.tasks
+
+
+def _is_taken(config: FineTuningConfig, chat: dict[str, Any], of_exercises: Allowance) -> bool:
+    """False for an exercise beyond those that are replayed."""
+    if not (replay.is_exercise(chat) and _is_read(config, chat)):
+        return True
+    return of_exercises.takes(replay.characters(chat))
+
+
+def _rows_of_chats(cut: Any, names: Sequence[str], in_all_epochs: bool, chats: list[dict[str, Any]]) -> Encoded:
+    """Rows of some chats, with how many chats were read, and kept or left out for each reason of `_cut`, and the
+    characters of those kept. `in_all_epochs`: whether exercises are, as texts, of no task that is drawn."""
     rows: list[Row] = []
     groups: list[int] = []
-    counts = {"read": len(chats), "chats": 0, "trained_tokens": 0, **dict.fromkeys(REASONS, 0)}
+    counts = {"read": len(chats), "chats": 0, "trained_tokens": 0, "replayed": 0, "others": 0}
+    counts |= dict.fromkeys(REASONS, 0)
     for chat in chats:
         kept, reasons = cut(chat)
+        is_exercise = replay.is_exercise(chat)
         rows += kept
-        groups += [names.index(chat["task"])] * len(kept)
+        groups += [ALWAYS if is_exercise and in_all_epochs else names.index(chat["task"])] * len(kept)
         counts["chats"] += bool(kept)
+        counts["replayed" if is_exercise else "others"] += replay.characters(chat) if kept else 0
         for reason in reasons:
             counts[reason] += 1
         counts["trained_tokens"] += sum(sum(trained) for _, trained in kept)
@@ -233,7 +283,7 @@ def _cut(tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, A
     `other_tasks`; `too_long` if one row was longer; `without_loss` if nothing that fits is trained; `end_inside` if the
     assistant says what ends a turn."""
     max_length, too_long = config.max_length, config.too_long
-    if config.tasks and chat.get("task", config.tasks[0]) not in config.tasks:
+    if not _is_read(config, chat):
         return [], ["other_tasks"]
     if not any(turn["role"] == "assistant" for turn in chat["messages"]):
         return [], ["without_loss"]
@@ -272,7 +322,10 @@ def _told(counts: dict[str, int], config: FineTuningConfig, where: str) -> dict[
     training.warn_of_too_long(counts["too_long"], read, "chats", config.max_length, config.too_long)
     names = ["chats", "texts", "too_long", "without_loss", "end_inside", "trained_tokens"]
     names += ["other_tasks"] if config.tasks else []
-    return {**{name: float(counts[name]) for name in names}, "too_long_fraction": fraction}
+    names += ["not_replayed"] if config.replay_share is not None else []
+    told = {name: float(counts[name]) for name in names}
+    replayed = replay.fraction(config, counts["replayed"], counts["others"], where)
+    return {**told, "too_long_fraction": fraction, "replay_fraction": replayed}
 
 
 def labelled_rows(

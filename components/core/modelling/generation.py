@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.components.core.modelling import checkpoints, templates
-from bloomery.components.core.modelling.likelihood import log_likelihoods, rows_of_logits
+from bloomery.components.core.modelling.likelihood import by_position, log_likelihoods, rows_of_logits
 
 MAX_BATCH_TOKENS = 16_384
 """Prompts times (prompt + answer) tokens of one batch; bounds the KV cache: 512 sequences of a short-answer task,
@@ -104,9 +104,18 @@ class Generator:
 
         A text is scored from its first token where the tokenizer writes a BOS before it, else from its second.
         """
+        return log_likelihoods(self.model, self._cut(texts, max_length))
+
+    def log_likelihood_by_position(self, texts: Sequence[str], *, max_length: int) -> dict[int, tuple[float, int]]:
+        """(sum of log-likelihoods in nats, number of scored tokens) of all texts together, as `log_likelihood` reads
+        them, by where the tokens stand; see `likelihood.by_position`."""
+        return by_position(self.model, self._cut(texts, max_length))
+
+    def _cut(self, texts: Sequence[str], max_length: int) -> list[list[int]]:
+        """The tokens of each text, at most `max_length` and a BOS."""
         rows = [templates.text_tokens(self.tokenizer, text) for text in texts]
         begun = [row[:1] == [self.tokenizer.bos_token_id] for row in rows]
-        return log_likelihoods(self.model, [row[: max_length + bos] for row, bos in zip(rows, begun, strict=True)])
+        return [row[: max_length + bos] for row, bos in zip(rows, begun, strict=True)]
 
 
 def without_routers(model: Any) -> dict[str, bool]:

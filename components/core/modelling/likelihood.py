@@ -14,6 +14,8 @@ LOGIT_BYTES = 2**27
 """128 MiB: the fp32 logits that are held at once. The logarithm of their softmax takes as much again."""
 BATCH_TOKENS = 8_192
 """Tokens, padding among them, that go through the layers at once; one row may be longer."""
+NEAR = 32
+"""Tokens of a row that are told together, before positions are told by doubling."""
 
 
 def log_likelihoods(
@@ -24,12 +26,40 @@ def log_likelihoods(
     `scored` marks the tokens of each row that count, none given: all. The first token of a row has nothing before it
     and never counts. `model` is any causal language model of transformers, with an adapter of PEFT or without.
     """
+    sums = [(0.0, 0)] * len(rows)
+    for batch, nats_BL, counts_BL in _token_log_likelihoods(model, rows, scored):
+        found = zip(nats_BL.sum(-1).tolist(), counts_BL.sum(-1).tolist(), strict=True)
+        for index, (total, count) in zip(batch, found, strict=True):
+            sums[index] = (total, count)
+    return sums
+
+
+def by_position(model: Any, rows: Sequence[Sequence[int]]) -> dict[int, tuple[float, int]]:
+    """(sum of log-likelihoods in nats, number of tokens) of all rows together by position, under where it begins:
+    0, NEAR, 2 NEAR, 4 NEAR, …, each to the next. The first token of a row stands at 0 and never counts."""
     import torch
 
-    sums = [(0.0, 0)] * len(rows)
+    found: dict[int, tuple[float, int]] = {}
+    for _, nats_BL, counts_BL in _token_log_likelihoods(model, rows):
+        parts = torch.tensor([(at // NEAR).bit_length() for at in range(1, nats_BL.shape[1] + 1)])
+        nats_L, counts_L = nats_BL.sum(0).cpu(), counts_BL.sum(0).cpu()
+        for part in range(int(parts[-1]) + 1):
+            begin, is_own = NEAR * 2**part // 2 if part else 0, parts == part
+            nats, count = found.get(begin, (0.0, 0))
+            found[begin] = (nats + float(nats_L[is_own].sum()), count + int(counts_L[is_own].sum()))
+    return {begin: found[begin] for begin in sorted(found) if found[begin][1]}
+
+
+def _token_log_likelihoods(
+    model: Any, rows: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]] | None = None
+) -> Iterator[tuple[list[int], Any, Any]]:
+    """(indices of some rows, nats [B, L - 1] of their tokens after the first, whether these count [B, L - 1]), for all
+    rows of more than one token, the shortest first."""
+    import torch
+
     order = [index for index in sorted(range(len(rows)), key=lambda index: len(rows[index])) if len(rows[index]) > 1]
     if not order:
-        return sums
+        return
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # its layers hold the adapter
     most = rows_of_logits(model)
     with torch.inference_mode():
@@ -46,10 +76,7 @@ def log_likelihoods(
                 nats_N = _chosen(model(**inputs).logits[:, :-1][counts_BL], next_BL[counts_BL])
             nats_BL = torch.zeros(next_BL.shape, dtype=nats_N.dtype, device=model.device)
             nats_BL[counts_BL] = nats_N
-            found = zip(nats_BL.sum(-1).tolist(), counts_BL.sum(-1).tolist(), strict=True)
-            for index, (total, count) in zip(batch, found, strict=True):
-                sums[index] = (total, count)
-    return sums
+            yield batch, nats_BL, counts_BL
 
 
 def _padded(rows: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]] | None, batch: list[int]) -> Any:

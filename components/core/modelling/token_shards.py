@@ -103,12 +103,22 @@ class Tokens:
         """A dataset with one item a row: `input_ids`, and `labels` where the rows have a mask."""
         return self._dataset(self._offsets, "rows")
 
-    def blocks(self, length: int) -> Any:
-        """A dataset of the rows joined and cut every `length` tokens; the last block is what is left."""
+    def blocks(self, length: int, whole: int = 0) -> Any:
+        """A dataset of the rows joined and cut every `length` tokens; the last block is what is left.
+
+        The last `whole` rows, of at most `length` tokens each, are not cut: they fill blocks of their own, of which
+        each ends before the row that would not fit.
+        """
         import numpy as np
 
-        starts = np.arange(0, self.num_tokens, length, dtype=np.int64)
-        return self._dataset(np.append(starts, self.num_tokens), f"blocks of {length}")
+        offsets = self._offsets[self.num_rows - whole :].tolist()
+        starts = np.arange(0, offsets[0], length, dtype=np.int64)
+        uncut = offsets[:1] if whole else []
+        for begin, end in zip(offsets, offsets[1:], strict=False):
+            if end - uncut[-1] > length:
+                uncut.append(begin)
+        ends = np.array([*uncut, self.num_tokens], dtype=np.int64)
+        return self._dataset(np.append(starts, ends), f"blocks of {length}, {whole} rows whole")
 
     def packed(self, groups: Sequence[Sequence[int]]) -> Any:
         """A dataset with one item a group of rows, one after the other: `input_ids`, `labels`, and `seq_lengths`, the

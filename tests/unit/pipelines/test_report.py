@@ -152,6 +152,18 @@ def test_what_steps_warn_of_is_told_once(make_run, tmp_path, promoted):
     assert "<h2>Warnings</h2>" not in promoted
 
 
+def test_perplexity_is_told_by_position(make_run, tmp_path):
+    run = make_run(tmp_path / "by_position")
+    parts = {"domain": [[0, 90.0, 5.0, 62], [32, 80.0, 4.0, 64]], "general": [[0, 7.0, 7.5, 31]]}
+    shown = {"perplexity_by_position": parts}
+    run.event("finished", "cpt", cached=False, metrics={}, history=[{"step": 1, "loss": 2.0}], warnings=[], seconds=1.0,
+              peak_bytes=1, outputs={}, shown=shown)  # fmt: skip
+    page = write_report(run.folder, _summary("failed")).read_text(encoding="utf-8")
+    told = _section(page, "Loss by training step")
+    assert "Perplexity by position, cpt" in told
+    assert "before from 90 to 80; after from 5 to 4" in told and "general text" not in told  # of one part alone
+
+
 def test_lost_artifacts_are_counted_and_not_read(make_run, tmp_path):
     made = make_run(tmp_path / "run")
     made.whole("promoted")

@@ -83,6 +83,29 @@ def test_continued_pre_training_alone_is_a_chain(load, on_a_short_stack):
     )
 
 
+def test_chats_are_read_by_continued_pre_training_where_it_replays_exercises(load, on_a_short_stack):
+    def chain(**settings):
+        return [CURATION, "dedup", "synthetic_data", {"cpt": {**TRAINING, **settings}}]
+
+    assert "chats" not in wiring(load(chain()), on_a_short_stack)["cpt"]  # so that no change of them trains it anew
+    found = wiring(load(chain(replay_exercises=0.5)), on_a_short_stack)
+    assert found["cpt"]["chats"] == "synthetic_data.chats"
+    tasks = {"d": {**TEXTS, "splits": {"test": {"path": "t.jsonl"}}}}
+    with pytest.raises(ConfigError, match="stages.cpt: reads chats .* which nothing before it writes"):
+        load([CURATION, "dedup", {"cpt": {**TRAINING, "replay_exercises": 0.5}}], tasks=tasks)
+    given = {"tasks": tasks, "chats": [{"name": "c", "path": "c.jsonl"}]}
+    with pytest.raises(ConfigError, match="chats: no stage reads them"):
+        load([CURATION, "dedup", {"cpt": TRAINING}], **given)
+
+
+def test_the_share_that_is_replayed_has_one_name(load):
+    chain = [*ROUNDS[:3], {"cpt": TRAINING}, {"sft": TRAINING}]
+    found = load(chain, ["cpt.replay_share=0.25", "sft.replay_share=0.1"]).stages[3:]
+    assert {stage.name: stage.config.replay_share for stage in found} == {"cpt": 0.25, "sft": 0.1}
+    found = load(chain).stages[3:]
+    assert {stage.name: stage.config.replay_share for stage in found} == {"cpt": 0.05, "sft": None}
+
+
 def test_without_quantisation_the_last_model_is_asked_again_for_its_noise(load, on_a_short_stack):
     pipeline = on_a_short_stack(build, load([CURATION, "dedup", "synthetic_data", {"sft": TRAINING}])).pipeline_spec
     asked = {

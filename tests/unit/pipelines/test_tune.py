@@ -12,6 +12,7 @@ from bloomery.pipelines.tune import Search, parse_over
         ("sft.learning_rate=1e-5..1e-3", Search("sft.learning_rate", low=1e-5, high=1e-3)),
         ("sft.adapter.rank=4..64", Search("sft.adapter.rank", low=4, high=64)),
         ("sft.adapter.rank=8,16, 32", Search("sft.adapter.rank", (8, 16, 32))),
+        ("cpt.replay_share=0,0.05,0.25", Search("cpt.replay_share", (0, 0.05, 0.25))),
         ("sft.optimizer=adamw,muon", Search("sft.optimizer", ("adamw", "muon"))),
         ("sft.packing=true,false", Search("sft.packing", (True, False))),
     ],

@@ -1,10 +1,14 @@
 """Documents with their middle last."""
 
+import lzma
+
+import outside
 import pytest
 import torch
 
 from bloomery.components.core import artifact
 from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling.token_shards import Tokens
 from bloomery.components.core.records import Document, content_id
 from bloomery.components.cpt.config import CptConfig
 from bloomery.components.cpt.infilling import KNOWN, Marks, infilled, marks
@@ -51,15 +55,55 @@ def test_a_models_own_marks_are_taken_and_others_added(tiny_model):
     assert marks(tokenizer, network) == found and len(tokenizer) == size + 3
 
 
-@pytest.mark.parametrize("share", [0.0, 0.5])
-def test_continued_pre_training_with_infilling_writes_a_checkpoint_that_knows_the_marks(share, tiny_model, tmp_path):
-    artifact.seal(tiny_model, "model/1")
+@pytest.mark.parametrize("names", KNOWN)
+def test_the_marks_of_every_family_are_its_own(names, tiny_model):
+    network, tokenizer = checkpoints.load(tiny_model)
+    tokenizer.add_tokens(list(names))
+    found = marks(tokenizer, network)
+    assert tokenizer.convert_ids_to_tokens(list(found)) == list(names)
+    # Nothing is added, neither to the tokenizer nor to the model, whose embeddings are its publisher's to give.
+    assert len(tokenizer) == max(found) + 1 and network.get_input_embeddings().weight.shape[0] == min(found)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "deepseek_v3"])
+def test_published_tokenizers_have_marks(name, tiny_model, tmp_path):
+    for file in outside.folder("BLOOMERY_DATA", "tokenizers", name).iterdir():
+        content = file.read_bytes()
+        (tmp_path / file.name.removesuffix(".xz")).write_bytes(
+            lzma.decompress(content) if file.suffix == ".xz" else content
+        )
+    tokenizer = checkpoints.load_tokenizer(tmp_path)
+    found = marks(tokenizer, None)
+    expected = {"qwen3": KNOWN[0], "deepseek_v3": KNOWN[2]}[name]
+    assert tokenizer.convert_ids_to_tokens(list(found)) == list(expected) and len(set(found)) == 3
+    # Written into a text they are one token each, so that an editor can ask with them.
+    assert tokenizer("".join(expected), add_special_tokens=False)["input_ids"] == list(found)
+
+
+@pytest.mark.parametrize(("share", "own"), [(0.0, False), (0.5, False), (0.5, True)])
+def test_continued_pre_training_reads_documents_with_the_marks_of_the_model_or_its_own(
+    share, own, tiny_model, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("BLOOMERY_STORE", str(tmp_path / "store"))
+    base, names = tmp_path / "base", KNOWN[1 if own else 0]
+    network, tokenizer = checkpoints.load(tiny_model)
+    size = len(tokenizer)
+    if own:  # as StarCoder has them
+        tokenizer.add_tokens(list(names), special_tokens=True)
+        network.resize_token_embeddings(len(tokenizer))
+    checkpoints.save(base, network, tokenizer)
     facts = {"source": "s:f#1", "language": "en", "general": False, "time": "", "quality": None}
     texts = [f"def area_{n}(r): return {n} * r * r" for n in range(40)]
     rows = [{**facts, "id": content_id(text), "text": text} for text in texts]
     artifact.write_rows(tmp_path / "d", "document/2", Document.table(rows))
     config = CptConfig(learning_rate=1e-3, epochs=1, batch_size=8, max_length=64, infilling_share=share)
-    cpt(config, documents=tmp_path / "d", base_model=tiny_model, model=tmp_path / "m")
+    cpt(config, documents=tmp_path / "d", base_model=base, model=tmp_path / "m")
     network, tokenizer = checkpoints.load(tmp_path / "m")
-    assert (KNOWN[0][0] in tokenizer.get_vocab()) == bool(share)
-    assert network.get_input_embeddings().weight.shape[0] == len(tokenizer)
+    added = [name for family in KNOWN for name in family if name in tokenizer.get_vocab()]
+    assert added == (list(names) if share else [])
+    assert network.get_input_embeddings().weight.shape[0] == len(tokenizer) == size + len(added)
+    (folder,) = (tmp_path / "store" / "tokens").iterdir()
+    read = Tokens(folder).rows()["input_ids"][:]
+    cut = [row for row in read if set(row) & set(range(size, size + 3))]
+    assert all(set(range(size, size + 3)) < set(row) and row[0] == size for row in cut)
+    assert 8 < len(cut) < 32 if share else not cut

@@ -12,6 +12,8 @@ from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat, for_template
 from bloomery.components.core.modelling import checkpoints, gguf_tokenizer
 from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.cpt.config import RopeScalingConfig
+from bloomery.components.cpt.long_context import scaled
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 from bloomery.components.quantisation.export import export
 from bloomery.components.quantisation.gguf import plain_template
@@ -230,6 +232,41 @@ def test_llama_cpp_reads_and_answers_as_the_checkpoint(request, model, scheme, c
     assert found[0]["id"] == expected.index(max(expected))
 
 
+@pytest.mark.parametrize(
+    ("kind", "family", "scheme"),
+    [
+        ("linear", "Llama", "gguf_q8_0"),
+        ("yarn", "Llama", "gguf_q8_0"),
+        ("yarn", "Qwen2", "gguf_q8_0"),
+        ("llama3", "Llama", "gguf_q8_0"),
+        ("yarn", "Llama", "int8_weight_only"),
+    ],
+)
+def test_every_variant_turns_positions_as_its_parent(kind, family, scheme, chats, tmp_path):
+    plain = llama(tmp_path / "plain", family, max_position_embeddings=64)
+    longer = scaled(plain, RopeScalingConfig(rope_type=kind, factor=4.0), tmp_path / "longer")
+    export(QuantisationConfig(scheme=scheme), longer, chats, tmp_path / "m")
+    (parent, tokenizer), (variant, _), (unscaled, _) = map(checkpoints.load, (longer, tmp_path / "m", plain))
+    assert variant.config.max_position_embeddings == 256
+    assert torch.equal(variant.model.rotary_emb.inv_freq, parent.model.rotary_emb.inv_freq)
+    if scheme.startswith("gguf"):
+        ids = tokenizer(9 * UNSEEN)["input_ids"][:200]
+        llama_cpp = LlamaCpp(tmp_path / "m/model.gguf")
+        with torch.inference_mode():
+            expected, other = (
+                network(torch.tensor([ids])).logits[0, -1].log_softmax(-1) for network in (variant, unscaled)
+            )
+        found = {one["id"]: one["logprob"] for one in llama_cpp.first_token(ids)}
+        assert found == pytest.approx({token: float(expected[token]) for token in found}, abs=0.3)
+        assert max(abs(value - float(other[token])) for token, value in found.items()) > 1
+
+
+def test_a_llama_3_of_another_family_is_no_variant(qwen2, chats, tmp_path):
+    longer = scaled(qwen2, RopeScalingConfig(rope_type="llama3", factor=4.0), tmp_path / "longer")
+    with pytest.raises(CannotRun, match="qwen2 with RoPE llama3"):
+        export(QuantisationConfig(scheme="gguf_q8_0"), longer, chats, tmp_path / "m")
+
+
 def test_embeddings_stay_in_16_bits_where_told(base, chats, tmp_path):
     export(QuantisationConfig(scheme="gguf_q8_0", embeddings=False), base, chats, tmp_path / "m")
     before, after = (checkpoints.load(folder)[0].state_dict() for folder in (base, tmp_path / "m"))
@@ -250,8 +287,13 @@ def test_equal_exports_have_equal_bytes(wide, chats, tmp_path, scheme):
     [
         (
             "config.json",
-            lambda c: c["rope_parameters"].update(rope_type="linear", factor=2.0),
-            "llama with RoPE linear",
+            lambda c: c["rope_parameters"].update(rope_type="dynamic", factor=2.0),
+            "llama with RoPE dynamic",
+        ),
+        (
+            "config.json",
+            lambda c: c["rope_parameters"].update(rope_type="yarn", factor=1.0, beta_fast=16.0),
+            "llama with RoPE yarn",
         ),
         (
             "tokenizer.json",

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from bloomery.components.core.data.chats import chat
-from bloomery.components.core.errors import DataError
+from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.modelling import templates
-from bloomery.components.core.modelling.context import fitting
+from bloomery.components.core.modelling.context import check_positions, fitting
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +41,13 @@ def test_a_sign_of_several_tokens_that_is_cut_in_two_still_fits(tokenizer) -> No
     assert cut == chat("다라")
     (cut,) = fitting(tokenizer, [chat("가나다라")], [""], 7, "truncate_left", "here")
     assert cut and len(templates.prompt_tokens(tokenizer, cut)) <= 7 and cut[0]["content"].endswith("라")
+
+
+def test_rows_beyond_the_positions_of_a_model_are_refused(tiny_model: Path) -> None:
+    from transformers import AutoConfig, GPT2Config, MambaConfig
+
+    for config, known in ((AutoConfig.from_pretrained(tiny_model), 256), (GPT2Config(n_positions=64), 64)):
+        check_positions(config, known, "sft")
+        with pytest.raises(ConfigError, match=f"sft: rows have up to {known + 1} tokens and the model knows {known} "):
+            check_positions(config, known + 1, "sft")
+    check_positions(MambaConfig(), 10**6, "sft")

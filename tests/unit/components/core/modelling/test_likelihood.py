@@ -5,7 +5,7 @@ import torch
 import transformers
 
 from bloomery.components.core.modelling import generation, likelihood
-from bloomery.components.core.modelling.likelihood import log_likelihoods
+from bloomery.components.core.modelling.likelihood import by_position, log_likelihoods
 
 SMALL = {
     "vocab_size": 96,
@@ -64,6 +64,21 @@ def test_pieces_give_what_the_plain_logits_give(name, most_tokens, monkeypatch):
     whole = log_likelihoods(model, ROWS)
     assert [count for _, count in whole] == [2, 0, 0, 8, 1, 29]
     assert whole[3][0] == pytest.approx(plain(model, ROWS[3], [True] * 9)[0], rel=1e-5)
+
+
+def test_positions_are_told_in_parts_each_twice_as_long(monkeypatch):
+    monkeypatch.setattr(likelihood, "NEAR", 4)
+    monkeypatch.setattr(likelihood, "BATCH_TOKENS", 32)
+    model = make("llama")
+    found = by_position(model, ROWS)
+    # Positions 1 to 3, 4 to 7, 8 to 15 and 16 to 29; the rows have 3, 9, 2 and 30 tokens.
+    assert {begin: count for begin, (_, count) in found.items()} == {0: 2 + 3 + 1 + 3, 4: 4 + 4, 8: 1 + 8, 16: 14}
+    expected = dict.fromkeys(found, 0.0)
+    for row in ROWS:
+        for at in range(1, len(row)):
+            begin = max(begin for begin in expected if begin <= at)
+            expected[begin] += plain(model, row[: at + 1], [False] * at + [True])[0]
+    assert {begin: nats for begin, (nats, _) in found.items()} == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)

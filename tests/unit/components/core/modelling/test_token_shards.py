@@ -38,6 +38,15 @@ def test_blocks_are_those_of_trls_wrapped_packing(tokenizer):
         assert len(tokens.blocks(10_000)) == 1
 
 
+def test_the_last_rows_stand_whole_in_blocks_of_their_own(tokenizer):
+    rows = [[1] * 5, [2] * 2, [3] * 3, [4] * 1, [5] * 4, [6] * 4]
+    with tokenised(tokenizer, [], lambda: iter([encoded([(ids, None) for ids in rows])])) as tokens:
+        cut = [[1, 1, 1, 1], [1, 2, 2]]
+        assert tokens.blocks(4, whole=4)["input_ids"][:] == [*cut, [3, 3, 3, 4], [5] * 4, [6] * 4]
+        assert tokens.blocks(4)["input_ids"][:] == [[1] * 4, [1, 2, 2, 3], [3, 3, 4, 5], [5, 5, 5, 6], [6, 6, 6]]
+        assert tokens.blocks(8, whole=6)["input_ids"][:] == [[1] * 5 + [2] * 2, [3] * 3 + [4] + [5] * 4, [6] * 4]
+
+
 def test_rows_keep_their_masks_and_lengths(tokenizer):
     rows = [([5, 6, 7], [False, True, True]), ([8], [True]), ([9, 10], [False, False])]
     with tokenised(tokenizer, [], lambda: iter([encoded(rows[:1]), encoded([]), encoded(rows[1:])])) as tokens:
