@@ -127,7 +127,8 @@ def fine_tune(
     if is_scored and not (evaluations and score):
         raise DataError(f"{where}.best_by: score, and no task has validation questions; add a `validation` split")
     needs_best = evaluations and (config.keep == "best" or config.patience)
-    best = Best(config.patience, score if is_scored else None) if needs_best else None
+    takes_best = config.keep == "best"
+    best = Best(config.patience, score if is_scored else None, is_taken=takes_best) if needs_best else None
     names = _tasks_of(chats, config.tasks, where)
     encode = functools.partial(_encoded, tokenizer, chats, texts, config.max_length, names, cut)
     with token_shards.tokenised(tokenizer, parts, encode) as tokens:
@@ -164,8 +165,7 @@ def fine_tune(
             neftune_noise_alpha=config.neftune_alpha,
             per_device_eval_batch_size=rows_at_once(validation),
         )
-    takes_best = best is not None and config.keep == "best"
-    best_step = best.restore(trainer.model) if best and takes_best else trainer.state.global_step
+    best_step = best.step if best and takes_best else trainer.state.global_step
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     metrics = {"loss": training.final_loss(trainer.state.log_history), **told, "best_step": float(best_step)}
     if losses:
