@@ -49,14 +49,17 @@ def asked(run: Callable[..., Any]) -> int:
     told = os.environ.get(name, "1")
     if not told.isdecimal() or not 0 < int(told) <= MOST:
         raise ConfigError(f"{name}: found {told!r}, expected a number of processes from 1 to {MOST}")
-    if name == WANTED or told == "1":
-        return int(told)
-    import torch
+    number = int(told)
+    if name == GIVEN and number > 1:
+        import torch
 
-    here = torch.cuda.device_count()
-    if 0 < here < int(told):
-        logger.warning("%s accelerators are asked for and %d are here: an optimiser step has fewer rows", told, here)
-    return max(1, min(int(told), here))
+        here = torch.cuda.device_count()
+        if 0 < here < number:
+            logger.warning("%d accelerators are asked for and %d are here: a step has fewer rows", number, here)
+        number = max(1, min(number, here))
+    if number == 1 and is_sharded(2):
+        logger.warning("%s: full, and one process trains: it holds all weights", SHARDING)
+    return number
 
 
 def is_sharded(number: int) -> bool:
