@@ -44,6 +44,8 @@ def shared_out(trainer: type) -> type:
     from torch.distributed.tensor import DTensor
 
     class SharedOut(trainer):  # type: ignore[misc]
+        model: Any
+
         def __init__(self, *given: Any, **named: Any) -> None:
             super().__init__(*given, **named)
             self.whole = _in_parts(self.model, in_16_bits=self.args.bf16)
