@@ -256,6 +256,17 @@ def test_a_process_that_was_killed_is_named_and_not_what_the_others_met(tmp_path
     assert str(processes._cause(tmp_path, {0: 1})) == "connection closed by peer"
 
 
+def test_one_process_that_was_to_share_out_its_weights_says_that_it_holds_them_all(monkeypatch, caplog):
+    assert not processes.is_sharded(2)
+    monkeypatch.setenv("BLOOMERY_SHARDING", "full")
+    assert processes.is_sharded(2) and not processes.is_sharded(1)
+    monkeypatch.setenv("BLOOMERY_PROCESSES", "2")
+    assert processes.asked(sft) == 2 and not caplog.messages
+    monkeypatch.setenv("BLOOMERY_PROCESSES", "1")
+    assert processes.asked(sft) == 1
+    assert caplog.messages == ["BLOOMERY_SHARDING: full, and one process trains: it holds all weights"]
+
+
 def test_as_many_as_accelerators_are_given_and_here(monkeypatch):
     import torch
 
