@@ -60,6 +60,11 @@ class ResourcesConfig(Config):
     """Accelerators on one node of every task whose training is shared by processes, one for each (cpt, sft, dpo,
     reward_model): an optimiser step then has as many times `batch_size` rows. What generates or trains alone gets
     one."""
+    sharding: Literal["none", "full"] = "none"
+    """What each of the accelerators that share a training holds: `none`: all weights, gradients and optimiser states
+    (DDP), so that more of them are faster; `full`: its part of them (FSDP2, arXiv 2304.11277), so that they train what
+    one cannot hold; for each forward and backward pass they send each other all weights twice and all gradients. Goes
+    with optimizer adamw or radam, and without an adapter or with lora or rslora."""
     cpu_pool: dict[str, str] = {}
     """Node labels of the CPU pool; empty: any node."""
     node_pool: dict[str, str] = {}
@@ -85,7 +90,19 @@ class ResourcesConfig(Config):
     def _accelerator_is_named(self) -> ResourcesConfig:
         if self.accelerator is None and (self.node_pool or self.tolerations):
             raise ValueError("node_pool and tolerations are the accelerator's; name it, e.g. nvidia.com/gpu")
+        most = max([self.accelerators, *(own.accelerators or 0 for own in self.steps.values())])
+        if self.sharding == "full" and (self.accelerator is None or most == 1):
+            raise ValueError(
+                "sharding: found full, and no training has several accelerators; name the accelerator, e.g. "
+                "nvidia.com/gpu, and set accelerators to 2 or more"
+            )
         return self
+
+    def given(self, step_name: str, accelerated: bool | Literal["all"]) -> int:
+        """Accelerators of a task of the step: none, one, or of one whose training is shared as many as there are."""
+        own = self.steps.get(step_name, StepResources()).accelerators
+        most = self.accelerators if own is None else own
+        return 0 if self.accelerator is None else most if accelerated == "all" else min(most, int(accelerated))
 
 
 def place(
@@ -105,9 +122,7 @@ def place(
     from kubernetes.utils import parse_quantity
 
     own = resources.steps.get(step_name, StepResources())
-    wanted = resources.accelerators if own.accelerators is None else own.accelerators
-    most = 0 if resources.accelerator is None else wanted if accelerated == "all" else int(accelerated)
-    accelerators = min(wanted, most)
+    accelerators = resources.given(step_name, accelerated)
     cpu, memory = own.cpu or resources.cpu, own.memory or resources.memory
     task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
     for name, value in surroundings.of(math.ceil(parse_quantity(cpu))).items():
@@ -119,6 +134,8 @@ def place(
         task.set_accelerator_type(resources.accelerator).set_accelerator_limit(accelerators)
         if accelerators > 1:
             task.set_env_variable(processes.GIVEN, str(accelerators))
+            if resources.sharding == "full":
+                task.set_env_variable(processes.SHARDING, "full")
         for toleration in resources.tolerations:
             kubernetes.add_toleration(task, **toleration.model_dump(exclude_none=True))
         if resources.shm_gib:

@@ -15,6 +15,7 @@ from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.plan import Need, Training
 from bloomery.components.core.modelling.shapes import Shape
 from bloomery.components.core.modelling.training import TrainingConfig
+from bloomery.pipelines.chain import Stage
 from bloomery.pipelines.recipe import Recipe
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -46,7 +47,7 @@ def of_recipe(
             number = tokens.get(stage.name) or counted.get(read, (0, 0.0))[1]
             rows = counted.get(read, (0, 0.0))[0] if stage.name not in tokens else 0
             length = min(number / rows, stage.config.max_length) if rows and read == "chats" else None
-            told.append(_stage(stage.name, stage.config, shape, card, number, length, utilisation, price))
+            told.append(_stage(recipe, stage, stage.config, shape, card, number, length, utilisation, price))
     return {
         "recipe": recipe.name,
         "model": {
@@ -95,7 +96,8 @@ def folder_of(recipe: Recipe) -> Path:
 
 
 def _stage(
-    name: str,
+    recipe: Recipe,
+    stage: Stage,
     config: TrainingConfig,
     shape: Shape,
     card: Card,
@@ -104,18 +106,20 @@ def _stage(
     utilisation: float,
     price: float | None,
 ) -> dict[str, Any]:
-    training = Training.of(config)
+    training, cards = Training.of(config, recipe.shards(stage)), recipe.shared_by(stage)
     need = plan.of_training(shape, training, card)
     fits = need.peak <= card.memory_bytes
-    fix = None if fits else plan.cheapest_fix(shape, training, card)
+    fix = None if fits else plan.cheapest_fix(shape, training, card, cards=cards)
     operations = plan.flops(shape, training, tokens * config.epochs, length=length)
-    seconds = operations / (card.flops * utilisation) if card.flops else None
+    seconds = operations / (card.flops * utilisation * cards) if card.flops else None
     return {
-        "stage": name,
+        "stage": stage.name,
         "trained": need.trained,
         "parameters": shape.parameters,
         "dtype": need.dtype,
         "optimizer": config.optimizer,
+        "accelerators": cards,
+        "sharded": training.shards is not None,
         "adapter": config.adapter.kind if config.adapter else None,
         "batch_size": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
@@ -130,7 +134,7 @@ def _stage(
         "tokens": tokens or None,
         "flops": operations if tokens else None,
         "seconds": seconds if tokens else None,
-        "cost": seconds / 3600 * price if tokens and seconds is not None and price is not None else None,
+        "cost": seconds / 3600 * price * cards if tokens and seconds is not None and price is not None else None,
         "rules": plan.rules(shape, training),
     }
 
@@ -233,7 +237,7 @@ def _described_stage(stage: Mapping[str, Any], card: Mapping[str, Any]) -> list[
     lines = [
         f"{stage['stage']}: {how}, {_short(stage['trained'])} of {_short(stage['parameters'])} parameters in "
         f"{stage['dtype']}, {stage['optimizer']}, {stage['batch_size']} x {stage['max_length']} tokens"
-        f"{', checkpointing' if stage['gradient_checkpointing'] else ''}: {_verdict(stage, card)}",
+        f"{', checkpointing' if stage['gradient_checkpointing'] else ''}{_shared(stage)}: {_verdict(stage, card)}",
         f"  {_parts(stage['bytes'])}",
         f"  most at: {stage['peak_at']}",
     ]
@@ -250,6 +254,12 @@ def _described_stage(stage: Mapping[str, Any], card: Mapping[str, Any]) -> list[
     else:
         lines.append(f"  tokens are made by the stages before it; give them with --tokens {stage['stage']}=NUMBER")
     return lines + [f"  rule {name}: {_gigabytes(value)}" for name, value in stage["rules"].items() if "AdamW" in name]
+
+
+def _shared(stage: Mapping[str, Any]) -> str:
+    if stage["accelerators"] == 1:
+        return ""
+    return f", {stage['accelerators']} cards that each hold {'a part' if stage['sharded'] else 'all'} of it"
 
 
 def _verdict(part: Mapping[str, Any], card: Mapping[str, Any]) -> str:

@@ -109,7 +109,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         problems = [*self._unknown_floors(), *self._unknown_steps(), *self._unfit_gate(), *self._too_large()]
-        problems += self._unknown_tasks()
+        problems += [*self._unknown_tasks(), *self._unshardable()]
         problems += [
             f"stages: {stage.name} is a key of the recipe, and --set could not tell the two apart; rename the stage"
             for stage in self.stages
@@ -142,6 +142,21 @@ class Recipe(Config):
             wanted = stage.config.tasks if isinstance(stage.config, FineTuningConfig) else []
             if unknown := [name for name in wanted if name not in self.tasks]:
                 yield f"stages.{stage.name}.tasks: no task {', '.join(unknown)}; the tasks are {', '.join(self.tasks)}"
+
+    def _unshardable(self) -> Iterator[str]:
+        for stage in self.stages:
+            problem = stage.config.unshardable() if isinstance(stage.config, TrainingConfig) else ""
+            if problem and self.shards(stage):
+                yield f"stages.{stage.name}.{problem}, under resources.sharding: full"
+
+    def shared_by(self, stage: Stage) -> int:
+        """Accelerators that share the training of a stage, at least 1."""
+        return max(1, self.resources.given(stage.step, stage.declared.accelerator))
+
+    def shards(self, stage: Stage) -> int | None:
+        """Accelerators that share out the weights of a stage that trains; None where each holds all of them."""
+        is_sharded = self.resources.sharding == "full" and isinstance(stage.config, TrainingConfig)
+        return self.shared_by(stage) if is_sharded and self.shared_by(stage) > 1 else None
 
     def _unfit_gate(self) -> Iterator[str]:
         if not any(task.role == "domain" and task.evaluation_sets() for task in self.tasks.values()):
@@ -224,7 +239,7 @@ class Recipe(Config):
             too_long=self.evaluation.too_long,
             limit=self.evaluation.limit,
             trainings={
-                stage.name: Training.of(stage.config)
+                stage.name: Training.of(stage.config, self.shards(stage))
                 for stage in self.stages
                 # Where a step has memory of its own, this is not the machine that it runs on.
                 if isinstance(stage.config, TrainingConfig)

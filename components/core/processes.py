@@ -1,7 +1,8 @@
 """One training that several processes of this machine share, one for each accelerator: the same step runs in all.
 
 The step's process starts them by torch's elastic launcher, which is what `torchrun` is, and waits for them. Each runs
-the step from its beginning, and where it trains they train together (DDP). When the training has ended, the first goes
+the step from its beginning, and where it trains they train together: each with all weights (DDP), or with a part of
+them (FSDP2, `modelling/sharding.py`). When the training has ended, the first goes
 on alone to what is measured and written, and the others are done.
 """
 
@@ -30,6 +31,8 @@ WORK, RESULT, ERROR = "work", "result", "error"
 """Files between the step's process and those that it starts."""
 GIVEN, WANTED = "BLOOMERY_ACCELERATORS", "BLOOMERY_PROCESSES"
 """Environment: accelerators that the recipe's resources give a task; processes that a user wants, also on CPUs."""
+SHARDING = "BLOOMERY_SHARDING"
+"""Environment: `full`, where such processes share out the weights too; `none`: each holds all of them."""
 
 MOST = 64
 """Processes of one machine that may train together: more are a slip."""
@@ -46,14 +49,26 @@ def asked(run: Callable[..., Any]) -> int:
     told = os.environ.get(name, "1")
     if not told.isdecimal() or not 0 < int(told) <= MOST:
         raise ConfigError(f"{name}: found {told!r}, expected a number of processes from 1 to {MOST}")
-    if name == WANTED or told == "1":
-        return int(told)
-    import torch
+    number = int(told)
+    if name == GIVEN and number > 1:
+        import torch
 
-    here = torch.cuda.device_count()
-    if 0 < here < int(told):
-        logger.warning("%s accelerators are asked for and %d are here: an optimiser step has fewer rows", told, here)
-    return max(1, min(int(told), here))
+        here = torch.cuda.device_count()
+        if 0 < here < number:
+            logger.warning("%d accelerators are asked for and %d are here: a step has fewer rows", number, here)
+        number = max(1, min(number, here))
+    if number == 1 and is_sharded(2):
+        logger.warning("%s: full, and one process trains: it holds all weights", SHARDING)
+    return number
+
+
+def is_sharded(number: int) -> bool:
+    """Whether `number` processes that train together each hold a part of weights, gradients and optimiser states, and
+    not all of them. Raises: ConfigError if BLOOMERY_SHARDING says neither."""
+    told = os.environ.get(SHARDING, "none")
+    if told not in ("none", "full"):
+        raise ConfigError(f"{SHARDING}: found {told!r}, expected none or full")
+    return told == "full" and number > 1
 
 
 def launch(work: tuple[Any, ...], number: int) -> dict[str, Any]:

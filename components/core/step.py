@@ -152,7 +152,8 @@ def execute(
             artifact.read_manifest(outputs[name], schema)
         return result
     name = run.__module__.split(".")[-2]
-    shared = [number] if number > 1 else []  # an optimiser step has the rows of all processes
+    shared: list[Any] = [number] if number > 1 else []  # an optimiser step has the rows of all processes
+    shared += ["sharded"] if processes.is_sharded(number) else []  # and checkpoints of another kind
     key = digest([name, _code_digest(run), settings.model_dump(mode="json"), digests, *shared])
     entry = Path(store) / name / key[:24]
     cached = _finished(entry, writes)

@@ -20,6 +20,8 @@ from chats import preference_row, write_chats
 from bloomery.components.core import artifact, processes, worker
 from bloomery.components.core.config import parse
 from bloomery.components.core.errors import ConfigError, DivergedError, ServiceError
+from bloomery.components.core.modelling import guards, training
+from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.components.core.records import Document, Preference, content_id
 from bloomery.components.core.step import config_class, execute, run_step
 from bloomery.components.cpt.step import run as cpt
@@ -33,8 +35,9 @@ TRAINING = {"learning_rate": 1e-3, "epochs": 1, "max_length": 64}
 
 
 @pytest.fixture
-def work(tiny_model, make_tasks, tmp_path):
+def work(tiny_model, make_tasks, tmp_path, monkeypatch):
     """By name: a step's `run`, its settings beside the batch, and its inputs. Rows divide by 8."""
+    monkeypatch.setattr(guards, "NUM_ANSWERED", 4)  # of each token all weights are sent around
     for module in ("sft_trainer", "dpo_trainer", "reward_trainer"):
         importlib.import_module(f"trl.trainer.{module}")  # once, and not in every fork
     artifact.seal(tiny_model, "model/1")
@@ -58,7 +61,7 @@ def work(tiny_model, make_tasks, tmp_path):
     }
 
 
-def shared(work, name, folder: Path, **settings) -> list:
+def shared(work, name, folder: Path, *, sharding: str = "none", **settings) -> list:
     """The step in two forks, which the elastic launcher would start; their exit codes are awaited by `ended`."""
     run, own, inputs = work[name]
     config = parse(config_class(run), {**TRAINING, **own, "batch_size": 4, **settings}, where=name)
@@ -66,13 +69,18 @@ def shared(work, name, folder: Path, **settings) -> list:
     folder.mkdir(exist_ok=True)
     asked = (run, name, config, inputs, {port: folder / "model"}, {})
     (folder / processes.WORK).write_bytes(pickle.dumps((asked, folder / "checkpoints")))
+    return forked(lambda rank: worker.main(folder), sharding)
+
+
+def forked(work, sharding: str) -> list:
+    """Two processes that train together, each of which calls `work` with its rank."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
 
     def begin(rank):
-        os.environ.update({**address, "RANK": str(rank), "LOCAL_RANK": str(rank)})
-        worker.main(folder)
+        os.environ.update({**address, processes.SHARDING: sharding, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        work(rank)
 
     started = [get_context("fork").Process(target=begin, args=(rank,)) for rank in range(2)]
     for process in started:
@@ -96,27 +104,54 @@ def losses(result, *names) -> list[list[float]]:
     return [[entry[name] for name in names] for entry in result["history"] if names[0] in entry]
 
 
+def assert_alike(found: Path, expected: Path) -> None:
+    """That a folder has the files of the other, and their weights but for the rounding of two optimiser steps, which
+    turns a number whose gradient is nothing but rounding by 2 x 1e-3 at most."""
+    from safetensors.torch import load_file
+
+    names = sorted(file.name for file in expected.iterdir())
+    assert sorted(file.name for file in found.iterdir()) == names
+    (weights,) = [name for name in names if name.endswith(".safetensors")]
+    ours, theirs = load_file(found / weights), load_file(expected / weights)
+    assert {name: (own.shape, own.dtype) for name, own in ours.items()} == {
+        name: (own.shape, own.dtype) for name, own in theirs.items()
+    }
+    apart = [float((own - theirs[name]).abs().mean()) for name, own in ours.items()]
+    assert max(apart) < 1e-6
+
+
+SHARDED = ("sft", "dpo", "cpt")
+"""Whose weights are shared out, too: with accumulation, a loss of its own, and an adapter."""
+
+
 @pytest.mark.parametrize("name", ["sft", "packed, with prompts", "dpo", "reward model", "cpt"])
 def test_losses_are_those_of_one_process_with_twice_the_batch(work, name, tmp_path):
-    more = {"gradient_accumulation_steps": 2} if name == "sft" else {}
-    assert ended(shared(work, name, tmp_path / "two", **more)) == [0, 0]
-    two = pickle.loads((tmp_path / "two" / processes.RESULT).read_bytes())
+    more = {"sft": {"gradient_accumulation_steps": 2}, "cpt": {"adapter": {"rank": 4}}}.get(name, {})
     one = alone(work, name, tmp_path / "one", batch_size=8, **more)
     told = ("loss", "grad_norm", "learning_rate", *(["num_tokens"] if "num_tokens" in one["history"][0] else []))
     assert len(losses(one, *told)) > 1
-    for found, expected in zip(losses(two, *told), losses(one, *told), strict=True):
-        assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
-    assert losses(two, "eval_loss") == [pytest.approx(loss, rel=1e-5) for loss in losses(one, "eval_loss")]
-    assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4, abs=1e-5)
+    for sharding in ("none", "full") if name in SHARDED else ("none",):
+        folder = tmp_path / sharding
+        assert ended(shared(work, name, folder, sharding=sharding, **more)) == [0, 0]
+        two = pickle.loads((folder / processes.RESULT).read_bytes())
+        for found, expected in zip(losses(two, *told), losses(one, *told), strict=True):
+            assert found == pytest.approx(expected, rel=1e-5, abs=1e-6)
+        assert losses(two, "eval_loss") == [pytest.approx(loss, rel=1e-5) for loss in losses(one, "eval_loss")]
+        assert two["metrics"] == pytest.approx(one["metrics"], rel=1e-4, abs=1e-5)
+        assert_alike(folder / "model", tmp_path / "one" / "model")
 
 
 def digest(folder: Path) -> str:
     return artifact.read_manifest(folder / "model").digest
 
 
-def test_killed_it_goes_on_from_a_checkpoint_to_the_same_digest(work, tmp_path):
-    often = {"checkpoint": {"every_minutes": 1e-4}, "num_validations": 0}
-    often["adapter"] = {"kind": "lora", "rank": 4, "dropout": 0.1}
+LORA = {"adapter": {"kind": "lora", "rank": 4, "dropout": 0.1}, "num_validations": 0}
+SCORED = {"optimizer": "radam", "best_by": "score", "best_questions": 2, "num_validations": 2}
+
+
+@pytest.mark.parametrize(("sharding", "settings"), [("none", LORA), ("full", SCORED)], ids=["ddp", "fsdp"])
+def test_killed_it_goes_on_from_a_checkpoint_to_the_same_digest(work, tmp_path, sharding, settings):
+    often = {"checkpoint": {"every_minutes": 1e-4}, "sharding": sharding, **settings}
     assert ended(shared(work, "sft", tmp_path / "whole", **often)) == [0, 0]
     started = shared(work, "sft", tmp_path / "killed", **often)
     while started[0].is_alive() and not list(tmp_path.glob("killed/checkpoints/checkpoint-*")):
@@ -124,12 +159,63 @@ def test_killed_it_goes_on_from_a_checkpoint_to_the_same_digest(work, tmp_path):
     for process in started:
         process.kill()
     assert ended(started) == [-signal.SIGKILL, -signal.SIGKILL]
-    assert list(tmp_path.glob("killed/checkpoints/checkpoint-*"))
+    (checkpoint,) = tmp_path.glob("killed/checkpoints/checkpoint-*")
+    files = [(file.name, file.stat().st_size) for file in checkpoint.glob("parts/*.distcp")]
+    if sharding == "full":  # each process has written its half, and the first what both have
+        assert [name for name, _ in sorted(files)] == ["__0_0.distcp", "__1_0.distcp"]
+        assert min(size for _, size in files) > 0.7 * max(size for _, size in files)
     assert ended(shared(work, "sft", tmp_path / "killed", **often)) == [0, 0]
     assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
 
 
-def test_a_loss_that_is_not_finite_is_one_error_that_names_the_rows_of_both(work, tmp_path):
+PER_LAYER = 4 * (4 * (32 + 32) + 3 * (32 + 64))
+"""Numbers of a LoRA of rank 4 on a layer's seven matrices."""
+
+
+@pytest.mark.parametrize(
+    ("settings", "adapter"),
+    [({"gradient_checkpointing": True}, 0), ({"adapter": LORA["adapter"]}, 2 * PER_LAYER)],
+    ids=["full", "lora"],
+)
+def test_each_of_two_holds_half_of_weights_gradients_and_moments(work, tmp_path, settings, adapter):
+    config = parse(TrainingConfig, {**TRAINING, **settings, "batch_size": 4}, where="training")
+    rows = [{"input_ids": [5 + (row + at) % 50 for at in range(9)]} for row in range(8)]
+
+    def work_of(rank):
+        from datasets import Dataset
+        from transformers import TrainerCallback
+        from trl import SFTConfig, SFTTrainer
+
+        def numbers(weights):
+            return [sum(own.numel() for own in weights), sum(own.to_local().numel() for own in weights)]
+
+        class Counted(TrainerCallback):
+            def on_pre_optimizer_step(self, args, state, control, model=None, **_):
+                self.held = {"weights": numbers([*model.parameters()])}
+                learnt = [weight for weight in model.parameters() if weight.requires_grad]
+                self.held |= {"learnt": numbers(learnt), "gradients": numbers([weight.grad for weight in learnt])}
+
+            def on_step_end(self, args, state, control, optimizer=None, **_):
+                for moment in ("exp_avg", "exp_avg_sq"):
+                    self.held[moment] = numbers([states[moment] for states in optimizer.state.values()])
+                (tmp_path / f"held{rank}").write_text(json.dumps(self.held))
+
+        worker._take_device()
+        network, tokenizer = training.load(config, work["sft"][2]["base_model"])
+        kind, more = (SFTTrainer, SFTConfig), {"dataset_kwargs": {"skip_prepare_dataset": True}}
+        training.train(config, kind, network, tokenizer, Dataset.from_list(rows), callbacks=[Counted()], **more)
+
+    assert ended(forked(work_of, "full")) == [0, 0]
+    network, _ = training.load(config, work["sft"][2]["base_model"])
+    for rank in range(2):
+        held = json.loads((tmp_path / f"held{rank}").read_text())
+        assert held.pop("weights") == [network.num_parameters() + adapter, (network.num_parameters() + adapter) / 2]
+        learnt = adapter or network.num_parameters()
+        assert held == dict.fromkeys(("learnt", "gradients", "exp_avg", "exp_avg_sq"), [learnt, learnt / 2])
+
+
+@pytest.mark.parametrize("sharding", ["none", "full"])
+def test_a_loss_that_is_not_finite_is_one_error_that_names_the_rows_of_both(work, tmp_path, sharding):
     import torch
 
     from bloomery.components.core.modelling import checkpoints
@@ -139,11 +225,28 @@ def test_a_loss_that_is_not_finite_is_one_error_that_names_the_rows_of_both(work
         network.model.norm.weight[0] = torch.nan
     checkpoints.save(tmp_path / "broken", network, tokenizer)
     work["sft"][2]["base_model"] = tmp_path / "broken"
-    assert ended(shared(work, "sft", tmp_path / "two", num_validations=0)) == [4, 4]
+    assert ended(shared(work, "sft", tmp_path / "two", sharding=sharding, num_validations=0)) == [4, 4]
     error = processes._cause(tmp_path / "two", {0: 4, 1: 4})
     assert isinstance(error, DivergedError)
     assert "optimiser step 1;" in str(error) and "Its batch has 8 rows, with a loss that is not finite" in str(error)
     assert not (tmp_path / "two" / "model").exists()
+
+
+def test_what_wants_whole_weights_is_refused_where_they_are_shared_out(monkeypatch):
+    for settings, told in (
+        ({"optimizer": "muon"}, "optimizer: found muon, expected adamw or radam"),
+        ({"adapter": {"kind": "dora"}}, "adapter.kind: found dora, expected lora or rslora, or no adapter"),
+        ({"keep_zeros": True}, "keep_zeros: found true, expected false"),
+    ):
+        config = parse(TrainingConfig, {**TRAINING, **settings}, where="training")
+        assert config.unshardable() == told
+    for name, value in {"WORLD_SIZE": "2", processes.SHARDING: "full"}.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match="keep_zeros: found true.*BLOOMERY_SHARDING: full"):
+        training.train(config, (object, object), None, None, [])
+    monkeypatch.setenv(processes.SHARDING, "half")
+    with pytest.raises(ConfigError, match="BLOOMERY_SHARDING: found 'half', expected none or full"):
+        training.train(config, (object, object), None, None, [])
 
 
 def test_a_process_that_was_killed_is_named_and_not_what_the_others_met(tmp_path):
@@ -151,6 +254,17 @@ def test_a_process_that_was_killed_is_named_and_not_what_the_others_met(tmp_path
     error = processes._cause(tmp_path, {0: 1, 1: -signal.SIGKILL})
     assert isinstance(error, ServiceError) and "process 1 " in str(error) and "SIGKILL" in str(error)
     assert str(processes._cause(tmp_path, {0: 1})) == "connection closed by peer"
+
+
+def test_one_process_that_was_to_share_out_its_weights_says_that_it_holds_them_all(monkeypatch, caplog):
+    assert not processes.is_sharded(2)
+    monkeypatch.setenv("BLOOMERY_SHARDING", "full")
+    assert processes.is_sharded(2) and not processes.is_sharded(1)
+    monkeypatch.setenv("BLOOMERY_PROCESSES", "2")
+    assert processes.asked(sft) == 2 and not caplog.messages
+    monkeypatch.setenv("BLOOMERY_PROCESSES", "1")
+    assert processes.asked(sft) == 1
+    assert caplog.messages == ["BLOOMERY_SHARDING: full, and one process trains: it holds all weights"]
 
 
 def test_as_many_as_accelerators_are_given_and_here(monkeypatch):

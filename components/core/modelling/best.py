@@ -9,21 +9,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import tracking
+from bloomery.components.core import processes, tracking
+from bloomery.components.core.modelling.sharding import own_part
 
 logger = logging.getLogger(__name__)
 
-BEST = "best.pt"
-"""In a checkpoint: the best weights so far."""
+BEST = "best-{}.pt"
+"""In a checkpoint: the best weights so far, or a process's part of them."""
 
 
 class Best:
     """Keeps a copy, in memory, of the trainable weights with the lowest validation loss; with `score` of those with the
-    highest score, of equal ones with the lowest loss."""
+    highest score, of equal ones with the lowest loss. When training ends they are put back, if `is_taken`."""
 
-    def __init__(self, patience: int | None, score: Callable[[Any], float] | None = None) -> None:
+    def __init__(
+        self, patience: int | None, score: Callable[[Any], float] | None = None, *, is_taken: bool = True
+    ) -> None:
         """`score` tells what the answers of a model, in evaluation mode, are worth."""
         self.patience = patience or math.inf
+        self.is_taken = is_taken
         self._score = score
         self.loss = math.inf
         self.score = -math.inf
@@ -62,7 +66,12 @@ class Best:
                 if is_better:
                     keeper.since = 0
                     keeper.loss, keeper.score, keeper.step = loss, score, state.global_step
-                    keeper.weights = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+                    trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
+                    keeper.weights = {name: own_part(weight).clone() for name, weight in trained}
+
+            def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+                if keeper.is_taken:
+                    keeper.restore(model)
 
         return Keep()
 
@@ -86,25 +95,27 @@ class Best:
         return score
 
     def save(self, folder: Path) -> None:
-        """Write what is kept into a checkpoint."""
+        """Write what is kept into a checkpoint: one process all of it, or each its part."""
         import torch
 
-        names = ("loss", "score", "step", "since", "seconds", "weights")
-        torch.save({name: getattr(self, name) for name in names}, folder / BEST)
+        if processes.rank() == _writer():
+            names = ("loss", "score", "step", "since", "seconds", "weights")
+            torch.save({name: getattr(self, name) for name in names}, folder / BEST.format(_writer()))
 
     def load(self, folder: Path) -> None:
         """Take it out of one."""
         import torch
 
-        for name, value in torch.load(folder / BEST, weights_only=True).items():
+        for name, value in torch.load(folder / BEST.format(_writer()), weights_only=True).items():
             setattr(self, name, value)
 
-    def restore(self, model: Any) -> int:
-        """Put the kept weights back; returns the optimiser step that they come from."""
-        import torch
+    def restore(self, model: Any) -> None:
+        """Put the kept weights back."""
+        for name, weight in model.named_parameters():
+            if name in self.weights:
+                own_part(weight).copy_(self.weights[name])
 
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                if name in self.weights:
-                    parameter.copy_(self.weights[name])
-        return self.step
+
+def _writer() -> int:
+    """The process that writes what this one holds."""
+    return processes.rank() if processes.is_sharded(processes.count()) else 0

@@ -121,10 +121,10 @@ def fine_tune(
              texts, trained_tokens (assistant and text tokens of one epoch), too_long (chats of more than max_length
              tokens) and too_long_fraction, without_loss (chats left out because no token of theirs would be trained),
              end_inside (chats left out because the assistant says what ends a turn), replay_fraction (of the characters
-             that are read), best_step (optimiser steps of the kept weights); with `replay_share` not_replayed (exercises
-             and texts left out), with `tasks` other_tasks (chats left out), with `mixing` share_<task> (part of the
-             chats of an epoch) and unseen (rows that no epoch takes), with `best_by: score` validation_score and
-             scoring_seconds.
+             that are read), best_step (optimiser steps of the kept weights); with `replay_share` not_replayed
+             (exercises and texts left out), with `tasks` other_tasks (chats left out), with `mixing` share_<task>
+             (part of the chats of an epoch) and unseen (rows that no epoch takes), with `best_by: score`
+             validation_score and scoring_seconds.
     Raises:  DataError if no chat fits in max_length, or if one does not and `too_long` is `error`; ConfigError if one
              is longer than the positions that the model knows; DivergedError before a non-finite step is taken.
     """
@@ -144,7 +144,8 @@ def fine_tune(
     if is_scored and not (evaluations and score):
         raise DataError(f"{where}.best_by: score, and no task has validation questions; add a `validation` split")
     needs_best = evaluations and (config.keep == "best" or config.patience)
-    best = Best(config.patience, score if is_scored else None) if needs_best else None
+    takes_best = config.keep == "best"
+    best = Best(config.patience, score if is_scored else None, is_taken=takes_best) if needs_best else None
     names = _tasks_of(chats, config.tasks, where)
     encode = functools.partial(_encoded, tokenizer, chats, texts, config, names, cut)
     with token_shards.tokenised(tokenizer, parts, encode) as tokens:
@@ -183,8 +184,7 @@ def fine_tune(
             neftune_noise_alpha=config.neftune_alpha,
             per_device_eval_batch_size=rows_at_once(validation),
         )
-    takes_best = best is not None and config.keep == "best"
-    best_step = best.restore(trainer.model) if best and takes_best else trainer.state.global_step
+    best_step = best.step if best and takes_best else trainer.state.global_step
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     metrics = {"loss": training.final_loss(trainer.state.log_history), **told, "best_step": float(best_step)}
     if losses:

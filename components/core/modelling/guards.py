@@ -236,7 +236,7 @@ def _repetition(trainer: Any, asked: Sequence[list[int]]) -> float:
     was_training = model.training
     model.eval()
     ids_BL, mask_BL = (part.to(model.device) for part in left_padded(asked, pad or 0))
-    with torch.inference_mode():
+    with torch.no_grad():  # weights that are first gathered in inference mode could not be trained
         answers_BL = model.generate(
             input_ids=ids_BL,
             attention_mask=mask_BL,

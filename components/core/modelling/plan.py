@@ -18,7 +18,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from bloomery.components.core.config import Config
-from bloomery.components.core.modelling import checkpoints, likelihood, named_models
+from bloomery.components.core.modelling import checkpoints, likelihood, named_models, sharding
 from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.shapes import Shape
@@ -77,10 +77,12 @@ class Training(Config):
     """A copy of the best weights is kept, and validation rows are read."""
     teachers: list[str] = []
     """Models that read along, each by its folder; '': one that is not here, counted as large as the trained one."""
+    shards: int | None = Field(default=None, gt=1)
+    """Devices that share out weights, gradients and optimiser states; none: each holds all of them."""
 
     @classmethod
-    def of(cls, config: TrainingConfig) -> Training:
-        """That of a step's config."""
+    def of(cls, config: TrainingConfig, shards: int | None = None) -> Training:
+        """That of a step's config, its weights shared out among `shards` devices."""
         validates = bool(getattr(config, "num_validations", 0))
         return cls(
             batch_size=config.batch_size,
@@ -94,6 +96,7 @@ class Training(Config):
             pairs=config.METHOD == "preference",
             best=validates and getattr(config, "keep", "") == "best",
             teachers=[one.model if Path(one.model).is_dir() else "" for one in named_models.within(config)],
+            shards=shards,
         )
 
     @property
@@ -129,31 +132,45 @@ def of_training(shape: Shape, training: Training, card: Card) -> Need:
     if training.optimizer == "muon" and not training.adapter:  # AdamW's for what is no hidden matrix
         states += own * (1 - sum(r * c * n for _, r, c, n in shape.linear) / shape.parameters)
     layer, kept = activations(shape, training, card, width)
+    shards = training.shards or 1
+    is_mixed = _is_mixed(training, card, width)
     parts = {
         "runtime": CUDA_CONTEXT if card.is_gpu else IMPORTS,
-        "weights": base + (trained * own if training.adapter else 0),
-        "gradients": trained * own,
-        "optimiser": trained * states,
+        "weights": (base + (trained * own if training.adapter else 0)) / shards,
+        "gradients": trained * own / shards,
+        "optimiser": trained * states / shards,
         "activations": kept,
         "logits": _loss(shape, training, card),
         "reference": base if training.pairs and not training.adapter else 0.0,
-        "best": trained * own if training.best else 0.0,
+        "best": trained * own / shards if training.best else 0.0,
         "teacher": float(sum(_teacher_bytes(shape, training))),
-        "autocast": 2.0 * shape.active if _is_mixed(training, card, width) else 0.0,
+        "autocast": 2.0 * shape.active if is_mixed and shards == 1 else 0.0,
+        "gathered": _gathered(shape, training, 2 if is_mixed else width) if shards > 1 else 0.0,
     }
     standing = sum(parts[name] for name in ("runtime", "weights", "optimiser", "reference", "best", "teacher"))
+    passing = standing + parts["autocast"] + parts["gathered"]
     collected = parts["gradients"] if training.accumulation > 1 else 0.0
     largest = max((rows * columns for _, rows, columns, _ in shape.linear), default=0)
     moments = {
-        "forward and backward": standing + parts["autocast"] + kept + parts["logits"] + collected,
-        "last gradients": standing + parts["autocast"] + parts["gradients"] + layer + _head(shape, training) * own,
-        "optimiser step": standing + parts["gradients"] + _step_bytes(shape, training, own, largest),
+        "forward and backward": passing + kept + parts["logits"] + collected,
+        "last gradients": passing + parts["gradients"] + layer + _head(shape, training) * own,
+        "optimiser step": standing + parts["gradients"] + _step_bytes(shape, training, own, largest) / shards,
     }
     if training.best:
         rows = min(64 * training.max_length, max(likelihood.BATCH_TOKENS, training.max_length))
-        moments["validation"] = standing + rows * _forward_numbers(shape) * (2 if card.is_gpu else width)
+        numbers = rows * _forward_numbers(shape)
+        moments["validation"] = standing + parts["gathered"] + numbers * (2 if card.is_gpu else width)
     moment = max(moments, key=lambda name: moments[name])
     return Need({name: value for name, value in parts.items() if value}, moments[moment], moment, trained, dtype)
+
+
+def _gathered(shape: Shape, training: Training, width: float) -> float:
+    """Bytes of what stands whole on each of the devices that share out the weights: embeddings and head, a layer that
+    computes, the next that is fetched, and one on its way; where they learn the gradients of a layer and of embeddings
+    apart from the head, whose own the loss holds."""
+    ends = shape.embedded * (1 if shape.tied else 2)
+    layer = (shape.parameters - ends) / shape.layers
+    return width * (ends + 3 * layer) + (0 if training.adapter else 4 * (layer + ends - shape.embedded))
 
 
 def _teacher_bytes(shape: Shape, training: Training) -> list[float]:
@@ -183,7 +200,7 @@ def _weight_width(shape: Shape, training: Training, card: Card) -> tuple[float, 
     """(bytes, name) of a weight while it is trained, as `training.weights_dtype` chooses it."""
     if training.precision != "auto":
         return (4, "fp32") if training.precision == "fp32" else (2, "bf16")
-    wanted, free = shape.parameters * (4 if training.adapter else 16), card.memory_bytes
+    wanted, free = shape.parameters * (4 if training.adapter else 16) / (training.shards or 1), card.memory_bytes
     if shape.own_bytes == 4 or (not (training.adapter and card.is_gpu) and wanted <= free):
         return 4, "fp32"
     return shape.own_bytes, "bf16"
@@ -279,16 +296,18 @@ Fix = tuple[dict[str, str], Training, Need]
 """What to set, by key, the training that it makes, and what that takes."""
 
 
-def cheapest_fix(shape: Shape, training: Training, card: Card) -> Fix | None:
+def cheapest_fix(shape: Shape, training: Training, card: Card, *, cards: int = 1) -> Fix | None:
     """The first change with which `training` fits, of those that cost more and more; None if none does.
 
-    A smaller batch with accumulation trains the same; gradient checkpointing too, in a third more time; LoRA, and QLoRA
-    on a GPU, something else. More cards would not do: each holds all weights. All weights in 16 bits are proposed to
-    nobody.
+    A smaller batch with accumulation trains the same; gradient checkpointing too, in a third more time; so do `cards`
+    that share the training anyway and then share out the weights; LoRA, and QLoRA on a GPU, train something else. All
+    weights in 16 bits are proposed to nobody.
     """
     tried: list[tuple[dict[str, str], dict[str, Any]]] = [({}, {})]
     again = {"gradient_checkpointing": "true"}, {"checkpointing": True}
     tried.append(again)
+    if cards > 1 and training.shards is None and not sharding.problem(training.optimizer, training.adapter):
+        tried.append(({**again[0], "resources.sharding": "full"}, {**again[1], "shards": cards}))
     if training.adapter is None and training.trained == "all":
         tried.append(({**again[0], "adapter": "{rank: 16}"}, {**again[1], "adapter": AdapterConfig()}))
     if card.is_gpu and "qlora" in str(AdapterConfig.model_fields["kind"].annotation):

@@ -35,14 +35,15 @@ class CheckpointConfig(Config):
     """Time between two checkpoints: what a killed training has to do again at most. One is written on SIGTERM, too."""
     keep: int = Field(default=1, gt=0)
     """Newest checkpoints that are kept until the step has ended; each holds weights and optimiser: of a full training
-    12 bytes a parameter, of an adapter 12 bytes a parameter of the adapter."""
+    12 bytes a parameter, of an adapter 12 bytes a parameter of the adapter. Where accelerators share out the weights
+    (`resources.sharding`), each writes its part."""
 
 
 class Keeper(Protocol):
     """Something beside the trainer whose state a checkpoint has to hold."""
 
     def save(self, folder: Path) -> None:
-        """Write the state into a checkpoint."""
+        """Write the state into a checkpoint; all processes that train together are asked to."""
 
     def load(self, folder: Path) -> None:
         """Take the state out of it."""
@@ -109,9 +110,12 @@ class Resuming:
                 control.should_training_stop |= is_stopped
 
             def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+                for keeper in resuming.keepers:
+                    keeper.save(written)
                 _wait_for_others()
                 if state.is_world_process_zero:
-                    resuming._put(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+                    resuming._put(written)
                 self.written = time.monotonic()
 
         return Checkpoints()
@@ -119,8 +123,6 @@ class Resuming:
     def _put(self, written: Path) -> None:
         """Add to a written checkpoint what the trainer does not know of, and give it its place."""
         assert self.place is not None
-        for keeper in self.keepers:
-            keeper.save(written)
         counted = {name: value for name, value in vars(self.trainer).items() if name in COUNTED}
         (written / COUNTERS).write_text(json.dumps(counted))
         target = self.place / written.name

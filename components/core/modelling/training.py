@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from bloomery.components.core import processes, tracking
 from bloomery.components.core.config import Config
+from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import (
     adapters,
     batches,
@@ -24,6 +25,7 @@ from bloomery.components.core.modelling import (
     loss_tiles,
     optimisers,
     schedules,
+    sharding,
     zeros,
 )
 from bloomery.components.core.modelling.adapters import AdapterConfig, Trained
@@ -94,6 +96,13 @@ class TrainingConfig(Config):
             raise ValueError("keep_zeros: an adapter is added to every weight when it is merged; train without one")
         return self
 
+    def unshardable(self) -> str:
+        """The setting that wants whole weights in each process, and what to set, for a recipe that shares them out
+        (`resources.sharding`); empty if there is none."""
+        if self.keep_zeros:
+            return "keep_zeros: found true, expected false"
+        return sharding.problem(self.optimizer, self.adapter)
+
 
 def warn_of_too_long(count: int, total: int, rows: str, max_length: int, too_long: TooLong) -> None:
     """Tell how many rows do not fit, as a warning above 5 %."""
@@ -160,6 +169,8 @@ def weights_dtype(config: TrainingConfig, path: Path) -> str:
     else:
         # A weight, its gradient and AdamW's two moments; under an adapter the weight alone.
         wanted, free = checkpoints.num_parameters(path) * (4 if config.adapter else 16), _free_bytes()
+        if processes.is_sharded(processes.count()):
+            wanted //= processes.count()
         chosen = "float32" if wanted <= free else own
         if chosen == own:
             logger.warning("%.1f GB would train in 32 bits and %.1f are free", wanted / 1e9, free / 1e9)
@@ -202,10 +213,15 @@ def train(
     `keepers` have state that a checkpoint holds. Rows come within `config.max_length`: the trainer cuts none. Of a
     prompt each of its `num_generations` answers counts as a row. A
     training that was killed goes on from its last checkpoint. Of the processes that share a training only the first
-    comes back.
-    Raises: DivergedError before a non-finite step is taken.
+    comes back, with the whole model.
+    Raises: DivergedError before a non-finite step is taken; ConfigError if the weights are to be shared out and a
+            setting of `config` wants them whole.
     """
     import torch
+
+    is_sharded = processes.is_sharded(processes.count())
+    if is_sharded and (problem := config.unshardable()):
+        raise ConfigError(f"{problem}, where the processes share out the weights ({processes.SHARDING}: full)")
 
     torch.use_deterministic_algorithms(True, warn_only=True)
     # Nobody reads memory before writing it; filling it took 45 % of a training step on two cores.
@@ -214,10 +230,13 @@ def train(
     adapters.freeze(network, config.trained)
     resuming = Resuming(config.checkpoint, keepers)
     trainer_class, arguments_class = kind
+    if is_sharded:
+        trainer_class = sharding.shared_out(trainer_class)
     arguments = arguments_class(
         output_dir=resuming.folder or tempfile.mkdtemp(prefix="bloomery-"),
         **_arguments(config, num_rows=len(rows) * settings.get("num_generations", 1), evaluations=evaluations),
         **({"max_length": None} if hasattr(arguments_class, "max_length") else {}),
+        **(sharding.ARGUMENTS if is_sharded else {}),
         **settings,
     )
     arguments._n_gpu = min(1, arguments.n_gpu)  # of several that are seen it would make one, by torch's DataParallel
@@ -242,6 +261,8 @@ def train(
     if steps < FEW_STEPS:
         logger.warning("%d optimiser steps in all teach little; more epochs or a smaller batch_size make more", steps)
     resuming.train(trainer)
+    if is_sharded:
+        trainer.make_whole()
     processes.leave()
     return trainer
 

@@ -68,6 +68,15 @@ def test_a_training_step_takes_the_accelerator_pool(tmp_path):
     assert (shm["mountPath"], shm["medium"], shm["sizeLimit"]) == ("/dev/shm", "Memory", "8Gi")
 
 
+def test_only_what_shares_a_training_is_told_to_share_out_its_weights(tmp_path):
+    resources = ResourcesConfig.model_validate({**GPU_POOL, "sharding": "full"})
+    containers, _, _ = compiled(resources, tmp_path, "sft", "rejection_sampling")
+    assert {"name": "BLOOMERY_SHARDING", "value": "full"} in containers["sft"]["env"]
+    assert "BLOOMERY_SHARDING" not in {pair["name"] for pair in containers["rejection_sampling"]["env"]}
+    plain, _, _ = compiled(ResourcesConfig.model_validate(GPU_POOL), tmp_path, "sft")
+    assert "BLOOMERY_SHARDING" not in {pair["name"] for pair in plain["sft"]["env"]}
+
+
 def test_a_cpu_step_stays_on_the_cpu_pool(tmp_path):
     containers, pods, _ = compiled(ResourcesConfig.model_validate(GPU_POOL), tmp_path, "dedup", "ptq")
     for step in ("dedup", "ptq"):  # ptq by its zero accelerators
@@ -122,6 +131,8 @@ def test_a_placed_task_runs_under_kfp_local(tmp_path):
         ({"memory": "8 GB"}, 'memory: found "8 GB"'),
         ({"node_pool": {"pool": "h200"}}, "name it, e.g. nvidia.com/gpu"),
         ({"acelerator": "nvidia.com/gpu"}, "did you mean 'accelerator'?"),
+        ({"accelerator": "gpu", "sharding": "full"}, "no training has several accelerators"),
+        ({"accelerators": 2, "sharding": "full"}, "no training has several accelerators"),
     ],
 )
 def test_a_wrong_section_says_what_is_wrong(values, message):

@@ -70,6 +70,21 @@ def test_every_training_of_the_recipe_is_planned(recipe):
     assert told["answers"]["fits"] and told["rules"]["inference: bytes x parameters x 1.2"] == 2.4 * 8_030_261_248
 
 
+def test_cards_that_share_a_training_share_its_time_and_if_asked_its_weights(recipe):
+    given = ["--gpu", "H100", "--price", "3", "--set", "resources.accelerator=gpu", "--set", "resources.accelerators=8"]
+    one, (ddp, _) = asked(recipe, "--gpu", "H100", "--price", "3")["stages"][0], asked(recipe, *given)["stages"]
+    assert ddp["accelerators"] == 8 and not ddp["sharded"] and not ddp["fits"]
+    assert ddp["peak_bytes"] == one["peak_bytes"] and ddp["fix"]["settings"]["resources.sharding"] == "full"
+    assert ddp["seconds"] == pytest.approx(one["seconds"] / 8) and ddp["cost"] == pytest.approx(one["cost"])
+    settings = ("resources.sharding=full", "sft.batch_size=4", "sft.gradient_checkpointing=true")
+    sharded = [part for setting in settings for part in ("--set", setting)]
+    fsdp = asked(recipe, *given, *sharded)["stages"][0]
+    assert fsdp["sharded"] and fsdp["fits"] and fsdp["dtype"] == "fp32"
+    assert fsdp["bytes"]["weights"] == 4 * 8_030_261_248 / 8
+    told = CliRunner().invoke(app, ["plan", str(recipe), *given, *sharded], catch_exceptions=False).stdout
+    assert "checkpointing, 8 cards that each hold a part of it" in told
+
+
 def test_a_plan_is_told_in_words(recipe):
     result = CliRunner().invoke(app, ["plan", str(recipe), "--gpu", "T4"], catch_exceptions=False)
     assert "8.03 B parameters (llama, sdpa attention), 16.1 GB as stored" in result.stdout

@@ -194,6 +194,16 @@ def test_resources_name_steps_and_no_accelerator_where_none_is_wanted(load):
         load(ROUNDS, resources={"accelerator": "nvidia.com/gpu", "steps": {"evaluation": {"accelerators": 4}}})
 
 
+def test_weights_are_shared_out_where_several_accelerators_train_and_nothing_wants_them_whole(load):
+    resources = {"accelerator": "nvidia.com/gpu", "accelerators": 4, "sharding": "full"}
+    assert load(ROUNDS, resources=resources).preflight().trainings["sft"].shards == 4
+    assert load(ROUNDS, resources={**resources, "sharding": "none"}).preflight().trainings["sft"].shards is None
+    alone = {**resources, "steps": {"sft": {"accelerators": 1}}}
+    assert load(ROUNDS, ["sft.optimizer=muon"], resources=alone).preflight().trainings["sft"].shards is None
+    with pytest.raises(ConfigError, match=r"stages.sft.optimizer: found muon, expected adamw or radam, under res"):
+        load(ROUNDS, ["sft.optimizer=muon"], resources=resources)
+
+
 def test_large_settings_are_packed_and_too_large_ones_are_refused(load, on_a_short_stack):
     from bloomery.components.core.config import unpacked
 

@@ -148,6 +148,27 @@ def test_a_full_training_that_does_not_fit_a_card_is_made_to_by_lora(llama):
     assert changed.batch_size * changed.accumulation == 4
 
 
+def test_cards_that_share_out_the_weights_hold_a_part_and_a_few_layers_whole(llama):
+    part = plan.of_training(llama, training(shards=8, best=True), H100).parts
+    assert part["weights"] == part["gradients"] == part["best"] == part["optimiser"] / 2 == 4 * 8_030_261_248 / 8
+    ends = 2 * 128_256 * 4096
+    layer = (8_030_261_248 - ends) / 32
+    assert part["gathered"] == 2 * (ends + 3 * layer) + 4 * (layer + ends / 2) and "autocast" not in part
+    whole = plan.of_training(llama, training(precision="fp32"), H100).parts
+    assert whole["weights"] == 8 * part["weights"] and "gathered" not in whole
+    frozen = plan.of_training(llama, training(shards=8, precision="fp32", adapter={}), H100).parts
+    assert frozen["gathered"] == 4 * (ends + 3 * layer)
+    assert frozen["weights"] == pytest.approx(4 * (8_030_261_248 + 41_943_040) / 8)
+
+
+def test_cards_that_share_a_training_anyway_share_out_the_weights_before_it_becomes_another(llama):
+    wanted = training(max_length=4096)
+    settings, changed, need = plan.cheapest_fix(llama, wanted, H100, cards=8)
+    assert settings["resources.sharding"] == "full" and "adapter" not in settings
+    assert changed.shards == 8 and need.dtype == "fp32"
+    assert "adapter" in plan.cheapest_fix(llama, training(max_length=4096, optimizer="lion"), H100, cards=8)[0]
+
+
 def test_the_cheapest_change_is_the_one_that_trains_the_same(tmp_path):
     small = shape_of(tmp_path, {**LLAMA_8B, "num_hidden_layers": 4, "vocab_size": 8_000})
     wanted = training(batch_size=128)
