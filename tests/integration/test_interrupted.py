@@ -52,7 +52,7 @@ def work(base, wide, make_tasks, tmp_path):
     pairs = [(f"say {a} and {b}", f"{a} {b}") for a in WORDS for b in WORDS]
     rows = [{"task": "echo", "split": "validation", "prompt": p, "reference": a} for p, a in pairs[:4]]
     preferences = [preference_row(prompt, answer, answer[::-1]) for prompt, answer in pairs]
-    artifact.write_rows(tmp_path / "pairs", "preference/2", Preference.table(preferences))
+    artifact.write_rows(tmp_path / "pairs", "preference/3", Preference.table(preferences))
     facts = {"source": "s:f#1", "language": "en", "time": "", "quality": None}
     documents = [
         {**facts, "id": content_id(prompt), "text": f"{prompt}: {answer}. " * 4, "general": index % 3 == 0}

@@ -111,7 +111,7 @@ def test_a_resolved_recipe_is_a_recipe(load, tmp_path):
 @pytest.mark.parametrize(
     ("chain", "told"),
     [
-        ([{"dpo": TRAINING}], "stages.dpo: reads preferences (preference/2), which nothing before it writes; add"),
+        ([{"dpo": TRAINING}], "stages.dpo: reads preferences (preference/3), which nothing before it writes; add"),
         ([CURATION, "dedup"], "stages: no stage writes a model, so the gate has nothing to judge"),
         ([], "stages: found []; List should have at least 1 item"),
         (["sfft"], "sfft: no such step; did you mean 'sft'?"),
@@ -214,12 +214,12 @@ def test_preflight_measures_each_kind_of_rows_by_the_first_stage_that_learns_fro
 @pytest.mark.parametrize(
     ("chain", "files", "told"),
     [
-        ([{"sft": TRAINING}], ("preferences",), "preferences: no stage reads them; add one that reads preference/2"),
-        ([{"dpo": TRAINING}], ("chats",), "stages.dpo: reads preferences (preference/2), which nothing before it"),
+        ([{"sft": TRAINING}], ("preferences",), "preferences: no stage reads them; add one that reads preference/3"),
+        ([{"dpo": TRAINING}], ("chats",), "stages.dpo: reads preferences (preference/3), which nothing before it"),
         (
             [{"sft": TRAINING}, "rejection_sampling", {"dpo": TRAINING}],
             ("preferences",),
-            "preferences: stages.rejection_sampling writes preference/2 anew before a stage has read them",
+            "preferences: stages.rejection_sampling writes preference/3 anew before a stage has read them",
         ),
     ],
 )
