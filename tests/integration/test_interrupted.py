@@ -71,6 +71,11 @@ def work(base, wide, make_tasks, tmp_path):
         "sft": (sft, {**TRAINING, "epochs": 3, "num_validations": 6}, chats),
         "sft with muon": (sft, {**TRAINING, "epochs": 3, "optimizer": "muon", "num_validations": 0}, chats),
         "sft of an adapter": (sft, {**TRAINING, **scored, "epochs": 3, "adapter": lora}, chats),
+        "sft of a soft prompt": (
+            sft,
+            {**TRAINING, "epochs": 2, "num_validations": 3, "adapter": {"kind": "p_tuning", "tokens": 4}},
+            chats,
+        ),
         "dpo": (dpo, {**TRAINING, "epochs": 2}, {"preferences": tmp_path / "pairs", "base_model": base}),
         "kto": (
             dpo,
@@ -124,7 +129,18 @@ def newest(store: Path) -> int:
 
 @pytest.mark.parametrize(
     "name",
-    ["sft", "sft with muon", "sft of an adapter", "dpo", "distillation", "grpo", "rloo", "reward model", "cpt"],
+    [
+        "sft",
+        "sft with muon",
+        "sft of an adapter",
+        "sft of a soft prompt",
+        "dpo",
+        "distillation",
+        "grpo",
+        "rloo",
+        "reward model",
+        "cpt",
+    ],
 )
 def test_killed_at_random_points_it_ends_with_the_same_digest(work, name, tmp_path):
     began = time.monotonic()
