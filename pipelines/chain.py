@@ -190,6 +190,9 @@ def _unknown_models(stage: Stage, models: Sequence[str]) -> Iterator[str]:
             yield f"{where}: no stage {name} before it writes a model; {hint}"
     if stage.goes_on_from and not any(schema == MODEL for port, schema in step.reads.items() if port not in step.named):
         yield f"{where}.from: {stage.step} reads no model that it could go on from; leave the key out"
+    own = stage.goes_on_from or models[-1]
+    if own in getattr(stage.config, "apart", ()):
+        yield f"{where}: names {own}, whose model is the very one that it trains; expected an earlier one, or another"
     if len(named) > len(step.named):
         yield f"{where}: names {len(named)} stages, and {stage.step} reads the models of at most {len(step.named)}"
 

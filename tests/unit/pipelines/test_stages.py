@@ -380,6 +380,14 @@ def test_folders_of_models_are_meant_from_the_recipe(load, tmp_path):
             "stages.merging: names 5 stages, and merging reads the models of at most 4",
         ),
         ([{"sft": {"as": "start", **TRAINING}}], "stages: start names something else in every run"),
+        (
+            [{"sft": TRAINING}, {"distillation": {**TRAINING, "teacher": {"stage": "sft"}}}],
+            "stages.distillation: names sft, whose model is the very one that it trains; expected an earlier one",
+        ),
+        (
+            [{"distillation": {**TRAINING, "from": "start", "teacher": {"stage": "start"}}}],
+            "stages.distillation: names start, whose model is the very one",
+        ),
     ],
 )
 def test_models_that_no_stage_before_writes_are_told(load, chain, told):
