@@ -98,14 +98,12 @@ def run(
     }
 
 
-def _have_same_weights(*folders: Path) -> bool:
+def _have_same_weights(one: Path, other: Path) -> bool:
     """Whether the files of weights hold the same bytes."""
-    found = [checkpoints.weight_files(folder) for folder in folders]
-    for read in (lambda file: file.stat().st_size, artifact.file_digest):
-        one, other = (sorted(map(read, files)) for files in found)
-        if one != other:
-            return False
-    return True
+    ours, theirs = (checkpoints.weight_files(folder) for folder in (one, other))
+    if sorted(file.stat().st_size for file in ours) != sorted(file.stat().st_size for file in theirs):
+        return False
+    return sorted(map(artifact.file_digest, ours)) == sorted(map(artifact.file_digest, theirs))
 
 
 def check_same_tokens(ours: Any, theirs: Any, teacher: str) -> None:

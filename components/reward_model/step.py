@@ -51,11 +51,12 @@ def run(
     checkpoints.check(base_model, to_train=True)
     network, tokenizer = reward_models.load(base_model, dtype=training.weights_dtype(config, base_model))
     checkpoints.check_template(tokenizer, base_model)
-    learnable: tuple[list[Any], dict[str, float]] = (scores if is_scored else pairs).usable(tokenizer, rows, config)
-    found, told = learnable
+    found, told = (scores if is_scored else pairs).usable(tokenizer, rows, config)
     held_out = [one for one in found if one.is_held_out]
     kept = [one for one in found if not one.is_held_out]
-    kind, collator, settings = RewardTrainer, None, {"center_rewards_coefficient": config.center or None}
+    kind: type = RewardTrainer
+    collator: Any = None
+    settings: dict[str, Any] = {"center_rewards_coefficient": config.center or None}
     if is_scored:
         kind, collator = scores.trainer_of(RewardTrainer, tokenizer.pad_token_id)
         settings = {}

@@ -147,12 +147,15 @@ def test_of_a_base_without_a_manifest_the_weights_tell(trained, tmp_path, caplog
     assert f"was trained on other weights than those in {bare['shout']}" in caplog.text
 
 
-def test_a_checkpoint_needs_no_registry(tmp_path):
+def test_a_checkpoint_needs_no_registry(tmp_path, monkeypatch):
     """What is wrong with this one is told, and not that no run has been here."""
     from typer.testing import CliRunner
 
+    from bloomery.infra import surroundings
     from bloomery.pipelines.cli import app
 
+    for name, value in surroundings.missing().items():
+        monkeypatch.setenv(name, value)  # else the program, which is this test, would start again with them
     (tmp_path / "empty").mkdir()
     given = ["--workdir", str(tmp_path / "fresh"), "--port", "0"]
     told = CliRunner().invoke(app, ["serve", "quickstart", *given, "--base", str(tmp_path / "empty")]).exception
