@@ -125,8 +125,8 @@ def is_on_other_weights(model: Any, name: str, merged: Path) -> bool:
         weight = getattr(layer.get_base_layer(), "weight", None)
         if type(weight) is not torch.nn.Parameter or not weight.is_floating_point():
             return False
-        own: Any = copy.deepcopy(layer).float()
-        own.merge(adapter_names=[name])
+        own: Any = copy.deepcopy(layer)
+        own.float().merge(adapter_names=[name])
         wanted = kept.read().to(weight.device)
         rounding = max(torch.finfo(wanted.dtype).eps / 2, 1e-4)
         difference = (own.get_base_layer().weight.flatten() - wanted.float()).norm() / wanted.float().norm()
