@@ -111,11 +111,15 @@ def load(
         if not folder.is_dir():
             folder = Path(copy) / "model"
             checkpoints.fetch(source, folder)
-        _warn_of_other_bases(given, folder)
+        is_sealed = (folder / artifact.MANIFEST).is_file()
+        if is_sealed:
+            _warn_of_other_bases(given, folder)
         if config.engine == "vllm":
             checkpoints.check(folder)
             for label, path in given:
                 adapter_folders.check_low_rank(label, path)
+                if not is_sealed:
+                    logger.warning("%s has no manifest that would tell whether %s was trained on it", folder, label)
             tokenizer = checkpoints.load_tokenizer(folder)
             placed = [(key, path.absolute()) for key, (_, path) in zip(names, given, strict=True)]
             model: Any = VllmModel(folder, tokenizer, config.vllm_arguments, placed)
@@ -123,6 +127,10 @@ def load(
             model, tokenizer = checkpoints.load(folder, on=checkpoints.device())
             if given:
                 model = adapter_folders.attached(model, given, f"{name}:{version}")
+            for key, (label, path) in zip(names, [] if is_sealed else given, strict=False):
+                if path.name == adapter_folders.FOLDER and adapter_folders.is_on_other_weights(model, key, path.parent):
+                    told = "%s was trained on other weights than those in %s: its answers are not those measured"
+                    logger.warning(told, label, folder)
         served = [Served(model, tokenizer, name, version, "" if given else None)]
         served += [Served(model, tokenizer, key, version, own) for key, own in zip(adapters or {}, names, strict=True)]
         for one in served:
@@ -135,9 +143,8 @@ def load(
 
 
 def _warn_of_other_bases(given: list[tuple[str, Path]], folder: Path) -> None:
-    """Tell of adapters whose step started from other weights than those in `folder`, where both have a manifest."""
-    if not (folder / artifact.MANIFEST).is_file():
-        return
+    """Tell of adapters whose step, where it has a manifest, started from another model than the sealed one in
+    `folder`."""
     own = artifact.read_manifest(folder).digest
     for label, path in given:
         if path.name == adapter_folders.FOLDER and (path.parent / artifact.MANIFEST).is_file():

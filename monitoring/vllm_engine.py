@@ -62,6 +62,8 @@ class VllmModel:
         has_own = (folder / "generation_config.json").is_file()
         self.generation_config = GenerationConfig.from_pretrained(folder) if has_own else None
         self._ends = templates.end_tokens(tokenizer, self.generation_config)
+        never = getattr(self.generation_config, "suppress_tokens", None) or []  # vLLM does not read them there
+        self._bias = {"logit_bias": {str(token): -100 for token in never}} if never else {}
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -100,6 +102,7 @@ class VllmModel:
             "logprobs": 0,
             "return_token_ids": True,
             "stream": True,
+            **self._bias,
         }
         with requests.post(f"{self._url}/v1/completions", json=asked, stream=True, timeout=ANSWER_SECONDS) as response:
             response.raise_for_status()

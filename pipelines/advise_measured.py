@@ -154,9 +154,11 @@ def _pairs(path: str) -> tuple[dict[str, str], int]:
     count, form = 0, {}
     for row in _rows(path):
         try:
-            read_pair(row)
+            is_scored = read_pair(row).score is not None
         except Unfit:
             continue
+        if is_scored:
+            continue  # a reward model learns from it, and preference optimisation does not
         is_text = isinstance(row.get("chosen"), str) and isinstance(row.get("prompt"), str)
         form = form or ({"prompt": "{prompt}", "answer": "{chosen}"} if is_text else {"messages": "chosen"})
         count += 1

@@ -29,7 +29,7 @@ GIVEN_BY = {
     "source/1": "a stage with `sources`, such as data_curation",
     "document/2": "a stage data_curation before it",
     "chat/2": "files of `chats`, or a `train` split of a task",
-    "preference/2": "files of `preferences`, or a stage rejection_sampling before it",
+    "preference/3": "files of `preferences`, or a stage rejection_sampling before it",
     "prompt/2": "an `unlabelled` or `train` split of a task",
 }
 """What brings data of a schema into a chain, for messages."""
@@ -180,7 +180,7 @@ def problems(stages: Sequence[Stage], given: Collection[str]) -> Iterator[str]:
             yield f"{unread.pop(schema)}: stages.{stage.name} writes {schema} anew before a stage has read them"
         known |= set(stage.writes.values())
         if stage.step == "chat_curation":
-            unread |= {schema: port for port, schema in stage.writes.items() if schema in ("chat/2", "preference/2")}
+            unread |= {schema: port for port, schema in stage.writes.items() if schema in ("chat/2", "preference/3")}
     for schema, key in unread.items():
         yield f"{key}: no stage reads them; add one that reads {schema}, or leave the key out"
     if not any(MODEL in stage.writes.values() for stage in stages):
@@ -198,6 +198,9 @@ def _unknown_models(stage: Stage, models: Sequence[str]) -> Iterator[str]:
             yield f"{where}: no stage {name} before it writes a model; {hint}"
     if stage.goes_on_from and not any(schema == MODEL for port, schema in step.reads.items() if port not in step.named):
         yield f"{where}.from: {stage.step} reads no model that it could go on from; leave the key out"
+    own = stage.goes_on_from or models[-1]
+    if own in getattr(stage.config, "apart", ()):
+        yield f"{where}: names {own}, whose model is the very one that it trains; expected an earlier one, or another"
     if len(named) > len(step.named):
         yield f"{where}: names {len(named)} stages, and {stage.step} reads the models of at most {len(step.named)}"
 

@@ -56,7 +56,14 @@ def serve(
 
     target = log or str(workdir / "predictions")
     name, config = loaded.registered_model, loaded.serving
-    with_registry(workdir, lambda _: run(name, target, config, host=host, port=port, adapters=adapters, base=base))
+
+    def answer(_: object) -> None:
+        run(name, target, config, host=host, port=port, adapters=adapters, base=base)
+
+    if base is None:
+        with_registry(workdir, answer)
+    else:
+        answer(None)
 
 
 def named_adapters(given: list[str]) -> dict[str, Path]:

@@ -38,7 +38,7 @@ def read(outputs: Mapping[tuple[str, str], Output], finished: Mapping[str, Any])
         schema = output.manifest.schema_name
         if schema == "reject/1":
             told = _counts(output.path, ["reason"])
-        elif schema in ("document/2", "chat/2", "prompt/2", "preference/2", "tasks/1"):
+        elif schema in ("document/2", "chat/2", "prompt/2", "preference/3", "tasks/1"):
             told = Counter(output.manifest.dropped)
             tables.append(output)
         else:

@@ -22,7 +22,7 @@ CHARACTERS_PER_TOKEN = 4.0
 """Where the model's tokenizer is not there to be asked: English of most tokenizers."""
 SAMPLE = 200
 """Texts by which the model's tokenizer is asked how long its tokens are."""
-READS = {"document/2": "documents", "chat/2": "chats", "preference/2": "preferences"}
+READS = {"document/2": "documents", "chat/2": "chats", "preference/3": "preferences"}
 
 
 def of_recipe(

@@ -70,8 +70,8 @@ class Recipe(Config):
     `chat_curation`, which stands first unless the list has one, masks personal data in them, and takes out copies and
     what holds a question of an evaluation set."""
     preferences: list[ChatSource] = []
-    """Files of preference pairs (`chosen`, `rejected`, with or without `prompt`), or of answers with a `label`, curated
-    as `chats` are."""
+    """Files of preference pairs (`chosen`, `rejected`, with or without `prompt`), or of answers with a `label` or a
+    `score`, curated as `chats` are."""
     stages: list[Stage] = Field(min_length=1)
     """What is done, in this order: steps, each with its settings, such as `[sft: {epochs: 1, …}, dpo]`. A stage reads
     the newest artifact of each schema that its step reads. A step that is used twice gets a name of its own, by `as`;
@@ -208,7 +208,7 @@ class Recipe(Config):
         dedup = next((stage.config for stage in self.stages if isinstance(stage.config, DedupConfig)), DedupConfig())
         semantic = dedup.semantic
         learns = next((stage.config for stage in self.stages if isinstance(stage.config, FineTuningConfig)), None)
-        on_pairs = (stage.config for stage in self.stages if "preference/2" in stage.declared.reads.values())
+        on_pairs = (stage.config for stage in self.stages if "preference/3" in stage.declared.reads.values())
         compares = next((config for config in on_pairs if isinstance(config, TrainingConfig)), None)
         named = [named for stage in self.stages for named in named_models.within(stage.config) if named.model]
         return PreflightConfig(

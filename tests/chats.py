@@ -26,7 +26,7 @@ def prompt_row(task: str, split: str, prompt: str, reference: str, **more: str) 
 
 
 def preference_row(prompt: str, chosen: str, rejected: str, task: str = "echo") -> dict[str, Any]:
-    """A preference/2 row of a lone user turn."""
+    """A preference/3 row of a lone user turn."""
     sides = {"chosen": [message("assistant", chosen)], "rejected": [message("assistant", rejected)]}
     key = content_id(prompt, chosen, rejected)
     return {"id": key, "task": task, "messages": chat(prompt), "tools": "", **sides}

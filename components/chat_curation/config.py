@@ -15,7 +15,7 @@ class ChatCurationConfig(Config):
     chats: list[ChatSource] = []
     """Files of chats: OpenAI messages, ShareGPT, Alpaca, prompt and completion."""
     preferences: list[ChatSource] = []
-    """Files of preference pairs, or of answers with a label."""
+    """Files of preference pairs, or of answers with a label or a score."""
     mask: list[pii.Kind] = list(pii.KINDS)
     """Kinds of personal data and secrets that are masked, in every turn and in what tools are asked and answer."""
     jaccard_threshold: float = Field(default=0.7, gt=0, lt=1)

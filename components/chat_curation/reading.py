@@ -106,10 +106,13 @@ def _chat(raw: RawRow, place: str, mask: Callable[[str], str]) -> dict[str, str]
 def _pair(raw: RawRow, place: str, mask: Callable[[str], str]) -> dict[str, str]:
     found = read_pair(raw.value or {})
     messages, chosen, rejected = (changed(turns, mask) for turns in (found.messages, found.chosen, found.rejected))
-    key = content_id(*(identity(turns, found.tools) for turns in (messages, chosen, rejected)))
-    row = {"id": key, "task": "", "messages": messages, "tools": found.tools, "chosen": chosen, "rejected": rejected}
+    score = [] if found.score is None else [found.score]  # of one answer several, where several judged it
+    key = content_id(*(identity(turns, found.tools) for turns in (messages, chosen, rejected)), *map(repr, score))
+    sides = {"chosen": chosen, "rejected": rejected, "score": found.score}
+    row = {"id": key, "task": "", "messages": messages, "tools": found.tools, **sides}
     parts = _parts([*messages, *chosen, *rejected], found.tools)
-    return {"form": found.form, "row": _json(row), **parts, "whole": _json([messages, found.tools, chosen, rejected])}
+    whole = _json([messages, found.tools, chosen, rejected, *score])
+    return {"form": found.form, "row": _json(row), **parts, "whole": whole}
 
 
 def _parts(messages: list[Turn], tools: str) -> dict[str, str]:

@@ -43,7 +43,7 @@ def run(
     sources: Annotated[Path, Reads("source/1")],
     tasks: Annotated[Path, Reads("tasks/1")],
     chats: Annotated[Path, Writes("chat/2")],
-    preferences: Annotated[Path, Writes("preference/2")],
+    preferences: Annotated[Path, Writes("preference/3")],
     rejects: Annotated[Path, Writes("reject/1")],
     seeds: Annotated[Path | None, Reads("chat/2", optional=True)] = None,
 ) -> dict[str, float]:
@@ -52,7 +52,7 @@ def run(
 
     Reads:   sources (source/1: the files that preflight found), tasks (tasks/1), seeds (chat/2: passed on first, as
              they are)
-    Writes:  chats (chat/2; those read have the origin `given`), preferences (preference/2), rejects (reject/1)
+    Writes:  chats (chat/2; those read have the origin `given`), preferences (preference/3), rejects (reject/1)
     Returns: chat_curation/chats, preferences, form_<form> (rows read in it), rejects, rejects_<reason>,
              kept_<source>, masked_<kind>
     Raises:  DataError if no row of a source is a conversation.
@@ -133,7 +133,7 @@ def _nothing_in(source: ChatSource, problems: Counter[str], first: dict[str, str
     return (
         f"{where}: no row of {source.path} is a conversation of a known form ({told}{first[source.name]}); expected "
         "messages, conversations, instruction and output, prompt and completion, or for `preferences` chosen and "
-        "rejected, or a label; rows of other fields are asked through a task's templates"
+        "rejected, or a label or score; rows of other fields are asked through a task's templates"
     )
 
 

@@ -170,9 +170,9 @@ class Prompt(Record):
 
 class Preference(Record):
     """Two answers to one conversation, the first the better; one of them is empty where the other alone is known to be
-    good or bad."""
+    good or bad, or the first has a score."""
 
-    SCHEMA = "preference/2"
+    SCHEMA = "preference/3"
     id: str
     task: str
     messages: list[Message]
@@ -181,6 +181,8 @@ class Preference(Record):
     """JSON list of the definitions of the tools that may be called, or ''."""
     chosen: list[Message]
     rejected: list[Message]
+    score: float | None = None
+    """What `chosen`, which then stands alone, is worth: more is better, in whatever unit its source has; else null."""
 
 
 class EvalResult(Record):

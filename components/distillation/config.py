@@ -51,6 +51,11 @@ class DistillationConfig(FineTuningConfig):
     queries, among keys and among values (MiniLMv2, arXiv 2012.15828), which need no equal number of heads. 0: not
     compared."""
 
+    @property
+    def apart(self) -> set[str]:
+        """Stages whose model must not be the one that is trained: nothing is learnt from oneself."""
+        return {self.teacher.stage}
+
     @model_validator(mode="after")
     def _is_taught(self) -> DistillationConfig:
         if problems := list(self._unfit()):

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import Annotated, Any
 
+from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import ModelError
@@ -52,6 +53,11 @@ def run(
     checkpoints.check_template(tokenizer, base_model)
     large, theirs = checkpoints.load(folder, on=checkpoints.device())
     check_same_tokens(tokenizer, theirs, config.teacher.stage or config.teacher.model)
+    if _have_same_weights(base_model, folder):
+        raise ModelError(
+            f"distillation.teacher: {config.teacher.stage or config.teacher.model} has the weights of the student, "
+            "which learns nothing from itself; name a larger or a better model"
+        )
     if config.packing:
         batches.check_packs(large)
     known = Tasks(tasks)
@@ -63,7 +69,9 @@ def run(
     published = network.generation_config
     # What the student answers itself is its own: no penalty and no nucleus of the published settings comes between.
     ends = templates.end_tokens(tokenizer, published)
-    network.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=pad)
+    network.generation_config = GenerationConfig(
+        eos_token_id=ends, pad_token_id=pad, suppress_tokens=published.suppress_tokens
+    )
     lessons = Lessons(config, large)
     network, metrics = fine_tune(
         config,
@@ -88,6 +96,14 @@ def run(
         **{f"distillation/{name}_before": value for name, value in before.items()},
         **{f"distillation/{name}_after": value for name, value in after.items()},
     }
+
+
+def _have_same_weights(one: Path, other: Path) -> bool:
+    """Whether the files of weights hold the same bytes."""
+    ours, theirs = (checkpoints.weight_files(folder) for folder in (one, other))
+    if sorted(file.stat().st_size for file in ours) != sorted(file.stat().st_size for file in theirs):
+        return False
+    return sorted(map(artifact.file_digest, ours)) == sorted(map(artifact.file_digest, theirs))
 
 
 def check_same_tokens(ours: Any, theirs: Any, teacher: str) -> None:

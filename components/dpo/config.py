@@ -4,7 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from bloomery.components.core.modelling.training import TooLong, TrainingConfig
+from bloomery.components.core.modelling.training import TooLong, TrainingConfig, check_whole
 
 BETA = {"simpo": 2.0}
 SFT_WEIGHT = {"simpo": 0.0, "kto": 0.0}
@@ -15,6 +15,7 @@ class DpoConfig(TrainingConfig):
     """Preference optimisation on pairs of answers, or on single answers that are good or bad."""
 
     METHOD = "preference"
+    TAKES_SOFT_PROMPT = True
 
     loss: Literal["sigmoid", "ipo", "simpo", "orpo", "kto"] = "sigmoid"
     """`sigmoid`: DPO (arXiv 2305.18290); `ipo`: identity preference optimisation (2310.12036), on log-likelihoods a
@@ -57,6 +58,8 @@ class DpoConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _fit_for_kto(self) -> "DpoConfig":
+        if self.adapter and self.adapter.is_soft:
+            check_whole(self.too_long, self.adapter.kind)
         if self.loss == "kto" and self.sft_weight:
             raise ValueError(
                 f"sft_weight: found {self.sft_weight:g}; loss: kto has no such term, set it to 0 or take loss: sigmoid"

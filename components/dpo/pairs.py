@@ -14,7 +14,7 @@ from bloomery.components.dpo.config import DpoConfig
 def usable(
     tokenizer: Any, rows: list[dict[str, Any]], config: DpoConfig
 ) -> tuple[list[tuple[dict[str, Any], Pair]], dict[str, float]]:
-    """(the preference/2 rows that can be learnt from, each with its tokens; what is told of the others).
+    """(the preference/3 rows that can be learnt from, each with its tokens; what is told of the others).
 
     Told:   too_long (pairs of more than max_length tokens), too_long_fraction, and dropped_<reason>: `too_long`, or why
             `pair_of` has no tokens of it.
@@ -45,6 +45,7 @@ def usable(
             f"dpo: none of the {len(rows)} preference pairs can be learnt from: {told}; a pair needs two answers that "
             f"differ and fit in dpo.max_length = {config.max_length} tokens with their prompt"
             + ("; single answers with a label take dpo.loss: kto" if dropped["unpaired"] else "")
+            + ("; answers with a score are what reward_model learns from" if dropped["scored"] else "")
         )
     counts = {"too_long": float(num_too_long), "too_long_fraction": num_too_long / max(1, len(rows))}
     return pairs, counts | {f"dropped_{reason}": float(count) for reason, count in sorted(dropped.items())}

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 def run(
     config: DpoConfig,
     *,
-    preferences: Annotated[Path, Reads("preference/2")],
+    preferences: Annotated[Path, Reads("preference/3")],
     base_model: Annotated[Path, Reads("model/1")],
     model: Annotated[Path, Writes("model/1")],
 ) -> dict[str, float]:
@@ -42,7 +42,7 @@ def run(
     from datasets import Dataset
     from transformers import set_seed
 
-    rows = artifact.read_table(preferences, "preference/2").to_pylist()
+    rows = artifact.read_table(preferences, "preference/3").to_pylist()
     if not rows:
         return _passed_on(base_model, model, {})
     set_seed(config.seed)

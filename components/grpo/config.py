@@ -50,6 +50,7 @@ class GrpoConfig(TrainingConfig):
     """
 
     METHOD = "reinforcement"
+    TAKES_SOFT_PROMPT = True
 
     algorithm: Literal["grpo", "rloo"] = "grpo"
     """`grpo`: an answer is compared with the mean of its prompt's answers, in their standard deviations (DeepSeekMath,
@@ -82,6 +83,11 @@ class GrpoConfig(TrainingConfig):
 
     @model_validator(mode="after")
     def _steps_hold_whole_groups(self) -> GrpoConfig:
+        if self.adapter and self.adapter.is_soft and self.beta:
+            raise ValueError(
+                f"beta: found {self.beta:g}, and the model that was begun with has no tokens of adapter.kind "
+                f"{self.adapter.kind} to be compared by; set beta to 0"
+            )
         answers = self.batch_size * self.gradient_accumulation_steps
         if answers % self.num_generations:
             nearest = max(1, round(answers / self.num_generations)) * self.num_generations

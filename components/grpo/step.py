@@ -62,7 +62,9 @@ def run(
     published = network.generation_config
     ends = templates.end_tokens(tokenizer, published)
     # What is sampled is what is learnt from: no penalty and no nucleus of the published settings comes between.
-    network.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=templates.pad_token(tokenizer))
+    network.generation_config = GenerationConfig(
+        eos_token_id=ends, pad_token_id=templates.pad_token(tokenizer), suppress_tokens=published.suppress_tokens
+    )
     asked = tokens_of(tokenizer, rows, known, min(config.max_length, context_tokens(network.config, tokenizer)), config)
     scorer = RewardModel.load(reward_model) if reward_model and config.rewards.reward_model else None
     rewards = Rewards(config.rewards, tokenizer, ends, known, scorer)

@@ -40,7 +40,7 @@ def run(
     unique: Annotated[Path | None, Reads("document/2", optional=True)] = None,
     duplicates: Annotated[Path | None, Reads("reject/1", optional=True)] = None,
     chats: Annotated[Path | None, Reads("chat/2", optional=True)] = None,
-    preferences: Annotated[Path | None, Reads("preference/2", optional=True)] = None,
+    preferences: Annotated[Path | None, Reads("preference/3", optional=True)] = None,
     verdict: Annotated[Path, Writes("verdict/1")],
 ) -> dict[str, float]:
     """Judge `model` by its evaluation against that of the champion and of the base; register and promote it if it
@@ -125,7 +125,7 @@ def run(
 def _curated_chats(chats: Path, preferences: Path) -> Counter[str]:
     """The rows that chat_curation read, by why they were dropped ("": kept); seeds, which it passes on, are none."""
     origins = artifact.Shards(chats, "chat/2").column("origin").to_pylist()
-    pairs = artifact.read_manifest(preferences, "preference/2")
+    pairs = artifact.read_manifest(preferences, "preference/3")
     dropped = Counter(artifact.read_manifest(chats).dropped) + Counter(pairs.dropped)
     return dropped + Counter({"": origins.count("given") + pairs.rows})
 

@@ -36,7 +36,7 @@ def run(
     prompts: Annotated[Path | None, Reads("prompt/2", optional=True)] = None,
     reward_model: Annotated[Path | None, Reads("reward_model/1", optional=True)] = None,
     sampled_chats: Annotated[Path, Writes("chat/2")],
-    preferences: Annotated[Path, Writes("preference/2")],
+    preferences: Annotated[Path, Writes("preference/3")],
     rejects: Annotated[Path, Writes("reject/1")],
 ) -> dict[str, float]:
     """Sample answers to `prompts` from `base_model`, verify them, and write `chats` plus the accepted ones.
@@ -105,7 +105,7 @@ def run(
     pairs += abstentions
     made = accepted + corrected
     artifact.write_rows(sampled_chats, "chat/2", Chat.table(seeds + made), rows_in=len(seeds), rows_made=len(made))
-    artifact.write_rows(preferences, "preference/2", Preference.table(pairs), rows_in=0, rows_made=len(pairs))
+    artifact.write_rows(preferences, "preference/3", Preference.table(pairs), rows_in=0, rows_made=len(pairs))
     artifact.write_rows(rejects, "reject/1", Reject.table(failed))
     return {
         "rejection_sampling/prompts": float(len(rows)),

@@ -24,6 +24,11 @@ class Pair:
     rejected_length: int
     is_held_out: bool
 
+    @property
+    def both(self) -> list[list[int]]:
+        """The two chats, the chosen one first."""
+        return [self.chosen, self.rejected]
+
     def row(self) -> dict[str, list[int]]:
         """As the trainer takes it."""
         return {"chosen_ids": self.chosen, "rejected_ids": self.rejected}
@@ -32,7 +37,7 @@ class Pair:
 def usable(
     tokenizer: Any, rows: list[dict[str, Any]], config: RewardModelConfig
 ) -> tuple[list[Pair], dict[str, float]]:
-    """(the preference/2 rows that can be learnt from; what is told of the others).
+    """(the preference/3 rows that can be learnt from; what is told of the others).
 
     Told:   too_long (pairs of more than max_length tokens), too_long_fraction, and dropped_<reason>: `unpaired` (one of
             the two answers is not there), `empty` (one is only blanks), `identical`, `end_inside` (one says what ends a

@@ -30,11 +30,11 @@ def run(
 
     Returns: sft/loss and sft/validation_loss (nats per trained token), sft/chats, sft/texts, sft/trained_tokens
              (assistant and text tokens of one epoch), sft/too_long (chats of more than max_length tokens),
-             sft/too_long_fraction, sft/without_loss (chats without a token to train), sft/end_inside (chats that say what
-             ends a turn), sft/best_step (optimiser steps of the kept weights), sft/replay_fraction (of the characters
-             read); with `replay_share` sft/not_replayed (exercises and texts left out), with `tasks` sft/other_tasks
-             (chats left out), with `mixing` sft/share_<task> (part of the chats of an epoch) and sft/unseen (rows in
-             no epoch), with `best_by: score` sft/validation_score and sft/scoring_seconds.
+             sft/too_long_fraction, sft/without_loss (chats without a token to train), sft/end_inside (chats that say
+             what ends a turn), sft/best_step (optimiser steps of the kept weights), sft/replay_fraction (of the
+             characters read); with `replay_share` sft/not_replayed (exercises and texts left out), with `tasks`
+             sft/other_tasks (chats left out), with `mixing` sft/share_<task> (part of the chats of an epoch) and
+             sft/unseen (rows in no epoch), with `best_by: score` sft/validation_score and sft/scoring_seconds.
     Raises:  DataError if no chat fits in max_length, or one does not and `too_long` is `error`; ModelError if the chat
              template trains nothing or does not end a turn; DivergedError before a non-finite step is taken.
     """

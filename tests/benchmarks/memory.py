@@ -133,7 +133,7 @@ def run_dpo(model: Path, folder: Path, vocabulary: int, length: int) -> float:
         }
         for number in range(64)
     ]
-    artifact.write_rows(folder / "pairs", "preference/2", Preference.table(rows))
+    artifact.write_rows(folder / "pairs", "preference/3", Preference.table(rows))
     config = DpoConfig(
         learning_rate=1e-4, epochs=1, batch_size=8, max_length=length, validation_share=0.5, adapter={"rank": 4}
     )

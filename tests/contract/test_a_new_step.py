@@ -38,7 +38,7 @@ def run(
     *,
     base_model: Annotated[Path, Reads("model/1")],
     model: Annotated[Path, Writes("model/1")],
-    preferences: Annotated[Path | None, Reads("preference/2", optional=True)] = None,
+    preferences: Annotated[Path | None, Reads("preference/3", optional=True)] = None,
 ) -> dict[str, float]:
     """Multiply every weight of `base_model`, and write `model`.
 
@@ -125,7 +125,7 @@ def test_it_is_compiled_onto_the_accelerator(project):
 def test_it_is_a_command_and_its_settings_are_documented(project):
     told = bloomery(project, "step", "halving")
     assert told.returncode == 2 and "missing --base-model FOLDER (model/1)" in told.stderr
-    assert "--preferences FOLDER (preference/2, optional)" in told.stderr
+    assert "--preferences FOLDER (preference/3, optional)" in told.stderr
     assert "What every weight is multiplied by" in bloomery(project, "show", "recipe", "halving.factor").stdout
 
 

@@ -52,7 +52,7 @@ def work(base, wide, make_tasks, tmp_path):
     pairs = [(f"say {a} and {b}", f"{a} {b}") for a in WORDS for b in WORDS]
     rows = [{"task": "echo", "split": "validation", "prompt": p, "reference": a} for p, a in pairs[:4]]
     preferences = [preference_row(prompt, answer, answer[::-1]) for prompt, answer in pairs]
-    artifact.write_rows(tmp_path / "pairs", "preference/2", Preference.table(preferences))
+    artifact.write_rows(tmp_path / "pairs", "preference/3", Preference.table(preferences))
     facts = {"source": "s:f#1", "language": "en", "time": "", "quality": None}
     documents = [
         {**facts, "id": content_id(prompt), "text": f"{prompt}: {answer}. " * 4, "general": index % 3 == 0}
@@ -71,6 +71,11 @@ def work(base, wide, make_tasks, tmp_path):
         "sft": (sft, {**TRAINING, "epochs": 3, "num_validations": 6}, chats),
         "sft with muon": (sft, {**TRAINING, "epochs": 3, "optimizer": "muon", "num_validations": 0}, chats),
         "sft of an adapter": (sft, {**TRAINING, **scored, "epochs": 3, "adapter": lora}, chats),
+        "sft of a soft prompt": (
+            sft,
+            {**TRAINING, "epochs": 2, "num_validations": 3, "adapter": {"kind": "p_tuning", "tokens": 4}},
+            chats,
+        ),
         "dpo": (dpo, {**TRAINING, "epochs": 2}, {"preferences": tmp_path / "pairs", "base_model": base}),
         "kto": (
             dpo,
@@ -124,7 +129,18 @@ def newest(store: Path) -> int:
 
 @pytest.mark.parametrize(
     "name",
-    ["sft", "sft with muon", "sft of an adapter", "dpo", "distillation", "grpo", "rloo", "reward model", "cpt"],
+    [
+        "sft",
+        "sft with muon",
+        "sft of an adapter",
+        "sft of a soft prompt",
+        "dpo",
+        "distillation",
+        "grpo",
+        "rloo",
+        "reward model",
+        "cpt",
+    ],
 )
 def test_killed_at_random_points_it_ends_with_the_same_digest(work, name, tmp_path):
     began = time.monotonic()

@@ -44,7 +44,7 @@ def work(tiny_model, make_tasks, tmp_path, monkeypatch):
     pairs = [(f"say {a} and {b}", f"{a} {b}") for a in WORDS for b in WORDS][:32]
     rows = [{"task": "echo", "split": "validation", "prompt": p, "reference": a} for p, a in pairs[:5]]
     preferences = [preference_row(prompt, answer, answer[::-1]) for prompt, answer in pairs]
-    artifact.write_rows(tmp_path / "pairs", "preference/2", Preference.table(preferences))
+    artifact.write_rows(tmp_path / "pairs", "preference/3", Preference.table(preferences))
     facts = {"source": "s:f#1", "language": "en", "time": "", "quality": None, "general": False}
     texts = [f"{prompt}: {answer}. ".ljust(63, "x") for prompt, answer in pairs]  # 64 tokens with the end
     documents = [{**facts, "id": content_id(text), "text": text} for text in texts]

@@ -6,7 +6,8 @@
     alpaca              {"instruction", "input", "output"}, also `system` and `history`
     prompt_completion   {"prompt", "completion"}, each as text or messages
     pairs               {"chosen", "rejected"} as text, messages or the transcripts of hh-rlhf, with a prompt or with
-                        the beginning that both share; {"prompt", "completion", "label"} where one answer is known (KTO)
+                        the beginning that both share; {"prompt", "completion", "label"} where one answer is known to be
+                        good or bad (KTO), or with a number as `score` what it is worth
 
 A row that does not fit is refused with a reason, as a turn is (`chat_turns`).
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import operator
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -49,13 +51,15 @@ class Conversation(NamedTuple):
 
 
 class Pair(NamedTuple):
-    """Two answers to one conversation; one of them empty where a label alone tells of the other."""
+    """Two answers to one conversation; one of them empty where a label, or a score, tells of the other alone."""
 
     form: str
     messages: list[Turn]
     tools: str
     chosen: list[Turn]
     rejected: list[Turn]
+    score: float | None = None
+    """What the chosen answer is worth, where a number tells it."""
 
 
 def read_chat(row: Mapping[str, Any]) -> Conversation:
@@ -76,12 +80,16 @@ def chats_of(rows: Iterable[RawRow]) -> Iterator[tuple[list[Turn], str]]:
 
 
 def read_pair(row: Mapping[str, Any]) -> Pair:
-    """The pair, or the labelled answer, of a row. Raises: Unfit."""
+    """The pair, or the labelled or scored answer, of a row. Raises: Unfit."""
     label = _label(row)
     if "chosen" in row and "rejected" in row and (is_missing(label) or not _is_single(row)):
         return _compared(row)
+    if is_missing(label) and not is_missing(row.get("score")):
+        score = _score(row["score"])
+        form, messages, tools = _conversation(row)
+        return Pair(f"scored_{form}", messages[:-1], tools, messages[-1:], [], score)
     if is_missing(label):
-        raise Unfit("no_pair", f"neither chosen and rejected nor label among the fields {', '.join(row)}")
+        raise Unfit("no_pair", f"neither chosen and rejected nor label nor score among the fields {', '.join(row)}")
     if not isinstance(label, bool):
         raise Unfit("wrong_label", f"{label!r}, expected true or false"[:80])
     form, messages, tools = _conversation(row)
@@ -90,7 +98,7 @@ def read_pair(row: Mapping[str, Any]) -> Pair:
 
 
 def pairs_of(rows: Iterable[RawRow]) -> Iterator[Pair]:
-    """The rows that are preference pairs, or labelled answers, the others passed over."""
+    """The rows that are preference pairs, or labelled or scored answers, the others passed over."""
     for row in rows:
         with contextlib.suppress(Unfit):
             yield read_pair(row.value or {})
@@ -119,6 +127,14 @@ def _label(row: Mapping[str, Any]) -> Any:
     if isinstance(label, int | float) and label in (0, 1):
         return bool(label)
     return _LABELS.get(label.strip().lower(), label) if isinstance(label, str) else label
+
+
+def _score(value: Any) -> float:
+    """A score, as a number or as text that is one."""
+    with contextlib.suppress(TypeError, ValueError):
+        if not isinstance(value, bool) and math.isfinite(score := float(value)):
+            return score
+    raise Unfit("wrong_score", f"{value!r}, expected a number"[:80])
 
 
 def _is_single(row: Mapping[str, Any]) -> bool:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bloomery.components.core.errors import ModelError
-from bloomery.components.core.modelling import faults
+from bloomery.components.core.modelling import faults, tensor_files
 
 FOLDER = "adapter"
 """Where the adapter of a stage's model lies, in the folder of its weights."""
@@ -107,6 +108,30 @@ def attached(network: Any, given: Sequence[tuple[str, Path]], base: str) -> Any:
                 "give the base that it was trained on"
             )
     return wrapped.eval()
+
+
+def is_on_other_weights(model: Any, name: str, merged: Path) -> bool:
+    """Whether the first layer that the adapter `name` of a PEFT model changes comes out otherwise than in `merged`, the
+    model that the adapter's training wrote: by more than rounding in its dtype explains. Of weights that are not plain
+    numbers nothing can be told."""
+    import torch
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    stored = tensor_files.stored(merged)
+    for place, layer in model.named_modules():
+        kept = stored.get(f"{place.removeprefix('base_model.model.')}.weight")
+        if kept is None or not isinstance(layer, BaseTunerLayer) or name not in layer._get_available_adapters():
+            continue
+        weight = getattr(layer.get_base_layer(), "weight", None)
+        if type(weight) is not torch.nn.Parameter or not weight.is_floating_point():
+            return False
+        own: Any = copy.deepcopy(layer)
+        own.float().merge(adapter_names=[name])
+        wanted = kept.read().to(weight.device)
+        rounding = max(torch.finfo(wanted.dtype).eps / 2, 1e-4)
+        difference = (own.get_base_layer().weight.flatten() - wanted.float()).norm() / wanted.float().norm()
+        return bool(difference > rounding)
+    return False
 
 
 @contextlib.contextmanager

@@ -8,11 +8,11 @@ import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import ConfigError, MissingExtraError, ModelError
-from bloomery.components.core.modelling import adapter_folders
+from bloomery.components.core.modelling import adapter_folders, soft_prompts
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +33,8 @@ CLASSES = {
     "ia3": "IA3Config",
 }
 """PEFT's class of each kind that is not one of LoRA's; all of them merge."""
+SOFT = ("prompt", "p_tuning")
+"""Kinds that are embeddings of new tokens; see `soft_prompts`."""
 MERGE_TOLERANCE = 0.05
 """Largest change of a logit by the merge, as a part of the largest logit, that is taken for rounding: merges in 32 bits
 change 1e-6, in bfloat16, which has 8 bits of mantissa, some hundredths."""
@@ -46,12 +48,15 @@ class AdapterConfig(Config):
     kind: Literal[
         "lora", "rslora", "dora", "pissa", "olora", "qlora",
         "loha", "lokr", "gralora", "vera", "randlora", "hra", "miss", "delora", "oft", "ia3",
+        "prompt", "p_tuning",
     ] = "lora"  # fmt: skip
     """LoRA (arXiv 2106.09685), rank-stabilised LoRA (2312.03732), DoRA (2402.09353), PiSSA (2404.02948), OLoRA
     (2406.01775); QLoRA (2305.14314: the base in NF4 with double quantisation while it trains; what is merged and
     written comes from the base as it is); LoHa (2108.06098), LoKr (2212.10650), GraLoRA (2505.20355), VeRA
     (2310.11454), RandLoRA (2502.00987), HRA (2405.17484), MiSS (2409.15371), DeLoRA (2503.18225), OFT (2306.07280),
-    IA3 (2205.05638, which has no rank)."""
+    IA3 (2205.05638, which has no rank). Soft prompts, the embeddings of `tokens` new tokens at the start of every chat:
+    by themselves (`prompt`: prompt tuning, 2104.08691), or out of a small network while they are trained (`p_tuning`,
+    2103.10385)."""
     rank: int = Field(default=16, gt=0)
     """Rank r; 16 is within the plateau of LoRA table 6 and of 'LoRA Learns Less and Forgets Less' (2405.09673)."""
     alpha: int = Field(default=32, gt=0)
@@ -60,9 +65,37 @@ class AdapterConfig(Config):
     """Dropout on the adapter's input, where the kind has one."""
     target_modules: Literal["all-linear"] | list[str] = "all-linear"
     """Linear layers that get an adapter: all but the head, or those whose names end so, such as `[q_proj, v_proj]`."""
+    tokens: int = Field(default=20, gt=0)
+    """Of a soft prompt: tokens that it has; more than 20 bring little (2104.08691, section 3.2)."""
+    text: str = ""
+    """Of `prompt`: what its embeddings begin as, such as a prompt that works, repeated or cut to `tokens`. None: as
+    tokens drawn from the vocabulary's 5,000 most common ones (2104.08691, section 3.2, which finds both near each
+    other in large models, and words better in small ones)."""
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether it is embeddings of tokens, and not a part of layers."""
+        return self.kind in SOFT
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _can_be_served(cls, kind: Any) -> Any:
+        if kind == "prefix":
+            raise ValueError(
+                "kind: prefix puts keys and values of its own into every layer (Li and Liang, arXiv 2101.00190), which "
+                "no token and no weight of the model stands for: what is served (transformers, vLLM, GGUF) would "
+                "answer without them; take prompt or p_tuning, which learn tokens at the start, or lora"
+            )
+        return kind
 
     @model_validator(mode="after")
     def _has_what_is_set(self) -> AdapterConfig:
+        of_layers = {"rank", "alpha", "dropout", "target_modules"} & self.model_fields_set if self.is_soft else set()
+        of_tokens = {"tokens", "text"} & self.model_fields_set if not self.is_soft else set()
+        if self.kind == "p_tuning" and self.text:
+            of_tokens = {"text"}  # what goes through the network comes out as something else
+        if odd := sorted(of_layers | of_tokens):
+            raise ValueError(f"{', '.join(odd)}: {self.kind} has no such thing; leave it out")
         if "alpha" in self.model_fields_set and self.kind not in WITH_ALPHA:
             raise ValueError(f"alpha: found {self.alpha}, but {self.kind} has no such scale; leave it out")
         if "rank" in self.model_fields_set and self.kind == "ia3":
@@ -75,7 +108,7 @@ def peft_config(adapter: AdapterConfig | None, network: Any) -> Any:
 
     Raises: ConfigError if a name in `target_modules` is that of no linear layer.
     """
-    if adapter is None:
+    if adapter is None or adapter.is_soft:
         return None
     import peft
 
@@ -161,23 +194,28 @@ def remember_start(model: Any) -> None:
 
 def merged(model: Any, beside: Path | None = None) -> Any:
     """The model with its adapter, if any, folded into its weights; where those are in 4 bits, into the ones that they
-    were made of, in 32 bits. The adapter alone is written to `adapter/` in the folder `beside`.
+    were made of, in 32 bits. The adapter alone is written to `adapter/` in the folder `beside`, but for a soft prompt,
+    which is nothing without its tokens.
 
     Raises: ModelError if the merged model does not answer as the adapter did.
     """
-    if not hasattr(model, "merge_and_unload"):
+    soft = getattr(model, "soft_prompt", None)
+    if soft is None and not hasattr(model, "merge_and_unload"):
         return model
     import torch
 
-    if beside is not None:
-        adapter_folders.write(model, beside / adapter_folders.FOLDER)
-    if getattr(model.get_base_model(), "is_loaded_in_4bit", False):
-        model = _on_whole_weights(model)
+    if soft is None:
+        if beside is not None:
+            adapter_folders.write(model, beside / adapter_folders.FOLDER)
+        if getattr(model.get_base_model(), "is_loaded_in_4bit", False):
+            model = _on_whole_weights(model)
     model.eval()
     ids = torch.arange(1, 9, device=model.device)[None] % model.config.get_text_config().vocab_size
+    if soft is not None:
+        ids = torch.cat([torch.tensor([soft.tokens], device=model.device), ids], 1)
     with torch.inference_mode():
         before = model(input_ids=ids).logits.float()
-        whole = model.merge_and_unload()
+        whole = model.merge_and_unload() if soft is None else soft_prompts.folded(model)
         change = (whole(input_ids=ids).logits.float() - before).abs().max() / before.abs().max().clamp(min=1e-6)
     if not change <= MERGE_TOLERANCE:
         raise ModelError(

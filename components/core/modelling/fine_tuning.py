@@ -30,7 +30,7 @@ from bloomery.components.core.modelling.proof import EndInsideError
 from bloomery.components.core.modelling.replay import Allowance, ReplayConfig
 from bloomery.components.core.modelling.resuming import Keeper
 from bloomery.components.core.modelling.token_shards import IGNORED, Encoded
-from bloomery.components.core.modelling.training import TooLong
+from bloomery.components.core.modelling.training import TooLong, check_whole
 from bloomery.components.core.parallel import map_ordered
 
 logger = logging.getLogger(__name__)
@@ -94,6 +94,18 @@ class FineTuningConfig(ReplayConfig):
             raise ValueError("mixing: each epoch takes other rows, and packed rows stay what they are; leave one out")
         if self.best_by == "score" and not (self.num_validations and self.keep == "best"):
             raise ValueError("best_by: score needs validations, and keep: best; set num_validations and keep")
+        if self.patience and not self.num_validations:
+            raise ValueError(
+                f"patience: found {self.patience}, which counts validations, and num_validations is 0; set "
+                "num_validations, or leave patience out"
+            )
+        if self.adapter and self.adapter.is_soft:
+            if self.prompt_loss_weight:
+                raise ValueError(
+                    f"prompt_loss_weight: found {self.prompt_loss_weight:g}, and the tokens of adapter.kind "
+                    f"{self.adapter.kind} are a part of the prompt that nothing says; set it to 0"
+                )
+            check_whole(self.too_long, self.adapter.kind)
         return self
 
 
@@ -134,6 +146,9 @@ def fine_tune(
     from trl import SFTTrainer
 
     set_seed(config.seed)
+    if texts and config.adapter and config.adapter.is_soft:
+        logger.info("%d texts are left out: no token of a soft prompt stands in them", len(texts))
+        texts = []
     parts = ["chats", artifact.read_manifest(chats).digest, texts, config.max_length, config.too_long, config.train_on]
     parts += [config.train_reasoning, config.tasks, config.replay_share, config.replay_exercises]
     parts += [artifact.file_digest(Path(__file__))]

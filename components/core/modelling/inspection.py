@@ -71,7 +71,7 @@ def look(
     """The facts of the checkpoint folder `path` as JSON takes them, with every reason to refuse it under `refused`.
 
     `chats` are rendered, proven and measured against `max_length` (tokens; 0: none); without any, an example is.
-    `pairs`, rows of preference/2, are measured against `pair_max_length`, and the questions of `evaluation_sets`
+    `pairs`, rows of preference/3, are measured against `pair_max_length`, and the questions of `evaluation_sets`
     against the model's context; a set that cannot be evaluated with `too_long` is told under `unfit`.
     `chat_template` is the recipe's: `chatml`, a path, or ''.
     """

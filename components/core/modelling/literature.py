@@ -48,8 +48,10 @@ def most_learning_rate(config: Any, num_parameters: int) -> tuple[float, str]:
 
     Full training: that of pre-training by Kaplan et al. An adapter: ten times as much ('LoRA Without Regret', Thinking
     Machines 2025). Preference optimisation: a tenth (Zephyr, arXiv 2310.16944, used 1/40 of its fine-tuning's), and so
-    reinforcement (DeepSeekMath, arXiv 2402.03300, section 4.2, used 1e-6 at 7 B).
+    reinforcement (DeepSeekMath, arXiv 2402.03300, section 4.2, used 1e-6 at 7 B). Prompt tuning: that of its paper.
     """
+    if config.adapter and config.adapter.kind == "prompt":
+        return 0.3, "the rate of arXiv 2104.08691, section 3, with Adafactor"
     rate = max(2e-5, 0.003239 - 0.0001395 * math.log(num_parameters))
     source = PRETRAINING_RATE
     if config.METHOD in ("preference", "reinforcement"):

@@ -127,6 +127,8 @@ def of_training(shape: Shape, training: Training, card: Card) -> Need:
     if training.adapter and training.adapter.kind == "qlora":
         inner = sum(rows * columns * count for _, rows, columns, count in shape.linear)
         base, dtype = inner * NF4_BYTES + (shape.parameters - inner) * width, "nf4"
+    if training.adapter and training.adapter.is_soft and shape.tied:
+        base += shape.embedded * width  # the head is taken apart
     own = 4 if training.adapter else width
     states = STATES.get(training.optimizer, 2.0) * own
     if training.optimizer == "muon" and not training.adapter:  # AdamW's for what is no hidden matrix
@@ -180,7 +182,8 @@ def _teacher_bytes(shape: Shape, training: Training) -> list[float]:
 
 
 def trained_numbers(shape: Shape, training: Training) -> int:
-    """Numbers that are trained: of LoRA and its kin r (rows + columns) of each matrix (2106.09685, section 4)."""
+    """Numbers that are trained: of LoRA and its kin r (rows + columns) of each matrix (2106.09685, section 4); of a
+    soft prompt its embeddings, and the LSTM and layers that they come out of."""
     adapter = training.adapter
     if adapter is None:
         if training.trained == "all":
@@ -188,6 +191,9 @@ def trained_numbers(shape: Shape, training: Training) -> int:
         head = shape.embedded
         inner = (shape.parameters - head * (1 if shape.tied else 2)) // shape.layers
         return head + inner * training.trained if isinstance(training.trained, int) else head
+    if adapter.is_soft:
+        encoder = 14 * shape.hidden**2 + 18 * shape.hidden if adapter.kind == "p_tuning" else 0
+        return adapter.tokens * shape.hidden + encoder
     wanted = getattr(adapter, "target_modules", "all-linear")
     chosen = [item for item in shape.linear if wanted == "all-linear" or item[0] in wanted]
     if adapter.kind == "ia3":
@@ -233,7 +239,9 @@ def activations(shape: Shape, training: Training, card: Card, width: float) -> t
 
 def _adapter_widths(shape: Shape, training: Training) -> float:
     """Numbers that all adapters together keep of a token: what lies between their two matrices."""
-    return sum(count for *_, count in shape.linear) * training.adapter.rank if training.adapter else 0
+    if training.adapter is None or training.adapter.is_soft:
+        return 0
+    return sum(count for *_, count in shape.linear) * training.adapter.rank
 
 
 def _loss(shape: Shape, training: Training, card: Card) -> float:

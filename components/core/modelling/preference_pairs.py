@@ -29,9 +29,9 @@ class Pair:
 
 
 def pair_of(tokenizer: Any, row: Mapping[str, Any], *, takes_single: bool = False) -> tuple[Pair | None, str]:
-    """(the tokens of a preference/2 row, ""), or (None, why it teaches nothing): `unpaired` (one of the two answers is
-    not there, and none is taken alone), `empty` (one is only blanks), `identical`, `end_inside` (one says what ends a
-    turn).
+    """(the tokens of a preference/3 row, ""), or (None, why it teaches nothing): `unpaired` (one of the two answers is
+    not there, and none is taken alone), `scored` (a number tells what one is worth), `empty` (one is only blanks),
+    `identical`, `end_inside` (one says what ends a turn).
 
     Raises: ModelError, with the text, if the template refuses it.
     """
@@ -51,7 +51,10 @@ def pair_of(tokenizer: Any, row: Mapping[str, Any], *, takes_single: bool = Fals
 
 
 def fault_of(row: Mapping[str, Any], *, takes_single: bool = False) -> str:
-    """Why the answers of a preference/2 row teach nothing: `unpaired` or `empty`, as in `pair_of`; "" if they do."""
+    """Why the answers of a preference/3 row are no pair to learn from: `scored` (one answer with a number), `unpaired`
+    or `empty`, as in `pair_of`; "" if they are."""
+    if row.get("score") is not None:
+        return "scored"
     answers = (row["chosen"], row["rejected"])
     if not all(answers) and not (takes_single and any(answers)):
         return "unpaired"
@@ -60,7 +63,7 @@ def fault_of(row: Mapping[str, Any], *, takes_single: bool = False) -> str:
 
 
 def is_held_out(row: Mapping[str, Any], share: float) -> bool:
-    """Whether a preference/2 row is kept out of training, by its prompt: a `share` of all prompts is."""
+    """Whether a preference/3 row is kept out of training, by its prompt: a `share` of all prompts is."""
     return int(content_id(identity(row["messages"], row["tools"]))[:8], 16) < share * 2**32
 
 

@@ -26,6 +26,7 @@ from bloomery.components.core.modelling import (
     optimisers,
     schedules,
     sharding,
+    soft_prompts,
     zeros,
 )
 from bloomery.components.core.modelling.adapters import AdapterConfig, Trained
@@ -42,6 +43,8 @@ class TrainingConfig(Config):
 
     METHOD: ClassVar[Literal["cpt", "fine_tuning", "preference", "reward_model", "reinforcement"]] = "fine_tuning"
     """What the literature is asked about: see `literature.MOST_EPOCHS`."""
+    TAKES_SOFT_PROMPT: ClassVar[bool] = False
+    """Whether every row is a chat, in which a soft prompt stands, and nothing but the trained model reads it."""
 
     learning_rate: float = Field(gt=0)
     """Peak learning rate; differs by model and method, so it has no default."""
@@ -94,6 +97,8 @@ class TrainingConfig(Config):
             raise ValueError(f"trained: found {self.trained}, beside an adapter, which leaves all weights as they are")
         if self.adapter and self.keep_zeros:
             raise ValueError("keep_zeros: an adapter is added to every weight when it is merged; train without one")
+        if self.adapter and self.adapter.is_soft:
+            self._fits_a_soft_prompt(self.adapter.kind)
         return self
 
     def unshardable(self) -> str:
@@ -102,6 +107,24 @@ class TrainingConfig(Config):
         if self.keep_zeros:
             return "keep_zeros: found true, expected false"
         return sharding.problem(self.optimizer, self.adapter)
+
+    def _fits_a_soft_prompt(self, kind: str) -> None:
+        if not self.TAKES_SOFT_PROMPT:
+            raise ValueError(
+                f"adapter.kind: {kind} is learnt by tokens at the start of chats, which sft, dpo and grpo train alone; "
+                "take lora"
+            )
+        if self.optimizer == "muon":
+            raise ValueError(f"optimizer: muon is for matrices of layers, and {kind} trains embeddings; take adamw")
+
+
+def check_whole(too_long: TooLong, kind: str) -> None:
+    """Raise ValueError if a soft prompt, an adapter of `kind`, would be cut off a long chat."""
+    if too_long == "truncate_left":
+        raise ValueError(
+            f"too_long: truncate_left cuts the beginning of a chat, which is where adapter.kind {kind} has its tokens; "
+            "expected drop or error"
+        )
 
 
 def warn_of_too_long(count: int, total: int, rows: str, max_length: int, too_long: TooLong) -> None:
@@ -147,14 +170,21 @@ def _bound_loss(network: Any) -> None:
 
 
 def load(config: TrainingConfig, path: Path) -> tuple[Any, Any]:
-    """(model, tokenizer) of the checkpoint folder `path`, to be trained at `config.precision`.
+    """(model, tokenizer) of the checkpoint folder `path`, to be trained at `config.precision`; with a soft prompt both
+    have its tokens.
 
     Raises: ModelError if it cannot be trained, or it cannot be proven which tokens of a chat have a loss.
     """
     checkpoints.check(path, to_train=True)
     if config.adapter and config.adapter.kind == "qlora":
         return adapters.load_in_4_bits(path), checkpoints.load_tokenizer(path)
-    return checkpoints.load(path, dtype=weights_dtype(config, path))
+    network, tokenizer = checkpoints.load(path, dtype=weights_dtype(config, path))
+    if (soft := config.adapter) and soft.is_soft:
+        encoded = soft.kind == "p_tuning"
+        tokenizer = soft_prompts.added(
+            network, tokenizer, soft.tokens, text=soft.text, encoded=encoded, seed=config.seed
+        )
+    return network, tokenizer
 
 
 def weights_dtype(config: TrainingConfig, path: Path) -> str:

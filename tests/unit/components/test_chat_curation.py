@@ -51,7 +51,7 @@ def curate(tmp_path, make_tasks):
         artifact.write_rows(tmp_path / "sources", "source/1", Source.table(found))
         out = {name: tmp_path / "out" / name for name in ("chats", "preferences", "rejects")}
         metrics = run(config, sources=tmp_path / "sources", tasks=tasks, seeds=seeds, **out)
-        schemas = {"chats": "chat/2", "preferences": "preference/2", "rejects": "reject/1"}
+        schemas = {"chats": "chat/2", "preferences": "preference/3", "rejects": "reject/1"}
         return metrics, *(artifact.read_table(out[name], schema).to_pylist() for name, schema in schemas.items())
 
     return go
@@ -135,15 +135,20 @@ def test_pairs_and_labels_become_preferences(curate):
         {"prompt": "Who?", "chosen": "The clerk.", "rejected": "Nobody."},
         {"prompt": "Who?", "completion": "The clerk.", "label": False},
         {"prompt": "Who?", "chosen": "Same.", "rejected": "Same."},
+        *({"prompt": "Who?", "completion": "The clerk.", "score": score} for score in (1, 4, 4)),  # of two who judged
     ]
     metrics, chats, found, rejects = curate(pairs=pairs)
-    assert chats == [] and metrics["chat_curation/preferences"] == 3
-    assert [(row["chosen"], row["rejected"]) for row in found] == [
-        ([message("assistant", "The clerk.")], [message("assistant", "No.")]),
-        ([message("assistant", "The clerk.")], [message("assistant", "Nobody.")]),
-        ([], [message("assistant", "The clerk.")]),
+    assert chats == [] and metrics["chat_curation/preferences"] == 5
+    clerk = [message("assistant", "The clerk.")]
+    assert [(row["chosen"], row["rejected"], row["score"]) for row in found] == [
+        (clerk, [message("assistant", "No.")], None),
+        (clerk, [message("assistant", "Nobody.")], None),
+        ([], clerk, None),
+        (clerk, [], 1),
+        (clerk, [], 4),
     ]
-    assert [row["reason"] for row in rejects] == ["exact_duplicate", "identical"]
+    assert len({row["id"] for row in found}) == 5
+    assert [row["reason"] for row in rejects] == ["exact_duplicate", "identical", "exact_duplicate"]
 
 
 def test_a_file_without_a_conversation_is_no_source_of_chats(curate):

@@ -137,6 +137,33 @@ def test_an_adapter_that_was_trained_on_other_weights_is_warned_of(trained, capl
     assert "was trained on the model" in caplog.text
 
 
+def test_of_a_base_without_a_manifest_the_weights_tell(trained, tmp_path, caplog):
+    bare = {name: shutil.copytree(trained[name], tmp_path / name) for name in ("base", "shout")}
+    for folder in bare.values():
+        (folder / artifact.MANIFEST).unlink()
+    Champion("m", ServingConfig(), {"turn": trained["turn"], "shout": trained["shout"]}, bare["base"])
+    assert "was trained on" not in caplog.text
+    Champion("m", ServingConfig(), {"turn": trained["turn"]}, bare["shout"])
+    assert f"was trained on other weights than those in {bare['shout']}" in caplog.text
+
+
+def test_a_checkpoint_needs_no_registry(tmp_path, monkeypatch):
+    """What is wrong with this one is told, and not that no run has been here."""
+    from typer.testing import CliRunner
+
+    from bloomery.infra import surroundings
+    from bloomery.pipelines.cli import app
+
+    for name, value in surroundings.missing().items():
+        monkeypatch.setenv(name, value)  # else the program, which is this test, would start again with them
+    (tmp_path / "empty").mkdir()
+    given = ["--workdir", str(tmp_path / "fresh"), "--port", "0"]
+    told = CliRunner().invoke(app, ["serve", "quickstart", *given, "--base", str(tmp_path / "empty")]).exception
+    assert isinstance(told, ModelError) and "config.json" in str(told)
+    told = CliRunner().invoke(app, ["serve", "quickstart", *given]).exception
+    assert isinstance(told, ConfigError) and "no MLflow database there" in str(told)
+
+
 def test_what_vllm_is_told_of_adapters(trained, tmp_path):
     shutil.copytree(trained["turn"] / "adapter", tmp_path / "a")
     settings = json.loads((tmp_path / "a" / "adapter_config.json").read_text())

@@ -19,7 +19,7 @@ def test_the_page_of_steps_says_what_each_of_them_reads_and_writes():
     rows = [line.split(" | ") for line in schema.steps_page().split("\n") if line.startswith("| [")]
     told = {row[0].removeprefix("| [").partition("]")[0]: row[1:] for row in rows}
     assert set(told) == set(steps.names()) and len(rows) == len(told)
-    assert told["dpo"][:2] == ["preferences (preference/2), base_model (model/1)", "model (model/1)"]
+    assert told["dpo"][:2] == ["preferences (preference/3), base_model (model/1)", "model (model/1)"]
     assert "seeds (chat/2, optional)" in told["synthetic_data"][0]
     assert told["merging"][0].endswith("models of up to 4 stages that it names")
     for name, row in told.items():

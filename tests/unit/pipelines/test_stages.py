@@ -134,7 +134,7 @@ def test_a_resolved_recipe_is_a_recipe(load, tmp_path):
 @pytest.mark.parametrize(
     ("chain", "told"),
     [
-        ([{"dpo": TRAINING}], "stages.dpo: reads preferences (preference/2), which nothing before it writes; add"),
+        ([{"dpo": TRAINING}], "stages.dpo: reads preferences (preference/3), which nothing before it writes; add"),
         ([CURATION, "dedup"], "stages: no stage writes a model, so the gate has nothing to judge"),
         ([], "stages: found []; List should have at least 1 item"),
         (["sfft"], "sfft: no such step; did you mean 'sft'?"),
@@ -247,12 +247,12 @@ def test_preflight_measures_each_kind_of_rows_by_the_first_stage_that_learns_fro
 @pytest.mark.parametrize(
     ("chain", "files", "told"),
     [
-        ([{"sft": TRAINING}], ("preferences",), "preferences: no stage reads them; add one that reads preference/2"),
-        ([{"dpo": TRAINING}], ("chats",), "stages.dpo: reads preferences (preference/2), which nothing before it"),
+        ([{"sft": TRAINING}], ("preferences",), "preferences: no stage reads them; add one that reads preference/3"),
+        ([{"dpo": TRAINING}], ("chats",), "stages.dpo: reads preferences (preference/3), which nothing before it"),
         (
             [{"sft": TRAINING}, "rejection_sampling", {"dpo": TRAINING}],
             ("preferences",),
-            "preferences: stages.rejection_sampling writes preference/2 anew before a stage has read them",
+            "preferences: stages.rejection_sampling writes preference/3 anew before a stage has read them",
         ),
     ],
 )
@@ -413,6 +413,14 @@ def test_folders_of_models_are_meant_from_the_recipe(load, tmp_path):
             "stages.merging: names 5 stages, and merging reads the models of at most 4",
         ),
         ([{"sft": {"as": "start", **TRAINING}}], "stages: start names something else in every run"),
+        (
+            [{"sft": TRAINING}, {"distillation": {**TRAINING, "teacher": {"stage": "sft"}}}],
+            "stages.distillation: names sft, whose model is the very one that it trains; expected an earlier one",
+        ),
+        (
+            [{"distillation": {**TRAINING, "from": "start", "teacher": {"stage": "start"}}}],
+            "stages.distillation: names start, whose model is the very one",
+        ),
     ],
 )
 def test_models_that_no_stage_before_writes_are_told(load, chain, told):

@@ -176,6 +176,11 @@ def test_tokens_without_loss_carry_no_gradient(small, talking_model):
     assert all(weight.grad is None for weight in teacher.parameters())
 
 
+def test_a_teacher_with_the_weights_of_the_student_is_refused(distil, small):
+    with pytest.raises(ModelError, match="distillation.teacher: big has the weights of the student, which learns"):
+        distil(teacher=small)
+
+
 def test_a_teacher_with_other_tokens_is_refused(distil, talking_model, tmp_path):
     tokenizer = checkpoints.load_tokenizer(talking_model)
     tokenizer.add_tokens(["<new>"])

@@ -45,7 +45,7 @@ def promote(tmp_path, tiny_model, make_tasks, monkeypatch):
     artifact.write_rows(tmp_path / "chats", "chat/2", rows, dropped={"near_duplicate": 1, "empty_turn": 1})
     pair = {"id": "p", "task": "", "messages": [], "tools": "", "chosen": [], "rejected": []}
     pairs = Preference.table([pair])
-    artifact.write_rows(tmp_path / "preferences", "preference/2", pairs, dropped={"exact_duplicate": 1})
+    artifact.write_rows(tmp_path / "preferences", "preference/3", pairs, dropped={"exact_duplicate": 1})
     (tmp_path / "variants").mkdir()
     row = {"scheme": "int8", "chosen": True, "prefill_seconds": 0.012, "decode_seconds_per_token": None}
     (tmp_path / "variants" / "variants.json").write_text(json.dumps([{"scheme": "none", "chosen": False}, row]))

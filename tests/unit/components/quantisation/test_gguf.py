@@ -10,7 +10,7 @@ from gguf_server import LlamaCpp
 
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat, for_template
-from bloomery.components.core.modelling import checkpoints, gguf_tokenizer
+from bloomery.components.core.modelling import checkpoints, gguf_tokenizer, soft_prompts, templates
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.cpt.config import RopeScalingConfig
 from bloomery.components.cpt.long_context import scaled
@@ -143,6 +143,24 @@ def test_q4_k_m_is_the_mix_of_llama_quantize(wide, chats, tmp_path):
         more_bits = name.split(".")[1] in "0367"  # of 8 layers the first, the last, and every third from 3
         down = {False: "Q5_0", True: "Q8_0"} if "ffn_down" in name else {False: "Q4_K", True: "Q6_K"}
         assert kind == down[more_bits and ("ffn_down" in name or "attn_v" in name)], name
+
+
+def test_a_soft_prompt_is_written_and_read_there_too(chats, tmp_path):
+    """Of tied embeddings, whose head is taken apart, and of a template that begins with BOS."""
+    network, tokenizer = checkpoints.load(llama(tmp_path / "tied", tie_word_embeddings=True))
+    tokenizer.bos_token = "<|pad|>"
+    tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    own = soft_prompts.added(network, tokenizer, 3, seed=1)
+    checkpoints.save(tmp_path / "soft", soft_prompts.folded(network), own)
+    export(QuantisationConfig(scheme="gguf_q8_0"), tmp_path / "soft", chats, tmp_path / "q")
+    asked = templates.prompt_tokens(own, chat("안녕?"))
+    assert asked[:4] == [0, *own.convert_tokens_to_ids([f"<|soft_{index}|>" for index in (1, 2, 3)])]
+    server = LlamaCpp(tmp_path / "q" / "model.gguf")
+    assert server.tokens(server.rendered(for_template(chat("안녕?")))) == asked
+    with torch.inference_mode():
+        likely = network(input_ids=torch.tensor([asked])).logits[0, -1].log_softmax(-1)
+    first = server.first_token(asked)[0]
+    assert first["id"] == int(likely.argmax()) and first["logprob"] == pytest.approx(float(likely.max()), abs=0.2)
 
 
 def test_q4_k_m_takes_tied_embeddings_for_the_head(chats, tmp_path):

@@ -18,9 +18,11 @@ from bloomery.components.grpo.step import run as grpo
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 from bloomery.components.rejection_sampling.step import run as rejection_sampling
 from bloomery.components.reward_model.config import RewardModelConfig
+from bloomery.components.reward_model.measures import of_scores, uncentred_correlation, warn
 from bloomery.components.reward_model.pairs import usable
+from bloomery.components.reward_model.scores import Answer, prepared
+from bloomery.components.reward_model.scores import usable as usable_scores
 from bloomery.components.reward_model.step import run as reward_model
-from bloomery.components.reward_model.step import uncentred_correlation
 
 TASK = {"free": {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 8}}
 WORDS = ["ab", "cd", "ef", "gh", "ij", "kl", "mn", "op"]
@@ -39,7 +41,7 @@ def base(talking_model):
 
 def write_pairs(folder, sides):
     rows = [preference_row(f"say {a}{b}", *sides(a, b), task="free") for a in WORDS for b in WORDS]
-    artifact.write_rows(folder, "preference/2", Preference.table(rows))
+    artifact.write_rows(folder, "preference/3", Preference.table(rows))
     return folder
 
 
@@ -88,7 +90,7 @@ def test_rejection_sampling_takes_the_best_answer_by_the_reward_model(prefers_sh
     )
     assert metrics["rejection_sampling/accepted_chats"] == 2 and metrics["rejection_sampling/pass_at_k"] == 0
     scorer = RewardModel.load(folder)
-    for row in artifact.read_table(tmp_path / "preferences", "preference/2").to_pylist():
+    for row in artifact.read_table(tmp_path / "preferences", "preference/3").to_pylist():
         texts = [row[side][0]["content"] for side in ("chosen", "rejected")]
         chosen, rejected = scorer.scores_of_answers(row["messages"], "", texts)
         assert chosen >= rejected
@@ -149,3 +151,89 @@ def test_the_correlation_of_differences_does_not_depend_on_which_side_is_named_f
     assert uncentred_correlation([1, -2, 3], [2, 1, 3]) == pytest.approx(9 / 14)
     assert uncentred_correlation([-1, -2, 3], [-2, 1, 3]) == pytest.approx(9 / 14)
     assert uncentred_correlation([1, 2], [0, 0]) == 0
+
+
+def scored_row(prompt, answer, score):
+    row = preference_row(prompt, answer, "", task="free")
+    return {**row, "id": f"{prompt} {answer} {score}", "rejected": [], "score": score}
+
+
+def test_it_learns_scores_and_tells_how_well_it_ranks(base, make_tasks, tmp_path):
+    """Answers of one length, in points from 0 to 100: what is learnt is the letter they begin with."""
+    points = {"x": 100.0, "y": 50.0, "z": 0.0}
+    rows = [scored_row(f"say {a}{b}", c + b, points[c]) for a in WORDS for b in WORDS for c in points]
+    artifact.write_rows(tmp_path / "scores", "preference/3", Preference.table(rows))
+    config = RewardModelConfig(**SMALL, epochs=5)
+    metrics = reward_model(config, preferences=tmp_path / "scores", base_model=base, reward_model=tmp_path / "m")
+    assert metrics["reward_model/answers"] + metrics["reward_model/held_out"] == 192
+    assert metrics["reward_model/pairs_held_out"] == metrics["reward_model/held_out"]  # three of three
+    assert metrics["reward_model/accuracy"] > 0.95 and metrics["reward_model/accuracy_by_length"] == 0.5
+    assert metrics["reward_model/spearman"] > 0.9 and metrics["reward_model/kendall"] > 0.8
+    assert metrics["reward_model/spearman_by_length"] == metrics["reward_model/length_correlation"] == 0
+    assert metrics["reward_model/loss"] < 0.3  # 1 where the mean is said of all
+    found = RewardModel.load(tmp_path / "m")
+    (best, middle, worst) = found.scores_of_answers(chat("say abcd"), "", ["xcd", "ycd", "zcd"])
+    assert best > middle > worst
+    rejects = {name: tmp_path / name for name in ("sampled_chats", "preferences", "rejects")}
+    asked = [{"task": "free", "split": "train", "prompt": "say ab", "reference": "unknown"}]
+    judged = RejectionSamplingConfig(judge="reward_model")
+    told = rejection_sampling(
+        judged, base_model=base, tasks=make_tasks(TASK, asked), reward_model=tmp_path / "m", **rejects
+    )
+    assert told["rejection_sampling/accepted_chats"] == 1
+
+
+def answers(*given):
+    """Answers of (prompt, score, length)."""
+    return [Answer([1], length, score, asked, True) for asked, score, length in given]
+
+
+def test_ranks_are_compared_over_all_answers_and_pairs_within_a_prompt():
+    held_out = answers(("p", 3, 4), ("p", 1, 2), ("q", 2, 1), ("q", 2, 3))
+    told = of_scores([0.9, 0.1, 0.8, 0.2], held_out)
+    # Ranks 4 1 3 2 beside 4 1 2.5 2.5: deviations 1.5 -1.5 0.5 -0.5 with 1.5 -1.5 0 0: 4.5 / sqrt(5 · 4.5).
+    assert told["spearman"] == pytest.approx(4.5 / (5 * 4.5) ** 0.5)
+    # Of 6 pairs one is tied in score; the other 5 agree: tau-b = 5 / sqrt(6 · 5).
+    assert told["kendall"] == pytest.approx(5 / 30**0.5)
+    # Ranks of length 4 2 1 3: deviations 1.5 -0.5 -1.5 0.5 with the same: 3 / sqrt(5 · 4.5).
+    assert told["spearman_by_length"] == pytest.approx(3 / (5 * 4.5) ** 0.5)
+    assert told["pairs_held_out"] == 1 and told["accuracy"] == 1 and told["accuracy_by_length"] == 1
+    # Scores less 0.5: 0.4 -0.4 0.3 -0.3; lengths less 2.5: 1.5 -0.5 -1.5 0.5.
+    assert told["length_correlation"] == pytest.approx((0.6 + 0.2 - 0.45 - 0.15) / (0.5 * 5) ** 0.5)
+    assert of_scores([1, 2], answers(("p", 1, 1), ("q", 1, 2))) == {}
+
+
+def test_scores_that_follow_length_alone_are_warned_of(caplog):
+    with caplog.at_level(logging.WARNING, logger="bloomery"):
+        warn(of_scores([1.0, 2.0, 3.0], answers(("p", 1, 1), ("q", 2, 2), ("r", 3, 3))))
+    assert "its rank correlation is 1.00, and that of the length of the answers alone 1.00" in caplog.text
+
+
+def test_scored_answers_that_teach_nothing_are_counted(base):
+    tokenizer = checkpoints.load_tokenizer(base)
+    config = RewardModelConfig(**SMALL, epochs=1, validation_share=0.01)
+    rows = [
+        scored_row("say ab", "ab", 1.0),
+        scored_row("say cd", "cd", 3.0),
+        scored_row("say ef", " ", 2.0),
+        scored_row("say gh", "g" * 100, 2.0),
+    ]
+    kept, told = usable_scores(tokenizer, rows, config)
+    assert [(answer.score, answer.length) for answer in kept] == [(1, 3), (3, 3)]  # the answer, and its end
+    assert told == {"too_long": 1, "too_long_fraction": 0.25, "dropped_empty": 1, "dropped_too_long": 1}
+    assert [row["score"] for row in prepared(kept)] == [-1, 1]  # of mean 2 and deviation 1
+    with pytest.raises(DataError, match="of 1 scored answers no two with different scores are left"):
+        usable_scores(tokenizer, rows[:1], config)
+    with pytest.raises(DataError, match=r"the answer say gh .* is \d+ tokens long with its prompt"):
+        usable_scores(tokenizer, rows, config.model_copy(update={"too_long": "error"}))
+    cut = config.model_copy(update={"too_long": "truncate_left", "max_length": 5})
+    short, _ = usable_scores(tokenizer, rows[:2], cut)
+    assert [len(answer.ids) for answer in short] == [5, 5] and short[0].length == 3
+
+
+def test_pairs_and_scores_together_are_refused(base, tmp_path):
+    rows = [scored_row("say ab", "ab", 1.0), preference_row("say cd", "cd", "dc")]
+    artifact.write_rows(tmp_path / "p", "preference/3", Preference.table(rows))
+    config = RewardModelConfig(**SMALL, epochs=1)
+    with pytest.raises(DataError, match="found 1 pairs and 1 scored answers, and it learns from one of them"):
+        reward_model(config, preferences=tmp_path / "p", base_model=base, reward_model=tmp_path / "m")

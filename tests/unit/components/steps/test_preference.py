@@ -36,12 +36,12 @@ def base(tiny_model):
 
 
 def written(folder, rows):
-    artifact.write_rows(folder, "preference/2", Preference.table(rows))
+    artifact.write_rows(folder, "preference/3", Preference.table(rows))
     return folder
 
 
 def single(prompt, answer, is_good):
-    """A preference/2 row of one answer with its label."""
+    """A preference/3 row of one answer with its label."""
     return {**preference_row(prompt, answer, answer), ("rejected" if is_good else "chosen"): []}
 
 

@@ -197,7 +197,7 @@ def test_rejection_sampling_keeps_right_answers_and_pairs_them_with_wrong_ones(t
     ]
     rejects = artifact.read_table(out["rejects"], "reject/1").to_pylist()
     assert {row["text"][:6]: row["reason"] for row in rejects} == {"say zz": "no_right_sample", "say aa": "too_long"}
-    for pair in artifact.read_table(out["preferences"], "preference/2").to_pylist():
+    for pair in artifact.read_table(out["preferences"], "preference/3").to_pylist():
         reference = dict(rows)[pair["messages"][0]["content"]]
         assert pair["chosen"][0]["content"] == reference and pair["rejected"][0]["content"] != reference
     assert metrics["rejection_sampling/pass_at_k"] == pytest.approx(2 / 3)
@@ -212,7 +212,7 @@ def test_where_every_sample_was_wrong_the_polite_refusal_is_preferred(base, task
     out = {name: tmp_path / "rs" / name for name in ("sampled_chats", "preferences", "rejects")}
     config = RejectionSamplingConfig(num_samples=2, abstain=abstain)
     metrics = rejection_sampling(config, base_model=base, prompts=tmp_path / "p", tasks=tasks, **out)
-    pairs = artifact.read_table(out["preferences"], "preference/2").to_pylist()
+    pairs = artifact.read_table(out["preferences"], "preference/3").to_pylist()
     told = {pair["messages"][0]["content"]: pair["chosen"][0]["content"] for pair in pairs}
     if isinstance(abstain, str):
         assert told == {prompt: abstain for prompt, _, _ in rows}
@@ -253,7 +253,7 @@ def test_an_answer_of_min_score_is_right_and_the_best_is_kept(base, make_tasks, 
         config = RejectionSamplingConfig(num_samples=600, temperature=1.5, min_score=min_score)
         rejection_sampling(config, base_model=base, chats=seeds, prompts=tmp_path / "p", tasks=tasks, **out)
         kept = artifact.read_table(out["sampled_chats"], "chat/2").to_pylist()
-        pairs = artifact.read_table(out["preferences"], "preference/2").to_pylist()
+        pairs = artifact.read_table(out["preferences"], "preference/3").to_pylist()
         score = lambda text: known.verify("echo", text, "ab")[0]  # noqa: E731
         return [score(row["messages"][1]["content"]) for row in kept], [
             (score(pair["chosen"][0]["content"]), score(pair["rejected"][0]["content"])) for pair in pairs
@@ -271,14 +271,14 @@ def test_dpo_widens_the_margin_on_pairs_it_has_not_seen(tuned, tmp_path):
         for n in range(10)
         for (p, a), r in zip(PAIRS, ("ba", "dc", "fe", "hg"), strict=True)
     ]
-    artifact.write_rows(tmp_path / "p", "preference/2", Preference.table(rows))
+    artifact.write_rows(tmp_path / "p", "preference/3", Preference.table(rows))
     config = DpoConfig(learning_rate=1e-4, epochs=3, batch_size=4, max_length=64, validation_share=0.25)
     metrics = dpo(config, preferences=tmp_path / "p", base_model=tuned[0], model=tmp_path / "m")
     assert metrics["dpo/margin_after"] > metrics["dpo/margin_before"]
 
 
 def test_dpo_without_pairs_passes_the_model_on(base, tmp_path):
-    artifact.write_rows(tmp_path / "p", "preference/2", Preference.table([]))
+    artifact.write_rows(tmp_path / "p", "preference/3", Preference.table([]))
     config = DpoConfig(learning_rate=1e-4, epochs=1, max_length=64)
     assert dpo(config, preferences=tmp_path / "p", base_model=base, model=tmp_path / "m") == {"dpo/pairs": 0.0}
     assert artifact.read_manifest(tmp_path / "m").digest == artifact.read_manifest(base).digest
@@ -288,13 +288,13 @@ def test_dpo_leaves_out_and_counts_pairs_that_teach_nothing(tuned, tmp_path):
     rows = [preference_row(f"say {n}", "ab", "ba") for n in range(12)]
     useless = [("x" * 80, "y"), ("y", "x" * 80), ("same", "same"), ("", "y"), ("y", " ")]
     rows += [preference_row(f"p{n}", *answers) for n, answers in enumerate(useless)]
-    artifact.write_rows(tmp_path / "p", "preference/2", Preference.table(rows))
+    artifact.write_rows(tmp_path / "p", "preference/3", Preference.table(rows))
     config = DpoConfig(learning_rate=1e-4, epochs=1, batch_size=4, max_length=64, validation_share=0.01)
     metrics = dpo(config, preferences=tmp_path / "p", base_model=tuned[0], model=tmp_path / "m")
     assert metrics["dpo/dropped_too_long"] == metrics["dpo/too_long"] == 2
     assert metrics["dpo/dropped_identical"] == 1 and metrics["dpo/dropped_empty"] == 2
     assert metrics["dpo/pairs"] == 12
-    artifact.write_rows(tmp_path / "q", "preference/2", Preference.table(rows[12:]))
+    artifact.write_rows(tmp_path / "q", "preference/3", Preference.table(rows[12:]))
     with pytest.raises(DataError, match="none of the 5 preference pairs .*: 2 empty, 1 identical, 2 too_long"):
         dpo(config, preferences=tmp_path / "q", base_model=tuned[0], model=tmp_path / "n")
 

@@ -188,7 +188,23 @@ def test_tools_are_read_in_each_form():
 )  # fmt: skip
 def test_pairs_are_read_in_each_form(row, expected):
     found = read_pair(row)
-    assert (found.form, found.messages, found.chosen, found.rejected) == expected
+    assert (found.form, found.messages, found.chosen, found.rejected) == expected and found.score is None
+
+
+@pytest.mark.parametrize(
+    ("score", "expected"), [(3.5, 3.5), (0, 0), (-1, -1), ("4", 4), (True, None), ("good", None), (float("inf"), None)]
+)
+def test_an_answer_with_a_number_is_a_scored_one(score, expected):
+    row = {"prompt": "hi", "completion": "hello", "label": None, "score": score}
+    if expected is None:
+        with pytest.raises(Unfit, match="expected a number") as refused:
+            read_pair(row)
+        assert refused.value.reason == "wrong_score"
+    else:
+        assert read_pair(row) == ("scored_prompt_completion", HI[:1], "", HI[1:], [], expected)
+        assert read_pair({"messages": [USER, ANSWER], "score": score}).form == "scored_messages"
+        assert read_pair({**row, "label": True}).form == "labelled_prompt_completion"
+        assert read_chat(row).messages == HI  # among chats it says nothing
 
 
 @pytest.mark.parametrize(

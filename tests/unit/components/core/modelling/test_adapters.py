@@ -20,7 +20,7 @@ from bloomery.components.sft.step import run as sft
 
 PAIRS = [(f"say {word}", word) for word in ("ab", "cd", "ef", "gh")]
 TASK = {"echo": {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 4}}
-KINDS = get_args(AdapterConfig.model_fields["kind"].annotation)
+KINDS = [kind for kind in get_args(AdapterConfig.model_fields["kind"].annotation) if kind not in adapters.SOFT]
 RATES = {"vera": 1e-1, "ia3": 1e-1, "hra": 3e-2, "oft": 3e-2, "randlora": 3e-2}
 """Kinds that move little need a higher rate."""
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from bloomery.components.core import artifact
+from bloomery.components.core.config import parse
 from bloomery.components.core.data.chats import chat
-from bloomery.components.core.errors import DataError
+from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.modelling.best import Best
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.sft.config import SftConfig
@@ -92,3 +93,11 @@ def test_sft_keeps_the_weights_that_answer_best(tiny_model, make_tasks, tmp_path
 def test_a_score_needs_validations():
     with pytest.raises(ValueError, match="best_by: score needs validations, and keep: best"):
         SftConfig(learning_rate=1e-3, epochs=1, max_length=64, best_by="score", keep="last")
+
+
+SETTINGS = {"learning_rate": 1, "epochs": 1, "max_length": 8}
+
+
+def test_patience_counts_validations_and_needs_some():
+    with pytest.raises(ConfigError, match="patience: found 3, which counts validations, and num_validations is 0"):
+        parse(SftConfig, {**SETTINGS, "patience": 3, "num_validations": 0}, where="sft")

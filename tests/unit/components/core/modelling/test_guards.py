@@ -50,6 +50,7 @@ SETTINGS = {"epochs": 1, "max_length": 64}
     [
         (SftConfig, None, 10**9, 3.48e-4),  # 0.003239 - 0.0001395 ln(1e9) = 0.003239 - 0.002891
         (SftConfig, {}, 10**9, 3.48e-3),
+        (SftConfig, {"kind": "prompt"}, 10**9, 0.3),
         (DpoConfig, None, 10**9, 3.48e-5),
         (SftConfig, None, 10**12, 2e-5),  # the line is far below zero
     ],

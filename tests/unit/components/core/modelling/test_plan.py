@@ -91,10 +91,23 @@ def test_parameters_are_those_that_transformers_builds(kind, tmp_path):
     assert shapes.read(tmp_path).parameters == built.num_parameters()
 
 
+def _of_p_tuning(hidden):
+    import torch
+
+    from bloomery.components.core.modelling.soft_prompts import _made
+
+    with torch.device("meta"):
+        made = _made(torch.empty(20, hidden), encoded=True)
+    return sum(weight.numel() for weight in made.parameters())
+
+
 def test_what_is_trained_is_counted(llama):
     lora = training(adapter={"rank": 16})
     assert plan.trained_numbers(llama, lora) == 41_943_040  # as PEFT prints it for this model, all-linear
     assert plan.trained_numbers(llama, training()) == llama.parameters
+    prompt = training(adapter={"kind": "prompt", "tokens": 20})
+    assert plan.trained_numbers(llama, prompt) == 20 * llama.hidden
+    assert plan.trained_numbers(llama, training(adapter={"kind": "p_tuning"})) == _of_p_tuning(llama.hidden)
     dora = plan.trained_numbers(llama, training(adapter={"rank": 16, "kind": "dora"}))
     # One magnitude a row: q and o 4096, k and v 1024, gate and up 14336, down 4096.
     assert dora - 41_943_040 == 32 * (4096 + 1024 + 1024 + 4096 + 14336 + 14336 + 4096)
