@@ -20,7 +20,15 @@ from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.data.formats import RawRow
 from bloomery.components.core.data.tables import rows_of
 from bloomery.components.core.errors import BloomeryError, DataError, ModelError, ServiceError
-from bloomery.components.core.modelling import checkpoints, context, inspection, preference_pairs, proof, templates
+from bloomery.components.core.modelling import (
+    checkpoints,
+    context,
+    inspection,
+    preference_pairs,
+    proof,
+    templates,
+    wholeness,
+)
 from bloomery.components.core.modelling.inspection import EvaluationSet
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring.tasks import Tasks, answered
@@ -106,7 +114,7 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
     store = os.environ.get("BLOOMERY_STORE")
     named = Path(config.chat_template)
     given = named.read_text(encoding="utf-8") if named.is_file() else config.chat_template
-    modules = (checkpoints, context, inspection, preference_pairs, proof, templates)
+    modules = (checkpoints, context, inspection, preference_pairs, proof, templates, wholeness)
     code = [artifact.file_digest(Path(module.__file__)) for module in modules]
     chats = [*_training_chats(tasks), *_first(chat_forms.chats_of, config.chat_sources)]
     pairs = [pair._asdict() for pair in _first(chat_forms.pairs_of, config.preference_sources)]
@@ -192,6 +200,7 @@ def take_outside(config: PreflightConfig, target: Path) -> None:
         source = checkpoints.named("stages", named.model, named.revision)
         if not (source / "adapter_config.json").is_file():
             checkpoints.check(source, to_train=True, has_chats=False)
+            wholeness.check(source)
         artifact.link_tree(source, target / named.folder)
         (target / named.folder / artifact.MANIFEST).unlink(missing_ok=True)
     artifact.seal(target, "models/1")

@@ -14,7 +14,7 @@ from typing import Any
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import DataError, ModelError, ServiceError
-from bloomery.components.core.modelling import faults, templates
+from bloomery.components.core.modelling import faults, templates, wholeness
 from bloomery.components.core.modelling.faults import weight_files
 
 __all__ = ["weight_files"]
@@ -36,7 +36,8 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
     `on` is the device of the weights: `device()` for what answers, while trainers take them from the CPU to theirs.
     Weights of a GGUF are unpacked as they are loaded. A tokenizer without a pad token pads with EOS: masks and labels
     come from lengths, so that nothing is lost by it.
-    Raises: ModelError as `check`, or if the tokenizer writes tokens that the model has no embedding for.
+    Raises: ModelError as `check`, if tensors are not those of config.json, or if the tokenizer writes tokens that the
+    model has no embedding for.
     """
     check(path)
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -64,15 +65,7 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
             model.generation_config = GenerationConfig.from_pretrained(path)
     except Exception as error:  # of any kind: config and weights are read by code of each architecture
         raise ModelError(f"{path}: the checkpoint does not load: {_first_line(error)}") from None
-    lacking = [f"{name} (not there)" for name in sorted(told["missing_keys"])]
-    lacking += [
-        f"{name} ({list(stored)} instead of {list(wanted)})" for name, stored, wanted in sorted(told["mismatched_keys"])
-    ]
-    if lacking:
-        raise ModelError(
-            f"{path}: {len(lacking)} of the weights that config.json wants would be random numbers: "
-            f"{', '.join(lacking[:3])}{' …' if len(lacking) > 3 else ''}; fetch the checkpoint again, whole"
-        )
+    wholeness.check_found(path, told)
     embeddings: Any = model.get_input_embeddings()
     check_vocabulary(path, tokenizer, embeddings.weight.shape[0])
     # torch gives the pad token's row no gradient; where the pad token ends turns too, it has to learn as others do.

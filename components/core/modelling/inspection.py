@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import ConfigError, DataError, ModelError
-from bloomery.components.core.modelling import checkpoints, faults, preference_pairs, templates
+from bloomery.components.core.modelling import checkpoints, faults, preference_pairs, templates, wholeness
 from bloomery.components.core.modelling.context import TooLong, context_tokens, fitting
 from bloomery.components.core.modelling.templates import TrainOn
 
@@ -86,6 +86,10 @@ def look(
         "dtype": checkpoints.own_dtype(path),
         "context_tokens": text.get("max_position_embeddings") or text.get("n_positions"),
     }
+    try:
+        wholeness.check(path)
+    except ModelError as error:
+        facts["refused"].append(str(error))
     try:
         tokenizer = checkpoints.load_tokenizer(path)
         own = tokenizer.chat_template

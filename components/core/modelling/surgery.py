@@ -15,8 +15,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bloomery.components.core.errors import ConfigError, ModelError
-from bloomery.components.core.modelling import checkpoints, tensor_files
+from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.modelling import checkpoints, tensor_files, wholeness
 from bloomery.components.core.modelling.tensor_files import Made, Stored
 
 if TYPE_CHECKING:
@@ -79,9 +79,10 @@ def opened(path: Path, where: str) -> tuple[Any, Widths]:
     """(transformers' config, widths) of the checkpoint folder `path`; `where` names the step in errors.
 
     Raises: ConfigError for an architecture that is not known here, ModelError for a checkpoint whose weights are no
-    numbers to reckon with.
+    numbers to reckon with, or not those of its config.json.
     """
     checkpoints.check(path, to_train=True, has_chats=False)
+    wholeness.check(path)
     config = checkpoints.load_config(path)
     if config.model_type not in KINDS:
         raise ConfigError(
@@ -194,13 +195,10 @@ def _numbers(kind: str, whole: Widths, kept: Kept, place: int) -> Sequence[int]:
 
 
 def write(path: Path, kept: Kept, target: Path) -> None:
-    """Write a sub-network of the checkpoint `path` to `target`, a tensor at a time. It is whole once it is sealed.
-
-    Raises: ModelError if the tensors of a layer are not those that its config tells of.
-    """
+    """Write a sub-network of the checkpoint `path`, which `opened` has found good, to `target`, a tensor at a time. It
+    is whole once it is sealed."""
     config = checkpoints.load_config(path)
     stored = tensor_files.stored(path)
-    _check_tensors(path, widths(config), stored)
     if len(kept.groups[0]) < widths(config).groups and not hasattr(type(config)(), "head_dim"):
         logger.warning(
             "config.json of %s usually tells no head_dim: transformers reads the one that is written now, and engines "
@@ -234,31 +232,6 @@ def _cut(one: Stored, own: Piece) -> Iterator[torch.Tensor]:
     import torch
 
     yield one.read().view(one.shape).index_select(own.axis, torch.tensor(own.places)).flatten()
-
-
-def _check_tensors(path: Path, whole: Widths, stored: Mapping[str, Stored]) -> None:
-    """Raise ModelError unless each layer has its seven projections, as wide as `whole` says."""
-    sizes = {"heads": whole.groups * whole.of_group, "groups": whole.groups * whole.head_size}
-    sizes["channels"] = whole.channels
-    wanted = {
-        **{f"{'mlp' if kind == 'channels' else 'self_attn'}.{part}": (0, sizes[kind]) for part, kind in ROWS.items()},
-        **{
-            f"{'mlp' if kind == 'channels' else 'self_attn'}.{part}": (1, sizes[kind]) for part, kind in COLUMNS.items()
-        },
-    }
-    found = {
-        (int(match[2]), match[3].removesuffix(".weight")): one.shape
-        for name, one in stored.items()
-        if (match := LAYER.fullmatch(name)) and match[3].endswith(".weight")
-    }
-    for number in range(whole.layers):
-        for part, (axis, size) in wanted.items():
-            shape = found.get((number, part))
-            if shape is None or shape[axis] != size:
-                raise ModelError(
-                    f"{path}: layer {number} has {part} of {shape or 'no shape: it is not there'}, and config.json "
-                    f"wants {size} along axis {axis}; fetch the checkpoint again, whole"
-                )
 
 
 def network(whole: Any, kept: Kept) -> Any:

@@ -24,6 +24,7 @@ from bloomery.components.core.modelling import (
     loss_tiles,
     optimisers,
     schedules,
+    wholeness,
     zeros,
 )
 from bloomery.components.core.modelling.adapters import AdapterConfig, Trained
@@ -144,6 +145,7 @@ def load(config: TrainingConfig, path: Path) -> tuple[Any, Any]:
     """
     checkpoints.check(path, to_train=True)
     if config.adapter and config.adapter.kind == "qlora":
+        wholeness.check(path)
         return adapters.load_in_4_bits(path), checkpoints.load_tokenizer(path)
     return checkpoints.load(path, dtype=weights_dtype(config, path))
 
