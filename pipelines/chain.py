@@ -112,8 +112,11 @@ def written(entries: Any) -> tuple[list[tuple[str, str, dict[str, Any]]], list[s
     return found, problems
 
 
-def read(entries: Any, *, seed: int, folder: Path | None = None) -> list[Stage]:
-    """The stages that raw `entries` stand for; `seed` is that of stages which set none.
+def read(
+    entries: Any, *, seed: int, folder: Path | None = None, absent: dict[str, str] | None = None
+) -> list[Stage]:
+    """The stages that raw `entries` stand for; `seed` is that of stages which set none, `folder` and `absent` are those
+    of `parse`.
 
     Raises: ConfigError with every problem, each named by its stage.
     """
@@ -128,7 +131,7 @@ def read(entries: Any, *, seed: int, folder: Path | None = None) -> list[Stage]:
             if "seed" in config.model_fields:
                 values.setdefault("seed", seed)
             own = {"step": step, "name": name, "goes_on_from": str(settings.get("from", ""))}
-            stages.append(Stage(**own, config=parse(config, values, where=name, folder=folder)))
+            stages.append(Stage(**own, config=parse(config, values, where=name, folder=folder, absent=absent)))
         except ConfigError as error:
             problems.append(str(error))
     names = [stage.name for stage in stages]

@@ -29,11 +29,11 @@ from bloomery.pipelines.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 
-def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool) -> Recipe:
+def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool, is_here: bool = False) -> Recipe:
     """Load a recipe; one that uses `${quickstart}` (the demo domain) or `${smollm2}` (a real pre-trained model) gets
-    their folders, which `prepare` makes on first use."""
+    their folders, which `prepare` makes on first use. `is_here` is that of `recipe.load`."""
     folders = {name: _folder(name, prepare) for name in ("quickstart", "smollm2") if recipes.uses(recipe, name)}
-    return recipes.load(recipe, settings, folders)
+    return recipes.load(recipe, settings, folders, is_here=is_here)
 
 
 def _folder(name: str, prepare: bool) -> str:

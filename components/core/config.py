@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import base64
 import difflib
+import glob
 import hashlib
 import json
 import re
@@ -29,15 +30,19 @@ class Config(BaseModel):
 
 def absolute(path: str, info: ValidationInfo) -> str:
     """`path` as `LocalPath` reads it: from the folder of the recipe that is being validated, if one is."""
-    folder = (info.context or {}).get("folder")
-    if folder is None or not path or "://" in path or path.startswith(("/", "~")):
+    context = info.context or {}
+    folder, absent = context.get("folder"), context.get("absent")
+    if not path or "://" in path:
         return path
-    return str((folder / path).resolve())
+    found = path if folder is None or path.startswith(("/", "~")) else str((folder / path).resolve())
+    if absent is not None and not glob.glob(str(Path(found).expanduser()), recursive=True):
+        absent[path] = found
+    return found
 
 
 def _absolute_folder(name: str, info: ValidationInfo) -> str:
     folder = (info.context or {}).get("folder")
-    is_folder = folder is not None and name and (name.startswith(".") or (folder / name).is_dir())
+    is_folder = folder is not None and name and (name.startswith((".", "/", "~")) or (folder / name).is_dir())
     return absolute(name, info) if is_folder else name
 
 
@@ -49,13 +54,21 @@ ModelName = Annotated[str, AfterValidator(_absolute_folder)]
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def parse(model: type[ConfigT], values: Mapping[str, Any], *, where: str = "", folder: Path | None = None) -> ConfigT:
-    """Validate `values` as `model`; relative paths among them are made absolute from `folder`, where one is given.
+def parse(
+    model: type[ConfigT],
+    values: Mapping[str, Any],
+    *,
+    where: str = "",
+    folder: Path | None = None,
+    absent: dict[str, str] | None = None,
+) -> ConfigT:
+    """Validate `values` as `model`; relative paths among them are made absolute from `folder`, where one is given, and
+    those that lead to nothing here are put into `absent`, as they are written and made absolute.
 
     Raises: ConfigError listing every problem as `place: what was found; what was expected`.
     """
     try:
-        return model.model_validate(values, context={"folder": folder})
+        return model.model_validate(values, context={"folder": folder, "absent": absent})
     except ValidationError as error:
         raise ConfigError("\n".join(problems(model, error, where=where))) from None
 

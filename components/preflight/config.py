@@ -37,6 +37,9 @@ class PreflightConfig(Config):
     """The recipe's sources of preference pairs."""
     max_length: int = Field(default=0, ge=0)
     """The `max_length` of the recipe's first stage that is fine-tuned on chats; 0: there is none."""
+    most_tokens: int = Field(default=0, ge=0)
+    """The largest `max_length` of the stages that are fine-tuned on chats; 0: there is none, or one cuts what is
+    longer."""
     train_on: TrainOn = "all_turns"
     """The `train_on` of that stage."""
     train_reasoning: bool = True

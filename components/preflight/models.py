@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +51,8 @@ def take_base_model(config: PreflightConfig, target: Path, tasks: Path) -> dict[
              fine-tuned on chats, preflight/too_long_fraction, of rows with more than its `max_length` tokens; where one
              is trained on the recipe's pairs, preflight/too_long_pair_fraction, the same of them; and where there are
              any, preflight/too_long_fraction_<task>.<set>, of questions without room in the context for an answer.
-    Raises:  ModelError with every reason to refuse the model, DataError if a set cannot be evaluated, ServiceError if
-             the disk is too full for a run.
+    Raises:  ModelError with every reason to refuse the model, DataError if a set cannot be evaluated or every chat of a
+             source is too long, ServiceError if the disk is too full for a run.
     """
     source = checkpoints.named("base_model", config.base_model, config.revision)
     checkpoints.check(source, to_train=True, has_chats=not config.chat_template)
@@ -76,7 +77,8 @@ def take_base_model(config: PreflightConfig, target: Path, tasks: Path) -> dict[
 
 
 def _tell_lengths(config: PreflightConfig, facts: dict[str, Any]) -> dict[str, float]:
-    """The shares of rows that are too long, each in a line. Raises: DataError if a set cannot be evaluated."""
+    """The shares of rows that are too long, each in a line. Raises: DataError if a set cannot be evaluated, or every
+    chat of a source is too long."""
     if facts["unfit"]:
         raise DataError("\n".join(facts["unfit"]))
     told = {}
@@ -122,6 +124,7 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
         "max_length": config.max_length,
         "train_on": config.train_on,
         "train_reasoning": config.train_reasoning,
+        "most_tokens": config.most_tokens,
         "pair_max_length": config.pair_max_length,
         "too_long": config.too_long,
     }
@@ -135,12 +138,13 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
         chats=chats,
         pairs=pairs,
         evaluation_sets=_evaluation_sets(tasks, config.limit),
+        files={f"chats: {one.name}: {one.path}": partial(_chats_of, one) for one in config.chat_sources},
         chat_template=config.chat_template,
         **limits,
     )
     if facts["refused"]:
         raise ModelError("\n".join(f"{source}: {reason.removeprefix(f'{model}: ')}" for reason in facts["refused"]))
-    if passed is not None:
+    if passed is not None and not facts["unfit"]:
         passed.parent.mkdir(parents=True, exist_ok=True)
         artifact.write_atomically(passed, json.dumps(facts, ensure_ascii=False))
     return facts
@@ -182,6 +186,12 @@ def _first(read: Callable[[Iterable[RawRow]], Iterator[Any]], sources: Sequence[
         with contextlib.suppress(BloomeryError):
             found += itertools.islice(read(rows_of(source)), NUM_PROVEN)
     return found
+
+
+def _chats_of(source: ChatSource) -> Iterator[tuple[list[dict[str, Any]], str]]:
+    """The chats of a source, as far as its files can be read."""
+    with contextlib.suppress(BloomeryError):
+        yield from chat_forms.chats_of(rows_of(source))
 
 
 def take_encoder(config: PreflightConfig, target: Path) -> None:

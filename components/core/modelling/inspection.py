@@ -6,7 +6,7 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -60,8 +60,10 @@ def look(
     chats: Chats = (),
     pairs: Sequence[Mapping[str, Any]] = (),
     evaluation_sets: Sequence[EvaluationSet] = (),
+    files: Mapping[str, Callable[[], Iterable[tuple[Sequence[dict[str, Any]], str]]]] = {},  # noqa: B006
     chat_template: str = "",
     max_length: int = 0,
+    most_tokens: int = 0,
     train_on: TrainOn = "all_turns",
     train_reasoning: bool = True,
     pair_max_length: int = 0,
@@ -71,7 +73,8 @@ def look(
 
     `chats` are rendered, proven and measured against `max_length` (tokens; 0: none); without any, an example is.
     `pairs`, rows of preference/2, are measured against `pair_max_length`, and the questions of `evaluation_sets`
-    against the model's context; a set that cannot be evaluated with `too_long` is told under `unfit`.
+    against the model's context; a set that cannot be evaluated with `too_long` is told under `unfit`, and so is one of
+    `files`, which give their chats, that has none of `most_tokens` tokens at most (0: any will do).
     `chat_template` is the recipe's: `chatml`, a path, or ''.
     """
     facts: dict[str, Any] = {"model": str(path), "refused": faults.found(path, to_train=True), "unfit": []}
@@ -104,6 +107,8 @@ def look(
         facts |= _rendered(tokenizer, chats or _example(tokenizer), max_length, train_on, train_reasoning)
         facts |= _measured_pairs(tokenizer, pairs, pair_max_length)
         facts |= _measured_questions(path, tokenizer, evaluation_sets, too_long)
+        if facts["lengths"]["longest"][0] > most_tokens > 0:
+            facts["unfit"] += _too_long(tokenizer, files, most_tokens, train_on, train_reasoning)
     except ModelError as error:
         facts["refused"].append(str(error))
     return facts
@@ -221,6 +226,31 @@ def _rendered(
     over = sum(length > max_length for length in lengths) / len(lengths) if max_length else 0.0
     counted = {"chats": len(chats), "rows": len(lengths), "longest": longest, "max_length": max_length, "over": over}
     return {"sample": sample, "lengths": counted}
+
+
+def _too_long(
+    tokenizer: Any, files: Mapping[str, Any], most_tokens: int, train_on: TrainOn, train_reasoning: bool
+) -> list[str]:
+    """Those of `files` of which every chat is too long: as a rule the first chat is all that is read."""
+    told = []
+    for where, read in files.items():
+        shortest = 0
+        for messages, tools in read():
+            try:
+                rows = templates.trained_rows(tokenizer, messages, tools, train_on, train_reasoning)
+            except ModelError as error:
+                raise ModelError(f"{where}: {error}") from None
+            length = min(len(ids) for ids, _ in rows)
+            if length <= most_tokens:
+                break
+            shortest = min(length, shortest or length)
+        else:
+            if shortest:
+                told.append(
+                    f"{where}: every chat is too long: max_length allows {most_tokens} tokens, and the shortest has "
+                    f"{shortest}; raise max_length, or let the stage cut them by too_long: truncate_left"
+                )
+    return told
 
 
 def _measured_pairs(tokenizer: Any, pairs: Sequence[Mapping[str, Any]], max_length: int) -> dict[str, Any]:
