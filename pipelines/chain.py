@@ -19,6 +19,7 @@ from bloomery.components.core.config import Config, parse
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import named_models
 from bloomery.components.core.modelling.named_models import START
+from bloomery.components.core.modelling.reshaping import Reshaping
 from bloomery.pipelines import steps
 
 NAMED = re.compile(r"[a-z][a-z0-9_]*")
@@ -63,6 +64,12 @@ class Stage(Config):
     def needs(self) -> set[str]:
         """The optional input ports that these settings cannot do without."""
         return getattr(self.config, "needed_inputs", set())
+
+    @property
+    def reshaping(self) -> Reshaping | None:
+        """What it does to the shape of the model that it writes; None: it writes none."""
+        writes_model = MODEL in self.writes.values()
+        return Reshaping.of(self.name, self.goes_on_from, self.config) if writes_model else None
 
     def inputs(self, newest: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
         """What each of its ports reads, of the `newest` artifact by schema and the `models` by stage."""

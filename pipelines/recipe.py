@@ -21,6 +21,7 @@ from bloomery.components.core.modelling import named_models
 from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
 from bloomery.components.core.modelling.named_models import NamedModel
 from bloomery.components.core.modelling.plan import Training
+from bloomery.components.core.modelling.reshaping import Reshaping
 from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.components.core.scoring.lm_eval_tasks import PREFIX
 from bloomery.components.core.scoring.tasks import TaskConfig
@@ -235,6 +236,7 @@ class Recipe(Config):
             known_index=dedup.known_index,
             encoder=semantic.encoder if semantic else "",
             encoder_revision=semantic.revision if semantic else "main",
+            reshapings=self.reshapings(),
             outside=list(
                 {one.folder: NamedModel(model=one.model, revision=one.revision) for one in named}.values()
             ),
@@ -243,6 +245,11 @@ class Recipe(Config):
             start_from=self.start_from,
             lm_eval_tasks=self.evaluation.lm_eval.tasks if self.evaluation.lm_eval else [],
         )
+
+    def reshapings(self) -> list[Reshaping]:
+        """What the stages that write a model do to its shape, in their order; none where all leave it as it is."""
+        told = [stage.reshaping for stage in self.stages if stage.reshaping]
+        return [] if all(one.is_plain for one in told) else told
 
     def _most_tokens(self) -> int:
         learns = [stage.config for stage in self.stages if isinstance(stage.config, FineTuningConfig)]

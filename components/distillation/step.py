@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
-from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import batches, checkpoints, named_models, templates, training
 from bloomery.components.core.modelling.fine_tuning import fine_tune, labelled_rows
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.core.scoring.validation import scorer
 from bloomery.components.distillation.config import DistillationConfig
 from bloomery.components.distillation.teaching import PROJECTIONS, Lessons, measured, taught_by
-
-logger = logging.getLogger(__name__)
 
 NUM_PROBES = 200
 """Validation chats by which student and teacher are compared before and after."""
@@ -51,7 +47,7 @@ def run(
     network, tokenizer = training.load(config, base_model)
     checkpoints.check_template(tokenizer, base_model)
     large, theirs = checkpoints.load(folder, on=checkpoints.device())
-    check_same_tokens(tokenizer, theirs, config.teacher.stage or config.teacher.model)
+    checkpoints.check_same_tokens("distillation", tokenizer, theirs, config.teacher.stage or config.teacher.model)
     if config.packing:
         batches.check_packs(large)
     known = Tasks(tasks)
@@ -88,17 +84,3 @@ def run(
         **{f"distillation/{name}_before": value for name, value in before.items()},
         **{f"distillation/{name}_after": value for name, value in after.items()},
     }
-
-
-def check_same_tokens(ours: Any, theirs: Any, teacher: str) -> None:
-    """Raise ModelError, naming the first that differs, unless student and teacher have the same tokens; another chat
-    template of the teacher, which then reads chats as the student's has them, is warned of."""
-    if differing := checkpoints.differing_token(ours, theirs):
-        token, own, other = ("not there" if part is None else part for part in differing)
-        raise ModelError(
-            f"distillation.teacher: the vocabularies differ: token {token!r} is {other} in {teacher} and {own} in the "
-            "student, and what they say is compared token by token; take a teacher of the student's tokenizer, or let "
-            "it answer (rejection_sampling) and fine-tune the student on the answers"
-        )
-    if ours.chat_template != theirs.chat_template:
-        logger.warning("the teacher %s has another chat template; it reads chats as the student's has them", teacher)

@@ -12,6 +12,7 @@ from bloomery.components.core.data.tables import SourceConfig
 from bloomery.components.core.modelling.context import TooLong
 from bloomery.components.core.modelling.named_models import NamedModel
 from bloomery.components.core.modelling.plan import Training
+from bloomery.components.core.modelling.reshaping import Reshaping
 from bloomery.components.core.modelling.templates import TrainOn
 from bloomery.components.core.scoring.tasks import TaskConfig
 
@@ -60,6 +61,8 @@ class PreflightConfig(Config):
     """Checkpoint folder or hub name of dedup's encoder; empty: none."""
     encoder_revision: str = "main"
     """Revision of the encoder on the hub."""
+    reshapings: list[Reshaping] = []
+    """What the stages that write a model do to its shape, in their order; none where all leave it as it is."""
     outside: list[NamedModel] = []
     """Models from outside that stages of the recipe name beside the base model."""
     registered_model: str

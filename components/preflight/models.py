@@ -27,10 +27,13 @@ from bloomery.components.core.modelling import (
     inspection,
     preference_pairs,
     proof,
+    reshaping,
     templates,
     wholeness,
 )
 from bloomery.components.core.modelling.inspection import EvaluationSet
+from bloomery.components.core.modelling.named_models import NamedModel
+from bloomery.components.core.modelling.reshaping import Followed
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring.tasks import Tasks, answered
 from bloomery.components.preflight.config import PreflightConfig
@@ -214,6 +217,32 @@ def take_outside(config: PreflightConfig, target: Path) -> None:
         artifact.link_tree(source, target / named.folder)
         (target / named.folder / artifact.MANIFEST).unlink(missing_ok=True)
     artifact.seal(target, "models/1")
+
+
+def follow_shapes(config: PreflightConfig, start: Path, outside: Path) -> None:
+    """Raise what the stages would that make a model smaller, adopt one or learn from one, of all of them; from configs,
+    tokenizers and the heads of weight files alone."""
+    is_here = (start / "config.json").is_file() and (outside / artifact.MANIFEST).is_file()
+    if not config.reshapings or not is_here:  # which is one of the problems that are told
+        return
+
+    def find(named: NamedModel) -> Followed:
+        return reshaping.opened(outside / named.folder)
+
+    problems: list[BloomeryError] = []
+    for one in config.reshapings:
+        if one.adopted and one.adopted.model and (outside / one.adopted.folder).is_dir():
+            try:
+                folder = outside / one.adopted.folder
+                checkpoints.check(folder, to_train=True)
+                checkpoints.check_template(checkpoints.load_tokenizer(folder), folder)
+            except ModelError as error:
+                told = str(error).replace(str(folder), one.adopted.model)
+                problems.append(ModelError(f"{one.stage}: {told}"))
+    if not problems:
+        problems = reshaping.followed(config.reshapings, reshaping.opened(start), find)[1]
+    if problems:
+        raise type(problems[0])("\n".join(str(problem) for problem in problems))
 
 
 def take_champion(

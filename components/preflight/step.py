@@ -22,7 +22,13 @@ from bloomery.components.core.records import Indexed, Source, content_id
 from bloomery.components.core.registry import registry
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.memory import warn_of_memory
-from bloomery.components.preflight.models import take_base_model, take_champion, take_encoder, take_outside
+from bloomery.components.preflight.models import (
+    follow_shapes,
+    take_base_model,
+    take_champion,
+    take_encoder,
+    take_outside,
+)
 from bloomery.components.preflight.questions import render_tasks
 
 logger = logging.getLogger(__name__)
@@ -71,6 +77,7 @@ def run(
         lambda: warn_of_memory(config, base_model),
         lambda: registry.check_store(config.models_uri),
         lambda: take_champion(config, base_model, start, champion, champion_version),
+        lambda: follow_shapes(config, start, outside),
     ):
         try:
             part()

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import warnings
 from collections import Counter
@@ -18,6 +19,8 @@ from bloomery.components.core.modelling import faults, templates, wholeness
 from bloomery.components.core.modelling.faults import weight_files
 
 __all__ = ["weight_files"]
+
+logger = logging.getLogger(__name__)
 
 STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """torch's names of the dtypes that safetensors writes and that are trained."""
@@ -151,6 +154,20 @@ def differing_token(ours: Any, theirs: Any) -> tuple[str, int | None, int | None
     differing = (token for token in known.keys() | given.keys() if known.get(token) != given.get(token))
     first = min(differing, key=lambda token: (known.get(token, given.get(token, 0)), token), default=None)
     return None if first is None else (first, known.get(first), given.get(first))
+
+
+def check_same_tokens(where: str, ours: Any, theirs: Any, teacher: str) -> None:
+    """Raise ModelError, naming the first that differs, unless student and teacher have the same tokens; another chat
+    template of the teacher, which then reads chats as the student's has them, is warned of."""
+    if differing := differing_token(ours, theirs):
+        token, own, other = ("not there" if part is None else part for part in differing)
+        raise ModelError(
+            f"{where}.teacher: the vocabularies differ: token {token!r} is {other} in {teacher} and {own} in the "
+            "student, and what they say is compared token by token; take a teacher of the student's tokenizer, or let "
+            "it answer (rejection_sampling) and fine-tune the student on the answers"
+        )
+    if ours.chat_template != theirs.chat_template:
+        logger.warning("the teacher %s has another chat template; it reads chats as the student's has them", teacher)
 
 
 def _unpack_q5_0() -> None:
