@@ -56,10 +56,15 @@ def cache_folder() -> Path:
 
 def compile_to(recipe: Recipe, target: Path) -> None:
     """Write the recipe's pipeline as KFP IR YAML."""
+    compile_pipeline(_built(recipe), target)
+
+
+def compile_pipeline(pipeline: Any, target: Path) -> None:
+    """Write a pipeline as KFP IR YAML."""
     from kfp import compiler
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(_built(recipe), str(target))
+    compiler.Compiler().compile(pipeline, str(target))
 
 
 def _built(recipe: Recipe, until: str | None = None) -> Any:

@@ -1,0 +1,130 @@
+"""A search that is compiled for a cluster."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from bloomery.components.core.errors import ConfigError, DataError
+from bloomery.pipelines import tune_pipeline
+from bloomery.pipelines.cli import app
+from bloomery.pipelines.tune import Search
+
+TRAINING = {"epochs": 1, "max_length": 64}
+RECIPE = {
+    "name": "mine",
+    "registered_model": "m",
+    "base_model": "org/model",
+    "tasks": {
+        "t": {
+            "role": "domain",
+            "templates": [{"prompt": "{q}", "answer": "{a}"}],
+            "verifier": {"kind": "exact"},
+            "splits": {"train": {"path": "q.jsonl"}, "test": {"path": "q.jsonl"}},
+        }
+    },
+    "stages": [
+        {"data_curation": {"sources": [{"name": "d", "path": "docs"}]}},
+        {"cpt": {"learning_rate": 1e-3, **TRAINING}},
+        {"sft": {"learning_rate": 1e-4, **TRAINING}},
+        "rejection_sampling",
+        {"sft": {"as": "sft_2", "learning_rate": 1e-4, **TRAINING}},
+        {"dpo": {"learning_rate": 1e-6, **TRAINING}},
+    ],
+    "promotion": {"gate": {"decontaminated": False}},
+}
+
+
+@pytest.fixture
+def compiled(tmp_path, on_a_short_stack):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+
+    def go(*arguments):
+        command = ["tune", str(tmp_path / "recipe.yaml"), "--compile", str(tmp_path / "search.yaml"), *arguments]
+        result = on_a_short_stack(lambda: CliRunner().invoke(app, command))
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return next(yaml.safe_load_all((tmp_path / "search.yaml").read_text()))
+
+    return go
+
+
+def test_what_trials_share_runs_once_and_the_rest_side_by_side(compiled):
+    """Trials differ from sft on; cpt before it is theirs together, and dpo behind the measured stage does not run."""
+    over = ("--over", "sft.learning_rate=1e-5,1e-4,1e-3", "--over", "sft_2.epochs=1,2", "--sampler", "grid")
+    found = compiled(*over, "--parallel", "3")
+    from google.protobuf.json_format import ParseDict
+    from kfp.pipeline_spec import pipeline_spec_pb2
+
+    ParseDict(found, pipeline_spec_pb2.PipelineSpec())
+    tasks = found["root"]["dag"]["tasks"]
+    (loop,) = (name for name in tasks if name.startswith("for-loop"))
+    assert set(tasks) == {"preflight", "data-curation", "cpt", loop, "collected"}
+    assert tasks[loop]["iteratorPolicy"] == {"parallelismLimit": 3}
+    inside = found["components"][tasks[loop]["componentRef"]["name"]]["dag"]
+    assert set(inside["tasks"]) == {"sft", "rejection-sampling", "sft-2", "told"}
+    # Its model and metrics are those of its own trial, and what they begin with is the one of cpt.
+    assert inside["tasks"]["sft-2"]["inputs"]["artifacts"]["base_model"]["taskOutputArtifact"]["producerTask"] == "sft"
+    assert inside["tasks"]["told"]["inputs"]["artifacts"]["metrics"]["taskOutputArtifact"]["producerTask"] == "sft-2"
+    assert "cpt" in inside["tasks"]["sft"]["inputs"]["artifacts"]["base_model"]["componentInputArtifact"]
+    trials = found["root"]["inputDefinitions"]["parameters"]["trials"]["defaultValue"]
+    assert [trial["_number"] for trial in trials] == [0, 1, 2, 3, 4, 5]
+    rates = [(trial["_settings"]["sft.learning_rate"], trial["_settings"]["sft_2.epochs"]) for trial in trials]
+    assert rates == [(rate, epochs) for rate in (1e-5, 1e-4, 1e-3) for epochs in (1, 2)]
+    assert [(one["sft"]["learning_rate"], one["sft_2"]["epochs"]) for one in trials] == rates
+    assert set(trials[0]) == {"_number", "_settings", "sft", "rejection_sampling", "sft_2"}
+    assert found["root"]["inputDefinitions"]["parameters"].keys() == {"preflight", "data_curation", "cpt", "trials"}
+
+
+def test_a_random_search_draws_as_many_trials_as_are_asked_for(compiled):
+    pytest.importorskip("optuna", reason="pip install 'bloomery[tune]'")
+    over = ("--over", "sft.learning_rate=1e-5..1e-3", "--sampler", "random", "--trials", "5")
+    first = compiled(*over)["root"]["inputDefinitions"]["parameters"]["trials"]["defaultValue"]
+    rates = [trial["sft"]["learning_rate"] for trial in first]
+    assert len(set(rates)) == 5 and all(1e-5 <= rate <= 1e-3 for rate in rates)
+    again = compiled(*over)["root"]["inputDefinitions"]["parameters"]["trials"]["defaultValue"]
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--over", "sft.epochs=1..3"), "--sampler tpe: chooses by the results of earlier trials"),
+        (("--over", "sft.epochs=1..3", "--sampler", "grid"), "sft.epochs is a range; a grid needs lists"),
+        (("--over", "seed=1,2", "--measure", "sft/loss", "--sampler", "grid"), "--over seed: trials of a pipeline"),
+        (("--over", "sft_2.from=cpt,sft", "--sampler", "grid"), "changes what the stage sft_2 reads or writes"),
+    ],
+)
+def test_a_search_that_cannot_be_compiled_is_refused(arguments, told, compiled):
+    with pytest.raises(ConfigError, match=told):
+        compiled(*arguments)
+
+
+def test_the_best_of_all_trials_is_told_with_a_page(tmp_path):
+    """As the last two tasks have them: kfp makes every number a float."""
+    rows = []
+    for number, (rate, loss) in enumerate(((1e-3, 0.4), (1e-4, 0.2), (1e-5, 0.9))):
+        (tmp_path / "metrics.json").write_text(json.dumps({"sft/validation_loss": loss, "sft/chats": 3.0}))
+        trial = {"_number": float(number), "_settings": {"sft.learning_rate": rate, "sft.adapter.rank": 8.0}}
+        row = tune_pipeline.row_of(trial, "sft/validation_loss", str(tmp_path / "metrics.json"))
+        assert row == {"number": number, "settings": {"sft.learning_rate": rate, "sft.adapter.rank": 8}, "value": loss}
+        rows.insert(0, row)
+    best, page = tmp_path / "out" / "best", tmp_path / "out" / "page.html"
+    tune_pipeline.write_best("mine", "sft/validation_loss", False, rows, str(best), str(page))
+    told = json.loads(best.read_text())
+    assert told["best"]["number"] == 1 and [row["number"] for row in told["trials"]] == [0, 1, 2]
+    assert "Trial 1 is the best of 3" in page.read_text() and "<svg" in page.read_text()
+    tune_pipeline.write_best("mine", "sft/validation_loss", True, rows, str(best), str(page))
+    assert json.loads(best.read_text())["best"]["number"] == 2
+    with pytest.raises(DataError, match="--measure sft/accuracy: sft has chats, validation_loss"):
+        tune_pipeline.row_of(trial, "sft/accuracy", str(tmp_path / "metrics.json"))
+
+
+def test_a_grid_is_no_longer_than_it_is_asked_for():
+    over = [Search("sft.epochs", (1, 2)), Search("sft.seed", (3, 4))]
+    assert tune_pipeline.settings_of(over, "grid", 3, 0) == [
+        {"sft.epochs": 1, "sft.seed": 3},
+        {"sft.epochs": 1, "sft.seed": 4},
+        {"sft.epochs": 2, "sft.seed": 3},
+    ]
