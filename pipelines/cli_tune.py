@@ -105,14 +105,13 @@ def _compile(
 ) -> None:
     """Write the pipeline of the search."""
     from bloomery.infra.short_stacks import short_stacks
-    from bloomery.pipelines import launch, tune, tune_pipeline
+    from bloomery.pipelines import launch, tune_pipeline
 
-    searches = [tune.parse_over(text) for text in over]
     with short_stacks():
-        _, pipeline = tune_pipeline.build(
+        pipeline = tune_pipeline.build(
             recipe,
             settings,
-            searches,
+            over,
             trials=trials,
             sampler=sampler,
             measure=measure,

@@ -108,7 +108,7 @@ def search(
     """
     optuna = optuna_quietly()
     base, stage, metric = checked(recipe, settings, over, measure, prepare=True)
-    name = f"{base.name}-{digest([list(settings), [list(each) for each in over], stage, metric])[:12]}"
+    name = study_name(base, settings, over, f"{stage}/{metric}")
     folder = workdir.absolute() / "tune"
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
@@ -153,6 +153,11 @@ def checked(
     return base, *_measure(base, over, measure)
 
 
+def study_name(base: Recipe, settings: Sequence[str], over: Sequence[Search], measure: str) -> str:
+    """The name under which the trials of a search are kept: another search has another."""
+    return f"{base.name}-{digest([list(settings), [list(each) for each in over], *measure.split('/')])[:12]}"
+
+
 class TrialFailedError(Exception):
     """A trial that ended with an error of the run; the study goes on."""
 
@@ -185,7 +190,7 @@ def _measure(recipe: Recipe, over: Sequence[Search], measure: str) -> tuple[str,
     return searched[-1], "validation_loss"
 
 
-def sampler_of(optuna: Any, name: Sampler, over: Sequence[Search], seed: int) -> Any:
+def sampler_of(optuna: Any, name: Sampler, over: Sequence[Search], seed: int | None) -> Any:
     """Optuna's sampler. Raises: ConfigError for a grid of a range."""
     if name == "grid":
         if ranges := [each.key for each in over if not each.choices]:
@@ -216,7 +221,8 @@ def _run(
             trial.report(loss, event["step"])
             if trial.should_prune():
                 pruned = True
-                os.kill(pids[stage], signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it may have just ended by itself
+                    os.kill(pids[stage], signal.SIGKILL)
 
     summary = launch.run_local(recipe, workdir, watch, until=stage)
     trial.set_user_attr("run", summary["run"])

@@ -1,5 +1,9 @@
-"""A search as one pipeline: the trials of a list that is known when it is compiled go through the recipe's chain side
-by side, under `dsl.ParallelFor`, and the last task tells the best.
+"""A search as one pipeline: its trials go through the recipe's chain side by side, under `dsl.ParallelFor`, and the
+last task tells the best.
+
+The trials of a grid, or those drawn at random, are known when it is compiled. Where a sampler chooses by what others
+have come to, each trial asks the study, in a database that all pods reach, when its turn comes, and tells it what it
+came to.
 
 kfp reads the annotations of the pipeline function, so this module must not postpone them.
 """
@@ -7,18 +11,21 @@ kfp reads the annotations of the pipeline function, so this module must not post
 import inspect
 import itertools
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from bloomery.components.core import artifact
-from bloomery.components.core.config import canonical, packed, parameters
+from bloomery.components.core.config import canonical, packed, parameters, unpacked
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.modelling import named_models
 from bloomery.components.core.modelling.named_models import START
+from bloomery.infra.secrets import STUDIES
 from bloomery.pipelines import launch, tune
-from bloomery.pipelines.chain import MODEL
+from bloomery.pipelines import recipe as recipes
+from bloomery.pipelines.chain import MODEL, Stage
 from bloomery.pipelines.recipe import Recipe
 from bloomery.pipelines.tune import Search
 
@@ -26,18 +33,71 @@ FIXED = ("grid", "random")
 """Samplers whose trials are known before any of them has run."""
 
 
+def build(
+    recipe: str,
+    settings: Sequence[str],
+    over: Sequence[str],
+    *,
+    trials: int,
+    sampler: str,
+    measure: str = "",
+    maximise: bool = False,
+    parallel: int = 4,
+) -> Any:
+    """The pipeline of a search, `over` written as `tune.parse_over` reads it: stages before the first that trials
+    differ in run once, those from it to the measured one in every trial, `parallel` trials at a time. Nothing is
+    evaluated or promoted.
+
+    Raises: ConfigError as `tune.search`, and for keys that are no settings of stages, or that change the chain.
+    """
+    searches = [tune.parse_over(text) for text in over]
+    base, stage, metric = tune.checked(recipe, settings, searches, measure, prepare=False)
+    names = [one.name for one in base.stages]
+    varied = [each.key.partition(".")[0] for each in searches]
+    if outside := [each.key for each, name in zip(searches, varied, strict=True) if name not in names]:
+        raise ConfigError(
+            f"--over {outside[0]}: trials of a pipeline differ in the settings of stages ({', '.join(names)}); for "
+            "other keys compile a search for each value, by --set"
+        )
+
+    def load(chosen: Mapping[str, Any]) -> Recipe:
+        return launch.load(recipe, [*settings, *(tune.setting(*one) for one in chosen.items())], prepare=False)
+
+    stages = base.stages[: names.index(stage) + 1]
+    for each in searches:
+        for value in each.ends():
+            _check_wiring(stages, load({each.key: value}).stages, each.key)
+    first = min(names.index(name) for name in [*varied, stage])
+    search: dict[str, Any] = {
+        "name": tune.study_name(base, settings, searches, f"{stage}/{metric}"),
+        "measure": f"{stage}/{metric}",
+        "maximise": maximise,
+        "sampler": sampler,
+        "trials": trials,
+    }
+    given: dict[str, Any] = {}
+    if sampler in FIXED:
+        found = settings_of(searches, sampler, trials, base.seed)
+        search["trials"] = len(found)
+        given["trials"] = [
+            _trial(number, chosen, load(chosen).stages[first : len(stages)]) for number, chosen in enumerate(found)
+        ]
+    else:
+        tune.sampler_of(tune.optuna_quietly(), sampler, searches, None)  # type: ignore[arg-type]
+        between = [one.name for one in stages[first:]]
+        search |= {"over": list(over), "stages": between, "recipe": packed(parameters(base))}
+    given |= {"search": search, "preflight": packed(parameters(base.preflight()))}
+    given |= {one.name: packed(parameters(one.config)) for one in stages[:first]}
+    return _pipeline(base, stages[:first], stages[first:], given, parallel)
+
+
 def settings_of(over: Sequence[Search], sampler: str, trials: int, seed: int) -> list[dict[str, Any]]:
     """The settings of each trial, by key: the first `trials` of the grid, or so many that are drawn.
 
-    Raises: ConfigError for a sampler that has to see results first, MissingExtraError without Optuna.
+    Raises: ConfigError for a grid of a range, MissingExtraError without Optuna.
     """
-    if sampler not in FIXED:
-        raise ConfigError(
-            f"--sampler {sampler}: chooses by the results of earlier trials, and those of a pipeline are known when it "
-            f"is compiled; expected one of {', '.join(FIXED)}"
-        )
     optuna = tune.optuna_quietly()
-    chosen = tune.sampler_of(optuna, sampler, over, seed)  # type: ignore[arg-type]  # which refuses ranges in a grid
+    chosen = tune.sampler_of(optuna, sampler, over, seed)  # type: ignore[arg-type]
     if sampler == "grid":
         places = itertools.islice(itertools.product(*(each.choices for each in over)), trials)
         return [{each.key: value for each, value in zip(over, values, strict=True)} for values in places]
@@ -46,44 +106,27 @@ def settings_of(over: Sequence[Search], sampler: str, trials: int, seed: int) ->
     return [{each.key: each.suggest(trial) for each in over} for trial in drawn]
 
 
-def build(
-    recipe: str,
-    settings: Sequence[str],
-    over: Sequence[Search],
-    *,
-    trials: int,
-    sampler: str,
-    measure: str = "",
-    maximise: bool = False,
-    parallel: int = 4,
-) -> tuple[Recipe, Any]:
-    """(the recipe without the searched settings, the pipeline of the search): stages before the first that trials
-    differ in run once, those from it to the measured one in every trial, `parallel` trials at a time. Nothing is
-    evaluated or promoted.
+def _trial(number: int, settings: dict[str, Any], stages: Sequence[Stage]) -> dict[str, Any]:
+    """What a loop goes through: settings of stages by their name, and what no stage can be called."""
+    return {"_number": number, "_settings": settings, **{one.name: packed(parameters(one.config)) for one in stages}}
 
-    Raises: ConfigError as `tune.search`, and for keys that are no settings of stages, or that change the chain.
-    """
-    base, stage, metric = tune.checked(recipe, settings, over, measure, prepare=False)
-    names = [one.name for one in base.stages]
-    if outside := [each.key for each in over if each.key.partition(".")[0] not in names]:
-        raise ConfigError(
-            f"--over {outside[0]}: trials of a pipeline differ in the settings of stages ({', '.join(names)}); for "
-            "other keys compile a search for each value, by --set"
-        )
-    found = []
-    for number, chosen in enumerate(settings_of(over, sampler, trials, base.seed)):
-        told = [tune.setting(key, value) for key, value in chosen.items()]
-        found.append((number, chosen, launch.load(recipe, [*settings, *told], prepare=False)))
-    return base, _pipeline(base, found, names.index(stage), f"{stage}/{metric}", maximise, parallel)
+
+def _check_wiring(ours: Sequence[Stage], theirs: Sequence[Stage], key: str) -> None:
+    for one, other in zip(ours, theirs, strict=False):
+        if _wiring(one) != _wiring(other):
+            raise ConfigError(
+                f"--over {key}: changes what the stage {one.name} reads or writes, and one pipeline has one chain; "
+                "compile a search for each value, by --set"
+            )
+
+
+def _wiring(stage: Stage) -> list[Any]:
+    named = named_models.stages(stage.config)
+    return [stage.step, stage.name, stage.goes_on_from, sorted(stage.writes), sorted(stage.needs), named]
 
 
 def _pipeline(
-    base: Recipe,
-    trials: Sequence[tuple[int, dict[str, Any], Recipe]],
-    last: int,
-    measure: str,
-    maximise: bool,
-    parallel: int,
+    base: Recipe, before: Sequence[Stage], within: Sequence[Stage], given: dict[str, Any], parallel: int
 ) -> Any:
     from kfp import dsl
 
@@ -91,88 +134,115 @@ def _pipeline(
     from bloomery.pipelines import tune_tasks
     from bloomery.pipelines.post_training import make_task
 
-    stages = base.stages[: last + 1]
-    for _, chosen, recipe in trials:
-        for ours, theirs in zip(stages, recipe.stages, strict=False):
-            if _wiring(ours) != _wiring(theirs):
-                raise ConfigError(
-                    f"--over {', '.join(chosen)}: changes what the stage {ours.name} reads or writes, and one pipeline "
-                    "has one chain; compile a search for each, by --set"
-                )
-    configs = [
-        {one.name: packed(parameters(one.config)) for one in recipe.stages[: last + 1]} for _, _, recipe in trials
-    ]
-    first = next(
-        (index for index, one in enumerate(stages) if len({_text(each[one.name]) for each in configs}) > 1), last
-    )
-    before, within = stages[:first], stages[first:]
-    given: dict[str, Any] = {"preflight": packed(parameters(base.preflight()))}
-    given |= {one.name: packed(parameters(one.config)) for one in before}
-    given["trials"] = [
-        {"_number": number, "_settings": chosen, **{one.name: each[one.name] for one in within}}
-        for (number, chosen, _), each in zip(trials, configs, strict=True)
-    ]
-
     def search(*values: Any) -> None:
-        told = dict(zip(given, values, strict=True))
+        known = dict(zip(given, values, strict=True))
         task = partial(make_task, base)
-        checked = task("preflight", "preflight", told["preflight"])
+        checked = task("preflight", "preflight", known["preflight"])
         newest = {schema: checked[port] for port, schema in base.start().items()}
         models = {START: checked["start"]}
 
-        def run(stage: Any, config: Any) -> dict[str, Any]:
+        def run(stage: Stage, config: Any) -> dict[str, Any]:
             made = task(stage.step, stage.name, config, **stage.inputs(newest, models))
             newest.update({schema: made[port] for port, schema in stage.writes.items()})
             if MODEL in stage.writes.values():
                 models[stage.name] = newest[MODEL]
             return made
 
-        for one in before:
-            run(one, told[one.name])
-        with dsl.ParallelFor(told["trials"], parallelism=parallel) as trial:
-            for one in within:
-                made = run(one, getattr(trial, one.name))
-            row = tune_tasks.told(trial=trial, measure=measure, metrics=made["metrics"])
-            place(row, "tune", base.resources, accelerated=False, cached=True)
-        best = tune_tasks.collected(name=base.name, measure=measure, maximise=maximise, rows=dsl.Collected(row.output))
-        place(best, "tune", base.resources, accelerated=False, cached=True)
+        def own(component: Any, *, cached: bool = False, **inputs: Any) -> Any:
+            created = component(search=known["search"], **inputs)
+            return place(created, "tune", base.resources, accelerated=False, cached=cached)
+
+        def through(trial: Any) -> Any:
+            for stage in within:
+                made = run(stage, getattr(trial, stage.name))
+            return own(tune_tasks.told, trial=trial, metrics=made["metrics"])
+
+        for stage in before:
+            run(stage, known[stage.name])
+        if "trials" in known:
+            with dsl.ParallelFor(known["trials"], parallelism=parallel) as trial:
+                row = through(trial)
+        else:
+            study = own(tune_tasks.opened)
+            with dsl.ParallelFor(study.output, parallelism=parallel) as number:
+                asked = own(tune_tasks.asked, place=number)
+                with dsl.ParallelFor(asked.output) as trial:  # of one: only a loop's item can be taken apart
+                    row = through(trial)
+        own(tune_tasks.collected, rows=dsl.Collected(row.output))
 
     parameters_of = [
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value, annotation=type(value))
         for name, value in given.items()
     ]
     search.__signature__ = inspect.Signature(parameters_of)  # type: ignore[attr-defined]
-    description = f"{len(trials)} trials of {base.name} for {measure}"
+    description = f"{given['search']['trials']} trials of {base.name} for {given['search']['measure']}"
     return dsl.pipeline(name=f"{base.name}-search", description=description)(search)
 
 
-def _wiring(stage: Any) -> list[Any]:
-    named = named_models.stages(stage.config)
-    return [stage.step, stage.name, stage.goes_on_from, sorted(stage.writes), sorted(stage.needs), named]
+def open_study(search: Mapping[str, Any]) -> list[int]:
+    """Make the study of a search, if it is not there, before many ask at once; the places of its trials."""
+    _study(search)
+    return list(range(int(search["trials"])))
 
 
-def _text(value: Any) -> str:
-    return json.dumps(canonical(value), sort_keys=True)
+def ask(search: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The next trial of the study, as `_trial` has it."""
+    study, over = _study(search)
+    trial = study.ask()
+    chosen = {each.key: each.suggest(trial) for each in over}
+    values: dict[str, Any] = canonical(unpacked(search["recipe"]))
+    for key, value in chosen.items():
+        recipes.apply_setting(values, tune.setting(key, value))
+    stages = recipes.parse_recipe(values, Path("/")).stages
+    return [_trial(trial.number, chosen, [one for one in stages if one.name in search["stages"]])]
 
 
-def row_of(trial: dict[str, Any], measure: str, metrics: str) -> dict[str, Any]:
-    """What a trial came to, by the file of its measured stage's `metrics`. Raises: DataError without the measure."""
-    stage, _, metric = measure.partition("/")
+def tell(search: Mapping[str, Any], trial: Mapping[str, Any], metrics: str) -> dict[str, Any]:
+    """What a trial came to, by the file of its measured stage's `metrics`, which the study is told where there is one.
+
+    Raises: DataError without the measure.
+    """
+    stage, _, metric = search["measure"].partition("/")
     found = {name.partition("/")[2]: value for name, value in json.loads(Path(metrics).read_text()).items()}
     if metric not in found:
-        raise DataError(f"--measure {measure}: {stage} has {', '.join(sorted(found))}")
-    return {"number": int(trial["_number"]), "settings": canonical(trial["_settings"]), "value": found[metric]}
+        raise DataError(f"--measure {search['measure']}: {stage} has {', '.join(sorted(found))}")
+    number = int(trial["_number"])
+    if search["sampler"] not in FIXED:
+        _study(search)[0].tell(number, found[metric], skip_if_finished=True)  # a pod may have been started again
+    return {"number": number, "settings": canonical(trial["_settings"]), "value": found[metric]}
 
 
-def write_best(name: str, measure: str, maximise: bool, rows: list[dict[str, Any]], best: str, page: str) -> None:
+def _study(search: Mapping[str, Any]) -> tuple[Any, list[Search]]:
+    """The study of a search, in the database that STUDIES names, and what it varies. Raises: ConfigError without it."""
+    optuna, url = tune.optuna_quietly(), os.environ.get(STUDIES)
+    if not url:
+        raise ConfigError(
+            f"{STUDIES}: not set; expected the URL of a database that every pod reaches, such as "
+            f"postgresql://user:password@host/studies; give it as {STUDIES} in the Secret of the recipe's resources"
+        )
+    over = [tune.parse_over(text) for text in search["over"]]
+    study = optuna.create_study(
+        study_name=search["name"],
+        storage=url,
+        load_if_exists=True,
+        direction="maximize" if search["maximise"] else "minimize",
+        # Without a seed: pods that begin alike would draw alike.
+        sampler=tune.sampler_of(optuna, search["sampler"], over, None),
+    )
+    return study, over
+
+
+def write_best(search: Mapping[str, Any], rows: Sequence[Any], best: str, page: str) -> None:
     """Write the best of `rows` to the file `best`, as JSON, and the page about all of them to `page`."""
+    flat = [row for part in rows for row in (part if isinstance(part, list) else [part])]
     ended = {"state": "complete", "seconds": 0.0, "error": ""}
     told = [
         {"number": int(row["number"]), "settings": canonical(row["settings"]), "value": row["value"], **ended}
-        for row in sorted(rows, key=lambda row: row["number"])
+        for row in sorted(flat, key=lambda row: row["number"])
     ]
-    first = (max if maximise else min)(told, key=lambda row: row["value"])
+    first = (max if search["maximise"] else min)(told, key=lambda row: row["value"])
     Path(best).parent.mkdir(parents=True, exist_ok=True)
-    artifact.write_atomically(Path(best), json.dumps({"measure": measure, "best": first, "trials": told}))
+    artifact.write_atomically(Path(best), json.dumps({"measure": search["measure"], "best": first, "trials": told}))
     Path(page).parent.mkdir(parents=True, exist_ok=True)
-    tune.write_page(Path(page), name, measure, [Search(key) for key in first["settings"]], told, first)
+    keys = [Search(key) for key in first["settings"]]
+    tune.write_page(Path(page), search["name"], search["measure"], keys, told, first)
