@@ -24,16 +24,17 @@ from bloomery.components.core.errors import BloomeryError, DataError, ModelError
 from bloomery.components.core.modelling import (
     checkpoints,
     context,
+    faults,
     inspection,
     preference_pairs,
     proof,
     reshaping,
+    surgery,
     templates,
     wholeness,
 )
 from bloomery.components.core.modelling.inspection import EvaluationSet
 from bloomery.components.core.modelling.named_models import NamedModel
-from bloomery.components.core.modelling.reshaping import Followed
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring.tasks import Tasks, answered
 from bloomery.components.preflight.config import PreflightConfig
@@ -116,11 +117,8 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
 
     Raises: ModelError with every reason to refuse the model.
     """
-    store = os.environ.get("BLOOMERY_STORE")
     named = Path(config.chat_template)
     given = named.read_text(encoding="utf-8") if named.is_file() else config.chat_template
-    modules = (checkpoints, context, inspection, preference_pairs, proof, templates, wholeness)
-    code = [artifact.file_digest(Path(module.__file__)) for module in modules]
     chats = [*_training_chats(tasks), *_first(chat_forms.chats_of, config.chat_sources)]
     pairs = [pair._asdict() for pair in _first(chat_forms.pairs_of, config.preference_sources)]
     limits: dict[str, Any] = {
@@ -132,8 +130,7 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
         "too_long": config.too_long,
     }
     asked = [artifact.read_manifest(tasks).digest, config.limit] if (tasks / artifact.MANIFEST).is_file() else []
-    key = digest([model_digest, given, chats, pairs, asked, limits, *code])
-    passed = Path(store) / "preflight" / f"{key[:24]}.json" if store else None
+    passed = _memory_of(model_digest, given, chats, pairs, asked, limits)
     if passed is not None and passed.is_file():
         return json.loads(passed.read_text(encoding="utf-8"))
     facts = inspection.look(
@@ -151,6 +148,26 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
         passed.parent.mkdir(parents=True, exist_ok=True)
         artifact.write_atomically(passed, json.dumps(facts, ensure_ascii=False))
     return facts
+
+
+def _memory_of(*given: Any) -> Path | None:
+    """The file beside the finished results that remembers that what is `given` has passed a check of the code as it is;
+    None where there is no store."""
+    store = os.environ.get("BLOOMERY_STORE")
+    modules = (checkpoints, context, faults, inspection, preference_pairs, proof, reshaping, surgery, templates)
+    modules += (wholeness,)
+    code = [artifact.file_digest(Path(module.__file__)) for module in modules]
+    return Path(store) / "preflight" / f"{digest([*given, *code])[:24]}.json" if store else None
+
+
+@contextlib.contextmanager
+def _once(*given: Any) -> Iterator[bool]:
+    """Whether the check in the context has yet to be made; that it passed is remembered."""
+    passed = _memory_of(*given)
+    yield passed is None or not passed.is_file()
+    if passed is not None:
+        passed.parent.mkdir(parents=True, exist_ok=True)
+        artifact.write_atomically(passed, "{}")
 
 
 def _training_chats(tasks: Path) -> list[tuple[list[dict[str, Any]], str]]:
@@ -213,10 +230,22 @@ def take_outside(config: PreflightConfig, target: Path) -> None:
         source = checkpoints.named("stages", named.model, named.revision)
         if not (source / "adapter_config.json").is_file():
             checkpoints.check(source, to_train=True, has_chats=False)
-            wholeness.check(source)
         artifact.link_tree(source, target / named.folder)
         (target / named.folder / artifact.MANIFEST).unlink(missing_ok=True)
-    artifact.seal(target, "models/1")
+    sealed = artifact.seal(target, "models/1")
+    with _once("whole", sealed.digest) as is_new:
+        for named in config.outside if is_new else ():
+            if not (target / named.folder / "adapter_config.json").is_file():
+                _named_rightly(named, target, wholeness.check)
+
+
+def _named_rightly(named: NamedModel, outside: Path, check: Callable[[Path], None]) -> None:
+    """Check a model from outside where it lies. Raises: ModelError that names it as the recipe does."""
+    folder = outside / named.folder
+    try:
+        check(folder)
+    except ModelError as error:
+        raise ModelError(str(error).replace(str(folder), named.model)) from None
 
 
 def follow_shapes(config: PreflightConfig, start: Path, outside: Path) -> None:
@@ -226,23 +255,31 @@ def follow_shapes(config: PreflightConfig, start: Path, outside: Path) -> None:
     if not config.reshapings or not is_here:  # which is one of the problems that are told
         return
 
-    def find(named: NamedModel) -> Followed:
-        return reshaping.opened(outside / named.folder)
+    asked = [one.model_dump(mode="json") for one in config.reshapings]
+    digests = [artifact.read_manifest(folder).digest for folder in (start, outside)]
+    with _once("shapes", asked, *digests) as is_new:
+        if is_new and (problems := _unfit_shapes(config, start, outside)):
+            raise type(problems[0])("\n".join(str(problem) for problem in problems))
 
+
+def _unfit_shapes(config: PreflightConfig, start: Path, outside: Path) -> list[BloomeryError]:
     problems: list[BloomeryError] = []
     for one in config.reshapings:
-        if one.adopted and one.adopted.model and (outside / one.adopted.folder).is_dir():
+        if one.adopted and one.adopted.model:
             try:
-                folder = outside / one.adopted.folder
-                checkpoints.check(folder, to_train=True)
-                checkpoints.check_template(checkpoints.load_tokenizer(folder), folder)
+                _named_rightly(one.adopted, outside, _check_adopted)
             except ModelError as error:
-                told = str(error).replace(str(folder), one.adopted.model)
-                problems.append(ModelError(f"{one.stage}: {told}"))
-    if not problems:
-        problems = reshaping.followed(config.reshapings, reshaping.opened(start), find)[1]
+                problems.append(ModelError(f"{one.stage}: {error}"))
     if problems:
-        raise type(problems[0])("\n".join(str(problem) for problem in problems))
+        return problems
+    return reshaping.followed(
+        config.reshapings, reshaping.opened(start), lambda named: reshaping.opened(outside / named.folder)
+    )[1]
+
+
+def _check_adopted(folder: Path) -> None:
+    checkpoints.check(folder, to_train=True)
+    checkpoints.check_template(checkpoints.load_tokenizer(folder), folder)
 
 
 def take_champion(
