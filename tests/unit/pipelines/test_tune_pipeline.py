@@ -7,7 +7,7 @@ import yaml
 from typer.testing import CliRunner
 
 from bloomery.components.core.errors import ConfigError, DataError
-from bloomery.pipelines import tune_pipeline
+from bloomery.pipelines import tune_pipeline, tune_trials
 from bloomery.pipelines.cli import app
 from bloomery.pipelines.tune import Search
 
@@ -122,10 +122,10 @@ def test_pods_share_a_study(compiled, tmp_path, monkeypatch):
     found = compiled("--over", "sft.learning_rate=1e-5..1e-3", "--over", "sft.batch_size=8,16", "--trials", "3")
     search = found["root"]["inputDefinitions"]["parameters"]["search"]["defaultValue"]
     with pytest.raises(ConfigError, match="BLOOMERY_STUDIES: not set; expected the URL of a database"):
-        tune_pipeline.ask(search)
+        tune_trials.ask(search)
     monkeypatch.setenv("BLOOMERY_STUDIES", f"sqlite:///{tmp_path}/studies.db")
-    assert tune_pipeline.open_study(search) == [0, 1, 2]
-    (first,), (second,) = tune_pipeline.ask(search), tune_pipeline.ask(search)
+    assert tune_trials.open_study(search) == [0, 1, 2]
+    (first,), (second,) = tune_trials.ask(search), tune_trials.ask(search)
     assert (first["_number"], second["_number"]) == (0, 1)
     assert first["_settings"]["sft.learning_rate"] != second["_settings"]["sft.learning_rate"]
     for trial in (first, second):
@@ -133,7 +133,7 @@ def test_pods_share_a_study(compiled, tmp_path, monkeypatch):
         assert set(trial) == {"_number", "_settings", "sft"} and chosen.items() <= trial["sft"].items()
     (tmp_path / "m.json").write_text('{"sft/validation_loss": 0.5}')
     for _ in range(2):  # a task that is started again tells it again
-        row = tune_pipeline.tell(search, second, str(tmp_path / "m.json"))
+        row = tune_trials.tell(search, second, str(tmp_path / "m.json"))
     assert row == {"number": 1, "settings": second["_settings"], "value": 0.5}
     study = optuna.load_study(study_name=search["name"], storage=f"sqlite:///{tmp_path}/studies.db")
     assert [trial.state.name for trial in study.trials] == ["RUNNING", "COMPLETE"] and study.best_value == 0.5
@@ -146,19 +146,19 @@ def test_the_best_of_all_trials_is_told_with_a_page(tmp_path):
     for number, (rate, loss) in enumerate(((1e-3, 0.4), (1e-4, 0.2), (1e-5, 0.9))):
         (tmp_path / "metrics.json").write_text(json.dumps({"sft/validation_loss": loss, "sft/chats": 3.0}))
         trial = {"_number": float(number), "_settings": {"sft.learning_rate": rate, "sft.adapter.rank": 8.0}}
-        row = tune_pipeline.tell(search, trial, str(tmp_path / "metrics.json"))
+        row = tune_trials.tell(search, trial, str(tmp_path / "metrics.json"))
         assert row == {"number": number, "settings": {"sft.learning_rate": rate, "sft.adapter.rank": 8}, "value": loss}
         rows.insert(0, row)
     best, page = tmp_path / "out" / "best", tmp_path / "out" / "page.html"
     for given in (rows, [[row] for row in rows]):
-        tune_pipeline.write_best(search, given, str(best), str(page))
+        tune_trials.write_best(search, given, str(best), str(page))
         told = json.loads(best.read_text())
         assert told["best"]["number"] == 1 and [row["number"] for row in told["trials"]] == [0, 1, 2]
     assert "Trial 1 is the best of 3" in page.read_text() and "<svg" in page.read_text()
-    tune_pipeline.write_best({**search, "maximise": True}, rows, str(best), str(page))
+    tune_trials.write_best({**search, "maximise": True}, rows, str(best), str(page))
     assert json.loads(best.read_text())["best"]["number"] == 2
     with pytest.raises(DataError, match="--measure sft/accuracy: sft has chats, validation_loss"):
-        tune_pipeline.tell({**search, "measure": "sft/accuracy"}, trial, str(tmp_path / "metrics.json"))
+        tune_trials.tell({**search, "measure": "sft/accuracy"}, trial, str(tmp_path / "metrics.json"))
 
 
 def test_a_grid_is_no_longer_than_it_is_asked_for():
