@@ -154,8 +154,8 @@ def _memory_of(*given: Any) -> Path | None:
     """The file beside the finished results that remembers that what is `given` has passed a check of the code as it is;
     None where there is no store."""
     store = os.environ.get("BLOOMERY_STORE")
-    modules = (checkpoints, context, faults, inspection, preference_pairs, proof, reshaping, surgery, templates)
-    modules += (wholeness,)
+    modules = [checkpoints, context, faults, inspection, preference_pairs, proof, reshaping, surgery, templates]
+    modules.append(wholeness)
     code = [artifact.file_digest(Path(module.__file__)) for module in modules]
     return Path(store) / "preflight" / f"{digest([*given, *code])[:24]}.json" if store else None
 

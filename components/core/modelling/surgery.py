@@ -11,7 +11,7 @@ import copy
 import itertools
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -137,9 +137,12 @@ def shapes(where: str, config: Any, stored: Mapping[str, Stored], cut: Cut) -> l
         "groups": cut.num_key_value_heads,
         "channels": cut.intermediate_size,
     }
-    inputs = {one.shape[1] for name, one in stored.items() if is_pruned(name)} if cut.sparsity is not None else set()
-    looked_at = [partial(checked, where, config, **{key: value}) for key, values in wanted.items() for value in values]
-    looked_at += [partial(zeros_of, where, cut.sparsity, count) for count in sorted(inputs)]
+    looked_at: list[Callable[[], Any]] = []
+    for key, values in wanted.items():
+        looked_at += [partial(checked, where, config, **{key: value}) for value in values]
+    if (share := cut.sparsity) is not None:
+        inputs = {one.shape[1] for name, one in stored.items() if is_pruned(name)}
+        looked_at += [partial(zeros_of, where, share, count) for count in sorted(inputs)]
     for look in looked_at:
         try:
             look()
