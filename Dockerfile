@@ -19,8 +19,9 @@ ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_
 RUN python3 -m pip install --no-deps --index-url "${TORCH_INDEX}" torch==2.13.0
 COPY --from=wheel /source/constraints.txt /wheels/
 COPY --from=wheel /wheels /wheels
-# psycopg2 is what the MLflow server of infra/k8s needs for PostgreSQL; nothing else imports it.
-RUN python3 -m pip install --constraint /wheels/constraints.txt /wheels/*.whl psycopg2-binary && rm -r /wheels \
+# psycopg2 is what the MLflow server of infra/k8s and the studies of searches need for PostgreSQL; nothing else imports
+# it. optuna and cmaes are asked by the trials of such a search.
+RUN python3 -m pip install --constraint /wheels/constraints.txt /wheels/*.whl psycopg2-binary optuna cmaes && rm -r /wheels \
     && mkdir -p /home/bloomery && chown 10001:10001 /home/bloomery
 # Numeric, because a pod with runAsNonRoot cannot look up a name.
 USER 10001:10001

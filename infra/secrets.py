@@ -10,6 +10,9 @@ if TYPE_CHECKING:
 SECRET = "bloomery-credentials"
 """Name of the Secret that the kustomization expects in the namespace of the runs."""
 
+STUDIES = "BLOOMERY_STUDIES"
+"""URL of the database, such as postgresql://…, that keeps the studies of searches which choose by earlier results."""
+
 KEYS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
@@ -17,6 +20,7 @@ KEYS = (
     "MLFLOW_TRACKING_URI",
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
+    STUDIES,
 )
 """Keys of the Secret, each the name of the environment variable it becomes. Absent keys stay unset."""
 

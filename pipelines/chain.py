@@ -19,6 +19,7 @@ from bloomery.components.core.config import Config, parse
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import named_models
 from bloomery.components.core.modelling.named_models import START
+from bloomery.components.core.modelling.reshaping import Reshaping
 from bloomery.pipelines import steps
 
 NAMED = re.compile(r"[a-z][a-z0-9_]*")
@@ -69,6 +70,11 @@ class Stage(Config):
         """The optional input ports that these settings do not read."""
         return getattr(self.config, "idle_inputs", set())
 
+    def reshaping(self) -> Reshaping | None:
+        """What it does to the shape of the model that it writes; None: it writes none."""
+        writes_model = MODEL in self.writes.values()
+        return Reshaping.of(self.name, self.goes_on_from, self.config) if writes_model else None
+
     def inputs(self, newest: Mapping[str, Any], models: Mapping[str, Any]) -> dict[str, Any]:
         """What each of its ports reads, of the `newest` artifact by schema and the `models` by stage."""
         step = self.declared
@@ -118,8 +124,11 @@ def written(entries: Any) -> tuple[list[tuple[str, str, dict[str, Any]]], list[s
     return found, problems
 
 
-def read(entries: Any, *, seed: int, folder: Path | None = None) -> list[Stage]:
-    """The stages that raw `entries` stand for; `seed` is that of stages which set none.
+def read(
+    entries: Any, *, seed: int, folder: Path | None = None, absent: dict[str, str] | None = None
+) -> list[Stage]:
+    """The stages that raw `entries` stand for; `seed` is that of stages which set none, `folder` and `absent` are those
+    of `parse`.
 
     Raises: ConfigError with every problem, each named by its stage.
     """
@@ -134,7 +143,7 @@ def read(entries: Any, *, seed: int, folder: Path | None = None) -> list[Stage]:
             if "seed" in config.model_fields:
                 values.setdefault("seed", seed)
             own = {"step": step, "name": name, "goes_on_from": str(settings.get("from", ""))}
-            stages.append(Stage(**own, config=parse(config, values, where=name, folder=folder)))
+            stages.append(Stage(**own, config=parse(config, values, where=name, folder=folder, absent=absent)))
         except ConfigError as error:
             problems.append(str(error))
     names = [stage.name for stage in stages]

@@ -83,7 +83,7 @@ def run(
 
 @app.command()
 def validate(recipe: RecipeArgument, set: SetOption = []) -> None:  # noqa: A002, B006
-    """Check a recipe without running it; every problem is told at once.
+    """Check a recipe without running it; every problem is told at once, and every local file that is not there.
 
     Examples:
 
@@ -93,7 +93,7 @@ def validate(recipe: RecipeArgument, set: SetOption = []) -> None:  # noqa: A002
     """
     from bloomery.pipelines import launch
 
-    loaded = launch.load(recipe, set, prepare=False)
+    loaded = launch.load(recipe, set, prepare=False, is_here=True)
     chain = " → ".join(stage.name for stage in loaded.stages)
     typer.echo(f"{loaded.name}: valid; {len(loaded.tasks)} tasks; {chain}")
 

@@ -7,12 +7,14 @@ import os
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.pipelines.cli_options import JsonOption
 
 if TYPE_CHECKING:
@@ -86,23 +88,18 @@ def advise(
         bloomery advise --model org/model --goal facts --fresh weekly --examples 0 --document-tokens 2000000 --pairs 0
         --verifier none --serve-on L4 --serve-memory 0 --latency 30 --privacy inside --languages en,ko
     """
-    if output.exists():
-        raise ConfigError(f"--output {output}: there is a file of that name, which is left as it is; give another")
-    try:
-        output.parent.mkdir(parents=True, exist_ok=True)
-        place = tempfile.TemporaryFile(dir=output.parent)
-    except OSError as error:
-        raise ConfigError(f"--output {output}: cannot be written: {error.strerror}; give another") from None
-    place.close()
     from bloomery.components.core.modelling import cards
     from bloomery.pipelines import advise as advice
     from bloomery.pipelines import advise_measured
     from bloomery.pipelines.advise_decisions import Answers
 
-    card = cards.named(gpu) if gpu else cards.here()
     given = {key: value for key, value in context.params.items() if key in Answers.model_fields and value is not None}
     files = {name: given.pop(name) for name in FILES if name in given}
-    given |= _asked([name for name in _wanted(given) if not any(file in files for file in COUNTED.get(name, ()))])
+    wanted = [name for name in _wanted(given) if not any(file in files for file in COUNTED.get(name, ()))]
+    if problems := [*_unfit_flags(output, gpu, given, files), *(_missing(wanted) if not sys.stdin.isatty() else ())]:
+        raise ConfigError("\n".join(problems))
+    card = cards.named(gpu) if gpu else cards.here()
+    given |= _asked(wanted)
     serving = _serving(given["serve_on"])
     measured, counted = advise_measured.measure(given["model"], advise_measured.Files(**files), card, serving)
     known = {**counted, **given}
@@ -121,6 +118,48 @@ def advise(
     typer.echo(f"recipe: {output}; next: bloomery validate {output}, bloomery plan {output}", err=True)
 
 
+def _unfit_flags(output: Path, gpu: str, given: dict[str, Any], files: dict[str, str]) -> Iterator[str]:
+    """What is wrong with each flag that was given, all of them before anything is measured or asked."""
+    from pydantic import ValidationError
+
+    from bloomery.components.core import config
+    from bloomery.components.core.data.tables import list_files
+    from bloomery.components.core.modelling import cards
+    from bloomery.pipelines.advise_decisions import Answers
+
+    if output.exists():
+        yield f"--output {output}: there is a file of that name, which is left as it is; give another"
+    else:
+        try:
+            output.parent.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=output.parent).close()
+        except OSError as error:
+            yield f"--output {output}: cannot be written: {error.strerror}; give another"
+    try:
+        Answers.model_validate(given)
+    except ValidationError as error:
+        told = [line.partition(":") for line in config.problems(Answers, error)]
+        yield from (f"{_flag(name)}:{rest}" for name, _, rest in told if name in given)
+    looked_up: list[Callable[[], Any]] = [partial(cards.named, gpu)] if gpu else []
+    looked_up += [partial(_serving, given["serve_on"])] if "serve_on" in given else []
+    looked_up += [partial(list_files, path) for path in files.values() if "://" not in path]
+    for look_up in looked_up:
+        try:
+            look_up()
+        except (ConfigError, DataError) as error:
+            yield str(error)
+
+
+def _missing(names: list[str]) -> list[str]:
+    return [f"{_flag(name)}: missing; {question}" for name, question in _questions(names).items()]
+
+
+def _questions(names: list[str]) -> dict[str, str]:
+    from bloomery.pipelines.advise_decisions import Answers
+
+    return {name: " ".join((Answers.model_fields[name].description or "").split()) for name in names}
+
+
 def _wanted(given: dict[str, Any]) -> list[str]:
     """The questions that have no answer yet."""
     from bloomery.pipelines.advise_decisions import Answers
@@ -130,14 +169,9 @@ def _wanted(given: dict[str, Any]) -> list[str]:
 
 def _asked(names: list[str]) -> dict[str, Any]:
     """The answers to these questions, asked on a terminal. Raises: ConfigError naming every flag without one."""
-    if not names:
-        return {}
-    from bloomery.pipelines.advise_decisions import Answers
-
-    questions = {name: " ".join((Answers.model_fields[name].description or "").split()) for name in names}
-    if not sys.stdin.isatty():
-        raise ConfigError("\n".join(f"{_flag(name)}: missing; {question}" for name, question in questions.items()))
-    return {name: _answer(name, question) for name, question in questions.items()}
+    if names and not sys.stdin.isatty():
+        raise ConfigError("\n".join(_missing(names)))
+    return {name: _answer(name, question) for name, question in _questions(names).items()}
 
 
 def _answer(name: str, question: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -26,6 +27,13 @@ def tune(
     storage: Annotated[
         str, typer.Option(help="URL of the study's database, such as postgresql://…; none: SQLite in the workdir.")
     ] = "",
+    compile_: Annotated[
+        Path | None,
+        typer.Option(
+            "--compile", metavar="FILE", help="Write the search as a pipeline for a cluster, and run nothing."
+        ),
+    ] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="With --compile: trials at a time.")] = 4,
     workdir: WorkdirOption = WORKDIR,
     set: SetOption = [],  # noqa: A002, B006
     as_json: JsonOption = False,
@@ -42,11 +50,17 @@ def tune(
         bloomery tune my.yaml --over dpo.beta=0.01..1 --measure dpo/accuracy_after --maximise --trials 12
 
         bloomery tune my.yaml --over cpt.replay_share=0,0.05,0.2 --sampler grid --measure cpt/general_perplexity_after
+
+        bloomery tune my.yaml --over sft.adapter.rank=8,16,32 --sampler grid --compile search.yaml --parallel 3
     """
+    from bloomery.pipelines import tune as search
+
+    if compile_:
+        _compile(compile_, recipe, set, over, trials, sampler, measure, maximise, parallel)
+        return
     from bloomery.infra import surroundings
 
     surroundings.enter()
-    from bloomery.pipelines import tune as search
 
     def tell(trial: dict[str, Any]) -> None:
         told = ", ".join(f"{key} {shown(value)}" for key, value in trial["settings"].items())
@@ -76,3 +90,33 @@ def tune(
     if as_json:
         typer.echo(json.dumps({"best": study.best, "trials": study.trials, "page": str(study.page)}))
     raise typer.Exit(0 if study.best else 4)
+
+
+def _compile(
+    target: Path,
+    recipe: str,
+    settings: list[str],
+    over: list[str],
+    trials: int,
+    sampler: str,
+    measure: str,
+    maximise: bool,
+    parallel: int,
+) -> None:
+    """Write the pipeline of the search."""
+    from bloomery.infra.short_stacks import short_stacks
+    from bloomery.pipelines import launch, tune_pipeline
+
+    with short_stacks():
+        pipeline = tune_pipeline.build(
+            recipe,
+            settings,
+            over,
+            trials=trials,
+            sampler=sampler,
+            measure=measure,
+            maximise=maximise,
+            parallel=parallel,
+        )
+    launch.compile_pipeline(pipeline, target)
+    typer.echo(str(target))

@@ -29,11 +29,13 @@ from bloomery.pipelines.recipe import Recipe
 logger = logging.getLogger(__name__)
 
 
-def load(recipe: str, settings: Iterable[str] = (), *, prepare: bool, reads_data: bool = True) -> Recipe:
+def load(
+    recipe: str, settings: Iterable[str] = (), *, prepare: bool, reads_data: bool = True, is_here: bool = False
+) -> Recipe:
     """Load a recipe; one that uses `${quickstart}` (the demo domain) or `${smollm2}` (a real pre-trained model) gets
-    their folders, which `prepare` makes on first use. `reads_data` as in `recipe.load`."""
+    their folders, which `prepare` makes on first use. `reads_data` and `is_here` are those of `recipe.load`."""
     folders = {name: _folder(name, prepare) for name in ("quickstart", "smollm2") if recipes.uses(recipe, name)}
-    return recipes.load(recipe, settings, folders, reads_data=reads_data)
+    return recipes.load(recipe, settings, folders, reads_data=reads_data, is_here=is_here)
 
 
 def _folder(name: str, prepare: bool) -> str:
@@ -56,10 +58,15 @@ def cache_folder() -> Path:
 
 def compile_to(recipe: Recipe, target: Path) -> None:
     """Write the recipe's pipeline as KFP IR YAML."""
+    compile_pipeline(_built(recipe), target)
+
+
+def compile_pipeline(pipeline: Any, target: Path) -> None:
+    """Write a pipeline as KFP IR YAML."""
     from kfp import compiler
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(_built(recipe), str(target))
+    compiler.Compiler().compile(pipeline, str(target))
 
 
 def _built(recipe: Recipe, until: str | None = None) -> Any:

@@ -5,16 +5,20 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bloomery.components.core.errors import BloomeryError, ConfigError, ModelError, ServiceError
-from bloomery.components.core.modelling import generation, likelihood, plan, shapes
+from bloomery.components.core.modelling import generation, likelihood, plan, reshaping, shapes
+from bloomery.components.core.modelling.calibration import CALIBRATION_TOKENS
 from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.plan import Need, Training
+from bloomery.components.core.modelling.reshaping import Followed
 from bloomery.components.core.modelling.shapes import Shape
 from bloomery.components.core.modelling.training import TrainingConfig
+from bloomery.components.nas.config import NasConfig
+from bloomery.components.pruning.config import PruningConfig
 from bloomery.pipelines.chain import Stage
 from bloomery.pipelines.recipe import Recipe
 
@@ -33,7 +37,7 @@ def of_recipe(
     `tokens` are those of an epoch of stages by name, where they are told and not counted; `price` is what a card costs
     an hour. Raises: ModelError if the base model's config.json is not to be had or tells too little.
     """
-    folder = folder_of(recipe)
+    folder = folder_of("base_model", recipe.base_model, recipe.revision)
     shape = shapes.read(folder)
     trainings = {stage.name: stage.config for stage in recipe.stages if isinstance(stage.config, TrainingConfig)}
     unknown = sorted(set(tokens) - set(trainings))
@@ -41,13 +45,17 @@ def of_recipe(
         raise ConfigError(f"--tokens {unknown[0]}: no stage of this name trains; known: {', '.join(trainings)}")
     counted = _counted(recipe, folder)
     told = []
-    for stage in recipe.stages:
+    surgery: list[dict[str, Any]] = []
+    for stage, given, made in _reshaped(recipe, folder, shape):
+        if isinstance(stage.config, PruningConfig | NasConfig):
+            surgery.append(_smaller(recipe, stage.name, stage.config, given, made, card, utilisation, price))
         if isinstance(stage.config, TrainingConfig):
             read = next((READS[schema] for schema in stage.declared.reads.values() if schema in READS), "")
             number = tokens.get(stage.name) or counted.get(read, (0, 0.0))[1]
             rows = counted.get(read, (0, 0.0))[0] if stage.name not in tokens else 0
             length = min(number / rows, stage.config.max_length) if rows and read == "chats" else None
-            told.append(_stage(recipe, stage, stage.config, shape, card, number, length, utilisation, price))
+            told.append(_stage(recipe, stage, stage.config, given, card, number, length, utilisation, price))
+    planned = {one["stage"] for one in (*told, *surgery)}
     return {
         "recipe": recipe.name,
         "model": {
@@ -67,31 +75,108 @@ def of_recipe(
             "price_per_hour": price,
         },
         "stages": told,
+        "surgery": surgery,
+        "not_planned": {stage.name: _why_not(stage) for stage in recipe.stages if stage.name not in planned},
         "answers": _answers(recipe, shape, card),
         "rules": plan.rules(shape),
     }
 
 
-def folder_of(recipe: Recipe) -> Path:
-    """The folder with the base model's config.json: of a hub's model that file alone is fetched.
+def _reshaped(recipe: Recipe, folder: Path, shape: Shape) -> Iterator[tuple[Stage, Shape, Shape]]:
+    """Every stage with the shape of the model that it reads and of the one that it leaves, as far as it has any.
+
+    Raises: as preflight, for a shape that cannot be.
+    """
+    start = reshaping.opened(folder) if (reshapings := recipe.reshapings()) else None
+    course: dict[str, tuple[Followed, Followed]] = {}
+    if start:
+        # Whether a teacher has the same tokens is preflight's to say: here its tokenizer may not be.
+        stages = [one.model_copy(update={"teacher": None}) for one in reshapings]
+        course, problems = reshaping.followed(
+            stages, start, lambda named: reshaping.opened(folder_of("stages", named.model, named.revision))
+        )
+        if problems:
+            raise type(problems[0])("\n".join(map(str, problems)))
+    known = {id(start): shape}
+    newest = shape
+    for stage in recipe.stages:
+        shapes_of = []
+        for model in course.get(stage.name, ()):
+            if id(model) not in known:
+                heads = {name: (one.dtype, one.shape) for name, one in model.tensors.items()}
+                known[id(model)] = shapes.of(model.tokens, model.config.to_dict(), heads)
+            shapes_of.append(known[id(model)])
+        yield stage, *(shapes_of or [newest, newest])
+        newest = shapes_of[1] if shapes_of else newest
+
+
+def _smaller(
+    recipe: Recipe,
+    name: str,
+    config: PruningConfig | NasConfig,
+    given: Shape,
+    made: Shape,
+    card: Card,
+    utilisation: float,
+    price: float | None,
+) -> dict[str, Any]:
+    """What it takes to make a model smaller: to observe it, and for a search to ask sub-networks beside it."""
+    backwards = config.importance == "taylor"
+    is_observed = isinstance(config, NasConfig) or bool(config.needed_inputs)
+    length = min(CALIBRATION_TOKENS, given.context or CALIBRATION_TOKENS) if is_observed else 1
+    need = plan.of_observation(given, card, length=length, backwards=backwards)
+    operations = float(config.calibration_chats * length * given.active * (6 if backwards else 2) * is_observed)
+    if isinstance(config, NasConfig):
+        sequences, tokens = _at_once(recipe, made)
+        asked = plan.of_generation(made, card, sequences=min(sequences, config.validation_rows), length=tokens)
+        beside = {**asked.parts, "weights": need.parts["weights"], "sub-network": asked.parts["weights"]}
+        if (peak := sum(beside.values())) > need.peak:
+            need = Need(beside, peak, "answers of a sub-network", 0, "")
+        judged = config.population * (config.generations + 1)
+        operations += 2.0 * judged * config.validation_rows * tokens * made.active
+    seconds = operations / (card.flops * utilisation) if card.flops and operations else None
+    return {
+        "stage": name,
+        "parameters": given.parameters,
+        "parameters_after": made.parameters,
+        "bytes": need.parts,
+        "peak_bytes": need.peak,
+        "peak_at": need.moment,
+        "fits": need.peak <= card.memory_bytes,
+        "flops": operations or None,
+        "seconds": seconds,
+        "cost": seconds / 3600 * price if seconds is not None and price is not None else None,
+    }
+
+
+def _why_not(stage: Stage) -> str:
+    """Why nothing is planned of a stage."""
+    if not stage.declared.accelerator:
+        return "it trains and asks no model"
+    return "it trains nothing; what it takes to answer is told under answers"
+
+
+def folder_of(key: str, name: str, revision: str) -> Path:
+    """The folder with the config.json of the model `name`, which `key` of the recipe names: of a hub's model that file
+    alone is fetched.
 
     Raises: ModelError if there is none, ServiceError if the hub does not give it.
     """
-    name = recipe.base_model
     if Path(name).is_dir():
         return Path(name)
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         demo = "; that of a demo is made by its first `bloomery run`" if name.startswith("/") else ""
-        raise ModelError(f"base_model: no folder {name}; give one with config.json by --set base_model=FOLDER{demo}")
+        set_it = f"by --set base_model=FOLDER{demo}" if key == "base_model" else "in its place"
+        raise ModelError(f"{key}: no folder {name}; give one with config.json {set_it}")
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(hf_hub_download(name, "config.json", revision=recipe.revision)).parent
+        return Path(hf_hub_download(name, "config.json", revision=revision)).parent
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ServiceError(
-            f"base_model: no folder {name} here, and the hub did not give its config.json "
-            f"({str(error).splitlines()[0][:150]}); give a folder that holds it by --set base_model=FOLDER"
+            f"{key}: no folder {name} here, and the hub did not give its config.json "
+            f"({str(error).splitlines()[0][:150]}); give a folder that holds it"
         ) from None
 
 
@@ -141,10 +226,7 @@ def _stage(
 
 def _answers(recipe: Recipe, shape: Shape, card: Card) -> dict[str, Any]:
     """What evaluation and every step that samples take, for their largest batch."""
-    most = max((task.max_new_tokens for task in recipe.tasks.values()), default=1)
-    length = min(2 * most, shape.context or 2 * most)
-    rows = max(1, likelihood.LOGIT_BYTES // (4 * shape.vocabulary))
-    sequences = max(1, min(rows, generation.MAX_BATCH_TOKENS // length))
+    sequences, length = _at_once(recipe, shape)
     need: Need = plan.of_generation(shape, card, sequences=sequences, length=length)
     step = need.parts["weights"] + need.parts["kv cache"]
     return {
@@ -155,6 +237,14 @@ def _answers(recipe: Recipe, shape: Shape, card: Card) -> dict[str, Any]:
         "fits": need.peak <= card.memory_bytes,
         "tokens_per_second_at_most": sequences * card.bandwidth / step if card.bandwidth else None,
     }
+
+
+def _at_once(recipe: Recipe, shape: Shape) -> tuple[int, int]:
+    """(sequences of the largest batch of answers, tokens of each with its prompt)."""
+    most = max((task.max_new_tokens for task in recipe.tasks.values()), default=1)
+    length = min(2 * most, shape.context or 2 * most)
+    rows = max(1, likelihood.LOGIT_BYTES // (4 * shape.vocabulary))
+    return max(1, min(rows, generation.MAX_BATCH_TOKENS // length)), length
 
 
 def _counted(recipe: Recipe, folder: Path) -> dict[str, tuple[int, float]]:
@@ -220,6 +310,8 @@ def described(told: Mapping[str, Any]) -> str:
     ]
     for stage in told["stages"]:
         lines += ["", *_described_stage(stage, card)]
+    for one in told["surgery"]:
+        lines += ["", *_described_surgery(one, card)]
     answers = told["answers"]
     lines += [
         "",
@@ -229,6 +321,7 @@ def described(told: Mapping[str, Any]) -> str:
     if answers["tokens_per_second_at_most"]:
         lines.append(f"  at most {answers['tokens_per_second_at_most']:,.0f} tokens a second (bandwidth)")
     lines += [f"  rule {name}: {_gigabytes(value)}" for name, value in told["rules"].items()]
+    lines += ["", *(f"not planned: {name}: {why}" for name, why in told["not_planned"].items())]
     return "\n".join(lines)
 
 
@@ -260,6 +353,19 @@ def _shared(stage: Mapping[str, Any]) -> str:
     if stage["accelerators"] == 1:
         return ""
     return f", {stage['accelerators']} cards that each hold {'a part' if stage['sharded'] else 'all'} of it"
+
+def _described_surgery(one: Mapping[str, Any], card: Mapping[str, Any]) -> list[str]:
+    lines = [
+        f"{one['stage']}: {_short(one['parameters'])} parameters to {_short(one['parameters_after'])} at most, without "
+        f"training: {_verdict(one, card)}",
+        f"  {_parts(one['bytes'])}",
+        f"  most at: {one['peak_at']}",
+    ]
+    if one["flops"]:
+        done = f"  {one['flops']:.2g} FLOP at most"
+        done += f", {_time(one['seconds'])}" if one["seconds"] is not None else ", time not known"
+        lines.append(done + (f", {one['cost']:,.2f}" if one["cost"] is not None else ""))
+    return lines
 
 
 def _verdict(part: Mapping[str, Any], card: Mapping[str, Any]) -> str:

@@ -4,6 +4,7 @@ kfp reads the annotations of the pipeline function, so this module must not post
 """
 
 import inspect
+from functools import partial
 from typing import Any
 
 from kfp import dsl
@@ -39,6 +40,15 @@ def variants(recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
+def make_task(recipe: Recipe, name: str, stage: Any, config: Any, **inputs: Any) -> dict[str, Any]:
+    """The outputs, by port, of a task that runs the step `name` as `stage`, placed as the recipe says."""
+    step = steps.find(name)
+    created = step.component()(stage=stage, config=config, **inputs)
+    if isinstance(stage, str):  # in a loop the name is known when it runs
+        created.set_display_name(stage)
+    return place(created, name, recipe.resources, accelerated=step.accelerator, cached=step.is_cached).outputs
+
+
 def build(recipe: Recipe, until: str | None = None) -> Any:
     """The pipeline of `recipe`: structure and resources are fixed, numbers are one struct parameter a stage.
 
@@ -57,15 +67,7 @@ def build(recipe: Recipe, until: str | None = None) -> Any:
 
     def post_training(*values: Any) -> None:
         given = dict(zip(settings, values, strict=True))
-
-        def task(name: str, stage: Any, config: Any, **inputs: Any) -> dict[str, Any]:
-            step = steps.find(name)
-            created = step.component()(stage=stage, config=config, **inputs)
-            if isinstance(stage, str):  # in a loop the name is known when it runs
-                created.set_display_name(stage)
-            return place(
-                created, name, recipe.resources, accelerated=step.accelerator, cached=step.is_cached
-            ).outputs
+        task = partial(make_task, recipe)
 
         def evaluate(stage: str, model: Any, config: str = "evaluation") -> Any:
             return task("evaluation", f"evaluation_{stage}", given[config], model=model, tasks=tasks)["results"]

@@ -6,7 +6,7 @@ import difflib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from pydantic import Field, field_validator, model_validator
 from bloomery.components.chat_curation.config import ChatCurationConfig
 from bloomery.components.core.config import MOST_PACKED, Config, ModelName, packed, parameters, parse
 from bloomery.components.core.data.chats import ChatSource
-from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.modelling import named_models
 from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
 from bloomery.components.core.modelling.named_models import NamedModel
 from bloomery.components.core.modelling.plan import Training
+from bloomery.components.core.modelling.reshaping import Reshaping
 from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.components.core.scoring.lm_eval_tasks import PREFIX
 from bloomery.components.core.scoring.tasks import TaskConfig
@@ -235,6 +236,7 @@ class Recipe(Config):
                 for source in stage.config.preferences
             ],
             **({name: getattr(learns, name) for name in LEARNT_AS} if learns else {}),
+            most_tokens=self._most_tokens(),
             pair_max_length=compares.max_length if compares else 0,
             too_long=self.evaluation.too_long,
             limit=self.evaluation.limit,
@@ -249,6 +251,7 @@ class Recipe(Config):
             known_index=dedup.known_index,
             encoder=semantic.encoder if semantic else "",
             encoder_revision=semantic.revision if semantic else "main",
+            reshapings=self.reshapings(),
             outside=list(
                 {one.folder: NamedModel(model=one.model, revision=one.revision) for one in named}.values()
             ),
@@ -257,6 +260,17 @@ class Recipe(Config):
             start_from=self.start_from,
             lm_eval_tasks=self.evaluation.lm_eval.tasks if self.evaluation.lm_eval else [],
         )
+
+    def reshapings(self) -> list[Reshaping]:
+        """What the stages that write a model do to its shape, in their order; none where all leave it as it is."""
+        told = [stage.reshaping for stage in self.stages if stage.reshaping]
+        return [] if all(one.is_plain for one in told) else told
+
+    def _most_tokens(self) -> int:
+        learns = [stage.config for stage in self.stages if isinstance(stage.config, FineTuningConfig)]
+        if any(config.too_long == "truncate_left" for config in learns):
+            return 0
+        return max((config.max_length for config in learns), default=0)
 
     def evaluation_of_rivals(self) -> EvaluationConfig:
         """How the gate's models are evaluated: base, champion, and the candidate, which may be the next champion and
@@ -283,14 +297,20 @@ def find(recipe: str) -> Path:
 
 
 def load(
-    recipe: str, settings: Iterable[str] = (), variables: dict[str, str] | None = None, *, reads_data: bool = True
+    recipe: str,
+    settings: Iterable[str] = (),
+    variables: dict[str, str] | None = None,
+    *,
+    reads_data: bool = True,
+    is_here: bool = False,
 ) -> Recipe:
     """Read, complete and validate a recipe.
 
     `settings` are `step.key=value` with a YAML value, applied over the file. `${name}` stands for
     `variables[name]` or the environment variable; for who reads no data, one that is not set stays as it stands there.
-    Relative paths are relative to the recipe's folder.
-    Raises: ConfigError with every problem, one a line.
+    Relative paths are relative to the recipe's folder. `is_here`: local files that it names have to be on this machine,
+    but for those of `variables`, which may be made later.
+    Raises: ConfigError with every problem, one a line, DataError where only files are not there.
     """
     path = find(recipe)
     try:
@@ -315,9 +335,30 @@ def load(
     for setting in settings:
         apply_setting(values, setting)
     retraining = _unshared(values)
-    recipe_of_run = parse_recipe(values, path.parent.absolute())
+    absent: dict[str, str] = {}
+    try:
+        recipe_of_run = parse_recipe(values, path.parent.absolute(), absent)
+    except ConfigError as error:
+        told = [str(error), *(_absent(retraining, absent, variables) if is_here else ())]
+        raise ConfigError("\n".join(told)) from None
+    if is_here and (told := _absent(retraining, absent, variables)):
+        raise DataError("\n".join(told))
     _check_retraining(retraining, recipe_of_run.monitoring.settings, path.parent.absolute())
     return recipe_of_run
+
+
+def _absent(values: dict[str, Any], absent: Mapping[str, str], variables: Mapping[str, str] | None) -> list[str]:
+    """A line for each path in the raw `values` that leads to nothing."""
+    made_later = tuple(folder for folder in (variables or {}).values() if not Path(folder).is_dir())
+
+    def places(value: Any, key: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict | list):
+            for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from places(item, f"{key}.{name}" if key else str(name))
+        elif value in absent and not absent[value].startswith(made_later or "\0"):
+            yield key, absent[value]
+
+    return [f"{key}: no file there: {path}; see to the path, or where it is run" for key, path in places(values, "")]
 
 
 def _check_retraining(values: dict[str, Any], settings: Sequence[str], folder: Path) -> None:
@@ -352,8 +393,8 @@ class _Loader(yaml.SafeLoader):
         return node
 
 
-def parse_recipe(values: dict[str, Any], folder: Path) -> Recipe:
-    """The recipe of raw `values`, whose relative paths are meant from `folder`.
+def parse_recipe(values: dict[str, Any], folder: Path, absent: dict[str, str] | None = None) -> Recipe:
+    """The recipe of raw `values`, whose relative paths are meant from `folder`; `absent` is that of `parse`.
 
     Raises: ConfigError with every problem, one a line.
     """
@@ -369,13 +410,14 @@ def parse_recipe(values: dict[str, Any], folder: Path) -> Recipe:
     ]
     values = {key: value for key, value in values.items() if key in Recipe.model_fields or key not in steps.names()}
     try:
-        stages = chain.read(_curated(values), seed=seed, folder=folder) if "stages" in values else None
+        stages = chain.read(_curated(values), seed=seed, folder=folder, absent=absent) if "stages" in values else None
     except ConfigError as error:
         problems.append(str(error))
         # The rest is looked at all the same: every problem is told at once.
         stages = []
     try:
-        recipe = parse(Recipe, values if stages is None else {**values, "stages": stages}, folder=folder)
+        whole = values if stages is None else {**values, "stages": stages}
+        recipe = parse(Recipe, whole, folder=folder, absent=absent)
         if not problems:
             return recipe
     except ConfigError as error:

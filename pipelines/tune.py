@@ -106,13 +106,9 @@ def search(
     URL of Optuna's database; none: SQLite in `workdir`. `show` gets the events of a trial, `told` each ended trial.
     Raises: ConfigError if a key or an end of its values is refused by the recipe, or no trial has the measure.
     """
-    optuna = _optuna()
-    for each in over:
-        for value in each.ends():
-            launch.load(recipe, [*settings, _set(each.key, value)], prepare=False)
-    base = launch.load(recipe, settings, prepare=True)
-    stage, metric = _measure(base, over, measure)
-    name = f"{base.name}-{digest([list(settings), [list(each) for each in over], stage, metric])[:12]}"
+    optuna = optuna_quietly()
+    base, stage, metric = checked(recipe, settings, over, measure, prepare=True)
+    name = study_name(base, settings, over, f"{stage}/{metric}")
     folder = workdir.absolute() / "tune"
     folder.mkdir(parents=True, exist_ok=True)
     study = optuna.create_study(
@@ -120,12 +116,12 @@ def search(
         storage=storage or f"sqlite:///{folder / 'studies.db'}",
         load_if_exists=True,
         direction="maximize" if maximise else "minimize",
-        sampler=_sampler(optuna, sampler, over, base.seed),
+        sampler=sampler_of(optuna, sampler, over, base.seed),
         pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_TRIALS),
     )
 
     def run(trial: Any) -> float:
-        chosen = [_set(each.key, each.suggest(trial)) for each in over]
+        chosen = [setting(each.key, each.suggest(trial)) for each in over]
         return _run(trial, launch.load(recipe, [*settings, *chosen], prepare=True), workdir, stage, metric, show)
 
     states = optuna.trial.TrialState
@@ -139,15 +135,35 @@ def search(
     finished = [row for row in rows if row["state"] == "complete"]
     best = (max if maximise else min)(finished, key=lambda row: row["value"]) if finished else None
     page = folder / f"{name}.html"
-    _write_page(page, name, f"{stage}/{metric}", over, rows, best)
+    write_page(page, name, f"{stage}/{metric}", over, rows, best)
     return Study(page, rows, best)
+
+
+def checked(
+    recipe: str, settings: Sequence[str], over: Sequence[Search], measure: str, *, prepare: bool
+) -> tuple[Recipe, str, str]:
+    """(the recipe without what is searched for, the stage and the metric that trials are judged by).
+
+    Raises: ConfigError if a key or an end of its values is refused by the recipe, or the measure is none.
+    """
+    for each in over:
+        for value in each.ends():
+            launch.load(recipe, [*settings, setting(each.key, value)], prepare=False)
+    base = launch.load(recipe, settings, prepare=prepare)
+    return base, *_measure(base, over, measure)
+
+
+def study_name(base: Recipe, settings: Sequence[str], over: Sequence[Search], measure: str) -> str:
+    """The name under which the trials of a search are kept: another search has another."""
+    return f"{base.name}-{digest([list(settings), [list(each) for each in over], *measure.split('/')])[:12]}"
 
 
 class TrialFailedError(Exception):
     """A trial that ended with an error of the run; the study goes on."""
 
 
-def _optuna() -> Any:
+def optuna_quietly() -> Any:
+    """Optuna, which says nothing by itself. Raises: MissingExtraError."""
     try:
         import optuna
     except ImportError:
@@ -156,7 +172,8 @@ def _optuna() -> Any:
     return optuna
 
 
-def _set(key: str, value: Any) -> str:
+def setting(key: str, value: Any) -> str:
+    """`key=value` as `--set` takes it."""
     return f"{key}={yaml.safe_dump(value, default_flow_style=True).split(chr(10))[0]}"
 
 
@@ -173,7 +190,8 @@ def _measure(recipe: Recipe, over: Sequence[Search], measure: str) -> tuple[str,
     return searched[-1], "validation_loss"
 
 
-def _sampler(optuna: Any, name: Sampler, over: Sequence[Search], seed: int) -> Any:
+def sampler_of(optuna: Any, name: Sampler, over: Sequence[Search], seed: int | None) -> Any:
+    """Optuna's sampler. Raises: ConfigError for a grid of a range."""
     if name == "grid":
         if ranges := [each.key for each in over if not each.choices]:
             raise ConfigError(f"--sampler grid: {', '.join(ranges)} is a range; a grid needs lists: key=a,b,c")
@@ -203,7 +221,8 @@ def _run(
             trial.report(loss, event["step"])
             if trial.should_prune():
                 pruned = True
-                os.kill(pids[stage], signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # it may have just ended by itself
+                    os.kill(pids[stage], signal.SIGKILL)
 
     summary = launch.run_local(recipe, workdir, watch, until=stage)
     trial.set_user_attr("run", summary["run"])
@@ -240,9 +259,10 @@ def _row(trial: Any) -> dict[str, Any]:
     }
 
 
-def _write_page(
+def write_page(
     page: Path, name: str, measure: str, over: Sequence[Search], rows: list[dict[str, Any]], best: Any
 ) -> None:
+    """Write the page about a search to the file `page`."""
     import jinja2
     from markupsafe import Markup
 

@@ -22,8 +22,7 @@ from bloomery.components.chat_curation import copies
 from bloomery.components.chat_curation.config import ChatCurationConfig
 from bloomery.components.chat_curation.reading import SPOOLED, batches, read
 from bloomery.components.core.artifact import Reads, Shards, Writer, Writes, read_table
-from bloomery.components.core.data import pii
-from bloomery.components.core.data.chats import ChatSource
+from bloomery.components.core.data import chat_forms, pii
 from bloomery.components.core.data.tables import read_source
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.parallel import map_ordered
@@ -121,20 +120,9 @@ def _tell_forms(config: ChatCurationConfig, rows: pa.Table) -> Counter[str]:
         logger.log(logging.WARNING if len(forms) > 1 else logging.INFO, "%s holds %s", file, told)
     empty = [source for source in config.inputs if not read_of[source.name]]
     if empty:
-        raise DataError("\n".join(_nothing_in(source, problems[source.name], first) for source in empty))
+        told = (chat_forms.nothing_in(source, problems[source.name], first.get(source.name, "")) for source in empty)
+        raise DataError("\n".join(f"chat_curation: {one}" for one in told))
     return sum(by_file.values(), Counter())
-
-
-def _nothing_in(source: ChatSource, problems: Counter[str], first: dict[str, str]) -> str:
-    where = f"chat_curation: {source.name}"
-    if not problems:
-        return f"{where}: there is no row in {source.path}; check the file, `where` and `share`"
-    told = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
-    return (
-        f"{where}: no row of {source.path} is a conversation of a known form ({told}{first[source.name]}); expected "
-        "messages, conversations, instruction and output, prompt and completion, or for `preferences` chosen and "
-        "rejected, or a label or score; rows of other fields are asked through a task's templates"
-    )
 
 
 def _write(

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import base64
 import difflib
+import glob
 import hashlib
 import json
+import re
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
 
@@ -27,15 +30,19 @@ class Config(BaseModel):
 
 def absolute(path: str, info: ValidationInfo) -> str:
     """`path` as `LocalPath` reads it: from the folder of the recipe that is being validated, if one is."""
-    folder = (info.context or {}).get("folder")
-    if folder is None or not path or "://" in path or path.startswith(("/", "~")):
+    context = info.context or {}
+    folder, absent = context.get("folder"), context.get("absent")
+    if not path or "://" in path:
         return path
-    return str((folder / path).resolve())
+    found = path if folder is None or path.startswith(("/", "~")) else str((folder / path).resolve())
+    if absent is not None and not glob.glob(str(Path(found).expanduser()), recursive=True):
+        absent[path] = found
+    return found
 
 
 def _absolute_folder(name: str, info: ValidationInfo) -> str:
     folder = (info.context or {}).get("folder")
-    is_folder = folder is not None and name and (name.startswith(".") or (folder / name).is_dir())
+    is_folder = folder is not None and name and (name.startswith((".", "/", "~")) or (folder / name).is_dir())
     return absolute(name, info) if is_folder else name
 
 
@@ -47,13 +54,21 @@ ModelName = Annotated[str, AfterValidator(_absolute_folder)]
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 
 
-def parse(model: type[ConfigT], values: Mapping[str, Any], *, where: str = "", folder: Path | None = None) -> ConfigT:
-    """Validate `values` as `model`; relative paths among them are made absolute from `folder`, where one is given.
+def parse(
+    model: type[ConfigT],
+    values: Mapping[str, Any],
+    *,
+    where: str = "",
+    folder: Path | None = None,
+    absent: dict[str, str] | None = None,
+) -> ConfigT:
+    """Validate `values` as `model`; relative paths among them are made absolute from `folder`, where one is given, and
+    those that lead to nothing here are put into `absent`, as they are written and made absolute.
 
     Raises: ConfigError listing every problem as `place: what was found; what was expected`.
     """
     try:
-        return model.model_validate(values, context={"folder": folder})
+        return model.model_validate(values, context={"folder": folder, "absent": absent})
     except ValidationError as error:
         raise ConfigError("\n".join(problems(model, error, where=where))) from None
 
@@ -61,43 +76,99 @@ def parse(model: type[ConfigT], values: Mapping[str, Any], *, where: str = "", f
 def problems(model: type[BaseModel], error: ValidationError, *, where: str = "") -> list[str]:
     """One line per problem of a pydantic error, in the order of the fields."""
     lines = []
-    for item in error.errors():
-        location = tuple(part for part in item["loc"] if not str(part).startswith("function-"))
-        place = ".".join(str(part) for part in (*([where] if where else []), *location)) or "(top level)"
+    for keys, items in _by_place(model, error):
+        item = items[0]
+        place = ".".join(str(part) for part in (*([where] if where else []), *keys)) or "(top level)"
         if item["type"] == "extra_forbidden":
-            known = _fields_at(model, location[:-1])
-            near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.5)
+            known = _fields_at(model, keys[:-1])
+            near = difflib.get_close_matches(str(keys[-1]), known, n=1, cutoff=0.5)
             hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
             lines.append(f"{place}: unknown key; {hint}")
         elif item["type"] == "missing":
             lines.append(f"{place}: missing; this key has no default")
-        elif not location and item["type"] == "value_error":
+        elif not keys and item["type"] == "value_error":
             told = item["msg"].removeprefix("Value error, ").split("\n")
             lines += [f"{where}: {line}" if where else line for line in told]
         else:
             found = json.dumps(item["input"], ensure_ascii=False, default=str)
             found = found if len(found) <= 80 else found[:77] + "..."
-            lines.append(f"{place}: found {found}; {item['msg'].removeprefix('Value error, ')}")
+            lines.append(f"{place}: found {found}; {_expected(items)}")
     return lines
 
 
-def _fields_at(model: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    """Names of the fields of the config that `location` points into; empty where it points at no config."""
-    current: Any = model
+SHOULD = "Input should be "
+"""How pydantic begins to say what it expected."""
+
+
+def _by_place(model: type[BaseModel], error: ValidationError) -> list[tuple[tuple[Any, ...], list[Any]]]:
+    """(keys, what is wrong there) of each problem; what each form of a value that may have several was found to lack is
+    one problem, unless the value has one of the forms and is wrong inside."""
+    found: dict[Any, list[tuple[tuple[Any, ...], Any]]] = {}
+    for number, item in enumerate(error.errors()):
+        keys, forms_at = _place(model, item["loc"])
+        found.setdefault(number if forms_at is None else keys[:forms_at], []).append((keys, item))
+    told: list[tuple[tuple[Any, ...], list[Any]]] = []
+    for at, items in found.items():
+        inside = [(keys, [item]) for keys, item in items if isinstance(at, tuple) and len(keys) > len(at)]
+        told += inside or [(items[0][0], [item for _, item in items])]
+    return told
+
+
+def _expected(items: list[Any]) -> str:
+    """What was expected of a value, in any of its forms, and the nearest of the words that it may be."""
+    told = [item["msg"].removeprefix("Value error, ") for item in items]
+    if items[0]["type"] == "model_type":
+        return "expected settings, in braces or on indented lines"
+    if len(told) > 1 and all(message.startswith(SHOULD) for message in told):
+        kinds = [message.removeprefix(SHOULD).partition(", unable")[0] for message in told]
+        named = [kind.replace("' or '", "', '").replace("a valid ", "a ").replace("a i", "an i") for kind in kinds]
+        told = [SHOULD + " or ".join(", ".join(named).rsplit(", ", 1))]
+    words = [word for item in items for word in re.findall("'([^']*)'", item.get("ctx", {}).get("expected", ""))]
+    near = difflib.get_close_matches(str(items[0]["input"]), words, n=1)
+    return "; or ".join(told) + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def _place(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[tuple[Any, ...], int | None]:
+    """(keys and indices of a pydantic location, how many of them lead to the first value that may have several forms;
+    None: to none), without the names that pydantic gives to forms and to functions."""
+    keys: list[Any] = []
+    forms_at: int | None = None
+    forms: list[Any] = [model]
     for part in location:
-        field = getattr(current, "model_fields", {}).get(part)
-        if field is not None:
-            current = field.annotation
-        candidates = [current, *_nested(current)]
-        current = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), current)
-    return list(getattr(current, "model_fields", {}))
+        if len(forms) > 1:
+            forms_at = len(keys) if forms_at is None else forms_at
+            forms = [one for one in forms if str(part).startswith((get_origin(one) or one).__name__)][:1] or forms[:1]
+        elif not str(part).startswith("function-"):
+            keys.append(part)
+            forms = _inside(forms[0], part) if forms else []
+    return tuple(keys), forms_at
 
 
-def _nested(annotation: Any) -> list[Any]:
-    found: list[Any] = []
-    for argument in get_args(annotation):
-        found += [argument, *_nested(argument)]
-    return found
+def _fields_at(model: type[BaseModel], keys: tuple[Any, ...]) -> list[str]:
+    """Names of the fields of the config that `keys` lead to; empty where they lead to none."""
+    forms: list[Any] = [model]
+    for key in keys:
+        forms = [found for one in forms for found in _inside(one, key)]
+    return [name for one in forms for name in getattr(one, "model_fields", {})]
+
+
+def _inside(form: Any, key: Any) -> list[Any]:
+    """The forms that the value at `key` may have, in a value of this form."""
+    if isinstance(form, type) and issubclass(form, BaseModel):
+        return _forms(form.model_fields[key].annotation) if key in form.model_fields else []
+    origin, arguments = get_origin(form), get_args(form)
+    if not (isinstance(origin, type) and arguments):
+        return []
+    return _forms(arguments[-1] if issubclass(origin, Mapping) else arguments[0])
+
+
+def _forms(annotation: Any) -> list[Any]:
+    """The forms that a value of this annotation may have, beside None."""
+    if get_origin(annotation) is Annotated:
+        return _forms(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, UnionType):
+        return [form for one in get_args(annotation) if one is not type(None) for form in _forms(one)]
+    return [annotation]
 
 
 def parameters(config: BaseModel) -> dict[str, Any]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
@@ -16,8 +15,6 @@ from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.core.scoring.validation import scorer
 from bloomery.components.distillation.config import DistillationConfig
 from bloomery.components.distillation.teaching import PROJECTIONS, Lessons, measured, taught_by
-
-logger = logging.getLogger(__name__)
 
 NUM_PROBES = 200
 """Validation chats by which student and teacher are compared before and after."""
@@ -52,7 +49,7 @@ def run(
     network, tokenizer = training.load(config, base_model)
     checkpoints.check_template(tokenizer, base_model)
     large, theirs = checkpoints.load(folder, on=checkpoints.device())
-    check_same_tokens(tokenizer, theirs, config.teacher.stage or config.teacher.model)
+    checkpoints.check_same_tokens("distillation", tokenizer, theirs, config.teacher.stage or config.teacher.model)
     if _have_same_weights(base_model, folder):
         raise ModelError(
             f"distillation.teacher: {config.teacher.stage or config.teacher.model} has the weights of the student, "
@@ -104,17 +101,3 @@ def _have_same_weights(one: Path, other: Path) -> bool:
     if sorted(file.stat().st_size for file in ours) != sorted(file.stat().st_size for file in theirs):
         return False
     return sorted(map(artifact.file_digest, ours)) == sorted(map(artifact.file_digest, theirs))
-
-
-def check_same_tokens(ours: Any, theirs: Any, teacher: str) -> None:
-    """Raise ModelError, naming the first that differs, unless student and teacher have the same tokens; another chat
-    template of the teacher, which then reads chats as the student's has them, is warned of."""
-    if differing := checkpoints.differing_token(ours, theirs):
-        token, own, other = ("not there" if part is None else part for part in differing)
-        raise ModelError(
-            f"distillation.teacher: the vocabularies differ: token {token!r} is {other} in {teacher} and {own} in the "
-            "student, and what they say is compared token by token; take a teacher of the student's tokenizer, or let "
-            "it answer (rejection_sampling) and fine-tune the student on the answers"
-        )
-    if ours.chat_template != theirs.chat_template:
-        logger.warning("the teacher %s has another chat template; it reads chats as the student's has them", teacher)

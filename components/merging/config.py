@@ -101,6 +101,13 @@ class MergingConfig(Config):
             raise ValueError("\n".join(problems))
         return self
 
+    @property
+    def depth(self) -> tuple[int, int] | None:
+        """Layers of the new model, as (a, b) of n: a n + b; None: those of the stage's own."""
+        if self.removed_layers is not None:
+            return 2, -2 * self.removed_layers
+        return (0, sum(end - first for first, end in (one.layers for one in self.slices))) if self.slices else None
+
     def _unused(self) -> Iterator[str]:
         fields = type(self).model_fields
         for name in ("models", "t", "density", "scale", "slices", "removed_layers"):

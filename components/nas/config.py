@@ -6,6 +6,7 @@ from pydantic import Field, PositiveInt, model_validator
 
 from bloomery.components.core.config import Config
 from bloomery.components.core.modelling.importance import Observed
+from bloomery.components.core.modelling.surgery import Cut
 
 
 class NasConfig(Config):
@@ -38,6 +39,11 @@ class NasConfig(Config):
     """Rows of the `validation` splits that judge each sub-network."""
     seed: int = 17
     """Seed of the search."""
+
+    @property
+    def cut(self) -> Cut:
+        """What may be taken out."""
+        return Cut(**{name: getattr(self, name) for name in Cut.model_fields.keys() & type(self).model_fields.keys()})
 
     @model_validator(mode="after")
     def _has_a_choice_and_a_limit(self) -> NasConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -12,10 +12,11 @@ from bloomery.components.core import artifact, tracking
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import ConfigError
-from bloomery.components.core.modelling import calibration, checkpoints, costs, importance, surgery
+from bloomery.components.core.modelling import calibration, checkpoints, costs, importance, surgery, tensor_files
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.modelling.importance import Importance
 from bloomery.components.core.modelling.surgery import Kept, Widths
+from bloomery.components.core.modelling.tensor_files import Stored
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.nas.config import NasConfig
 from bloomery.components.nas.search import Candidate, Space, front, search
@@ -77,7 +78,14 @@ class Found(NamedTuple):
 def _searched(config: NasConfig, base_model: Path, chats: Path, tasks: Tasks) -> Found:
     """The best sub-network; the front is shown. The model is in memory no longer than this takes."""
     settings, whole = surgery.opened(base_model, "nas")
-    space = _space(config, settings, whole)
+    stored = tensor_files.stored(base_model)
+    surgery.shapes("nas", settings, stored, config.cut)
+    space = Space(
+        whole.layers,
+        config.num_hidden_layers or [whole.layers],
+        config.num_key_value_heads or [whole.groups],
+        config.intermediate_size or [whole.channels],
+    )
     network, tokenizer = checkpoints.load(base_model, on=checkpoints.device())
     validation = Validation(tasks, tokenizer, config.validation_rows)
     rows = calibration.calibration_rows(tokenizer, calibration.calibration_chats(chats, config.calibration_chats))
@@ -86,7 +94,7 @@ def _searched(config: NasConfig, base_model: Path, chats: Path, tasks: Tasks) ->
     def cut(one: Candidate) -> Any:
         return surgery.network(network, _kept(order, one))
 
-    limits = Limits(config, base_model, whole, cut, tokenizer)
+    limits = Limits(config, stored, whole, cut, tokenizer)
     if not any(limits.keep(Candidate(tuple(range(depth)), *rest)) for depth, *rest in space.shapes()):
         raise ConfigError(f"nas: no sub-network keeps the limit; the smallest takes {limits.told(space.shapes()[-1])}")
     judged = search(
@@ -105,22 +113,6 @@ def _searched(config: NasConfig, base_model: Path, chats: Path, tasks: Tasks) ->
     return Found(best, _kept(order, best), judged[best], validation.worth(network), len(judged))
 
 
-def _space(config: NasConfig, settings: Any, whole: Widths) -> Space:
-    """What `config` lets choose. Raises: ConfigError for numbers that the model cannot have."""
-    for depth in config.num_hidden_layers:
-        surgery.checked("nas", settings, layers=depth)
-    for groups in config.num_key_value_heads:
-        surgery.checked("nas", settings, groups=groups)
-    for channels in config.intermediate_size:
-        surgery.checked("nas", settings, channels=channels)
-    return Space(
-        whole.layers,
-        config.num_hidden_layers or [whole.layers],
-        config.num_key_value_heads or [whole.groups],
-        config.intermediate_size or [whole.channels],
-    )
-
-
 def _kept(order: Importance, one: Candidate) -> Kept:
     return order.kept(one.layers, one.groups, one.channels)
 
@@ -129,9 +121,14 @@ class Limits:
     """What sub-networks cost, by their shape, and whether that is accepted."""
 
     def __init__(
-        self, config: NasConfig, path: Path, whole: Widths, cut: Callable[[Candidate], Any], tokenizer: Any
+        self,
+        config: NasConfig,
+        stored: Mapping[str, Stored],
+        whole: Widths,
+        cut: Callable[[Candidate], Any],
+        tokenizer: Any,
     ) -> None:
-        self._config, self._path, self._whole = config, path, whole
+        self._config, self._stored, self._whole = config, stored, whole
         self._cut, self._tokenizer = cut, tokenizer
         self._bytes: dict[tuple[int, int, int], int] = {}
         self._seconds: dict[tuple[int, int, int], float] = {}
@@ -140,7 +137,7 @@ class Limits:
         """Of its weight file."""
         shape = (len(one.layers), one.groups, one.channels)
         if shape not in self._bytes:
-            self._bytes[shape] = surgery.num_bytes(self._path, self._whole, *shape)
+            self._bytes[shape] = surgery.num_bytes(self._stored, self._whole, *shape)
         return self._bytes[shape]
 
     def seconds(self, one: Candidate) -> float:

@@ -12,6 +12,7 @@ from bloomery.components.core.data.tables import SourceConfig
 from bloomery.components.core.modelling.context import TooLong
 from bloomery.components.core.modelling.named_models import NamedModel
 from bloomery.components.core.modelling.plan import Training
+from bloomery.components.core.modelling.reshaping import Reshaping
 from bloomery.components.core.modelling.templates import TrainOn
 from bloomery.components.core.scoring.tasks import TaskConfig
 
@@ -37,6 +38,9 @@ class PreflightConfig(Config):
     """The recipe's sources of preference pairs."""
     max_length: int = Field(default=0, ge=0)
     """The `max_length` of the recipe's first stage that is fine-tuned on chats; 0: there is none."""
+    most_tokens: int = Field(default=0, ge=0)
+    """The largest `max_length` of the stages that are fine-tuned on chats; 0: there is none, or one cuts what is
+    longer."""
     train_on: TrainOn = "all_turns"
     """The `train_on` of that stage."""
     train_reasoning: bool = True
@@ -57,6 +61,8 @@ class PreflightConfig(Config):
     """Checkpoint folder or hub name of dedup's encoder; empty: none."""
     encoder_revision: str = "main"
     """Revision of the encoder on the hub."""
+    reshapings: list[Reshaping] = []
+    """What the stages that write a model do to its shape, in their order; none where all leave it as it is."""
     outside: list[NamedModel] = []
     """Models from outside that stages of the recipe name beside the base model."""
     registered_model: str

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,20 @@ from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.data.formats import RawRow
 from bloomery.components.core.data.tables import rows_of
 from bloomery.components.core.errors import BloomeryError, DataError, ModelError, ServiceError
-from bloomery.components.core.modelling import checkpoints, context, inspection, preference_pairs, proof, templates
+from bloomery.components.core.modelling import (
+    checkpoints,
+    context,
+    faults,
+    inspection,
+    preference_pairs,
+    proof,
+    reshaping,
+    surgery,
+    templates,
+    wholeness,
+)
 from bloomery.components.core.modelling.inspection import EvaluationSet
+from bloomery.components.core.modelling.named_models import NamedModel
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring.tasks import Tasks, answered
 from bloomery.components.preflight.config import PreflightConfig
@@ -42,8 +55,8 @@ def take_base_model(config: PreflightConfig, target: Path, tasks: Path) -> dict[
              fine-tuned on chats, preflight/too_long_fraction, of rows with more than its `max_length` tokens; where one
              is trained on the recipe's pairs, preflight/too_long_pair_fraction, the same of them; and where there are
              any, preflight/too_long_fraction_<task>.<set>, of questions without room in the context for an answer.
-    Raises:  ModelError with every reason to refuse the model, DataError if a set cannot be evaluated, ServiceError if
-             the disk is too full for a run.
+    Raises:  ModelError with every reason to refuse the model, DataError if a set cannot be evaluated or every chat of a
+             source is too long, ServiceError if the disk is too full for a run.
     """
     source = checkpoints.named("base_model", config.base_model, config.revision)
     checkpoints.check(source, to_train=True, has_chats=not config.chat_template)
@@ -68,7 +81,8 @@ def take_base_model(config: PreflightConfig, target: Path, tasks: Path) -> dict[
 
 
 def _tell_lengths(config: PreflightConfig, facts: dict[str, Any]) -> dict[str, float]:
-    """The shares of rows that are too long, each in a line. Raises: DataError if a set cannot be evaluated."""
+    """The shares of rows that are too long, each in a line. Raises: DataError if a set cannot be evaluated, or every
+    chat of a source is too long."""
     if facts["unfit"]:
         raise DataError("\n".join(facts["unfit"]))
     told = {}
@@ -105,23 +119,20 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
 
     Raises: ModelError with every reason to refuse the model.
     """
-    store = os.environ.get("BLOOMERY_STORE")
     named = Path(config.chat_template)
     given = named.read_text(encoding="utf-8") if named.is_file() else config.chat_template
-    modules = (checkpoints, context, inspection, preference_pairs, proof, templates)
-    code = [artifact.file_digest(Path(module.__file__)) for module in modules]
     chats = [*_training_chats(tasks), *_first(chat_forms.chats_of, config.chat_sources)]
     pairs = [pair._asdict() for pair in _first(chat_forms.pairs_of, config.preference_sources)]
     limits: dict[str, Any] = {
         "max_length": config.max_length,
         "train_on": config.train_on,
         "train_reasoning": config.train_reasoning,
+        "most_tokens": config.most_tokens,
         "pair_max_length": config.pair_max_length,
         "too_long": config.too_long,
     }
     asked = [artifact.read_manifest(tasks).digest, config.limit] if (tasks / artifact.MANIFEST).is_file() else []
-    key = digest([model_digest, given, chats, pairs, asked, limits, *code])
-    passed = Path(store) / "preflight" / f"{key[:24]}.json" if store else None
+    passed = _memory_of(model_digest, given, chats, pairs, asked, limits)
     if passed is not None and passed.is_file():
         return json.loads(passed.read_text(encoding="utf-8"))
     facts = inspection.look(
@@ -129,15 +140,36 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
         chats=chats,
         pairs=pairs,
         evaluation_sets=_evaluation_sets(tasks, config.limit),
+        files={f"chats: {one.name}: {one.path}": partial(_chats_of, one) for one in config.chat_sources},
         chat_template=config.chat_template,
         **limits,
     )
     if facts["refused"]:
         raise ModelError("\n".join(f"{source}: {reason.removeprefix(f'{model}: ')}" for reason in facts["refused"]))
-    if passed is not None:
+    if passed is not None and not facts["unfit"]:
         passed.parent.mkdir(parents=True, exist_ok=True)
         artifact.write_atomically(passed, json.dumps(facts, ensure_ascii=False))
     return facts
+
+
+def _memory_of(*given: Any) -> Path | None:
+    """The file beside the finished results that remembers that what is `given` has passed a check of the code as it is;
+    None where there is no store."""
+    store = os.environ.get("BLOOMERY_STORE")
+    modules = [checkpoints, context, faults, inspection, preference_pairs, proof, reshaping, surgery, templates]
+    modules.append(wholeness)
+    code = [artifact.file_digest(Path(module.__file__)) for module in modules]
+    return Path(store) / "preflight" / f"{digest([*given, *code])[:24]}.json" if store else None
+
+
+@contextlib.contextmanager
+def _once(*given: Any) -> Iterator[bool]:
+    """Whether the check in the context has yet to be made; that it passed is remembered."""
+    passed = _memory_of(*given)
+    yield passed is None or not passed.is_file()
+    if passed is not None:
+        passed.parent.mkdir(parents=True, exist_ok=True)
+        artifact.write_atomically(passed, "{}")
 
 
 def _training_chats(tasks: Path) -> list[tuple[list[dict[str, Any]], str]]:
@@ -178,6 +210,12 @@ def _first(read: Callable[[Iterable[RawRow]], Iterator[Any]], sources: Sequence[
     return found
 
 
+def _chats_of(source: ChatSource) -> Iterator[tuple[list[dict[str, Any]], str]]:
+    """The chats of a source, as far as its files can be read."""
+    with contextlib.suppress(BloomeryError):
+        yield from chat_forms.chats_of(rows_of(source))
+
+
 def take_encoder(config: PreflightConfig, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     if config.encoder:
@@ -196,7 +234,54 @@ def take_outside(config: PreflightConfig, target: Path) -> None:
             checkpoints.check(source, to_train=True, has_chats=False)
         artifact.link_tree(source, target / named.folder)
         (target / named.folder / artifact.MANIFEST).unlink(missing_ok=True)
-    artifact.seal(target, "models/1")
+    sealed = artifact.seal(target, "models/1")
+    with _once("whole", sealed.digest) as is_new:
+        for named in config.outside if is_new else ():
+            if not (target / named.folder / "adapter_config.json").is_file():
+                _named_rightly(named, target, wholeness.check)
+
+
+def _named_rightly(named: NamedModel, outside: Path, check: Callable[[Path], None]) -> None:
+    """Check a model from outside where it lies. Raises: ModelError that names it as the recipe does."""
+    folder = outside / named.folder
+    try:
+        check(folder)
+    except ModelError as error:
+        raise ModelError(str(error).replace(str(folder), named.model)) from None
+
+
+def follow_shapes(config: PreflightConfig, start: Path, outside: Path) -> None:
+    """Raise what the stages would that make a model smaller, adopt one or learn from one, of all of them; from configs,
+    tokenizers and the heads of weight files alone."""
+    is_here = (start / "config.json").is_file() and (outside / artifact.MANIFEST).is_file()
+    if not config.reshapings or not is_here:  # which is one of the problems that are told
+        return
+
+    asked = [one.model_dump(mode="json") for one in config.reshapings]
+    digests = [artifact.read_manifest(folder).digest for folder in (start, outside)]
+    with _once("shapes", asked, *digests) as is_new:
+        if is_new and (problems := _unfit_shapes(config, start, outside)):
+            raise type(problems[0])("\n".join(str(problem) for problem in problems))
+
+
+def _unfit_shapes(config: PreflightConfig, start: Path, outside: Path) -> list[BloomeryError]:
+    problems: list[BloomeryError] = []
+    for one in config.reshapings:
+        if one.adopted and one.adopted.model:
+            try:
+                _named_rightly(one.adopted, outside, _check_adopted)
+            except ModelError as error:
+                problems.append(ModelError(f"{one.stage}: {error}"))
+    if problems:
+        return problems
+    return reshaping.followed(
+        config.reshapings, reshaping.opened(start), lambda named: reshaping.opened(outside / named.folder)
+    )[1]
+
+
+def _check_adopted(folder: Path) -> None:
+    checkpoints.check(folder, to_train=True)
+    checkpoints.check_template(checkpoints.load_tokenizer(folder), folder)
 
 
 def take_champion(

@@ -14,15 +14,21 @@ from typing import Annotated
 
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Writes
-from bloomery.components.core.data import render
+from bloomery.components.core.data import chat_forms, render
 from bloomery.components.core.data.tables import SourceConfig, list_files, read_source
 from bloomery.components.core.declare import declare
-from bloomery.components.core.errors import BloomeryError
+from bloomery.components.core.errors import BloomeryError, DataError
 from bloomery.components.core.records import Indexed, Source, content_id
 from bloomery.components.core.registry import registry
 from bloomery.components.preflight.config import PreflightConfig
 from bloomery.components.preflight.memory import warn_of_memory
-from bloomery.components.preflight.models import take_base_model, take_champion, take_encoder, take_outside
+from bloomery.components.preflight.models import (
+    follow_shapes,
+    take_base_model,
+    take_champion,
+    take_encoder,
+    take_outside,
+)
 from bloomery.components.preflight.questions import render_tasks
 
 logger = logging.getLogger(__name__)
@@ -54,9 +60,10 @@ def run(
     Returns: preflight/files, preflight/bytes, preflight/prompts, preflight/seeds, preflight/lost_<task> (rows that
              ask nothing, each counted once), preflight/base_model_bytes, preflight/too_long_fraction,
              preflight/too_long_pair_fraction, preflight/too_long_fraction_<task>.<set> (see `take_base_model`).
-    Raises:  DataError for missing files and unusable rows, ModelError for a base model without safetensors, chat
-             template or EOS, ConfigError for a registry that could not take the models of `models_uri`, ServiceError
-             for a hub, store or registry that does not answer; one error lists every problem found.
+    Raises:  DataError for missing files, unusable rows, and a source without a chat or of which every chat is too long;
+             ModelError for a base model without safetensors, chat template or EOS; ConfigError for a registry that
+             could not take the models of `models_uri`; ServiceError for a hub, store or registry that does not answer;
+             one error lists every problem found.
     """
     problems: list[BloomeryError] = []
     facts: dict[str, float] = {}
@@ -70,6 +77,7 @@ def run(
         lambda: warn_of_memory(config, base_model),
         lambda: registry.check_store(config.models_uri),
         lambda: take_champion(config, base_model, start, champion, champion_version),
+        lambda: follow_shapes(config, start, outside),
     ):
         try:
             part()
@@ -81,14 +89,23 @@ def run(
 
 
 def _list_sources(config: PreflightConfig, target: Path) -> dict[str, float]:
-    rows = []
+    rows, problems = [], []
     for source in config.inputs:
-        files = list_files(source.path)
-        if isinstance(source, SourceConfig):
-            _check_text(source, files)
+        try:
+            files = list_files(source.path)
+            if isinstance(source, SourceConfig):
+                _check_text(source, files)
+            else:
+                is_pairs = source in config.preference_sources
+                chat_forms.check_source(source, chat_forms.read_pair if is_pairs else chat_forms.read_chat)
+        except DataError as error:
+            problems.append(str(error))
+            continue
         for uri in files:
             size, sha256 = _fingerprint(uri)
             rows.append({"uri": uri, "name": source.name, "bytes": size, "sha256": sha256})
+    if problems:
+        raise DataError("\n".join(problems))
     artifact.write_rows(target, "source/1", Source.table(rows))
     return {"preflight/files": float(len(rows)), "preflight/bytes": float(sum(row["bytes"] for row in rows))}
 

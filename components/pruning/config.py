@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 from pydantic import Field, model_validator
 
 from bloomery.components.core.config import Config
 from bloomery.components.core.modelling.importance import By
 from bloomery.components.core.modelling.named_models import NamedModel
+from bloomery.components.core.modelling.surgery import Cut, Share
 
-Share = float | Literal["2:4", "4:8"]
+SHAPE = ("num_hidden_layers", "num_key_value_heads", "intermediate_size")
+"""Settings that make a smaller shape."""
 
 
 class PruningConfig(Config):
@@ -39,7 +39,7 @@ class PruningConfig(Config):
 
     @model_validator(mode="after")
     def _is_one_kind(self) -> PruningConfig:
-        shape = [self.num_hidden_layers, self.num_key_value_heads, self.intermediate_size]
+        shape = [getattr(self, name) for name in SHAPE]
         problems = []
         if (self.sparsity is None) == all(value is None for value in shape):
             problems.append(
@@ -60,6 +60,12 @@ class PruningConfig(Config):
         if problems:
             raise ValueError("\n".join(problems))
         return self
+
+    @property
+    def cut(self) -> Cut:
+        """What is taken out."""
+        told = {name: [getattr(self, name)] for name in SHAPE if getattr(self, name) is not None}
+        return Cut(**told, sparsity=self.sparsity)
 
     @property
     def needed_inputs(self) -> set[str]:

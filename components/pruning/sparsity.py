@@ -7,20 +7,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bloomery.components.core.errors import ConfigError, ModelError
 from bloomery.components.core.modelling import tensor_files
-from bloomery.components.core.modelling.surgery import COLUMNS, LAYER, ROWS
+from bloomery.components.core.modelling.surgery import Share, check_rewound, is_pruned, zeros_of
 from bloomery.components.core.modelling.tensor_files import Made, Stored
-from bloomery.components.pruning.config import Share
 
 if TYPE_CHECKING:
     import torch
-
-
-def is_pruned(name: str) -> bool:
-    """Whether the tensor is a matrix of a layer; embeddings, head, biases and norms stay whole, as in Wanda."""
-    *_, part, kind = name.split(".")
-    return bool(LAYER.fullmatch(name)) and part in ROWS | COLUMNS and kind == "weight"
 
 
 def kept(scores_OI: torch.Tensor, share: Share) -> torch.Tensor:
@@ -32,20 +24,7 @@ def kept(scores_OI: torch.Tensor, share: Share) -> torch.Tensor:
     import torch
 
     outputs, inputs = scores_OI.shape
-    if isinstance(share, str):
-        most, group = map(int, share.split(":"))
-        zeros = group - most
-    else:
-        group, zeros = inputs, round(share * inputs)
-    if zeros in (0, inputs):
-        raise ConfigError(
-            f"pruning.sparsity: found {share}; of the {inputs} inputs of a projection {'all' if zeros else 'none'} "
-            "would be zero, as a share is rounded to whole weights of an output"
-        )
-    if inputs % group:
-        raise ConfigError(
-            f"pruning.sparsity: found {share}; {inputs} inputs of a projection are no multiple of {group}"
-        )
+    group, zeros = zeros_of("pruning", share, inputs)
     order_NG = scores_OI.view(-1, group).argsort(dim=1, stable=True)
     stays_NG = torch.ones(order_NG.shape, dtype=torch.bool).scatter_(1, order_NG[:, :zeros], False)
     return stays_NG.view(outputs, inputs)
@@ -59,13 +38,7 @@ def write(path: Path, share: Share, norms: Mapping[str, torch.Tensor], weights: 
     Raises: ModelError if the two differ in a tensor's shape.
     """
     judged, written = tensor_files.stored(path), tensor_files.stored(weights)
-    for name in sorted(filter(is_pruned, judged.keys() | written.keys())):
-        shapes = [found[name].shape if name in found else "not there" for found in (written, judged)]
-        if shapes[0] != shapes[1]:
-            raise ModelError(
-                f"pruning.rewind: {name} is {shapes[0]} in the model that is gone back to and {shapes[1]} in the "
-                "stage's own; name a model that the stage's own was trained from"
-            )
+    check_rewound("pruning", judged, written)
     counted = [0, 0]
     made = [
         Made(

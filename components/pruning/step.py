@@ -9,7 +9,15 @@ from typing import Annotated
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
-from bloomery.components.core.modelling import calibration, checkpoints, costs, importance, named_models, surgery
+from bloomery.components.core.modelling import (
+    calibration,
+    checkpoints,
+    costs,
+    importance,
+    named_models,
+    surgery,
+    tensor_files,
+)
 from bloomery.components.core.modelling.importance import Importance, Observed, Rows
 from bloomery.components.core.modelling.surgery import Kept, Widths
 from bloomery.components.pruning import sparsity
@@ -43,10 +51,9 @@ def run(
              ModelError for weights that are not as config.json says, or a model of `rewind` that has another shape.
     """
     settings, whole = surgery.opened(base_model, "pruning")
+    (small,) = surgery.shapes("pruning", settings, tensor_files.stored(base_model), config.cut)
     told: dict[str, float] = {}
     if config.sparsity is None:
-        layers, groups, channels = config.num_hidden_layers, config.num_key_value_heads, config.intermediate_size
-        small = surgery.checked("pruning", settings, layers=layers, groups=groups, channels=channels)
         kept = chosen(config, base_model, whole, small, chats)
         surgery.write(base_model, kept, model)
         left_out = sorted(set(range(whole.layers)) - set(kept.layers))
@@ -54,7 +61,6 @@ def run(
             "layers left out: %s; of the others %d groups and %d channels stay", left_out, *small[1:2], small[4]
         )
     else:
-        small = whole
         rewound = named_models.located(config, (first,), outside)
         weights = rewound[config.rewind] if config.rewind else base_model
         norms = {}

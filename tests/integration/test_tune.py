@@ -4,6 +4,10 @@ import json
 
 import colours
 import pytest
+import yaml
+
+from bloomery.pipelines import recipe
+from bloomery.pipelines import tune as search
 
 pytest.importorskip("optuna", reason="pip install 'bloomery[tune]'")
 
@@ -37,6 +41,39 @@ def test_a_grid_of_learning_rates(project):
     again, same = tune(project, *over)
     assert again.returncode == 0 and same["trials"] == told["trials"]
     assert len(list(project.glob("w/runs/*"))) == 2
+
+
+def test_a_trial_that_falls_behind_is_ended_and_the_study_has_its_best(project):
+    """Of a study whose earlier trials were all at a loss of 0.1 from their first validation on, one that learns nothing
+    is ended there: of 400 steps it has made few more than the 20 before it."""
+    import optuna
+
+    raw = yaml.safe_load((project / "recipe.yaml").read_text())
+    raw["stages"] = [stage for stage in raw["stages"] if "sft" in stage and "as" not in stage["sft"]]
+    (project / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    settings, over = ["sft.epochs=200", "sft.num_validations=20"], "sft.learning_rate=1e-9,1e-8"
+    base = recipe.load(str(project / "recipe.yaml"), settings)
+    name = search.study_name(base, settings, [search.parse_over(over)], "sft/validation_loss")
+    (project / "w" / "tune").mkdir(parents=True)
+    study = optuna.create_study(study_name=name, storage=f"sqlite:///{project / 'w' / 'tune' / 'studies.db'}")
+    choices = optuna.distributions.CategoricalDistribution((1e-9, 1e-8))
+    good = optuna.trial.create_trial(
+        params={"sft.learning_rate": 1e-8},
+        distributions={"sft.learning_rate": choices},
+        value=0.1,
+        intermediate_values=dict.fromkeys(range(20, 401, 20), 0.1),
+    )
+    study.add_trials([good] * search.FIRST_TRIALS)
+    sets = (word for setting in settings for word in ("--set", setting))
+    result, told = tune(project, "--over", over, "--sampler", "random", "--trials", str(search.FIRST_TRIALS + 1), *sets)
+    assert result.returncode == 0, result.stderr
+    assert [trial["state"] for trial in told["trials"]] == ["complete"] * search.FIRST_TRIALS + ["pruned"]
+    assert told["trials"][-1]["value"] is None and told["best"]["value"] == 0.1
+    (journal,) = project.glob("w/runs/*/journal.jsonl")
+    events = [event for event in map(json.loads, journal.open()) if event["stage"] == "sft"]
+    assert not any(event["event"] == "finished" for event in events)
+    steps = [event["step"] for event in events if event["event"] == "progress"]
+    assert 20 <= max(steps) < 300
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ import json
 import math
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from bloomery.components.core.data.chat_turns import (
@@ -31,8 +32,10 @@ from bloomery.components.core.data.chat_turns import (
     read_turns,
     text_of,
 )
-from bloomery.components.core.data.chats import Turn, chat, message
+from bloomery.components.core.data.chats import ChatSource, Turn, chat, message
 from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.tables import rows_of
+from bloomery.components.core.errors import DataError
 
 _FORMS = (("messages",), ("conversations",), ("conversation",), ("instruction", "output"), ("prompt", "completion"))
 """Fields that a conversation stands in; the first form whose fields hold something is read."""
@@ -102,6 +105,36 @@ def pairs_of(rows: Iterable[RawRow]) -> Iterator[Pair]:
     for row in rows:
         with contextlib.suppress(Unfit):
             yield read_pair(row.value or {})
+
+
+def check_source(source: ChatSource, read: Callable[[Mapping[str, Any]], Any]) -> None:
+    """Raise DataError, with what is wrong with its rows, if `read` finds none of the source to be a chat, or a pair. As
+    a rule its first row is all that is read."""
+    problems: Counter[str] = Counter()
+    first = ""
+    for row in rows_of(source):
+        try:
+            if row.value is not None:
+                read(row.value)
+                return
+            reason, detail = row.problem, row.hint
+        except Unfit as error:
+            reason, detail = error.reason, error.detail
+        problems[reason] += 1
+        first = first or f"; the first is {row.uri} row {row.line}, {reason}" + (f": {detail}" if detail else "")
+    raise DataError(nothing_in(source, problems, first))
+
+
+def nothing_in(source: ChatSource, problems: Counter[str], first: str) -> str:
+    """That no row of a source is a conversation, by what is wrong with how many of them; `first` tells the first."""
+    if not problems:
+        return f"{source.name}: there is no row in {source.path}; check the file, `where` and `share`"
+    told = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
+    return (
+        f"{source.name}: no row of {source.path} is a conversation of a known form ({told}{first}); expected "
+        "messages, conversations, instruction and output, prompt and completion, or for `preferences` chosen and "
+        "rejected, or a label or score; rows of other fields are asked through a task's templates"
+    )
 
 
 def read_question(value: Any, tools: Any, *, is_answered: bool) -> Conversation:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import math
 import warnings
 from collections import Counter
@@ -14,10 +15,12 @@ from typing import Any
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import DataError, ModelError, ServiceError
-from bloomery.components.core.modelling import faults, templates
+from bloomery.components.core.modelling import faults, templates, wholeness
 from bloomery.components.core.modelling.faults import weight_files
 
 __all__ = ["weight_files"]
+
+logger = logging.getLogger(__name__)
 
 STORED = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 """torch's names of the dtypes that safetensors writes and that are trained."""
@@ -36,7 +39,8 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
     `on` is the device of the weights: `device()` for what answers, while trainers take them from the CPU to theirs.
     Weights of a GGUF are unpacked as they are loaded. A tokenizer without a pad token pads with EOS: masks and labels
     come from lengths, so that nothing is lost by it.
-    Raises: ModelError as `check`, or if the tokenizer writes tokens that the model has no embedding for.
+    Raises: ModelError as `check`, if tensors are not those of config.json, or if the tokenizer writes tokens that the
+    model has no embedding for.
     """
     check(path)
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
@@ -64,15 +68,7 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
             model.generation_config = GenerationConfig.from_pretrained(path)
     except Exception as error:  # of any kind: config and weights are read by code of each architecture
         raise ModelError(f"{path}: the checkpoint does not load: {_first_line(error)}") from None
-    lacking = [f"{name} (not there)" for name in sorted(told["missing_keys"])]
-    lacking += [
-        f"{name} ({list(stored)} instead of {list(wanted)})" for name, stored, wanted in sorted(told["mismatched_keys"])
-    ]
-    if lacking:
-        raise ModelError(
-            f"{path}: {len(lacking)} of the weights that config.json wants would be random numbers: "
-            f"{', '.join(lacking[:3])}{' …' if len(lacking) > 3 else ''}; fetch the checkpoint again, whole"
-        )
+    wholeness.check_found(path, told)
     embeddings: Any = model.get_input_embeddings()
     check_vocabulary(path, tokenizer, embeddings.weight.shape[0])
     # torch gives the pad token's row no gradient; where the pad token ends turns too, it has to learn as others do.
@@ -158,6 +154,20 @@ def differing_token(ours: Any, theirs: Any) -> tuple[str, int | None, int | None
     differing = (token for token in known.keys() | given.keys() if known.get(token) != given.get(token))
     first = min(differing, key=lambda token: (known.get(token, given.get(token, 0)), token), default=None)
     return None if first is None else (first, known.get(first), given.get(first))
+
+
+def check_same_tokens(where: str, ours: Any, theirs: Any, teacher: str) -> None:
+    """Raise ModelError, naming the first that differs, unless student and teacher have the same tokens; another chat
+    template of the teacher, which then reads chats as the student's has them, is warned of."""
+    if differing := differing_token(ours, theirs):
+        token, own, other = ("not there" if part is None else part for part in differing)
+        raise ModelError(
+            f"{where}.teacher: the vocabularies differ: token {token!r} is {other} in {teacher} and {own} in the "
+            "student, and what they say is compared token by token; take a teacher of the student's tokenizer, or let "
+            "it answer (rejection_sampling) and fine-tune the student on the answers"
+        )
+    if ours.chat_template != theirs.chat_template:
+        logger.warning("the teacher %s has another chat template; it reads chats as the student's has them", teacher)
 
 
 def _unpack_q5_0() -> None:

@@ -17,6 +17,8 @@ VOCABULARIES = ("tokenizer.json", "*.model", "vocab.*", "tekken.json", "*.tiktok
 """Files that hold the pieces of a tokenizer."""
 UNMASKED = ("rwkv",)
 """Architectures, by model_type, whose states take in what fills a batch: they have no attention to mask it in."""
+SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "vocab_size")
+"""Keys of a config that no model goes without, as far as it has them."""
 INDEX = "model.safetensors.index.json"
 
 
@@ -63,7 +65,7 @@ def _found(path: Path, to_train: bool, has_chats: bool) -> list[str]:
     config = read_json(path / "config.json")
     if (path / "generation_config.json").is_file():
         read_json(path / "generation_config.json")
-    faults = [*_architecture(config), *_weights(path)]
+    faults = [*_architecture(config), *_sizes(config), *_weights(path)]
     if to_train:
         faults += _untrainable(config, path)
     if not any(file for pattern in VOCABULARIES for file in path.glob(pattern)) and not any(path.glob("*.gguf")):
@@ -130,6 +132,13 @@ def _architecture(config: dict[str, Any]) -> list[str]:
             f"{__version__} has no causal language model of that type; take another model, or a newer transformers"
         ]
     return []
+
+
+def _sizes(config: dict[str, Any]) -> list[str]:
+    """transformers makes a model of no layers where their number is below one, and says nothing."""
+    told = {**config, **(config.get("text_config") or {})}
+    wrong = [key for key in SIZES if told.get(key) is not None and not (type(told[key]) is int and told[key] > 0)]
+    return [f"config.json: {key} is {told[key]!r}; expected a whole number above 0" for key in wrong]
 
 
 def _weights(path: Path) -> list[str]:

@@ -6,13 +6,13 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import ConfigError, DataError, ModelError
-from bloomery.components.core.modelling import checkpoints, faults, preference_pairs, templates
+from bloomery.components.core.modelling import checkpoints, faults, preference_pairs, templates, wholeness
 from bloomery.components.core.modelling.context import TooLong, context_tokens, fitting
 from bloomery.components.core.modelling.proof import EndInsideError
 from bloomery.components.core.modelling.templates import TrainOn
@@ -61,8 +61,10 @@ def look(
     chats: Chats = (),
     pairs: Sequence[Mapping[str, Any]] = (),
     evaluation_sets: Sequence[EvaluationSet] = (),
+    files: Mapping[str, Callable[[], Iterable[tuple[Sequence[dict[str, Any]], str]]]] = {},  # noqa: B006
     chat_template: str = "",
     max_length: int = 0,
+    most_tokens: int = 0,
     train_on: TrainOn = "all_turns",
     train_reasoning: bool = True,
     pair_max_length: int = 0,
@@ -72,7 +74,8 @@ def look(
 
     `chats` are rendered, proven and measured against `max_length` (tokens; 0: none); without any, an example is.
     `pairs`, rows of preference/3, are measured against `pair_max_length`, and the questions of `evaluation_sets`
-    against the model's context; a set that cannot be evaluated with `too_long` is told under `unfit`.
+    against the model's context; a set that cannot be evaluated with `too_long` is told under `unfit`, and so is one of
+    `files`, which give their chats, that has none of `most_tokens` tokens at most (0: any will do).
     `chat_template` is the recipe's: `chatml`, a path, or ''.
     """
     facts: dict[str, Any] = {"model": str(path), "refused": faults.found(path, to_train=True), "unfit": []}
@@ -88,6 +91,10 @@ def look(
         "context_tokens": text.get("max_position_embeddings") or text.get("n_positions"),
     }
     try:
+        wholeness.check(path)
+    except ModelError as error:
+        facts["refused"].append(str(error))
+    try:
         tokenizer = checkpoints.load_tokenizer(path)
         own = tokenizer.chat_template
         facts["vocabulary"] = {"tokenizer": len(tokenizer), "embeddings": text.get("vocab_size")}
@@ -101,6 +108,8 @@ def look(
         facts |= _rendered(tokenizer, chats or _example(tokenizer), max_length, train_on, train_reasoning)
         facts |= _measured_pairs(tokenizer, pairs, pair_max_length)
         facts |= _measured_questions(path, tokenizer, evaluation_sets, too_long)
+        if facts["lengths"]["longest"][0] > most_tokens > 0:
+            facts["unfit"] += _too_long(tokenizer, files, most_tokens, train_on, train_reasoning)
     except ModelError as error:
         facts["refused"].append(str(error))
     return facts
@@ -230,6 +239,31 @@ def _rendered(
     counted = {"chats": len(chats), "rows": len(lengths), "longest": longest, "max_length": max_length, "over": over}
     counted |= {"end_inside": num_end_inside, "first_end_inside": end_inside}
     return {"sample": sample, "lengths": counted}
+
+
+def _too_long(
+    tokenizer: Any, files: Mapping[str, Any], most_tokens: int, train_on: TrainOn, train_reasoning: bool
+) -> list[str]:
+    """Those of `files` of which every chat is too long: as a rule the first chat is all that is read."""
+    told = []
+    for where, read in files.items():
+        shortest = 0
+        for messages, tools in read():
+            try:
+                rows = templates.trained_rows(tokenizer, messages, tools, train_on, train_reasoning)
+            except ModelError as error:
+                raise ModelError(f"{where}: {error}") from None
+            length = min(len(ids) for ids, _ in rows)
+            if length <= most_tokens:
+                break
+            shortest = min(length, shortest or length)
+        else:
+            if shortest:
+                told.append(
+                    f"{where}: every chat is too long: max_length allows {most_tokens} tokens, and the shortest has "
+                    f"{shortest}; raise max_length, or let the stage cut them by too_long: truncate_left"
+                )
+    return told
 
 
 def _measured_pairs(tokenizer: Any, pairs: Sequence[Mapping[str, Any]], max_length: int) -> dict[str, Any]:

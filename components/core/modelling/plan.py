@@ -289,6 +289,22 @@ def of_generation(shape: Shape, card: Card, *, sequences: int, length: int) -> N
     return Need(parts, sum(parts.values()), "longest prompts", 0, {4: "fp32", 2: "bf16"}.get(width, "fp64"))
 
 
+def of_observation(shape: Shape, card: Card, *, length: int, backwards: bool) -> Need:
+    """What it takes to see what matters in a model, on rows of `length` tokens one after the other, without training;
+    `backwards`: by the slope of the loss, with all logits in 32 bits, their probabilities and their gradients. It is
+    counted as a training is, and was not measured."""
+    width = shape.own_bytes
+    row = Training(batch_size=1, max_length=length, trained="head")
+    forward = float(length * _forward_numbers(shape) * width)
+    parts = {
+        "runtime": CUDA_CONTEXT if card.is_gpu else IMPORTS,
+        "weights": float(shape.parameters * width),
+        "activations": activations(shape, row, card, width)[1] if backwards else forward,
+        "logits": 3.0 * 4 * length * shape.vocabulary if backwards else 0.0,
+    }
+    return Need({name: value for name, value in parts.items() if value}, sum(parts.values()), "a row", 0, "")
+
+
 def flops(shape: Shape, training: Training, tokens: float, *, length: float | None = None) -> float:
     """Operations of training on `tokens`, in rows of `length`: 6 for each number and token, 4 where the base is
     frozen and only passes gradients on, 2 more where activations are computed again or a reference reads along."""

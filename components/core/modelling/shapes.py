@@ -73,6 +73,12 @@ def read(path: Path) -> Shape:
         tensors = faults.tensors(path)
     except ValueError as error:
         raise ModelError(f"{path}: {error}") from None
+    return of(path, config, tensors)
+
+
+def of(path: Path, config: dict[str, Any], tensors: dict[str, tuple[str, list[int]]]) -> Shape:
+    """The shape of a model of this config.json and of tensors of these dtypes and shapes, where they are known; `path`
+    names it in errors. Raises: ModelError if both tell too little."""
     told = {**config, **(config.get("text_config") or {})}
     lacking = [names[0] for names in _NEEDED if not _first(told, *names)]
     if lacking:

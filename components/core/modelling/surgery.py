@@ -8,15 +8,17 @@ many, so that config.json says the new shape and any engine that reads it loads 
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from bloomery.components.core.config import Config
 from bloomery.components.core.errors import ConfigError, ModelError
-from bloomery.components.core.modelling import checkpoints, tensor_files
+from bloomery.components.core.modelling import checkpoints, tensor_files, wholeness
 from bloomery.components.core.modelling.tensor_files import Made, Stored
 
 if TYPE_CHECKING:
@@ -35,6 +37,25 @@ ROWS = {"q_proj": "heads", "k_proj": "groups", "v_proj": "groups", "gate_proj": 
 """What the outputs of each projection are."""
 COLUMNS = {"o_proj": "heads", "down_proj": "channels"}
 """What the inputs of those are that write to the residual stream."""
+
+
+Share = float | Literal["2:4", "4:8"]
+"""Of the inputs of a projection, how many become zero: a share, or n:m, of which n of m that stand together stay."""
+
+
+class Cut(Config):
+    """What may be taken out of a model, in the words of config.json; of each list one number is chosen."""
+
+    num_hidden_layers: list[int] = []
+    """Numbers of layers; none given: all stay."""
+    num_key_value_heads: list[int] = []
+    """Numbers of key-value heads; none given: all stay."""
+    intermediate_size: list[int] = []
+    """Numbers of channels; none given: all stay."""
+    max_bytes: int | None = None
+    """Largest weight file that is accepted; none: any."""
+    sparsity: Share | None = None
+    """Share of the weights of every projection that become zero; none: of none."""
 
 
 class Widths(NamedTuple):
@@ -79,15 +100,21 @@ def opened(path: Path, where: str) -> tuple[Any, Widths]:
     """(transformers' config, widths) of the checkpoint folder `path`; `where` names the step in errors.
 
     Raises: ConfigError for an architecture that is not known here, ModelError for a checkpoint whose weights are no
-    numbers to reckon with.
+    numbers to reckon with, or not those of its config.json.
     """
     checkpoints.check(path, to_train=True, has_chats=False)
+    wholeness.check(path)
     config = checkpoints.load_config(path)
+    check_layout(where, config)
+    return config, widths(config)
+
+
+def check_layout(where: str, config: Any) -> None:
+    """Raise ConfigError for an architecture that is not known here."""
     if config.model_type not in KINDS:
         raise ConfigError(
             f"{where}: the layout of {config.model_type} is not known; expected one of {', '.join(KINDS)}"
         )
-    return config, widths(config)
 
 
 def widths(config: Any) -> Widths:
@@ -96,6 +123,44 @@ def widths(config: Any) -> Widths:
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     groups = config.num_key_value_heads or heads
     return Widths(config.num_hidden_layers, groups, heads, size, config.intermediate_size)
+
+
+def shapes(where: str, config: Any, stored: Mapping[str, Stored], cut: Cut) -> list[Widths]:
+    """The shapes that `cut` lets the model of `config` and of the tensors `stored` take, the largest first. Without any
+    tensors bytes and zeros are not looked at.
+
+    Raises: ConfigError, naming each key under `where`: as `checked` and `zeros_of`, or if no shape keeps `max_bytes`.
+    """
+    problems: dict[str, None] = {}
+    wanted = {
+        "layers": cut.num_hidden_layers,
+        "groups": cut.num_key_value_heads,
+        "channels": cut.intermediate_size,
+    }
+    looked_at: list[Callable[[], Any]] = []
+    for key, values in wanted.items():
+        looked_at += [partial(checked, where, config, **{key: value}) for value in values]
+    if (share := cut.sparsity) is not None:
+        inputs = {one.shape[1] for name, one in stored.items() if is_pruned(name)}
+        looked_at += [partial(zeros_of, where, share, count) for count in sorted(inputs)]
+    for look in looked_at:
+        try:
+            look()
+        except ConfigError as error:
+            problems[str(error)] = None
+    if problems:
+        raise ConfigError("\n".join(problems))
+    chosen = itertools.product(*(values or [None] for values in wanted.values()))
+    found = {checked(where, config, layers=layers, groups=groups, channels=size) for layers, groups, size in chosen}
+    if cut.max_bytes is not None and stored:
+        whole = widths(config)
+        smallest = min(num_bytes(stored, whole, one.layers, one.groups, one.channels) for one in found)
+        if smallest > cut.max_bytes:
+            raise ConfigError(
+                f"{where}: no sub-network keeps the limit; the smallest takes {smallest:,} bytes (max_bytes "
+                f"{cut.max_bytes:,})"
+            )
+    return sorted(found, reverse=True)
 
 
 def checked(
@@ -142,6 +207,45 @@ def _is_allowed(config: Any, heads: int) -> bool:
     except ValueError:
         return False
     return True
+
+
+def is_pruned(name: str) -> bool:
+    """Whether single weights of the tensor may become zero: it is a matrix of a layer; embeddings, head, biases and
+    norms stay whole, as in Wanda."""
+    *_, part, kind = name.split(".")
+    return bool(LAYER.fullmatch(name)) and part in ROWS | COLUMNS and kind == "weight"
+
+
+def zeros_of(where: str, share: Share, inputs: int) -> tuple[int, int]:
+    """(how many of the inputs of a projection stand together, how many of these become zero); a share of all is rounded
+    to whole weights. Raises: ConfigError, naming the key under `where`, if none or all would, or they do not divide."""
+    if isinstance(share, str):
+        most, group = map(int, share.split(":"))
+        zeros = group - most
+    else:
+        group, zeros = inputs, round(share * inputs)
+    if zeros in (0, inputs):
+        raise ConfigError(
+            f"{where}.sparsity: found {share}; of the {inputs} inputs of a projection {'all' if zeros else 'none'} "
+            "would be zero, as a share is rounded to whole weights of an output"
+        )
+    if inputs % group:
+        raise ConfigError(
+            f"{where}.sparsity: found {share}; {inputs} inputs of a projection are no multiple of {group}"
+        )
+    return group, zeros
+
+
+def check_rewound(where: str, judged: Mapping[str, Stored], written: Mapping[str, Stored]) -> None:
+    """Raise ModelError, naming the first, if a tensor of the model that is gone back to has another shape than the
+    stage's own, `judged`."""
+    for name in sorted(filter(is_pruned, judged.keys() | written.keys())):
+        shapes = [found[name].shape if name in found else "not there" for found in (written, judged)]
+        if shapes[0] != shapes[1]:
+            raise ModelError(
+                f"{where}.rewind: {name} is {shapes[0]} in the model that is gone back to and {shapes[1]} in the "
+                "stage's own; name a model that the stage's own was trained from"
+            )
 
 
 def by_layer(config: Any) -> dict[str, list[Any]]:
@@ -194,13 +298,10 @@ def _numbers(kind: str, whole: Widths, kept: Kept, place: int) -> Sequence[int]:
 
 
 def write(path: Path, kept: Kept, target: Path) -> None:
-    """Write a sub-network of the checkpoint `path` to `target`, a tensor at a time. It is whole once it is sealed.
-
-    Raises: ModelError if the tensors of a layer are not those that its config tells of.
-    """
+    """Write a sub-network of the checkpoint `path`, which `opened` has found good, to `target`, a tensor at a time. It
+    is whole once it is sealed."""
     config = checkpoints.load_config(path)
     stored = tensor_files.stored(path)
-    _check_tensors(path, widths(config), stored)
     if len(kept.groups[0]) < widths(config).groups and not hasattr(type(config)(), "head_dim"):
         logger.warning(
             "config.json of %s usually tells no head_dim: transformers reads the one that is written now, and engines "
@@ -212,10 +313,19 @@ def write(path: Path, kept: Kept, target: Path) -> None:
     tensor_files.write(target, _made(stored, widths(config), kept), like=path)
 
 
-def num_bytes(path: Path, whole: Widths, layers: int, groups: int, channels: int) -> int:
-    """Bytes of the weight file of a sub-network of the checkpoint `path` with so many of each."""
-    kept = Kept(range(layers), [range(groups)] * layers, [range(channels)] * layers)
-    return tensor_files.num_bytes(_made(tensor_files.stored(path), whole, kept))
+def first(layers: int, groups: int, channels: int) -> Kept:
+    """The sub-network of the first so many of each."""
+    return Kept(range(layers), [range(groups)] * layers, [range(channels)] * layers)
+
+
+def num_bytes(stored: Mapping[str, Stored], whole: Widths, layers: int, groups: int, channels: int) -> int:
+    """Bytes of the weight file of a sub-network, with so many of each, of a model of the tensors `stored`."""
+    return tensor_files.num_bytes(_made(stored, whole, first(layers, groups, channels)))
+
+
+def heads(stored: Mapping[str, Stored], whole: Widths, kept: Kept) -> dict[str, Stored]:
+    """Names, dtypes and shapes of the tensors of a sub-network; no file holds them."""
+    return {one.name: Stored(Path(), 0, one.dtype, one.shape) for one in _made(stored, whole, kept)}
 
 
 def _made(stored: Mapping[str, Stored], whole: Widths, kept: Kept) -> Iterator[Made]:
@@ -234,31 +344,6 @@ def _cut(one: Stored, own: Piece) -> Iterator[torch.Tensor]:
     import torch
 
     yield one.read().view(one.shape).index_select(own.axis, torch.tensor(own.places)).flatten()
-
-
-def _check_tensors(path: Path, whole: Widths, stored: Mapping[str, Stored]) -> None:
-    """Raise ModelError unless each layer has its seven projections, as wide as `whole` says."""
-    sizes = {"heads": whole.groups * whole.of_group, "groups": whole.groups * whole.head_size}
-    sizes["channels"] = whole.channels
-    wanted = {
-        **{f"{'mlp' if kind == 'channels' else 'self_attn'}.{part}": (0, sizes[kind]) for part, kind in ROWS.items()},
-        **{
-            f"{'mlp' if kind == 'channels' else 'self_attn'}.{part}": (1, sizes[kind]) for part, kind in COLUMNS.items()
-        },
-    }
-    found = {
-        (int(match[2]), match[3].removesuffix(".weight")): one.shape
-        for name, one in stored.items()
-        if (match := LAYER.fullmatch(name)) and match[3].endswith(".weight")
-    }
-    for number in range(whole.layers):
-        for part, (axis, size) in wanted.items():
-            shape = found.get((number, part))
-            if shape is None or shape[axis] != size:
-                raise ModelError(
-                    f"{path}: layer {number} has {part} of {shape or 'no shape: it is not there'}, and config.json "
-                    f"wants {size} along axis {axis}; fetch the checkpoint again, whole"
-                )
 
 
 def network(whole: Any, kept: Kept) -> Any:

@@ -27,6 +27,7 @@ from bloomery.components.core.modelling import (
     schedules,
     sharding,
     soft_prompts,
+    wholeness,
     zeros,
 )
 from bloomery.components.core.modelling.adapters import AdapterConfig, Trained
@@ -177,6 +178,7 @@ def load(config: TrainingConfig, path: Path) -> tuple[Any, Any]:
     """
     checkpoints.check(path, to_train=True)
     if config.adapter and config.adapter.kind == "qlora":
+        wholeness.check(path)
         return adapters.load_in_4_bits(path), checkpoints.load_tokenizer(path)
     network, tokenizer = checkpoints.load(path, dtype=weights_dtype(config, path))
     if (soft := config.adapter) and soft.is_soft:

@@ -101,6 +101,18 @@ def test_a_wrong_value_is_one_message(tmp_path, flag, value, told):
     assert not (tmp_path / "out.yaml").exists()
 
 
+def test_every_wrong_and_every_missing_value_is_told_at_once(tmp_path):
+    """Of one command: a value that is none of its words, two that are no such numbers, two cards that there are not, a
+    file that is not there, a recipe that is, and two flags that are missing."""
+    (tmp_path / "out.yaml").write_text("mine")
+    wrong = {"--goal": "fact", "--examples": "-1", "--latency": "fast", "--serve-on": "L44", "--gpu": "H10"}
+    error = call(tmp_path, without=("--fresh", "--pairs"), **wrong, **{"--documents": "nowhere"}).exception
+    assert isinstance(error, ConfigError)
+    flags = ["--output", "--goal", "--examples", "--latency", "--gpu", "--serve-on", "nowhere", "--fresh", "--pairs"]
+    assert [line.split()[0].rstrip(":") for line in str(error).split("\n")] == flags
+    assert "did you mean 'facts'?" in str(error)
+
+
 def test_a_model_and_files_are_measured(tiny_model, tmp_path):
     short = [messages("what is good", f"{ENGLISH} {number}") for number in range(3)]
     chats = lines(tmp_path / "chats.jsonl", [*short, messages("what", "a" * 300), {"text": "no chat"}])

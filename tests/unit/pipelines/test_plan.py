@@ -39,6 +39,7 @@ stages:
   - rejection_sampling: {num_samples: 2}
   - dpo: {learning_rate: 1.0e-6, epochs: 1, batch_size: 2, max_length: 1024, adapter: {rank: 16}}
 """
+TRAIN = "learning_rate: 1.0e-5, epochs: 1, batch_size: 1, max_length: 512"
 
 
 @pytest.fixture
@@ -83,6 +84,34 @@ def test_cards_that_share_a_training_share_its_time_and_if_asked_its_weights(rec
     assert fsdp["bytes"]["weights"] == 4 * 8_030_261_248 / 8
     told = CliRunner().invoke(app, ["plan", str(recipe), *given, *sharded], catch_exceptions=False).stdout
     assert "checkpointing, 8 cards that each hold a part of it" in told
+
+def test_what_makes_a_model_smaller_is_planned_and_what_follows_it_in_its_shape(recipe):
+    """Of 32 layers 24 stay, of 14,336 channels 12,288, and of 8 groups of heads 4."""
+    smaller = "{num_hidden_layers: 24, num_key_value_heads: 4, intermediate_size: 12288, importance: taylor}"
+    search = "{num_hidden_layers: [12, 20], max_bytes: 100000000000, population: 2, generations: 0, validation_rows: 8}"
+    text = RECIPE.replace("stages:", f"stages:\n  - sft: {{as: first, {TRAIN}}}\n  - pruning: {smaller}")
+    recipe.write_text(f"{text}  - nas: {search}\n  - sft: {{as: healed, {TRAIN}}}\n", encoding="utf-8")
+    told = asked(recipe, "--gpu", "H100")
+    layer = (2 * 4096 + 2 * 1024) * 4096 + 3 * 4096 * 14336 + 2 * 4096
+    small = (2 * 2048 + 2 * 512) * 4096 + 3 * 4096 * 12288 + 2 * 4096
+    ends = 2 * 128256 * 4096 + 4096
+    sizes = {one["stage"]: one["parameters"] for one in told["stages"]}
+    pruned = 24 * small + ends
+    assert sizes == {"first": 32 * layer + ends, "sft": pruned, "dpo": pruned, "healed": 20 * small + ends}
+    pruning, nas = told["surgery"]
+    assert (pruning["parameters"], pruning["parameters_after"]) == (32 * layer + ends, pruned)
+    assert (nas["parameters"], nas["parameters_after"]) == (pruned, 20 * small + ends)
+    # Its weights in 16 bits stand beside those of the largest sub-network; the loss of a row has all logits thrice.
+    assert nas["bytes"]["weights"] == 2 * pruned and nas["bytes"]["sub-network"] == 2 * (20 * small + ends)
+    assert pruning["bytes"]["weights"] == 2 * (32 * layer + ends) and pruning["bytes"]["logits"] == 12 * 512 * 128256
+    assert pruning["flops"] == 128 * 512 * 6 * (32 * (layer - 2 * 4096) + 128256 * 4096)
+    assert list(told["not_planned"]) == ["rejection_sampling"]
+    words = CliRunner().invoke(app, ["plan", str(recipe), "--gpu", "H100"], catch_exceptions=False).stdout
+    assert "not planned: rejection_sampling: it trains nothing" in words
+    assert f"nas: {pruned / 1e9:.3g} B parameters to " in words
+    recipe.write_text(f"{text}  - pruning: {{as: again, num_hidden_layers: 25}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match="again.num_hidden_layers: found 25; the model has 24"):
+        asked(recipe)
 
 
 def test_a_plan_is_told_in_words(recipe):

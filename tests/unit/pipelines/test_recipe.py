@@ -1,8 +1,10 @@
 import pytest
 import yaml
+from typer.testing import CliRunner
 
-from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.pipelines import recipe
+from bloomery.pipelines.cli import app
 
 MINIMAL = {
     "name": "mine",
@@ -70,6 +72,44 @@ def test_every_problem_of_a_recipe_is_told_at_once(write):
     assert "sft.learning_rate: missing; this key has no default" in told
     assert "tassks: unknown key; did you mean 'tasks'?" in told
     assert any(line.startswith('seed: found "many"') for line in told)
+
+
+def test_validate_tells_files_that_are_not_there_beside_all_else(write, tmp_path):
+    chats = [{"name": "c", "path": "c.jsonl"}, {"name": "g", "path": "*/deep.jsonl"}, {"name": "s", "path": "s3://b/c"}]
+    verifier = {"kind": "exakt", "databases": ["t.sqlite"]}
+    task = {**MINIMAL["tasks"]["t"], "verifier": verifier}
+    stages = [STAGES[0], {"sft": {**TRAINING, "epochs": -1}}]
+    broken = write(base_model="./base", chats=chats, tasks={"t": task}, stages=stages)
+    result = CliRunner().invoke(app, ["validate", broken])
+    assert isinstance(result.exception, ConfigError)
+    told = str(result.exception).split("\n")
+    assert told[0] == "sft.epochs: found -1; Input should be greater than 0"
+    assert told[1].startswith("tasks.t.verifier.kind: found \"exakt\"; ") and "did you mean 'exact'?" in told[1]
+    places = {
+        **{"base_model": "base", "chats.0.path": "c.jsonl", "chats.1.path": "*/deep.jsonl"},
+        **{"tasks.t.splits.test.path": "q.jsonl", "tasks.t.verifier.databases.0": "t.sqlite"},
+        "stages.0.data_curation.sources.0.path": "docs",
+    }
+    told = {line.partition(": no file there: ")[0]: line for line in told[2:]}
+    assert told.keys() == places.keys()
+    assert all(f"{tmp_path}/{name};" in told[place] for place, name in places.items())
+    # Without other mistakes it is a matter of the data.
+    for name in ("base", "docs", "deeper"):
+        (tmp_path / name).mkdir()
+    for name in ("q.jsonl", "deeper/deep.jsonl"):
+        (tmp_path / name).write_text("")
+    whole = write(base_model="./base", chats=chats, stages=STAGES[:2] + [STAGES[4]])
+    error = CliRunner().invoke(app, ["validate", whole]).exception
+    assert isinstance(error, DataError)
+    assert str(error) == f"chats.0.path: no file there: {tmp_path}/c.jsonl; see to the path, or where it is run"
+    recipe.load(whole)  # elsewhere, as on a cluster, they may be
+    (tmp_path / "c.jsonl").write_text("")
+    assert CliRunner().invoke(app, ["validate", whole]).exit_code == 0
+
+
+def test_what_a_demo_makes_on_first_use_is_not_missed_before(monkeypatch, tmp_path):
+    monkeypatch.setenv("BLOOMERY_CACHE", str(tmp_path))
+    assert CliRunner().invoke(app, ["validate", "quickstart"]).exit_code == 0
 
 
 @pytest.mark.parametrize("setting", ["dpo", "=3", "name.x=1"])

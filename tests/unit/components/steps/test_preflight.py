@@ -541,13 +541,54 @@ def test_conversations_are_asked_perturbed_and_told_apart(call, tmp_path):
 
 
 def test_chat_files_are_fingerprinted_beside_documents(call, tmp_path):
-    (tmp_path / "chats.jsonl").write_text("{}")
+    (tmp_path / "chats.jsonl").write_text('{"prompt": "a", "completion": "b"}')
     path = str(tmp_path / "chats.jsonl")
     _, out = call(lambda values: values.update(chat_sources=[{"name": "chats", "path": path}]))
     found = artifact.read_table(out["sources"], "source/1").select(["name", "uri"]).to_pylist()
     assert found[1] == {"name": "chats", "uri": path}
     with pytest.raises(ValueError, match="share the name docs"):
         call(lambda values: values.update(chat_sources=[{"name": "docs", "path": path}]))
+
+
+def test_sources_without_a_conversation_are_told_before_anything_runs(call, tmp_path):
+    """An empty file, one of other rows, one of broken lines, pairs that are none, and one that is not there."""
+    held = {"empty": "", "other": '{"q": "a"}\n{"q": "b"}', "broken": "{", "pairs": '{"prompt": "a"}'}
+    for name, text in held.items():
+        (tmp_path / f"{name}.jsonl").write_text(text)
+    given = {name: {"name": name, "path": str(tmp_path / f"{name}.jsonl")} for name in (*held, "absent")}
+
+    def sources(values):
+        values["preference_sources"] = [given.pop("pairs")]
+        values["chat_sources"] = list(given.values())
+
+    with pytest.raises(DataError) as caught:
+        call(sources)
+    told = str(caught.value).split("\n")
+    parts = (
+        f"empty: there is no row in {tmp_path}/empty.jsonl",
+        "other.jsonl is a conversation of a known form (2 unknown_form; the first is",
+        "broken.jsonl is a conversation of a known form (1 broken_json; the first is",
+        "absent.jsonl: no file there",
+        "pairs.jsonl is a conversation of a known form (1 no_pair; the first is",
+    )
+    assert len(told) == 5 and all(part in line for part, line in zip(parts, told, strict=True)), told
+
+
+@pytest.mark.parametrize(("most_tokens", "is_refused"), [(70, True), (73, False), (0, False)])
+def test_a_file_of_which_every_chat_is_too_long_is_refused_by_its_shortest(most_tokens, is_refused, call, tmp_path):
+    rows = [{"prompt": "a" * size, "completion": "b"} for size in (80, 69, 90)]
+    (tmp_path / "own.jsonl").write_text("\n".join(map(json.dumps, rows)))
+
+    def chats_of(values):
+        values |= {"chat_sources": [{"name": "own", "path": str(tmp_path / "own.jsonl")}], "most_tokens": most_tokens}
+
+    if not is_refused:
+        call(chats_of)
+        return
+    # Beside the bytes of question and answer stand two tokens for the turns and one for the end.
+    told = r"chats: own: .*own.jsonl: every chat is too long: max_length allows 70 tokens, and the shortest has 73"
+    with pytest.raises(DataError, match=told):
+        call(chats_of)
 
 
 def test_rows_of_an_older_version_are_refused(call, tmp_path):

@@ -1,13 +1,17 @@
 import json
+import re
 import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ModelError
-from bloomery.components.core.modelling import checkpoints, generation
+from bloomery.components.core.modelling import checkpoints, generation, inspection
 from bloomery.components.core.modelling.generation import Generator
+from bloomery.pipelines.cli import app
 
 
 @pytest.fixture
@@ -220,14 +224,42 @@ def test_sampled_tokens_follow_the_softmax_at_a_temperature_within_the_nucleus()
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"num_hidden_layers": 3}, r"9 of the weights that config.json wants .* model.layers.2.*not there"),
-        ({"intermediate_size": 32}, r"6 of the weights .* \(\[32, 64\] instead of \[32, 32\]\)"),
+        ({"num_hidden_layers": 3}, r"9 of the weights that config.json wants .* model.layers.2.input_layernorm.weight"),
+        ({"num_hidden_layers": 1}, r"9 are none that config.json tells of, .*: model.layers.1.input_layernorm.weight"),
+        ({"num_hidden_layers": 10**9}, r"20 tensors in all, and the config wants 1000000000 layers"),
+        ({"num_hidden_layers": -1}, r"num_hidden_layers is -1; expected a whole number above 0"),
+        ({"num_hidden_layers": "two"}, r"num_hidden_layers is 'two'; expected a whole number above 0"),
+        ({"intermediate_size": 32}, r"6 have another shape: .*down_proj.weight \(\[32, 64\] instead of \[32, 32\]\)"),
+        ({"num_attention_heads": 3}, r"config.json does not make a model: .*"),
     ],
 )
-def test_no_weight_is_a_random_number_in_silence(copy, changes, told):
+def test_no_weight_is_a_random_number_or_left_out_in_silence(copy, changes, told):
+    assert inspection.look(copy)["refused"] == []
     rewritten(copy, **changes)
-    with pytest.raises(ModelError, match=told):
+    assert any(re.search(told, reason) for reason in inspection.look(copy)["refused"])
+    runner = CliRunner().invoke(app, ["check", str(copy)])
+    assert runner.exit_code == 4 and re.search(told, runner.stdout)
+
+
+@pytest.mark.parametrize("changes", [{"num_hidden_layers": 3}, {"num_hidden_layers": 1}, {"intermediate_size": 32}])
+def test_what_loads_otherwise_than_it_was_written_is_refused(copy, changes):
+    rewritten(copy, **changes)
+    with pytest.raises(ModelError, match="config.json and the weights do not belong together"):
         checkpoints.load(copy)
+
+
+def test_what_a_language_model_goes_without_is_not_missed(copy):
+    """A tied head that is stored, frequencies of old files, and a head that guesses further tokens."""
+    weights = load_file(copy / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"].clone()
+    weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.ones(8)
+    weights["mtp.layers.0.weight"] = torch.ones(2, 2)
+    save_file(weights, copy / "model.safetensors", {"format": "pt"})
+    assert inspection.look(copy)["refused"] == []
+    checkpoints.load(copy)
+    save_file({**weights, "model.more.weight": torch.ones(2)}, copy / "model.safetensors", {"format": "pt"})
+    (reason,) = inspection.look(copy)["refused"]
+    assert "1 are none that config.json tells of, and would be left out: model.more.weight" in reason
 
 
 def test_a_file_is_no_checkpoint(copy):

@@ -1,0 +1,166 @@
+"""A search as one pipeline: its trials go through the recipe's chain side by side, under `dsl.ParallelFor`, and the
+last task tells the best.
+
+The trials of a grid, or those drawn at random, are known when it is compiled. Where a sampler chooses by what others
+have come to, each trial asks the study, in a database that all pods reach, when its turn comes, and tells it what it
+came to.
+
+kfp reads the annotations of the pipeline function, so this module must not postpone them.
+"""
+
+import inspect
+import itertools
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+from bloomery.components.core.config import packed, parameters
+from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.modelling import named_models
+from bloomery.components.core.modelling.named_models import START
+from bloomery.pipelines import launch, tune
+from bloomery.pipelines.chain import MODEL, Stage
+from bloomery.pipelines.recipe import Recipe
+from bloomery.pipelines.tune import Search
+from bloomery.pipelines.tune_trials import FIXED, trial_of
+
+
+def build(
+    recipe: str,
+    settings: Sequence[str],
+    over: Sequence[str],
+    *,
+    trials: int,
+    sampler: str,
+    measure: str = "",
+    maximise: bool = False,
+    parallel: int = 4,
+) -> Any:
+    """The pipeline of a search, `over` written as `tune.parse_over` reads it: stages before the first that trials
+    differ in run once, those from it to the measured one in every trial, `parallel` trials at a time. Nothing is
+    evaluated or promoted.
+
+    Raises: ConfigError as `tune.search`, and for keys that are no settings of stages, or that change the chain.
+    """
+    searches = [tune.parse_over(text) for text in over]
+    base, stage, metric = tune.checked(recipe, settings, searches, measure, prepare=False)
+    names = [one.name for one in base.stages]
+    varied = [each.key.partition(".")[0] for each in searches]
+    if outside := [each.key for each, name in zip(searches, varied, strict=True) if name not in names]:
+        raise ConfigError(
+            f"--over {outside[0]}: trials of a pipeline differ in the settings of stages ({', '.join(names)}); for "
+            "other keys compile a search for each value, by --set"
+        )
+
+    def load(chosen: Mapping[str, Any]) -> Recipe:
+        return launch.load(recipe, [*settings, *(tune.setting(*one) for one in chosen.items())], prepare=False)
+
+    stages = base.stages[: names.index(stage) + 1]
+    for each in searches:
+        for value in each.ends():
+            _check_wiring(stages, load({each.key: value}).stages, each.key)
+    first = min(names.index(name) for name in [*varied, stage])
+    search: dict[str, Any] = {
+        "name": tune.study_name(base, settings, searches, f"{stage}/{metric}"),
+        "measure": f"{stage}/{metric}",
+        "maximise": maximise,
+        "sampler": sampler,
+        "trials": trials,
+    }
+    given: dict[str, Any] = {}
+    if sampler in FIXED:
+        found = settings_of(searches, sampler, trials, base.seed)
+        search["trials"] = len(found)
+        given["trials"] = [
+            trial_of(number, chosen, load(chosen).stages[first : len(stages)]) for number, chosen in enumerate(found)
+        ]
+    else:
+        tune.sampler_of(tune.optuna_quietly(), sampler, searches, None)  # type: ignore[arg-type]
+        between = [one.name for one in stages[first:]]
+        search |= {"over": list(over), "stages": between, "recipe": packed(parameters(base))}
+    given |= {"search": search, "preflight": packed(parameters(base.preflight()))}
+    given |= {one.name: packed(parameters(one.config)) for one in stages[:first]}
+    return _pipeline(base, stages[:first], stages[first:], given, parallel)
+
+
+def settings_of(over: Sequence[Search], sampler: str, trials: int, seed: int) -> list[dict[str, Any]]:
+    """The settings of each trial, by key: the first `trials` of the grid, or so many that are drawn.
+
+    Raises: ConfigError for a grid of a range, MissingExtraError without Optuna.
+    """
+    optuna = tune.optuna_quietly()
+    chosen = tune.sampler_of(optuna, sampler, over, seed)  # type: ignore[arg-type]
+    if sampler == "grid":
+        places = itertools.islice(itertools.product(*(each.choices for each in over)), trials)
+        return [{each.key: value for each, value in zip(over, values, strict=True)} for values in places]
+    study = optuna.create_study(sampler=chosen)
+    drawn = (study.ask() for _ in range(trials))
+    return [{each.key: each.suggest(trial) for each in over} for trial in drawn]
+
+
+def _check_wiring(ours: Sequence[Stage], theirs: Sequence[Stage], key: str) -> None:
+    for one, other in zip(ours, theirs, strict=False):
+        if _wiring(one) != _wiring(other):
+            raise ConfigError(
+                f"--over {key}: changes what the stage {one.name} reads or writes, and one pipeline has one chain; "
+                "compile a search for each value, by --set"
+            )
+
+
+def _wiring(stage: Stage) -> list[Any]:
+    named = named_models.stages(stage.config)
+    return [stage.step, stage.name, stage.goes_on_from, sorted(stage.writes), sorted(stage.needs), named]
+
+
+def _pipeline(
+    base: Recipe, before: Sequence[Stage], within: Sequence[Stage], given: dict[str, Any], parallel: int
+) -> Any:
+    from kfp import dsl
+
+    from bloomery.infra.resources import place
+    from bloomery.pipelines import tune_tasks
+    from bloomery.pipelines.post_training import make_task
+
+    def search(*values: Any) -> None:
+        known = dict(zip(given, values, strict=True))
+        task = partial(make_task, base)
+        checked = task("preflight", "preflight", known["preflight"])
+        newest = {schema: checked[port] for port, schema in base.start().items()}
+        models = {START: checked["start"]}
+
+        def run(stage: Stage, config: Any) -> dict[str, Any]:
+            made = task(stage.step, stage.name, config, **stage.inputs(newest, models))
+            newest.update({schema: made[port] for port, schema in stage.writes.items()})
+            if MODEL in stage.writes.values():
+                models[stage.name] = newest[MODEL]
+            return made
+
+        def own(component: Any, *, cached: bool = False, **inputs: Any) -> Any:
+            created = component(search=known["search"], **inputs)
+            return place(created, "tune", base.resources, accelerated=False, cached=cached)
+
+        def through(trial: Any) -> Any:
+            for stage in within:
+                made = run(stage, getattr(trial, stage.name))
+            return own(tune_tasks.told, trial=trial, metrics=made["metrics"])
+
+        for stage in before:
+            run(stage, known[stage.name])
+        if "trials" in known:
+            with dsl.ParallelFor(known["trials"], parallelism=parallel) as trial:
+                row = through(trial)
+        else:
+            study = own(tune_tasks.opened)
+            with dsl.ParallelFor(study.output, parallelism=parallel) as number:
+                asked = own(tune_tasks.asked, place=number)
+                with dsl.ParallelFor(asked.output) as trial:  # of one: only a loop's item can be taken apart
+                    row = through(trial)
+        own(tune_tasks.collected, rows=dsl.Collected(row.output))
+
+    parameters_of = [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value, annotation=type(value))
+        for name, value in given.items()
+    ]
+    search.__signature__ = inspect.Signature(parameters_of)  # type: ignore[attr-defined]
+    description = f"{given['search']['trials']} trials of {base.name} for {given['search']['measure']}"
+    return dsl.pipeline(name=f"{base.name}-search", description=description)(search)

@@ -1,0 +1,170 @@
+"""A search that is compiled for a cluster."""
+
+import json
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from bloomery.components.core.errors import ConfigError, DataError
+from bloomery.pipelines import tune_pipeline, tune_trials
+from bloomery.pipelines.cli import app
+from bloomery.pipelines.tune import Search
+
+TRAINING = {"epochs": 1, "max_length": 64}
+RECIPE = {
+    "name": "mine",
+    "registered_model": "m",
+    "base_model": "org/model",
+    "tasks": {
+        "t": {
+            "role": "domain",
+            "templates": [{"prompt": "{q}", "answer": "{a}"}],
+            "verifier": {"kind": "exact"},
+            "splits": {"train": {"path": "q.jsonl"}, "test": {"path": "q.jsonl"}},
+        }
+    },
+    "stages": [
+        {"data_curation": {"sources": [{"name": "d", "path": "docs"}]}},
+        {"cpt": {"learning_rate": 1e-3, **TRAINING}},
+        {"sft": {"learning_rate": 1e-4, **TRAINING}},
+        "rejection_sampling",
+        {"sft": {"as": "sft_2", "learning_rate": 1e-4, **TRAINING}},
+        {"dpo": {"learning_rate": 1e-6, **TRAINING}},
+    ],
+    "promotion": {"gate": {"decontaminated": False}},
+}
+
+
+@pytest.fixture
+def compiled(tmp_path, on_a_short_stack):
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
+
+    def go(*arguments):
+        command = ["tune", str(tmp_path / "recipe.yaml"), "--compile", str(tmp_path / "search.yaml"), *arguments]
+        result = on_a_short_stack(lambda: CliRunner().invoke(app, command))
+        if result.exception and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return next(yaml.safe_load_all((tmp_path / "search.yaml").read_text()))
+
+    return go
+
+
+def test_what_trials_share_runs_once_and_the_rest_side_by_side(compiled):
+    """Trials differ from sft on; cpt before it is theirs together, and dpo behind the measured stage does not run."""
+    over = ("--over", "sft.learning_rate=1e-5,1e-4,1e-3", "--over", "sft_2.epochs=1,2", "--sampler", "grid")
+    found = compiled(*over, "--parallel", "3")
+    from google.protobuf.json_format import ParseDict
+    from kfp.pipeline_spec import pipeline_spec_pb2
+
+    ParseDict(found, pipeline_spec_pb2.PipelineSpec())
+    tasks = found["root"]["dag"]["tasks"]
+    (loop,) = (name for name in tasks if name.startswith("for-loop"))
+    assert set(tasks) == {"preflight", "data-curation", "cpt", loop, "collected"}
+    assert tasks[loop]["iteratorPolicy"] == {"parallelismLimit": 3}
+    inside = found["components"][tasks[loop]["componentRef"]["name"]]["dag"]
+    assert set(inside["tasks"]) == {"sft", "rejection-sampling", "sft-2", "told"}
+    # Its model and metrics are those of its own trial, and what they begin with is the one of cpt.
+    assert inside["tasks"]["sft-2"]["inputs"]["artifacts"]["base_model"]["taskOutputArtifact"]["producerTask"] == "sft"
+    assert inside["tasks"]["told"]["inputs"]["artifacts"]["metrics"]["taskOutputArtifact"]["producerTask"] == "sft-2"
+    assert "cpt" in inside["tasks"]["sft"]["inputs"]["artifacts"]["base_model"]["componentInputArtifact"]
+    trials = found["root"]["inputDefinitions"]["parameters"]["trials"]["defaultValue"]
+    assert [trial["_number"] for trial in trials] == [0, 1, 2, 3, 4, 5]
+    rates = [(trial["_settings"]["sft.learning_rate"], trial["_settings"]["sft_2.epochs"]) for trial in trials]
+    assert rates == [(rate, epochs) for rate in (1e-5, 1e-4, 1e-3) for epochs in (1, 2)]
+    assert [(one["sft"]["learning_rate"], one["sft_2"]["epochs"]) for one in trials] == rates
+    assert set(trials[0]) == {"_number", "_settings", "sft", "rejection_sampling", "sft_2"}
+    given = found["root"]["inputDefinitions"]["parameters"]
+    assert given.keys() == {"preflight", "data_curation", "cpt", "search", "trials"}
+    assert given["search"]["defaultValue"]["trials"] == 6
+
+
+def test_a_random_search_draws_as_many_trials_as_are_asked_for(compiled):
+    pytest.importorskip("optuna", reason="pip install 'bloomery[tune]'")
+    over = ("--over", "sft.learning_rate=1e-5..1e-3", "--sampler", "random", "--trials", "5")
+    first = compiled(*over)["root"]["inputDefinitions"]["parameters"]["trials"]["defaultValue"]
+    rates = [trial["sft"]["learning_rate"] for trial in first]
+    assert len(set(rates)) == 5 and all(1e-5 <= rate <= 1e-3 for rate in rates)
+    again = compiled(*over)["root"]["inputDefinitions"]["parameters"]["trials"]["defaultValue"]
+    assert again == first
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--over", "sft.epochs=1..3", "--sampler", "grid"), "sft.epochs is a range; a grid needs lists"),
+        (("--over", "seed=1,2", "--measure", "sft/loss", "--sampler", "grid"), "--over seed: trials of a pipeline"),
+        (("--over", "sft_2.from=cpt,sft", "--sampler", "grid"), "changes what the stage sft_2 reads or writes"),
+    ],
+)
+def test_a_search_that_cannot_be_compiled_is_refused(arguments, told, compiled):
+    with pytest.raises(ConfigError, match=told):
+        compiled(*arguments)
+
+
+def test_where_trials_choose_by_earlier_results_each_asks_when_its_turn_comes(compiled, tmp_path):
+    found = compiled("--over", "sft.learning_rate=1e-5..1e-3", "--trials", "6", "--parallel", "2")
+    tasks = found["root"]["dag"]["tasks"]
+    (loop,) = (name for name in tasks if name.startswith("for-loop"))
+    assert set(tasks) == {"preflight", "data-curation", "cpt", "opened", loop, "collected"}
+    assert tasks[loop]["iteratorPolicy"] == {"parallelismLimit": 2}
+    outer = found["components"][tasks[loop]["componentRef"]["name"]]["dag"]["tasks"]
+    (inner,) = (name for name in outer if name.startswith("for-loop"))
+    assert set(outer) == {"asked", inner}
+    assert set(found["components"][outer[inner]["componentRef"]["name"]]["dag"]["tasks"]) == {"sft", "told"}
+    text = (tmp_path / "search.yaml").read_text()
+    assert "BLOOMERY_STUDIES" in text and "postgresql" not in text  # the password stands in the Secret alone
+
+
+def test_pods_share_a_study(compiled, tmp_path, monkeypatch):
+    """Two ask before either tells; the next one knows what they came to."""
+    optuna = pytest.importorskip("optuna", reason="pip install 'bloomery[tune]'")
+    found = compiled("--over", "sft.learning_rate=1e-5..1e-3", "--over", "sft.batch_size=8,16", "--trials", "3")
+    search = found["root"]["inputDefinitions"]["parameters"]["search"]["defaultValue"]
+    with pytest.raises(ConfigError, match="BLOOMERY_STUDIES: not set; expected the URL of a database"):
+        tune_trials.ask(search)
+    monkeypatch.setenv("BLOOMERY_STUDIES", f"sqlite:///{tmp_path}/studies.db")
+    assert tune_trials.open_study(search) == [0, 1, 2]
+    (first,), (second,) = tune_trials.ask(search), tune_trials.ask(search)
+    assert (first["_number"], second["_number"]) == (0, 1)
+    assert first["_settings"]["sft.learning_rate"] != second["_settings"]["sft.learning_rate"]
+    for trial in (first, second):
+        chosen = {key.partition(".")[2]: value for key, value in trial["_settings"].items()}
+        assert set(trial) == {"_number", "_settings", "sft"} and chosen.items() <= trial["sft"].items()
+    (tmp_path / "m.json").write_text('{"sft/validation_loss": 0.5}')
+    for _ in range(2):  # a task that is started again tells it again
+        row = tune_trials.tell(search, second, str(tmp_path / "m.json"))
+    assert row == {"number": 1, "settings": second["_settings"], "value": 0.5}
+    study = optuna.load_study(study_name=search["name"], storage=f"sqlite:///{tmp_path}/studies.db")
+    assert [trial.state.name for trial in study.trials] == ["RUNNING", "COMPLETE"] and study.best_value == 0.5
+
+
+def test_the_best_of_all_trials_is_told_with_a_page(tmp_path):
+    """As the last two tasks have them: kfp makes every number a float, and a list of what a loop in a loop gives."""
+    search = {"name": "mine", "measure": "sft/validation_loss", "maximise": False, "sampler": "grid"}
+    rows = []
+    for number, (rate, loss) in enumerate(((1e-3, 0.4), (1e-4, 0.2), (1e-5, 0.9))):
+        (tmp_path / "metrics.json").write_text(json.dumps({"sft/validation_loss": loss, "sft/chats": 3.0}))
+        trial = {"_number": float(number), "_settings": {"sft.learning_rate": rate, "sft.adapter.rank": 8.0}}
+        row = tune_trials.tell(search, trial, str(tmp_path / "metrics.json"))
+        assert row == {"number": number, "settings": {"sft.learning_rate": rate, "sft.adapter.rank": 8}, "value": loss}
+        rows.insert(0, row)
+    best, page = tmp_path / "out" / "best", tmp_path / "out" / "page.html"
+    for given in (rows, [[row] for row in rows]):
+        tune_trials.write_best(search, given, str(best), str(page))
+        told = json.loads(best.read_text())
+        assert told["best"]["number"] == 1 and [row["number"] for row in told["trials"]] == [0, 1, 2]
+    assert "Trial 1 is the best of 3" in page.read_text() and "<svg" in page.read_text()
+    tune_trials.write_best({**search, "maximise": True}, rows, str(best), str(page))
+    assert json.loads(best.read_text())["best"]["number"] == 2
+    with pytest.raises(DataError, match="--measure sft/accuracy: sft has chats, validation_loss"):
+        tune_trials.tell({**search, "measure": "sft/accuracy"}, trial, str(tmp_path / "metrics.json"))
+
+
+def test_a_grid_is_no_longer_than_it_is_asked_for():
+    over = [Search("sft.epochs", (1, 2)), Search("sft.seed", (3, 4))]
+    assert tune_pipeline.settings_of(over, "grid", 3, 0) == [
+        {"sft.epochs": 1, "sft.seed": 3},
+        {"sft.epochs": 1, "sft.seed": 4},
+        {"sft.epochs": 2, "sft.seed": 3},
+    ]
