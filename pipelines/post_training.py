@@ -60,9 +60,9 @@ def build(recipe: Recipe, until: str | None = None) -> Any:
 
         def task(name: str, stage: Any, config: Any, **inputs: Any) -> dict[str, Any]:
             step = steps.find(name)
-            created = step.component()(stage=stage, config=config, **inputs)
-            if isinstance(stage, str):  # in a loop the name is known when it runs
-                created.set_display_name(stage)
+            # In a loop the name of the stage is known when it runs.
+            told = stage if isinstance(stage, str) else f"{name}_of_variant"
+            created = step.component(told)(stage=stage, config=config, **inputs).set_display_name(told)
             return place(
                 created, name, recipe.resources, accelerated=step.accelerator, cached=step.is_cached
             ).outputs
@@ -96,7 +96,7 @@ def build(recipe: Recipe, until: str | None = None) -> Any:
         if recipe.quantisation:
             calibration = {"chats": newest["chat/2"]} if "chat/2" in newest else {}
             with dsl.ParallelFor(
-                given["quantisation"], parallelism=recipe.resources.parallel_variants or None
+                given["quantisation"], name="variants", parallelism=recipe.resources.parallel_variants or None
             ) as variant:
                 exported = task(
                     "quantisation",

@@ -6,13 +6,14 @@ accelerator or must not be reused.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import importlib
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -50,10 +51,15 @@ class Step:
     is_cached: bool
     """Whether a backend may take an earlier result; False for what looks at the world outside."""
 
-    def component(self) -> Any:
-        """Its kfp component. Raises: ConfigError if its folder has none that works."""
+    def component(self, task: str) -> Any:
+        """Its kfp component, whose tasks a pipeline calls `task`: kfp would number those of one component.
+
+        Raises: ConfigError if its folder has none that works."""
         try:
-            return getattr(importlib.import_module(f"bloomery.components.{self.name}.component"), self.name)
+            found = getattr(importlib.import_module(f"bloomery.components.{self.name}.component"), self.name)
+            named = copy.copy(found)
+            named.component_spec = replace(found.component_spec, name=task)
+            return named
         except Exception as error:  # a step is code, which may be the user's own
             raise _unfit(self.name, "component.py", error) from error
 
