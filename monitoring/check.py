@@ -25,7 +25,8 @@ from bloomery.monitoring.config import MonitoringConfig
 from bloomery.monitoring.drift import DriftReport
 from bloomery.monitoring.snapshot import Snapshot, Window
 from bloomery.monitoring.trigger import Started, Triggers
-from bloomery.pipelines import history, keys, launch
+from bloomery.pipelines import history, keys, submission
+from bloomery.pipelines.kubeflow import Access
 
 logger = logging.getLogger(__name__)
 
@@ -221,8 +222,8 @@ def _running_on_the_cluster(recorded: list[trigger.Trigger], config: MonitoringC
         return None
     last = max(submitted, key=lambda item: item.time)
     try:
-        return last.key if launch.is_unfinished(os.environ.get("KFP_ENDPOINT"), last.key) else None
-    except ServiceError as error:  # it cannot be submitted to, either, so nothing runs twice for not knowing
+        return last.key if submission.is_unfinished(Access(), last.key) else None
+    except BloomeryError as error:  # it cannot be submitted to, either, so nothing runs twice for not knowing
         logger.warning("whether %s has ended is not known: %s", last.key, error)
         return None
 

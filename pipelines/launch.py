@@ -20,6 +20,7 @@ import yaml
 from bloomery.components.core import errors
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ServiceError
+from bloomery.components.core.uploads import cache_folder
 from bloomery.infra import surroundings
 from bloomery.pipelines import fork_server, keys
 from bloomery.pipelines import recipe as recipes
@@ -47,71 +48,21 @@ def _folder(name: str, prepare: bool) -> str:
     return str(folder)
 
 
-def cache_folder() -> Path:
-    """Where the demo domain, its base model and the real one are kept: `$BLOOMERY_CACHE`, or `bloomery` under the
-    user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bloomery"
-    return Path(os.environ.get("BLOOMERY_CACHE", default))
-
-
 def compile_to(recipe: Recipe, target: Path) -> None:
     """Write the recipe's pipeline as KFP IR YAML."""
     from kfp import compiler
 
     target.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(_built(recipe), str(target))
+    compiler.Compiler().compile(built(recipe), str(target))
 
 
-def _built(recipe: Recipe, until: str | None = None) -> Any:
+def built(recipe: Recipe, until: str | None = None) -> Any:
+    """The recipe's pipeline."""
     from bloomery.infra.short_stacks import short_stacks
     from bloomery.pipelines.post_training import build
 
     with short_stacks():
         return build(recipe, until)
-
-
-def submit(recipe: Recipe, endpoint: str | None, key: str | None = None) -> str:
-    """Submit the recipe's pipeline to the Kubeflow Pipelines API at `endpoint`; returns the run id.
-
-    With a `key`, the name of the run, the run that bears it already is returned instead of a second.
-    Raises: ServiceError if the API does not answer.
-    """
-    with kubeflow(endpoint) as client:
-        known = run_named(client, keys.check_key(key)) if key else None
-        if known is not None:
-            return known.run_id
-        run = client.create_run_from_pipeline_func(_built(recipe), experiment_name=recipe.name, run_name=key)
-        return run.run_id
-
-
-@contextlib.contextmanager
-def kubeflow(endpoint: str | None) -> Iterator[Any]:
-    """A client of the Kubeflow Pipelines API at `endpoint`. Raises: ServiceError if it does not answer."""
-    import kfp
-
-    try:
-        yield kfp.Client(host=endpoint)
-    except BloomeryError:
-        raise
-    except Exception as error:  # kfp passes on whatever urllib3, its own client or the API raised
-        reason = str(error).split("\n")[0][:300]
-        raise ServiceError(
-            f"Kubeflow Pipelines at {endpoint or 'its default address'} did not answer: {reason}"
-        ) from error
-
-
-def run_named(client: Any, name: str) -> Any | None:
-    """The newest run of that name, which the user may see, or None."""
-    predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
-    found = client.list_runs(page_size=1, sort_by="created_at desc", filter=json.dumps({"predicates": [predicate]}))
-    return found.runs[0] if found.runs else None
-
-
-def is_unfinished(endpoint: str | None, key: str) -> bool:
-    """True while the run of that name runs, or waits to, on a cluster. Raises: ServiceError as `submit`."""
-    with kubeflow(endpoint) as client:
-        run = run_named(client, key)
-        return run is not None and run.state not in ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 
 
 def run_local(
@@ -175,7 +126,7 @@ def _execute(recipe: Recipe, run_dir: Path, until: str | None) -> None:
         runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(run_dir / "pipeline"), raise_on_error=True
     )
     with _quiet(run_dir / "pipeline.log"):
-        _built(recipe, until)()
+        built(recipe, until)()
 
 
 def _at(recipe: Recipe, workdir: Path) -> Recipe:

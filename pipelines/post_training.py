@@ -63,9 +63,7 @@ def build(recipe: Recipe, until: str | None = None) -> Any:
             # In a loop the name of the stage is known when it runs.
             told = stage if isinstance(stage, str) else f"{name}_of_variant"
             created = step.component(told)(stage=stage, config=config, **inputs).set_display_name(told)
-            return place(
-                created, name, recipe.resources, accelerated=step.accelerator, cached=step.is_cached
-            ).outputs
+            return place(created, name, recipe.resources, accelerated=step.accelerator, cached=step.is_cached).outputs
 
         def evaluate(stage: str, model: Any, config: str = "evaluation") -> Any:
             return task("evaluation", f"evaluation_{stage}", given[config], model=model, tasks=tasks)["results"]

@@ -8,6 +8,7 @@ re-runs exactly the steps that it reaches, and a killed run goes on where it was
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
@@ -31,6 +32,10 @@ logger = logging.getLogger(__name__)
 RESULT = "result.json"
 MOST_WARNINGS = 20
 """Different warnings of a step that are passed on; its log holds all."""
+TERMINATION_LOG = Path("/dev/termination-log")
+"""Where Kubernetes reads a container's last words."""
+MOST_LAST_WORDS = 2048
+"""Bytes of them that are kept, half of what Kubernetes does."""
 CHATTY = (
     "torchao",
     "torch.utils._pytree",
@@ -99,9 +104,11 @@ def run_step(
         told = str(error).removeprefix(f"{stage}: ")  # a message may begin with the section of the recipe
         logger.error("%s: %s", stage, told)
         tracking.journal("failed", stage, error=type(error).__name__, message=told, exit_code=error.exit_code)
+        leave_word(told)
         sys.exit(error.exit_code)
     except Exception as error:
         tracking.journal("failed", stage, error=type(error).__name__, message=traceback.format_exc(), exit_code=1)
+        leave_word(f"{type(error).__name__}: {error}")
         raise
     tracking.journal(
         "finished",
@@ -120,6 +127,14 @@ def run_step(
         Path(metrics.path).write_text(json.dumps(result["metrics"], indent=1))
         metrics.metadata.update(result["metrics"])
     return result["metrics"]
+
+
+def leave_word(message: str, file: Path = TERMINATION_LOG) -> None:
+    """Leave in a pod, by Kubernetes' own way, why it ends: its status, Argo's node and `bloomery status` then tell it
+    beside the exit code. Elsewhere there is no such file, and nothing is written."""
+    with contextlib.suppress(OSError):
+        if file.exists():
+            file.write_bytes(message.encode()[:MOST_LAST_WORDS])
 
 
 def execute(

@@ -11,7 +11,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, uploads
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import DataError, ModelError, ServiceError
 from bloomery.components.core.modelling import faults, templates
@@ -249,7 +249,10 @@ def num_bytes(path: Path) -> int:
 
 
 def named(key: str, name: str, revision: str) -> Path:
-    """The folder `name`, or the hub's model of that name; `key` of the recipe names it in errors."""
+    """The folder `name`, that of an object store in the cache, or the hub's model of that name; `key` of the recipe
+    names it in errors."""
+    if "://" in name:
+        name = str(uploads.fetched(name))
     if Path(name).is_dir():
         return Path(name)
     if Path(name).suffix == ".gguf":
