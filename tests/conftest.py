@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from chats import prompt_row, write_chats
+from object_store import ObjectStore
 
 from bloomery.components.core import artifact
 from bloomery.components.core.modelling import checkpoints
@@ -110,6 +111,17 @@ def make_tasks(tmp_path: Path):
         return folder
 
     return make
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """An object store that this process is pointed to, and a cache of its own for what is fetched."""
+    with ObjectStore() as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
+        for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
+            monkeypatch.setenv(f"AWS_{name}", value)
+        monkeypatch.setenv("BLOOMERY_CACHE", str(tmp_path / "cache"))
+        yield server
 
 
 @pytest.fixture
