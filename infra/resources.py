@@ -7,9 +7,9 @@ cluster. Retries are not ignored there: a local run sets `retries: 0`, for a fai
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from bloomery.components.core import processes
 from bloomery.components.core.config import Config
@@ -19,7 +19,13 @@ if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
 
 QUANTITY = r"^\d+(\.\d+)?(m|k|K|Ki|M|Mi|G|Gi|T|Ti)?$"
-"""A Kubernetes quantity, as far as CPU and memory need it."""
+Quantity = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
+    Field(pattern=QUANTITY),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": QUANTITY}, {"type": "number", "minimum": 0}]}),
+]
+"""A Kubernetes quantity, as far as CPU and memory need it, also written as a number: `cpu: 8`."""
 
 
 class Toleration(Config):
@@ -38,9 +44,9 @@ class Toleration(Config):
 class StepResources(Config):
     """What one step needs where it differs from the rest."""
 
-    cpu: str | None = Field(default=None, pattern=QUANTITY)
+    cpu: Quantity | None = None
     """Cores requested and the limit; none: those of the recipe."""
-    memory: str | None = Field(default=None, pattern=QUANTITY)
+    memory: Quantity | None = None
     """Memory requested and the limit; none: that of the recipe."""
     accelerators: int | None = Field(default=None, ge=0)
     """Accelerators on one node; 0 keeps the step on the CPU pool; none: those of the recipe. Of more than one a step
@@ -50,9 +56,9 @@ class StepResources(Config):
 class ResourcesConfig(Config):
     """The recipe's `resources:` section."""
 
-    cpu: str = Field(default="2", pattern=QUANTITY)
+    cpu: Quantity = "2"
     """Cores of every task, request and limit; 2 is what the quickstart was measured on."""
-    memory: str = Field(default="8Gi", pattern=QUANTITY)
+    memory: Quantity = "8Gi"
     """Memory of every task, request and limit; request equals limit so that a node is never overcommitted."""
     accelerator: str | None = None
     """Resource name of the accelerator, such as `nvidia.com/gpu`; none: every step runs on CPUs."""

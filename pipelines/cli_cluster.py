@@ -1,4 +1,4 @@
-"""`bloomery submit | status | logs | cancel | schedule`: runs on a cluster."""
+"""`bloomery submit | status | logs | cancel`: runs on a cluster."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import Annotated, Any
 import typer
 
 from bloomery.pipelines.cli_options import (
-    WORKDIR,
     EndpointOption,
     InImageOption,
     JsonOption,
@@ -20,7 +19,6 @@ from bloomery.pipelines.cli_options import (
     SetOption,
     TokenOption,
     UploadOption,
-    WorkdirOption,
 )
 
 
@@ -143,60 +141,7 @@ def cancel(
     typer.echo(submission.cancel(run, Access(endpoint, namespace, token)))
 
 
-def schedule(
-    context: typer.Context,
-    recipe: RecipeArgument,
-    check: Annotated[str | None, typer.Option(metavar="CRON", help="When to check for drift; needs --log.")] = None,
-    retrain: Annotated[str | None, typer.Option(metavar="CRON", help="When to run the whole recipe.")] = None,
-    log: Annotated[str | None, typer.Option(help="Prediction log that is checked.")] = None,
-    workdir: WorkdirOption = WORKDIR,
-    set: SetOption = [],  # noqa: A002, B006
-    upload: UploadOption = None,
-    in_image: InImageOption = False,
-    endpoint: EndpointOption = None,
-    namespace: NamespaceOption = None,
-    token: TokenOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Check for drift, or retrain, again and again.
-
-    Where the recipe's `monitoring.runner` is `cluster`, recurring runs are made there, and replace those of the same
-    recipe; where it is `local`, the lines for `crontab` are printed. CRON has five fields, or the seconds and five.
-
-    Examples:
-
-        bloomery schedule my.yaml --check "*/15 * * * *" --log s3://logs/predictions --endpoint http://localhost:8888
-
-        bloomery schedule quickstart --check "0 * * * *" --retrain "0 3 * * 1" --log predictions
-    """
-    from bloomery.components.core.errors import ConfigError
-    from bloomery.pipelines import launch, local_files
-    from bloomery.pipelines import schedule as schedules
-    from bloomery.pipelines.kubeflow import Access
-
-    if check is None and retrain is None:
-        raise ConfigError("nothing to schedule; give --check CRON, --retrain CRON, or both")
-    if check is not None and log is None:
-        raise ConfigError("--check needs --log, the prediction log that is checked")
-    loaded = launch.load(recipe, set, prepare=False)
-    if loaded.monitoring.runner == "local":
-        if getattr(context.get_parameter_source("endpoint"), "name", "") == "COMMANDLINE":
-            raise ConfigError(
-                f"--endpoint {endpoint}: monitoring.runner is local, which makes lines for this machine's cron and "
-                "asks no cluster; give --set monitoring.runner=cluster, or leave --endpoint out"
-            )
-        lines = schedules.cron_lines(recipe, workdir, log, check, retrain, set)
-        typer.echo(json.dumps(lines, ensure_ascii=False) if as_json else "\n".join(lines))
-        return
-    if retrain is not None:
-        loaded = launch.load(recipe, set, prepare=bool(upload) and not in_image)
-        loaded = local_files.for_pods(loaded, upload, in_image=in_image)
-    access = Access(endpoint, namespace, token)
-    made = schedules.schedule(loaded, schedules.path_in_the_cluster(recipe), log, check, retrain, access)
-    typer.echo(json.dumps(made) if as_json else "\n".join(f"{name}: {run}" for name, run in made.items()))
-
-
-COMMANDS = (submit, status, logs, cancel, schedule)
+COMMANDS = (submit, status, logs, cancel)
 
 
 def _follow(run: str, access: Any) -> None:

@@ -127,3 +127,12 @@ def test_a_placed_task_runs_under_kfp_local(tmp_path):
 def test_a_wrong_section_says_what_is_wrong(values, message):
     with pytest.raises(ConfigError, match=message.replace(".", r"\.").replace("?", r"\?")):
         parse(ResourcesConfig, values, where="resources")
+
+
+def test_a_quantity_may_be_a_number():
+    found = parse(ResourcesConfig, {"cpu": 8, "memory": 8589934592, "steps": {"sft": {"cpu": 0.5, "memory": "2Gi"}}})
+    assert (found.cpu, found.memory) == ("8", "8589934592")
+    assert (found.steps["sft"].cpu, found.steps["sft"].memory) == ("0.5", "2Gi")
+    for wrong in (-1, True, "8 cores"):
+        with pytest.raises(ConfigError, match=r"resources\.cpu: found"):
+            parse(ResourcesConfig, {"cpu": wrong}, where="resources")
