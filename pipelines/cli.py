@@ -17,6 +17,7 @@ from bloomery.pipelines import (
     cli_check,
     cli_cluster,
     cli_demo,
+    cli_doctor,
     cli_models,
     cli_monitor,
     cli_plan,
@@ -51,6 +52,7 @@ app.command()(cli_check.check)
 app.command()(cli_advise.advise)
 app.command()(cli_plan.plan)
 app.command()(cli_tune.tune)
+app.command()(cli_doctor.doctor)
 for command in cli_cluster.COMMANDS:
     app.command()(command)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
-from xml.sax.saxutils import escape
+from xml.sax.saxutils import escape, unescape
 
 
 class ObjectStore(ThreadingHTTPServer):
@@ -47,6 +48,12 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.objects[self.key] = data
         self.server.sent.append(self.key)
         self.answer(200, b"")
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        for key in re.findall("<Key>(.*?)</Key>", body):  # DeleteObjects
+            self.server.objects.pop(f"{self.key.partition('/')[0]}/{unescape(key)}", None)
+        self.answer(200, b"<DeleteResult></DeleteResult>")
 
     def do_HEAD(self) -> None:
         self.do_GET()
