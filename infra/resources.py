@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from bloomery.components.core import processes
+from bloomery.components.core import processes, store
 from bloomery.components.core.config import Config
 from bloomery.infra import images, secrets, surroundings
 
@@ -84,6 +84,10 @@ class ResourcesConfig(Config):
     """Image of every task; none: the CPU or GPU image of `images.py`."""
     secret: str = secrets.SECRET
     """Secret with store and tracking credentials; tasks start without it, too."""
+    store: str | None = Field(default=None, pattern=r"^s3://[^/]+(/.*)?$")
+    """Place of finished results on an object store, such as `s3://bucket/prefix`, which all runs share; none: what
+    BLOOMERY_STORE says where the pipeline is compiled, if that is on an object store, else each run does all anew. It
+    is used with the keys of `secret`, or the role of the pods' service account."""
     steps: dict[str, StepResources] = {}
     """Differences by step name."""
 
@@ -135,6 +139,9 @@ def place(
                 medium="Memory",
                 size_limit=f"{resources.shm_gib}Gi",
             )
+    kept = resources.store or store.named() or ""
+    if "://" in kept:  # a folder of this machine is none of a pod
+        task.set_env_variable("BLOOMERY_STORE", kept)
     secrets.mount(task, resources.secret)
     if resources.retries:
         task.set_retry(

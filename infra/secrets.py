@@ -13,7 +13,10 @@ SECRET = "bloomery-credentials"
 KEYS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "AWS_DEFAULT_REGION",
     "AWS_ENDPOINT_URL",  # of an S3-compatible store; boto3, s3fs and MLflow all read this one
+    "AWS_CA_BUNDLE",  # path in the pod of the certificate of whoever signed the store's
     "MLFLOW_TRACKING_URI",
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",

@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from bloomery.components.core import errors
+from bloomery.components.core import errors, store
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ServiceError
 from bloomery.components.core.uploads import cache_folder
@@ -74,9 +74,10 @@ def run_local(
 ) -> dict[str, Any]:
     """Run the recipe's pipeline in subprocesses of this machine and write its report.
 
-    `workdir` keeps what runs share (finished results, the MLflow database, promoted models) and a folder for each
-    run. `show` is called with each event of the journal as it happens. A `key` starts one run in a workdir.
-    `until` names the last stage that runs: nothing is evaluated then, or promoted, and there is no report.
+    `workdir` keeps what runs share (the MLflow database, promoted models, and finished results unless BLOOMERY_STORE
+    names another place for them) and a folder for each run. `show` is called with each event of the journal as it
+    happens. A `key` starts one run in a workdir. `until` names the last stage that runs: nothing is evaluated then, or
+    promoted, and there is no report.
     Returns: the summary: status (promoted, rejected, failed, finished), model, stages, cached_steps, report, seconds,
              error, exit_code.
     Raises:  ServiceError if another run holds the workdir, ConfigError if the key was used.
@@ -167,7 +168,7 @@ def _environment(workdir: Path, run_dir: Path) -> Iterator[None]:
     """The variables that steps find their surroundings by; restored afterwards."""
     values = {
         **surroundings.missing(),
-        "BLOOMERY_STORE": str(workdir / "store"),
+        "BLOOMERY_STORE": store.named() or str(workdir / "store"),
         "BLOOMERY_JOURNAL": str(run_dir / "journal.jsonl"),
         "MLFLOW_TRACKING_URI": tracking_uri(workdir),
         "TOKENIZERS_PARALLELISM": "false",

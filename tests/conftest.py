@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from chats import prompt_row, write_chats
-from object_store import ObjectStore
+from s3_server import Server
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, s3
 from bloomery.components.core.modelling import checkpoints
 
 TEMPLATE = (
@@ -114,18 +114,24 @@ def make_tasks(tmp_path: Path):
 
 
 @pytest.fixture
-def store(monkeypatch, tmp_path):
-    """An object store that this process is pointed to, and a cache of its own for what is fetched."""
-    with ObjectStore() as server:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", server.url)
-        for name, value in (("ACCESS_KEY_ID", "a"), ("SECRET_ACCESS_KEY", "b"), ("DEFAULT_REGION", "us-east-1")):
-            monkeypatch.setenv(f"AWS_{name}", value)
-        monkeypatch.setenv("BLOOMERY_CACHE", str(tmp_path / "cache"))
-        yield server
-
-
-@pytest.fixture
 def on_a_short_stack():
     """Calls a function in a thread: kfp reads the whole stack for each setting of a task, and pytest's is long."""
     with ThreadPoolExecutor(1) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+@pytest.fixture(scope="session")
+def s3_process():
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def object_store(s3_process: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A real S3 server with an empty bucket, which boto3 finds here; requests are tried again four times, soon."""
+    for name, value in s3_process.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3, "WAITS", (0.02,) * 4)
+    s3_process.clear()
+    return s3_process

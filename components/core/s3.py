@@ -287,7 +287,7 @@ def _told(doing: str) -> Iterator[None]:
         yield
     except ClientError as error:
         code, message = (error.response["Error"].get(name, "") for name in ("Code", "Message"))
-        if code == "NoSuchKey":
+        if code in ("NoSuchKey", "404"):  # the number where the error's own text was torn
             raise FileNotFoundError(doing) from None
         if passing := _passing(error.response):
             raise ServiceError(f"{doing}: {UNANSWERED.format(len(WAITS) + 1, passing)}") from None

@@ -7,13 +7,12 @@ import contextlib
 import itertools
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, store
 from bloomery.components.core.config import digest
 from bloomery.components.core.data import chat_forms
 from bloomery.components.core.data.chats import ChatSource
@@ -103,7 +102,6 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
 
     Raises: ModelError with every reason to refuse the model.
     """
-    store = os.environ.get("BLOOMERY_STORE")
     named = Path(config.chat_template)
     given = named.read_text(encoding="utf-8") if named.is_file() else config.chat_template
     modules = (checkpoints, context, inspection, preference_pairs, proof, templates)
@@ -119,9 +117,10 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
     }
     asked = [artifact.read_manifest(tasks).digest, config.limit] if (tasks / artifact.MANIFEST).is_file() else []
     key = digest([model_digest, given, chats, pairs, asked, limits, *code])
-    passed = Path(store) / "preflight" / f"{key[:24]}.json" if store else None
-    if passed is not None and passed.is_file():
-        return json.loads(passed.read_text(encoding="utf-8"))
+    passed = f"preflight/{key[:24]}.json"
+    known = store.remembered(passed)
+    if known is not None:
+        return json.loads(known)
     facts = inspection.look(
         model,
         chats=chats,
@@ -132,9 +131,7 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
     )
     if facts["refused"]:
         raise ModelError("\n".join(f"{source}: {reason.removeprefix(f'{model}: ')}" for reason in facts["refused"]))
-    if passed is not None:
-        passed.parent.mkdir(parents=True, exist_ok=True)
-        artifact.write_atomically(passed, json.dumps(facts, ensure_ascii=False))
+    store.remember(passed, json.dumps(facts, ensure_ascii=False))
     return facts
 
 

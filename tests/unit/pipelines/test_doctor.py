@@ -62,13 +62,14 @@ def test_a_check_that_takes_too_long_or_fails_is_a_finding():
     ]
 
 
-def test_a_machine_with_all_it_needs(store, monkeypatch):
+def test_a_machine_with_all_it_needs(object_store, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    result = CliRunner().invoke(app, ["doctor", "--bucket", "s3://mine/shop", "--json"])
+    result = CliRunner().invoke(app, ["doctor", "--bucket", "s3://bucket/shop", "--json"])
     findings = {(one["what"], one["state"]) for one in json.loads(result.stdout)}
     assert {("versions", "ok"), ("shm", "ok"), ("store", "ok"), ("credentials", "ok"), ("MLflow", "ok")} <= findings
     assert ("webhook", "ok") in findings and result.exit_code == 0
-    assert len(store.sent) == 1 and store.sent[0].startswith("mine/shop/doctor/") and not store.objects
+    (sent,) = (request for request in object_store.requests if request.startswith("PUT"))
+    assert sent.startswith("PUT /bucket/shop/doctor/") and not object_store.objects("")
 
 
 def test_servers_that_are_not_there_or_refuse(server, monkeypatch):

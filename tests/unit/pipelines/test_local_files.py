@@ -16,7 +16,13 @@ from bloomery.pipelines import local_files, recipe
 from bloomery.pipelines.cli import app
 
 TRAINING = {"learning_rate": 1e-3, "epochs": 1, "max_length": 64}
-BUCKET = "s3://mlpipeline/bloomery"
+PREFIX = "s3://bucket/bloomery"
+
+
+@pytest.fixture
+def store(object_store, monkeypatch, tmp_path):
+    monkeypatch.setenv("BLOOMERY_CACHE", str(tmp_path / "cache"))
+    return object_store
 
 
 @pytest.fixture
@@ -88,13 +94,14 @@ def test_what_pods_can_read_is_not_refused():
 
 
 def test_what_is_uploaded_is_what_preflight_reads(store, loaded, tmp_path, tiny_model):
-    there = local_files.for_pods(loaded, BUCKET)
-    assert not local_files.found(there) and there.promotion.models_uri == f"{BUCKET}/models"
+    there = local_files.for_pods(loaded, PREFIX)
+    assert not local_files.found(there) and there.promotion.models_uri == f"{PREFIX}/models"
     # Where the sources of chats stand twice, they are one.
     (curation,) = (stage.config for stage in there.stages if stage.step == "chat_curation")
-    assert curation.chats == there.chats and there.chats[0].path.startswith(f"{BUCKET}/sha256-")
-    sent = len(store.sent)
-    assert local_files.for_pods(loaded, BUCKET) == there and len(store.sent) == sent
+    assert curation.chats == there.chats and there.chats[0].path.startswith(f"{PREFIX}/sha256-")
+    store.requests.clear()
+    assert local_files.for_pods(loaded, PREFIX) == there
+    assert not [request for request in store.requests if request.startswith(("PUT", "POST"))]
 
     config = there.preflight()
     (source,) = config.sources
@@ -115,7 +122,7 @@ def test_files_that_are_not_there_are_all_told(store, loaded, tmp_path):
     (tmp_path / "q.jsonl").unlink()
     (tmp_path / "chats.jsonl").unlink()
     with pytest.raises(Exception, match=r"q.jsonl: no file there(.|\n)*chats.jsonl: no file there"):
-        local_files.for_pods(loaded, BUCKET)
+        local_files.for_pods(loaded, PREFIX)
 
 
 def test_compiling_warns(loaded, tmp_path):
