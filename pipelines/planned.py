@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from bloomery.components.core import uploads
 from bloomery.components.core.errors import BloomeryError, ConfigError, ModelError, ServiceError
 from bloomery.components.core.modelling import generation, likelihood, plan, shapes
 from bloomery.components.core.modelling.cards import Card
@@ -72,13 +73,15 @@ def of_recipe(
 
 
 def folder_of(recipe: Recipe) -> Path:
-    """The folder with the base model's config.json: of a hub's model that file alone is fetched.
+    """The folder with the base model's config.json: of one on a hub or store that file alone is fetched.
 
     Raises: ModelError if there is none, ServiceError if the hub does not give it.
     """
     name = recipe.base_model
     if Path(name).is_dir():
         return Path(name)
+    if "://" in name:
+        return uploads.fetched(f"{name.rstrip('/')}/config.json").parent
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         demo = "; that of a demo is made by its first `bloomery run`" if name.startswith("/") else ""
         raise ModelError(f"base_model: no folder {name}; give one with config.json by --set base_model=FOLDER{demo}")

@@ -219,7 +219,7 @@ def _seen(client: Any, run: Any) -> Seen:
     states = {detail.display_name: detail for detail in (run.run_details and run.run_details.task_details) or ()}
     workflow = _workflow(client, run.run_id)
     tasks = []
-    for key, stage in _stages(run.pipeline_spec or {}).items():
+    for key, stage in (_stages(run.pipeline_spec or {}) or _begun(workflow)).items():
         detail = states.get(key)
         nodes = _nodes(workflow, key)
         driver = states.get(f"{key}-driver")
@@ -247,6 +247,14 @@ def _stages(spec: dict[str, Any]) -> dict[str, str]:
             task = waiting.pop(key)
             found[key] = task.get("taskInfo", {}).get("name", key)
     return found
+
+
+def _begun(workflow: dict[str, Any]) -> dict[str, str]:
+    """The same of what Argo has begun, where the API tells no pipeline, as of runs that recur."""
+    root = f"{workflow.get('metadata', {}).get('name', '')}.root."
+    nodes = sorted(workflow.get("status", {}).get("nodes", {}).values(), key=lambda node: str(node.get("startedAt", "")))
+    keys = [node["name"].removeprefix(root) for node in nodes if node["name"].startswith(root)]
+    return {key: key.replace("-", "_") for key in keys if "." not in key and not key.endswith("-driver")}
 
 
 def _time(value: datetime | None) -> datetime | None:

@@ -145,6 +145,18 @@ def test_a_failed_task_is_told_with_what_it_said(api, submit):
     )
 
 
+def test_a_run_whose_pipeline_the_api_does_not_tell(api, submit):
+    submit("shop-1")
+    api.play(api.kept["runs"][0], "RUNNING", PODS)
+    del api.kept["runs"][0]["pipeline_spec"]
+    now = submission.seen("shop-1", Access(api.url))
+    assert [(task.stage, task.state) for task in now.tasks] == [
+        ("preflight", "done"),
+        ("evaluation_base", "running"),
+        ("sft", "failed"),
+    ]
+
+
 def test_an_exit_code_alone_is_explained_by_the_log(api, submit):
     submit("shop-1")
     api.play(api.kept["runs"][0], "FAILED", {"sft": ("Failed", ""), "sft.executor": ("Failed", "Error (exit code 1)")})
@@ -174,6 +186,7 @@ def test_the_commands(api, submit, monkeypatch):
     assert str(shown.exception) == f"sft: {SAID}"
     (line,) = [line for line in shown.stdout.splitlines() if line.startswith("sft ")]
     assert line.split() == ["sft", "failed", "30", "s", *SAID.split()]
+    assert str(run_cli(api, "status", run, "--watch").exception) == f"sft: {SAID}"
     assert json.loads(run_cli(api, "status", run, "--json").stdout)["state"] == "FAILED"
     api.logs = {f"{WORKFLOW}-retry-system-container-impl-1006": "one\ntwo\n"}
     assert run_cli(api, "logs", "shop-1").stdout == "one\ntwo\n"
