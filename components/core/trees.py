@@ -105,13 +105,7 @@ def _fetch(uri: str, told: str, targets: Mapping[str, Path]) -> dict[str, Any]:
         if ".." in PurePosixPath(rest).parts or rest.startswith("/"):
             raise DataError(f"{name}: no file of it")
         files[f"{uri}/{marker['attempt']}/{name}"] = targets[folder] / rest, entry["sha256"]
-    for folder in {path.parent for path, _ in files.values()} | set(targets.values()):
-        folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(s3.THREADS) as pool:
-        waiting = [pool.submit(s3.get, source, path, sha256) for source, (path, sha256) in files.items()]
-        try:
-            for future in waiting:
-                future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    for folder in targets.values():
+        folder.mkdir(parents=True)
+    s3.get_all(files)
     return marker["facts"]
