@@ -14,19 +14,22 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import sys
 import tempfile
 import time
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from chats import write_chats
+from chats import prompt_row, write_chats
 from memory import make_model, words
 from s3_server import BUCKET, Server
 
 from bloomery.components.core import artifact, s3, trees
+from bloomery.components.core.records import Prompt
 from bloomery.components.core.step import run_step
 from bloomery.components.sft.step import run as sft
 
@@ -45,6 +48,8 @@ SECONDS = 600
 
 def main(kills: int) -> int:
     """Run, print and write what was found; 0 if nothing was lost."""
+    import trl.trainer.sft_trainer  # noqa: F401  once, and not in each attempt
+
     chance, server = random.Random(17), Server()
     server.clear()
     with tempfile.TemporaryDirectory() as name:
@@ -75,24 +80,21 @@ def main(kills: int) -> int:
 
 
 def given(folder: Path) -> dict[str, Path]:
-    """The artifacts that the training reads: 64 chats, no task, a model of 180,000 numbers."""
+    """The artifacts that the training reads: 64 chats, four validation questions, a model of 200,000 numbers."""
     base = make_model(folder / "base", 2_048)
     artifact.seal(base, "model/1")
-    (folder / "tasks").mkdir()
-    (folder / "tasks" / "tasks.json").write_text("{}")
-    artifact.write_rows(folder / "tasks", "prompt/2", empty_prompts())
-    artifact.seal(folder / "tasks", "tasks/1")
     pairs = [(words(6, 2_048, number), words(4, 2_048, 1_000 + number)) for number in range(64)]
-    return {"chats": write_chats(folder / "chats", pairs), "tasks": folder / "tasks", "base_model": base}
+    rows = [{"task": "echo", "split": "validation", "prompt": p, "reference": a} for p, a in pairs[:4]]
+    tasks = folder / "tasks"
+    tasks.mkdir()
+    echo = {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}, "max_new_tokens": 4}
+    (tasks / "tasks.json").write_text(json.dumps({"echo": echo}), encoding="utf-8")
+    artifact.write_rows(tasks, "prompt/2", Prompt.table([prompt_row(**row) for row in rows]))
+    artifact.seal(tasks, "tasks/1", rows=len(rows))
+    return {"chats": write_chats(folder / "chats", pairs), "tasks": tasks, "base_model": base}
 
 
-def empty_prompts() -> object:
-    from bloomery.components.core.records import Prompt
-
-    return Prompt.table([])
-
-
-def attempt(machine: Path, inputs: dict[str, Path], store: str) -> object:
+def attempt(machine: Path, inputs: dict[str, Path], store: str) -> Any:
     """The training in a process of its own, with a disk of its own."""
 
     def work() -> None:
@@ -130,8 +132,6 @@ def kill(machine: Path, inputs: dict[str, Path], server: Server, chance: random.
 
 def asked(server: Server, start: int, where: str, method: str = "PUT") -> list[str]:
     """The requests since `start` of that kind."""
-    import re
-
     return [request for request in server.requests[start:] if re.match(f"{method} .*{where}", request)]
 
 

@@ -198,6 +198,8 @@ def test_other_settings_do_not_find_the_checkpoint(work, tmp_path):
 
 def test_other_machines_go_on_from_an_object_store(work, object_store, tmp_path, monkeypatch):
     """Each attempt has a disk of its own; what it finds it finds in the store alone."""
+    kind, settings, inputs = work["sft"]
+    work["sft"] = (kind, {**settings, "epochs": 1, "num_validations": 2}, inputs)
     expected, _ = finished(work, "sft", tmp_path / "whole", tmp_path / "store")
 
     def attempt(name: str):
