@@ -252,8 +252,9 @@ def _stages(spec: dict[str, Any]) -> dict[str, str]:
 def _begun(workflow: dict[str, Any]) -> dict[str, str]:
     """The same of what Argo has begun, where the API tells no pipeline, as of runs that recur."""
     root = f"{workflow.get('metadata', {}).get('name', '')}.root."
-    nodes = sorted(workflow.get("status", {}).get("nodes", {}).values(), key=lambda node: str(node.get("startedAt", "")))
-    keys = [node["name"].removeprefix(root) for node in nodes if node["name"].startswith(root)]
+    nodes = workflow.get("status", {}).get("nodes", {}).values()
+    begun = sorted((node for node in nodes if node["name"].startswith(root)), key=lambda node: str(node["startedAt"]))
+    keys = [node["name"].removeprefix(root) for node in begun]
     return {key: key.replace("-", "_") for key in keys if "." not in key and not key.endswith("-driver")}
 
 

@@ -17,6 +17,7 @@ import os
 import random
 import time
 from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
@@ -128,7 +129,7 @@ def text(uri: str) -> str | None:
     """A small object; None where there is none. Raises: as `put`."""
     stream = io.BytesIO()
     try:
-        _copy(uri, stream)
+        copy(uri, stream)
     except FileNotFoundError:
         return None
     return stream.getvalue().decode()
@@ -142,7 +143,7 @@ def get(uri: str, file: Path, sha256: str | None = None) -> None:
     for _ in range(2):
         with file.open("wb") as stream:
             try:
-                found = _copy(uri, stream)
+                found = copy(uri, stream)
             except FileNotFoundError:
                 raise DataError(f"{uri}: there is no such object") from None
         if sha256 in (None, found):
@@ -150,10 +151,26 @@ def get(uri: str, file: Path, sha256: str | None = None) -> None:
     raise DataError(f"{uri}: its sha256 is {found[:12]}…, and {str(sha256)[:12]}… was expected")
 
 
-def _copy(uri: str, stream: IO[bytes]) -> str:
+def get_all(files: Mapping[str, tuple[Path, str | None]]) -> None:
+    """Read objects, by URI, each into its file and of its sha256, where that is known; folders are made.
+
+    Raises: as `get`, of the first that fails.
+    """
+    for folder in {file.parent for file, _ in files.values()}:
+        folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting = [pool.submit(get, uri, file, sha256) for uri, (file, sha256) in files.items()]
+        try:
+            for future in waiting:
+                future.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def copy(uri: str, stream: IO[bytes]) -> str:
     """Write the bytes of an object to `stream`, which is empty, going on where a connection broke; their hex sha256.
 
-    Raises: FileNotFoundError if there is none.
+    Raises: FileNotFoundError if there is none; else as `put`.
     """
     from botocore.exceptions import FlexibleChecksumError
 

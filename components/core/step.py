@@ -177,7 +177,7 @@ def execute(
         if found is None:
             return entry.make(outputs, work)
     except OSError as error:
-        raise from_os_error(error, f"{stage} with the store {place}") from error
+        raise from_os_error(error, f"{stage} writing to {place}") from error
     return {"warnings": [], "shown": {}, **found, "cached": True}
 
 

@@ -54,23 +54,26 @@ def get(uri: str, targets: Mapping[str, Path]) -> dict[str, Any] | None:
     None, and nothing changed, where there is no tree, or one that is not as its marker says, which is then no more.
     Raises: as `put`; OSError where the disk refuses.
     """
-    told = s3.text(f"{uri}/{MARKER}")
-    if told is None:
-        return None
+    marker = f"{uri}/{MARKER}"
+    told = s3.text(marker)
     coming = {name: path.with_name(f".{path.name}.{os.getpid()}.unfinished") for name, path in targets.items()}
-    try:
-        facts = _fetch(uri, told, coming)
-        for name, path in targets.items():
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(coming[name], path)
-    except (DataError, KeyError, TypeError, ValueError) as error:
-        logger.warning("%s is not as its %s says, and is made again: %s", uri, MARKER, error)
-        s3.delete(uri)
-        return None
-    finally:
-        for path in coming.values():
-            shutil.rmtree(path, ignore_errors=True)
-    return facts
+    while told is not None:
+        try:
+            facts = _fetch(uri, told, coming)
+            for name, path in targets.items():
+                shutil.rmtree(path, ignore_errors=True)
+                os.replace(coming[name], path)
+            return facts
+        except (DataError, KeyError, TypeError, ValueError) as error:
+            seen, told = told, s3.text(marker)
+            if told == seen:  # else another has written it meanwhile
+                logger.warning("%s is not as its %s says, and is made again: %s", uri, MARKER, error)
+                s3.delete(uri)
+                told = None
+        finally:
+            for path in coming.values():
+                shutil.rmtree(path, ignore_errors=True)
+    return None
 
 
 def names(uri: str) -> list[str]:
@@ -105,13 +108,7 @@ def _fetch(uri: str, told: str, targets: Mapping[str, Path]) -> dict[str, Any]:
         if ".." in PurePosixPath(rest).parts or rest.startswith("/"):
             raise DataError(f"{name}: no file of it")
         files[f"{uri}/{marker['attempt']}/{name}"] = targets[folder] / rest, entry["sha256"]
-    for folder in {path.parent for path, _ in files.values()} | set(targets.values()):
-        folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(s3.THREADS) as pool:
-        waiting = [pool.submit(s3.get, source, path, sha256) for source, (path, sha256) in files.items()]
-        try:
-            for future in waiting:
-                future.result()
-        finally:
-            pool.shutdown(cancel_futures=True)
+    for folder in targets.values():
+        folder.mkdir(parents=True)
+    s3.get_all(files)
     return marker["facts"]

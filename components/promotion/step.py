@@ -8,7 +8,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, s3
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.config import digest
 from bloomery.components.core.declare import declare
@@ -190,6 +190,10 @@ def _put_beside(uri: str, files: dict[str, str]) -> None:
     if "://" not in uri:
         for name, text in files.items():
             artifact.write_atomically(Path(uri) / name, text)
+        return
+    if uri.startswith(s3.SCHEME):
+        for name, text in files.items():
+            s3.put_text(f"{uri}/{name}", text)
         return
     import fsspec
 

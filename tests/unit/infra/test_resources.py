@@ -106,6 +106,19 @@ def test_side_effects_are_not_cached_and_every_task_retries(tmp_path):
     assert {pair["envVar"] for pair in secret["keyToEnv"]} >= {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI"}
 
 
+def test_a_store_on_objects_is_told_to_pods_and_a_folder_is_not(tmp_path, monkeypatch):
+    def told(**settings):
+        containers, _, _ = compiled(ResourcesConfig(**settings), tmp_path, "dedup")
+        return {pair["name"]: pair["value"] for pair in containers["dedup"]["env"]}.get("BLOOMERY_STORE")
+
+    monkeypatch.setenv("BLOOMERY_STORE", str(tmp_path))
+    assert told() is None and told(store="s3://runs/store") == "s3://runs/store"
+    monkeypatch.setenv("BLOOMERY_STORE", "s3://mine")
+    assert told() == "s3://mine" and told(store="s3://runs/store") == "s3://runs/store"
+    with pytest.raises(ConfigError, match="resources.store"):
+        parse(ResourcesConfig, {"store": "gs://runs"}, where="resources")
+
+
 def test_a_placed_task_runs_under_kfp_local(tmp_path):
     @dsl.pipeline(name="placed")
     def pipeline() -> int:

@@ -6,6 +6,7 @@ import logging
 import random
 import ssl
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from s3_server import BUCKET, Server
@@ -221,3 +222,14 @@ def test_an_object_that_is_not_there_is_told(object_store, tmp_path):
     assert s3.text(f"{object_store.uri}/a") is None
     with pytest.raises(DataError, match="there is no such object"):
         s3.get(f"{object_store.uri}/a", tmp_path / "a")
+
+
+def test_the_rules_that_clean_a_store_are_rules_of_s3(object_store):
+    text = (Path(__file__).parents[4] / "infra" / "README.md").read_text(encoding="utf-8")
+    rules = json.loads(text.split("```json")[1].split("```")[0])
+    client = object_store.client()
+    client.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration=rules)
+    kept = client.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
+    assert [rule["ID"] for rule in kept] == ["torn-uploads", "old-entries"]
+    assert kept[0]["AbortIncompleteMultipartUpload"] == {"DaysAfterInitiation": 2}
+    assert kept[1]["Expiration"]["Days"] == 60
