@@ -64,7 +64,12 @@ def build(recipe: Recipe, until: str | None = None) -> Any:
             if isinstance(stage, str):  # in a loop the name is known when it runs
                 created.set_display_name(stage)
             return place(
-                created, name, recipe.resources, accelerated=step.accelerator, cached=step.is_cached
+                created,
+                name,
+                recipe.resources,
+                accelerated=step.accelerator,
+                cached=step.is_cached,
+                credentials=step.secrets,
             ).outputs
 
         def evaluate(stage: str, model: Any, config: str = "evaluation") -> Any:
