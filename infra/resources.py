@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
-from bloomery.components.core import processes
+from bloomery.components.core import processes, provenance
 from bloomery.components.core.config import Config
-from bloomery.components.core.registry import provenance
 from bloomery.infra import images, secrets, settings, surroundings
 
 if TYPE_CHECKING:
