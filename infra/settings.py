@@ -23,9 +23,8 @@ API = ("KF_PIPELINES_ENDPOINT",)
 """And what a task needs that submits runs itself."""
 
 
-def mount(task: PipelineTask, *more: str) -> None:
-    """Give `task` the keys of the ConfigMap as environment variables; a missing ConfigMap or key is no error."""
+def mount(task: PipelineTask, keys: tuple[str, ...] = KEYS) -> None:
+    """Give `task` these keys of the ConfigMap as environment variables; a missing ConfigMap or key is no error."""
     from kfp import kubernetes
 
-    names = {key: key for key in (*KEYS, *more)}
-    kubernetes.use_config_map_as_env(task, CONFIG_MAP, names, optional=True)
+    kubernetes.use_config_map_as_env(task, CONFIG_MAP, {key: key for key in keys}, optional=True)

@@ -13,7 +13,7 @@ import typer
 
 from bloomery.components.core.errors import BloomeryError
 from bloomery.pipelines import cli_advise, cli_check, cli_demo, cli_models, cli_monitor, cli_plan, cli_serve, cli_tune
-from bloomery.pipelines.cli_options import WORKDIR, JsonOption, RecipeArgument, SetOption, WorkdirOption
+from bloomery.pipelines.cli_options import WORKDIR, JsonOption, RecipeArgument, SetOption, StateOption, WorkdirOption
 
 app = typer.Typer(
     help="From raw text and a base model to a language model that was measured, judged and promoted.",
@@ -149,7 +149,7 @@ def schedule(
     check: Annotated[str | None, typer.Option(metavar="CRON", help="When to check for drift; needs --log.")] = None,
     retrain: Annotated[str | None, typer.Option(metavar="CRON", help="When to run the whole recipe.")] = None,
     log: Annotated[str | None, typer.Option(help="Prediction log that is checked.")] = None,
-    workdir: WorkdirOption = WORKDIR,
+    workdir: StateOption = str(WORKDIR),
     set: SetOption = [],  # noqa: A002, B006
     endpoint: Annotated[
         str | None,
@@ -164,7 +164,7 @@ def schedule(
 
     Examples:
 
-        bloomery schedule my.yaml --check "*/15 * * * *" --log s3://logs/predictions --endpoint http://localhost:8888
+        bloomery schedule my.yaml --check "*/15 * * * *" --log s3://logs/predictions --workdir s3://logs/shop
 
         bloomery schedule quickstart --check "0 * * * *" --retrain "0 3 * * 1" --log predictions
     """
@@ -178,10 +178,11 @@ def schedule(
         raise ConfigError("--check needs --log, the prediction log that is checked")
     loaded = launch.load(recipe, set, prepare=False)
     if loaded.monitoring.runner == "local":
-        lines = schedules.cron_lines(recipe, workdir, log, check, retrain, set)
+        lines = schedules.cron_lines(recipe, Path(workdir), log, check, retrain, set)
         typer.echo(json.dumps(lines, ensure_ascii=False) if as_json else "\n".join(lines))
         return
-    made = schedules.schedule(loaded, schedules.path_in_the_cluster(recipe), log, check, retrain, endpoint)
+    place = schedules.path_in_the_cluster(recipe)
+    made = schedules.schedule(loaded, place, log, check, retrain, endpoint, workdir=workdir, settings=set)
     typer.echo(json.dumps(made) if as_json else "\n".join(f"{name}: {run}" for name, run in made.items()))
 
 
