@@ -9,9 +9,9 @@ from __future__ import annotations
 import math
 import os
 import re
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
 from bloomery.components.core import processes, provenance
 from bloomery.components.core.config import Config
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
 
 QUANTITY = r"^\d+(\.\d+)?(m|k|K|Ki|M|Mi|G|Gi|T|Ti)?$"
-"""A Kubernetes quantity, as far as CPU and memory need it."""
+Quantity = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
+    Field(pattern=QUANTITY),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": QUANTITY}, {"type": "number", "minimum": 0}]}),
+]
+"""A Kubernetes quantity, as far as CPU and memory need it, also written as a number: `cpu: 8`."""
 
 _ONE_GPU = {
     "cpu_request": "1",
@@ -58,9 +64,9 @@ class Toleration(Config):
 class StepResources(Config):
     """What one step needs where it differs from the rest."""
 
-    cpu: str | None = Field(default=None, pattern=QUANTITY)
+    cpu: Quantity | None = None
     """Cores requested and the limit; none: those of the recipe."""
-    memory: str | None = Field(default=None, pattern=QUANTITY)
+    memory: Quantity | None = None
     """Memory requested and the limit; none: that of the recipe."""
     accelerators: int | None = Field(default=None, ge=0)
     """Accelerators on one node; 0 keeps the step on the CPU pool; none: those of the recipe. Of more than one a step
@@ -73,17 +79,17 @@ class ResourcesConfig(Config):
     profile: Literal["cpu-small", "gpu-1", "gpu-8"] = "cpu-small"
     """Name of a set of values for what this section leaves out: `cpu-small`, `gpu-1` (one card for each step that uses
     one) or `gpu-8` (eight of one node for a training that can be shared)."""
-    cpu: str = Field(default="2", pattern=QUANTITY)
+    cpu: Quantity = "2"
     """Cores that a task may use at most, and the number of its threads; 2 is what the quickstart was measured on."""
-    cpu_request: str = Field(default="1", pattern=QUANTITY)
+    cpu_request: Quantity = "1"
     """Cores that a node must have free for a task; as many as `cpu` where only that is given. Less than 2: of a node's
     two cores the system and Kubeflow Pipelines hold a part."""
-    memory: str = Field(default="4Gi", pattern=QUANTITY)
+    memory: Quantity = "4Gi"
     """Memory of every task, request and limit; request equals limit so that a node is never overcommitted. The
     quickstart takes 1.5 GiB in its largest process."""
-    cpu_per_accelerator: str | None = Field(default=None, pattern=QUANTITY)
+    cpu_per_accelerator: Quantity | None = None
     """Cores, request and limit, for each accelerator of a task that has any; none: `cpu`, whatever their number."""
-    memory_per_accelerator: str | None = Field(default=None, pattern=QUANTITY)
+    memory_per_accelerator: Quantity | None = None
     """Memory for each accelerator of a task that has any; none: `memory`, whatever their number."""
     accelerator: str | None = None
     """Resource name of the accelerator, such as `nvidia.com/gpu`; none: every step runs on CPUs."""

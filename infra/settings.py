@@ -15,11 +15,12 @@ KEYS = (
     "AWS_DEFAULT_REGION",
     "AWS_REQUEST_CHECKSUM_CALCULATION",  # for stores that know no trailing checksums
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
+    "AWS_CA_BUNDLE",  # path in the pod of the certificate of whoever signed the store's
     "MLFLOW_TRACKING_URI",
 )
 """Keys that every task gets, each the name of the environment variable it becomes. Absent keys stay unset."""
 
-API = ("KF_PIPELINES_ENDPOINT",)
+API = ("KF_PIPELINES_ENDPOINT", "BLOOMERY_BUCKET")
 """And what a task needs that submits runs itself."""
 
 

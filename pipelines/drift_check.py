@@ -43,6 +43,7 @@ def build(recipe: Recipe, recipe_path: str, log: str, workdir: str, settings: Se
         for variable, value in images.passed_on().items():
             task.set_env_variable(variable, value)
         pod_settings.mount(task, pod_settings.API)
+        kubernetes.use_field_path_as_env(task, "KFP_NAMESPACE", "metadata.namespace")
         kubernetes.add_pod_label(task, TOKEN_LABEL, "true")
         kubernetes.use_config_map_as_volume(task, RECIPES_MAP, RECIPES_PATH, optional=True)
 

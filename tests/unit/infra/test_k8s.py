@@ -221,7 +221,7 @@ def test_an_address_stands_in_one_place(tmp_path):
     for key in ("KF_PIPELINES_ENDPOINT", "AWS_ENDPOINT_URL", "BLOOMERY_BUCKET", "MLFLOW_TRACKING_URI"):
         assert told[key] not in rest
     assert told["AWS_ENDPOINT_URL"] == "http://seaweedfs.kubeflow:9000"
-    known = {*told, *(key for name in OVERLAYS for key in settings_of(overlay(name)))}
+    known = {*told, "AWS_CA_BUNDLE", *(key for name in OVERLAYS for key in settings_of(overlay(name)))}
     assert {*settings.KEYS, *settings.API} <= known
 
 
