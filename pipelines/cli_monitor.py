@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -148,6 +149,7 @@ def monitor_replay(
         bloomery monitor replay my.yaml --task faq --traffic april.jsonl --log s3://logs/faq --workdir runs
     """
     from bloomery.components.core.errors import ConfigError
+    from bloomery.components.core.modelling import checkpoints
     from bloomery.monitoring.replay import replay
     from bloomery.pipelines import launch
 
@@ -161,15 +163,20 @@ def monitor_replay(
             f"{name}: no champion to answer with; run the recipe first, or give the --workdir of its runs"
         )
     asked = loaded.tasks[task]
-    count = replay(
-        traffic,
-        Path(champion.source),
-        log,
-        asked.templates[0],
-        model_name=name,
-        model_version=str(champion.version),
-        max_new_tokens=asked.max_new_tokens,
-    )
+    with tempfile.TemporaryDirectory(prefix="bloomery-champion-") as copy:
+        model = Path(champion.source.removeprefix("file://"))
+        if not model.is_dir():
+            model = Path(copy) / "model"
+            checkpoints.fetch(champion.source, model)
+        count = replay(
+            traffic,
+            model,
+            log,
+            asked.templates[0],
+            model_name=name,
+            model_version=str(champion.version),
+            max_new_tokens=asked.max_new_tokens,
+        )
     typer.echo(f"{count} predictions of {name} version {champion.version} written to {log}")
 
 
