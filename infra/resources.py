@@ -7,13 +7,15 @@ cluster. Retries are not ignored there: a local run sets `retries: 0`, for a fai
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Annotated, Literal
+import os
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from bloomery.components.core import processes, store
+from bloomery.components.core import processes, provenance, store
 from bloomery.components.core.config import Config
-from bloomery.infra import images, secrets, surroundings
+from bloomery.infra import images, secrets, settings, surroundings
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -26,6 +28,24 @@ Quantity = Annotated[
     WithJsonSchema({"anyOf": [{"type": "string", "pattern": QUANTITY}, {"type": "number", "minimum": 0}]}),
 ]
 """A Kubernetes quantity, as far as CPU and memory need it, also written as a number: `cpu: 8`."""
+
+_ONE_GPU = {
+    "cpu_request": "1",
+    "memory": "16Gi",
+    "cpu_per_accelerator": "8",
+    "memory_per_accelerator": "64Gi",
+    "accelerator": "nvidia.com/gpu",
+    "shm_gib": 16,
+}
+PROFILES: dict[str, dict[str, Any]] = {
+    "cpu-small": {},
+    "gpu-1": _ONE_GPU,
+    "gpu-8": {**_ONE_GPU, "accelerators": 8, "shm_gib": 64},
+}
+"""What a recipe's `resources:` have where they do not say otherwise. `cpu-small`, the defaults below: a node of two
+cores that holds Kubeflow Pipelines too. `gpu-1` and `gpu-8`: one card of a node of eight, or all of them, with
+their share of its cores and memory."""
+
 
 
 class Toleration(Config):
@@ -56,10 +76,21 @@ class StepResources(Config):
 class ResourcesConfig(Config):
     """The recipe's `resources:` section."""
 
+    profile: Literal["cpu-small", "gpu-1", "gpu-8"] = "cpu-small"
+    """Name of a set of values for what this section leaves out: `cpu-small`, `gpu-1` (one card for each step that uses
+    one) or `gpu-8` (eight of one node for a training that can be shared)."""
     cpu: Quantity = "2"
-    """Cores of every task, request and limit; 2 is what the quickstart was measured on."""
-    memory: Quantity = "8Gi"
-    """Memory of every task, request and limit; request equals limit so that a node is never overcommitted."""
+    """Cores that a task may use at most, and the number of its threads; 2 is what the quickstart was measured on."""
+    cpu_request: Quantity = "1"
+    """Cores that a node must have free for a task; as many as `cpu` where only that is given. Less than 2: of a node's
+    two cores the system and Kubeflow Pipelines hold a part."""
+    memory: Quantity = "4Gi"
+    """Memory of every task, request and limit; request equals limit so that a node is never overcommitted. The
+    quickstart takes 1.5 GiB in its largest process."""
+    cpu_per_accelerator: Quantity | None = None
+    """Cores, request and limit, for each accelerator of a task that has any; none: `cpu`, whatever their number."""
+    memory_per_accelerator: Quantity | None = None
+    """Memory for each accelerator of a task that has any; none: `memory`, whatever their number."""
     accelerator: str | None = None
     """Resource name of the accelerator, such as `nvidia.com/gpu`; none: every step runs on CPUs."""
     accelerators: int = Field(default=1, ge=1)
@@ -82,6 +113,8 @@ class ResourcesConfig(Config):
     neighbour on the same cores would be part of its latencies."""
     image: str | None = None
     """Image of every task; none: the CPU or GPU image of `images.py`."""
+    labels: dict[str, str] = {}
+    """Labels of every task's pod, such as `kueue.x-k8s.io/queue-name: bloomery` for a queue of Kueue."""
     secret: str = secrets.SECRET
     """Secret with store and tracking credentials; tasks start without it, too."""
     store: str | None = Field(default=None, pattern=r"^s3://[^/]+(/.*)?$")
@@ -90,6 +123,16 @@ class ResourcesConfig(Config):
     is used with the keys of `secret`, or the role of the pods' service account."""
     steps: dict[str, StepResources] = {}
     """Differences by step name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_fills_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        own = PROFILES.get(str(values.get("profile", "cpu-small")), {})
+        if "cpu" in values and "cpu_request" not in values:
+            own = {**own, "cpu_request": values["cpu"]}
+        return {**own, **values}
 
     @model_validator(mode="after")
     def _accelerator_is_named(self) -> ResourcesConfig:
@@ -105,11 +148,12 @@ def place(
     *,
     accelerated: bool | Literal["all"],
     cached: bool,
+    credentials: tuple[str, ...] = (),
 ) -> PipelineTask:
     """Say where `task`, an instance of the step `step_name` (the name of its folder), runs; returns the task.
 
     `accelerated` steps get the recipe's accelerator, where it names one, and those of `all` as many as it says; of
-    `cached` ones an earlier result may be taken.
+    `cached` ones an earlier result may be taken; `credentials` are keys of the Secret that this step alone gets.
     """
     from kfp import kubernetes
     from kubernetes.utils import parse_quantity
@@ -118,11 +162,19 @@ def place(
     wanted = resources.accelerators if own.accelerators is None else own.accelerators
     most = 0 if resources.accelerator is None else wanted if accelerated == "all" else int(accelerated)
     accelerators = min(wanted, most)
-    cpu, memory = own.cpu or resources.cpu, own.memory or resources.memory
-    task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
+    cpu, request, memory = _size(own, resources, accelerators)
+    task.set_cpu_request(request).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
     for name, value in surroundings.of(math.ceil(parse_quantity(cpu))).items():
         task.set_env_variable(name, value)
-    task.set_container_image(resources.image or (images.GPU_IMAGE if accelerators else images.CPU_IMAGE))
+    image = resources.image or (images.GPU_IMAGE if accelerators else images.CPU_IMAGE)
+    task.set_container_image(image).set_env_variable(provenance.TASK_IMAGE, image)
+    if pull_secret := os.environ.get(images.PULL_SECRET):
+        kubernetes.set_image_pull_secrets(task, [pull_secret])
+    # With what the backend sets itself (RuntimeDefault, no capabilities, no escalation) all that `restricted` asks for.
+    kubernetes.set_security_context(task, run_as_non_root=True)
+    kubernetes.use_field_path_as_env(task, provenance.PIPELINE_RUN, "metadata.labels['pipeline/runid']")
+    for label, value in resources.labels.items():
+        kubernetes.add_pod_label(task, label, value)
     for label, value in (resources.node_pool if accelerators else resources.cpu_pool).items():
         kubernetes.add_node_selector(task, label, value)
     if accelerators:
@@ -142,10 +194,27 @@ def place(
     kept = resources.store or store.named() or ""
     if "://" in kept:  # a folder of this machine is none of a pod
         task.set_env_variable("BLOOMERY_STORE", kept)
-    secrets.mount(task, resources.secret)
+    settings.mount(task)
+    secrets.mount(task, credentials, resources.secret)
     if resources.retries:
         task.set_retry(
             resources.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s"
         )
     task.set_caching_options(cached)
     return task
+
+
+def _size(own: StepResources, resources: ResourcesConfig, accelerators: int) -> tuple[str, str, str]:
+    """(limit of cores, cores requested, memory) of a task."""
+    cpu, request, memory = resources.cpu, resources.cpu_request, resources.memory
+    if accelerators and resources.cpu_per_accelerator:
+        cpu = request = _times(resources.cpu_per_accelerator, accelerators)
+    if accelerators and resources.memory_per_accelerator:
+        memory = _times(resources.memory_per_accelerator, accelerators)
+    return own.cpu or cpu, own.cpu or request, own.memory or memory
+
+
+def _times(quantity: str, number: int) -> str:
+    """A quantity so many times, in its own unit: `64Gi` eight times is `512Gi`."""
+    value, unit = re.fullmatch(r"([\d.]+)(\D*)", quantity).groups()  # type: ignore[union-attr]
+    return f"{float(value) * number:g}{unit}"

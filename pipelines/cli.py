@@ -32,6 +32,7 @@ from bloomery.pipelines.cli_options import (
     NamespaceOption,
     RecipeArgument,
     SetOption,
+    StateOption,
     TokenOption,
     UploadOption,
     WorkdirOption,
@@ -154,7 +155,7 @@ def schedule(
     check: Annotated[str | None, typer.Option(metavar="CRON", help="When to check for drift; needs --log.")] = None,
     retrain: Annotated[str | None, typer.Option(metavar="CRON", help="When to run the whole recipe.")] = None,
     log: Annotated[str | None, typer.Option(help="Prediction log that is checked.")] = None,
-    workdir: WorkdirOption = WORKDIR,
+    workdir: StateOption = str(WORKDIR),
     set: SetOption = [],  # noqa: A002, B006
     endpoint: EndpointOption = None,
     namespace: NamespaceOption = None,
@@ -170,7 +171,7 @@ def schedule(
 
     Examples:
 
-        bloomery schedule my.yaml --check "*/15 * * * *" --log s3://logs/predictions --endpoint http://localhost:8888
+        bloomery schedule my.yaml --check "*/15 * * * *" --log s3://logs/predictions --workdir s3://logs/shop
 
         bloomery schedule quickstart --check "0 * * * *" --retrain "0 3 * * 1" --log predictions
     """
@@ -190,14 +191,15 @@ def schedule(
                 f"--endpoint {endpoint}: monitoring.runner is local, which makes lines for this machine's cron and "
                 "asks no cluster; give --set monitoring.runner=cluster, or leave --endpoint out"
             )
-        lines = schedules.cron_lines(recipe, workdir, log, check, retrain, set)
+        lines = schedules.cron_lines(recipe, Path(workdir), log, check, retrain, set)
         typer.echo(json.dumps(lines, ensure_ascii=False) if as_json else "\n".join(lines))
         return
     if retrain is not None:
         loaded = launch.load(recipe, set, prepare=bool(upload) and not in_image)
         loaded = local_files.for_pods(loaded, upload, in_image=in_image)
     access = Access(endpoint, namespace, token)
-    made = schedules.schedule(loaded, schedules.path_in_the_cluster(recipe), log, check, retrain, access)
+    place = schedules.path_in_the_cluster(recipe)
+    made = schedules.schedule(loaded, place, log, check, retrain, access, workdir=workdir, settings=set)
     typer.echo(json.dumps(made) if as_json else "\n".join(f"{name}: {run}" for name, run in made.items()))
 
 

@@ -14,6 +14,10 @@ SetOption = Annotated[
 WorkdirOption = Annotated[
     Path, typer.Option(help="Folder of runs, finished results, promoted models and the MLflow database.")
 ]
+StateOption = Annotated[
+    str,
+    typer.Option("--workdir", help="Folder of runs and decisions; on a cluster the URI of a store, as s3://bucket/prefix."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object as the last line of stdout.")]
 EndpointOption = Annotated[
     str | None,

@@ -161,13 +161,15 @@ def quota(core: Any, namespace: str, resources: ResourcesConfig) -> Iterable[Fin
     if not found:
         yield Finding("quota", "ok", f"{namespace} has none")
         return
-    needs = {"cpu": resources.cpu, "memory": resources.memory, "pods": "1"}
+    requests = {"cpu": resources.cpu_request, "memory": resources.memory, "pods": "1"}
     if resources.accelerator:
-        needs[resources.accelerator] = "1"
+        requests[resources.accelerator] = "1"
+    limits = {"limits.cpu": resources.cpu, "limits.memory": resources.memory}
+    needs = requests | {f"requests.{name}": need for name, need in requests.items()} | limits
     for one in found:
         used, short = one.status.used or {}, []
         for name, hard in (one.status.hard or {}).items():
-            need = needs.get(name.removeprefix("requests.").removeprefix("limits."))
+            need = needs.get(name)
             if need and parse_quantity(hard) - parse_quantity(used.get(name, "0")) < parse_quantity(need):
                 short.append(f"{name} {used.get(name, '0')} of {hard} used, a task takes {need}")
         told = f"{one.metadata.name}: {'; '.join(short)}" if short else f"{one.metadata.name} has room for a task"
@@ -180,14 +182,17 @@ def nodes(core: Any, resources: ResourcesConfig) -> Iterable[Finding]:
     from kubernetes.utils import parse_quantity
 
     found = core.list_node(_request_timeout=ANSWER_SECONDS).items
-    needs = {"cpu": resources.cpu, "memory": resources.memory}
+    needs = {"cpu": resources.cpu_request, "memory": resources.memory}
     fit = [node for node in found if all(_has(node, name, need) for name, need in needs.items())]
-    wanted = f"{resources.cpu} cores and {resources.memory}"
+    wanted = f"{resources.cpu_request} cores and {resources.memory}"
     if not fit:
         largest = max((parse_quantity(node.status.allocatable.get("cpu", "0")) for node in found), default=0)
         told = f"none of {len(found)} nodes has {wanted} for a task; the most cores that one has are {largest}"
         yield Finding(
-            "nodes", "fix", told, "lower `resources.cpu` and `resources.memory`, or add a node (an autoscaler may)"
+            "nodes",
+            "fix",
+            told,
+            "lower `resources.cpu_request` and `resources.memory`, or add a node (an autoscaler may)",
         )
     else:
         yield Finding("nodes", "ok", f"{len(fit)} of {len(found)} have {wanted} for a task")

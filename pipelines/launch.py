@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from bloomery.components.core import errors, store
+from bloomery.components.core import errors, pipeline_run, store
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ServiceError
 from bloomery.components.core.uploads import cache_folder
@@ -110,6 +110,10 @@ def run_local(
             ) as problem:  # kfp raises a bare RuntimeError for a failed task: the journal knows which and why
                 error = journal.failure() or BloomeryError(f"the pipeline failed: {problem}")
                 logger.debug("the pipeline failed", exc_info=problem)
+            except BaseException:  # Ctrl-C
+                if parent is not None:
+                    _end_parent_run(parent, "KILLED")
+                raise
             summary = _summary(recipe, journal, error, run_dir, time.perf_counter() - started)
             if until is None:
                 _write_report(run_dir, summary)
@@ -197,26 +201,18 @@ def _open_parent_run(recipe: Recipe, run_dir: Path) -> str:
     try:
         mlflow.set_tracking_uri(uri)
         client = MlflowClient()
-        experiment = client.get_experiment_by_name(recipe.name)
         location = str(run_dir.parent.parent / "mlartifacts") if uri.startswith("sqlite") else None
-        identity = (
-            experiment.experiment_id
-            if experiment
-            else client.create_experiment(recipe.name, artifact_location=location)
-        )
-        resolved = recipe.model_dump(mode="json")
-        tags = {"mlflow.runName": run_dir.name, "recipe_digest": digest(resolved)}
-        if study := os.environ.get("BLOOMERY_STUDY"):  # a trial of a search
-            tags["study"] = study
-        run_id = client.create_run(identity, tags=tags).info.run_id
+        tags = {"recipe_digest": digest(recipe.model_dump(mode="json"))}
+        tags["study"] = os.environ.get("BLOOMERY_STUDY", "")  # of a trial of a search
+        run_id = pipeline_run.opened(client, recipe.name, run_dir.name, tags, location)
+        if uri == f"sqlite:///{run_dir.parent.parent / 'mlflow.db'}":  # held by us: what is open there has died
+            pipeline_run.end_others(client)
+        return run_id
     except Exception as error:
         reason = str(error).split("\n")[0][:300]
         raise ServiceError(
             f"the MLflow tracking server at {uri} did not answer: {reason}; check MLFLOW_TRACKING_URI"
         ) from None
-    os.environ["MLFLOW_EXPERIMENT_ID"] = identity
-    os.environ["BLOOMERY_PARENT_RUN_ID"] = run_id
-    return run_id
 
 
 def _close_parent_run(run_id: str, summary: dict[str, Any]) -> None:
@@ -238,7 +234,18 @@ def _close_parent_run(run_id: str, summary: dict[str, Any]) -> None:
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if summary["report"]:
             client.log_artifact(run_id, summary["report"])
-        client.set_terminated(run_id, "FAILED" if summary["status"] == "failed" else "FINISHED")
+    except Exception as error:
+        logger.warning("the run was not told to MLflow: %s", str(error).split("\n")[0][:300])
+    _end_parent_run(run_id, "FAILED" if summary["status"] == "failed" else "FINISHED")
+
+
+def _end_parent_run(run_id: str, status: str) -> None:
+    from mlflow import MlflowClient
+
+    try:
+        client = MlflowClient()
+        pipeline_run.end_what_is_open(client)  # a step that was killed has not told so
+        client.set_terminated(run_id, status)
     except Exception as error:
         logger.warning("the run was not closed in MLflow: %s", str(error).split("\n")[0][:300])
 

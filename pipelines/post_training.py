@@ -8,7 +8,8 @@ from typing import Any
 
 from kfp import dsl
 
-from bloomery.components.core.config import packed, parameters
+from bloomery.components.core import pipeline_run
+from bloomery.components.core.config import digest, packed, parameters
 from bloomery.components.core.modelling.named_models import START
 from bloomery.infra.resources import place
 from bloomery.pipelines import steps
@@ -53,6 +54,10 @@ def build(recipe: Recipe, until: str | None = None) -> Any:
         "promotion": parameters(recipe.promotion),
     }
     settings = {name: packed(values) for name, values in settings.items()}
+    told = {
+        pipeline_run.RECIPE: recipe.name,
+        pipeline_run.RECIPE_DIGEST: digest(recipe.model_dump(mode="json")),
+    }
     settings |= {"quantisation": variants(recipe)} if recipe.quantisation else {}
 
     def post_training(*values: Any) -> None:
@@ -61,9 +66,20 @@ def build(recipe: Recipe, until: str | None = None) -> Any:
         def task(name: str, stage: Any, config: Any, **inputs: Any) -> dict[str, Any]:
             step = steps.find(name)
             # In a loop the name of the stage is known when it runs.
-            told = stage if isinstance(stage, str) else f"{name}_of_variant"
-            created = step.component(told)(stage=stage, config=config, **inputs).set_display_name(told)
-            return place(created, name, recipe.resources, accelerated=step.accelerator, cached=step.is_cached).outputs
+            title = stage if isinstance(stage, str) else f"{name}_of_variant"
+            created = step.component(title)(stage=stage, config=config, **inputs).set_display_name(title)
+            for variable, value in told.items():
+                created.set_env_variable(variable, value)
+            if name == "promotion":
+                created.set_env_variable(pipeline_run.LAST, "1")
+            return place(
+                created,
+                name,
+                recipe.resources,
+                accelerated=step.accelerator,
+                cached=step.is_cached,
+                credentials=step.secrets,
+            ).outputs
 
         def evaluate(stage: str, model: Any, config: str = "evaluation") -> Any:
             return task("evaluation", f"evaluation_{stage}", given[config], model=model, tasks=tasks)["results"]

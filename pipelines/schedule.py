@@ -6,7 +6,7 @@ import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,15 @@ def _absolute(log: str) -> str:
 
 
 def schedule(
-    recipe: Recipe, recipe_path: str, log: str | None, check: str | None, retrain: str | None, access: Access
+    recipe: Recipe,
+    recipe_path: str,
+    log: str | None,
+    check: str | None,
+    retrain: str | None,
+    access: Access,
+    *,
+    workdir: str = "",
+    settings: Sequence[str] = (),
 ) -> dict[str, str]:
     """Make the recurring runs `<recipe>-drift-check` and `<recipe>-retraining` for the cron expressions given; returns
     their ids by name.
@@ -75,15 +83,26 @@ def schedule(
     One at a time and without catch-up: a check or retraining that was missed is made up for by the next. There is no
     call to change a recurring run, so the new one is made before those of the same name are deleted: what fails
     between the two leaves one check too many, which starts nothing twice, and not none.
-    Raises: ConfigError for what the API refuses, ServiceError if it does not answer.
+    `workdir` is where checks keep decisions and slices, the URI of a store; `settings` are the `--set` values of the
+    recipe, which a retraining that a check submits inherits.
+    Raises: ServiceError if the API does not answer, ConfigError for what it refuses, or if pods could not reach
+    `workdir`.
     """
     from kfp import compiler
 
     from bloomery.pipelines import drift_check
 
+    if check is not None and "://" not in workdir:
+        raise ConfigError(
+            f"--workdir {workdir or '(none)'}: a check keeps its decisions there, and no pod of a cluster reaches it; "
+            "give the URI of a store, such as s3://bucket/bloomery"
+        )
     wanted: dict[str, tuple[str, Any]] = {}
     if check is not None:
-        wanted[f"{recipe.name}-drift-check"] = six_fields(check), drift_check.build(recipe, recipe_path, log or "")
+        wanted[f"{recipe.name}-drift-check"] = (
+            six_fields(check),
+            drift_check.build(recipe, recipe_path, log or "", workdir, settings),
+        )
     if retrain is not None:
         wanted[f"{recipe.name}-retraining"] = six_fields(retrain), launch.built(recipe)
     made = {}

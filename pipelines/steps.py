@@ -50,6 +50,8 @@ class Step:
     """It trains or generates; `all`: its training is shared by as many accelerators as it is given."""
     is_cached: bool
     """Whether a backend may take an earlier result; False for what looks at the world outside."""
+    secrets: tuple[str, ...]
+    """Credentials that it alone gets."""
 
     def component(self, task: str) -> Any:
         """Its kfp component, whose tasks a pipeline calls `task`: kfp would number those of one component.
@@ -122,6 +124,7 @@ def _described(name: str, run: Callable[..., dict[str, float]], said: Declared) 
         writes=artifact.ports(run, artifact.Writes),
         accelerator=said.accelerator,
         is_cached=said.reuse is not False,
+        secrets=said.secrets,
     )
     taken = [key for key, given in inspect.signature(run).parameters.items() if given.kind is given.KEYWORD_ONLY]
     if unmarked := [key for key in taken if key not in {**step.reads, **step.writes}]:

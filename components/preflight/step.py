@@ -28,7 +28,7 @@ from bloomery.components.preflight.questions import render_tasks
 logger = logging.getLogger(__name__)
 
 
-@declare(reuse=False)
+@declare(reuse=False, secrets=("HF_TOKEN",))
 def run(
     config: PreflightConfig,
     *,

@@ -124,7 +124,7 @@ def test_a_cluster(kubernetes, monkeypatch):
         f"{place}/secrets/bloomery-credentials": (200, {"data": {"AWS_ACCESS_KEY_ID": "c2VjcmV0"}}),
         f"{place}/pods": listed(pod("run-1", CPU_IMAGE, "ImagePullBackOff")),
         f"{place}/resourcequotas": listed(
-            {"metadata": {"name": "q"}, "status": {"hard": {"requests.cpu": "8"}, "used": {"requests.cpu": "7"}}}
+            {"metadata": {"name": "q"}, "status": {"hard": {"requests.cpu": "8"}, "used": {"requests.cpu": "7500m"}}}
         ),
         "/api/v1/nodes": listed({"status": {"allocatable": {"cpu": "1930m", "memory": "7Gi"}}}),
     }
@@ -136,8 +136,8 @@ def test_a_cluster(kubernetes, monkeypatch):
         assert told["RBAC", "fix"].startswith("not allowed in team-a: create runs, list runs")
         assert told["secret", "fix"] == "bloomery-credentials lacks AWS_SECRET_ACCESS_KEY"
         assert told["image pull", "fix"] == f"ImagePullBackOff of {CPU_IMAGE} in run-1"
-        assert told["quota", "fix"] == "q: requests.cpu 7 of 8 used, a task takes 2"
-        assert told["nodes", "fix"] in ("no node has nvidia.com/gpu now",)
+        assert told["quota", "fix"] == "q: requests.cpu 7500m of 8 used, a task takes 1"
+        assert told["nodes", "fix"] == "no node has nvidia.com/gpu now"
         assert "c2VjcmV0" not in str(told) and "secret\n" not in str(told)
 
         review["status"]["allowed"] = True

@@ -26,7 +26,14 @@ def recipe(tmp_path):
 
 def test_a_schedule_replaces_the_one_before(kubeflow, recipe, on_a_short_stack):
     made = [
-        on_a_short_stack(schedule, recipe, "quickstart", "s3://logs/shop", check, "0 3 * * 1", Access(kubeflow.url))
+        on_a_short_stack(
+            lambda check: schedule(
+                *(recipe, "quickstart", "s3://logs/shop", check, "0 3 * * 1", Access(kubeflow.url)),
+                workdir="s3://logs/state",
+                settings=["seed=3"],
+            ),
+            check,
+        )
         for check in ("*/15 * * * *", "30 */5 * * * *")
     ]
     kept = {run["display_name"]: run for run in kubeflow.kept["recurringruns"]}
@@ -36,13 +43,19 @@ def test_a_schedule_replaces_the_one_before(kubeflow, recipe, on_a_short_stack):
     assert check["trigger"]["cron_schedule"]["cron"] == "30 */5 * * * *"
     assert check["no_catchup"] is True and check["max_concurrency"] == 1
     assert kept["quickstart-retraining"]["trigger"]["cron_schedule"]["cron"] == "0 0 3 * * 1"
-    assert "s3://logs/shop" in json.dumps(check["pipeline_spec"])
+    told = json.dumps(check["pipeline_spec"])
+    assert all(part in told for part in ("s3://logs/shop", "s3://logs/state", "seed=3"))
+
+
+def test_a_check_on_a_cluster_keeps_its_decisions_where_pods_find_them(recipe):
+    with pytest.raises(ConfigError, match="no pod of a cluster reaches it"):
+        schedule(recipe, "quickstart", "s3://log", "* * * * *", None, Access("http://127.0.0.1:9"), workdir="runs")
 
 
 def test_no_answer_is_a_service_error(recipe, monkeypatch):
     monkeypatch.setattr("bloomery.pipelines.kubeflow.WAITS", (0.01,))
     with pytest.raises(ServiceError, match="did not answer"):
-        schedule(recipe, "quickstart", "log", "* * * * *", None, Access("http://127.0.0.1:9"))
+        schedule(recipe, "quickstart", "log", "* * * * *", None, Access("http://127.0.0.1:9"), workdir="s3://b/c")
 
 
 def test_cron_expressions():
