@@ -392,7 +392,7 @@ def _binary(uri: str) -> Iterator[IO[bytes]]:
 
 def _decompressed(stream: IO[bytes], compression: str) -> IO[bytes]:
     if compression == ".gz":
-        return gzip.GzipFile(fileobj=stream)  # type: ignore[return-value]
+        return gzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[return-value]  # by itself it takes that of a copy
     if compression == ".xz":
         return lzma.LZMAFile(stream)  # type: ignore[return-value]
     if compression == ".bz2":

@@ -1,5 +1,6 @@
 """What a recipe names on the submitting machine: refused, or put where pods read it, which preflight then does."""
 
+import gzip
 import json
 import sqlite3
 
@@ -30,7 +31,7 @@ def loaded(tmp_path, tiny_model):
     """A recipe that names things of every kind on this machine."""
     (tmp_path / "docs").mkdir()
     (tmp_path / "docs" / "one.md").write_text("# One\n\ntext")
-    (tmp_path / "docs" / "two.txt").write_text("two")
+    (tmp_path / "docs" / "two.jsonl.gz").write_bytes(gzip.compress(b'{"text": "two"}'))
     (tmp_path / "chats.jsonl").write_text(json.dumps({"prompt": "say", "completion": "ab"}))
     (tmp_path / "q.jsonl").write_text(json.dumps({"q": "all names", "a": "SELECT name FROM t"}))
     (tmp_path / "t-1.jsonl").write_text(json.dumps({"q": "all ids", "a": "SELECT id FROM t"}))
