@@ -38,8 +38,8 @@ _place: ContextVar[Place | None] = ContextVar("unfinished", default=None)
 
 def place() -> Path | None:
     """The folder of this process's step, which need not exist; None where its result is not kept in a store either."""
-    current = _place.get()
-    return current and current.folder
+    here = _place.get()
+    return None if here is None else here.folder
 
 
 def current() -> Place | None:
