@@ -97,19 +97,21 @@ class OnObjects:
 
     def make(self, outputs: Outputs, work: Work) -> dict[str, Any]:
         """As that of a folder; a result that another process had whole before this one is taken in its place. What the
-        store does not take is told, and costs the next run the same work, but not this one its result.
+        store does not take is told, and costs the next run the work from the last checkpoint, but not this one its
+        result.
 
         Raises: ConfigError or ServiceError where the store, asked for checkpoints before the work, is not there.
         """
         with unfinished.kept_at(self._checkpoints):
             result = work(outputs)
-            try:
-                ports = {port: outputs[port] for port in self.writes}
-                if not trees.put(self.uri, ports, result, first=True):
-                    logger.info("another process finished the same work first: its result is taken")
-                    result = self.take(outputs) or result
-            except BloomeryError as error:
-                logger.warning("the result is not kept for another run: %s", error)
+        try:
+            if not trees.put(self.uri, {port: outputs[port] for port in self.writes}, result, first=True):
+                logger.info("another process finished the same work first: its result is taken")
+                result = self.take(outputs) or result
+        except BloomeryError as error:
+            logger.warning("the result is not kept for another run: %s", error)
+        else:
+            s3.delete(self._checkpoints)
         return result
 
     @property

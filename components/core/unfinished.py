@@ -38,8 +38,8 @@ _place: ContextVar[Place | None] = ContextVar("unfinished", default=None)
 
 def place() -> Path | None:
     """The folder of this process's step, which need not exist; None where its result is not kept in a store either."""
-    current = _place.get()
-    return current and current.folder
+    here = _place.get()
+    return None if here is None else here.folder
 
 
 def current() -> Place | None:
@@ -74,8 +74,8 @@ def kept_in(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept_at(uri: str) -> Iterator[None]:
-    """Give the step that runs inside a folder with what an object store keeps for it at `uri`, the newest of it, and
-    delete it there when the step has ended well.
+    """Give the step that runs inside a folder with what an object store keeps for it at `uri`, the newest of it. It
+    stays there until somebody deletes it who has put the result in its place.
 
     Raises: ConfigError what the store refuses, ServiceError if it does not answer.
     """
@@ -87,7 +87,6 @@ def kept_at(uri: str) -> Iterator[None]:
                 break
         with lying_in(Place(folder, uri)):
             yield
-    s3.delete(uri)
 
 
 @contextlib.contextmanager

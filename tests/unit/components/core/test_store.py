@@ -27,11 +27,17 @@ class CountConfig(Config):
 def run(config: CountConfig, *, numbers: Annotated[Path, Reads("n/1")], total: Annotated[Path, Writes("t/1")],
         rest: Annotated[Path, Writes("r/1")]) -> dict:
     assert config.mode != "never"
+    kept = unfinished.place() / "checkpoint-1"
+    goes_on = kept.is_dir()
+    if config.mode == "keeps":
+        kept.mkdir(exist_ok=True)
+        (kept / "state").write_text("half")
+        unfinished.keep([kept])
     for port, schema in ((total, "t/1"), (rest, "r/1")):
         (port / "in").mkdir(parents=True)
         (port / "in" / "t").write_text(str(os.getpid() if config.mode == "odd" else 3))
         artifact.seal(port, schema)
-    return {"count/total": 3.0}
+    return {"count/total": 3.0, "count/goes_on": float(goes_on)}
 """
 
 
@@ -73,9 +79,11 @@ def markers(server: Server) -> list[str]:
 
 def test_what_one_pod_finished_another_reuses(pod, object_store, tmp_path):
     first = pod("one")
-    assert not first["cached"] and first["metrics"] == {"count/total": 3.0}
+    assert not first["cached"] and first["metrics"] == {"count/total": 3.0, "count/goes_on": 0.0}
+    assert len(object_store.requests) == 4 + 6  # as README says, and below
+    object_store.requests.clear()
     second = pod("two")
-    assert second == {**first, "cached": True}
+    assert second == {**first, "cached": True} and len(object_store.requests) == 4 + 2
     for port, schema in (("total", "t/1"), ("rest", "r/1")):
         taken = artifact.read_manifest(tmp_path / "two" / port, schema)
         assert taken == artifact.read_manifest(tmp_path / "one" / port)
@@ -120,6 +128,19 @@ def test_a_result_that_cannot_be_kept_is_a_result(pod, object_store, tmp_path, c
     assert not pod("two")["cached"] and pod("three")["cached"]
 
 
+def test_what_work_goes_on_from_stays_until_its_result_is_kept(pod, object_store, caplog):
+    object_store.fail("AccessDenied", r"PUT .*/count/\w+/whole.json")
+    assert pod("one", "keeps")["metrics"]["count/goes_on"] == 0
+    (marker,) = markers(object_store)
+    assert marker.endswith(".checkpoints/checkpoint-1/whole.json")
+    object_store.fail("AccessDenied", r"POST .*\?delete", times=2)
+    assert pod("two", "keeps")["metrics"]["count/goes_on"] == 1
+    assert caplog.text.count("not deleted, and no longer needed") == 2 and len(markers(object_store)) == 2
+    assert pod("three", "keeps")["cached"]
+    (marker,) = markers(object_store)
+    assert ".checkpoints" not in marker
+
+
 def test_a_store_that_is_away_is_told_before_the_work(pod, object_store, tmp_path):
     object_store.fail("503", times=99)
     with pytest.raises(ServiceError, match="did not answer in 5 attempts"):
@@ -158,11 +179,7 @@ def test_what_was_kept_for_going_on_comes_back_elsewhere_and_goes_at_the_end(obj
         assert unfinished.place() != first
         assert [folder.name for folder in unfinished.place().iterdir()] == ["checkpoint-10"]
         assert (unfinished.place() / "checkpoint-10" / "weights").read_text() == "10"
-        object_store.fail("AccessDenied", r"POST .*\?delete")
-    assert "not deleted, and no longer needed" in caplog.text
-    with unfinished.kept_at(uri):
-        pass
-    assert object_store.objects() == {}
+    assert trees.names(uri) == ["checkpoint-10"]
 
 
 def test_small_things_and_folders_are_remembered(object_store, tmp_path, monkeypatch):
