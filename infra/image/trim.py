@@ -14,10 +14,11 @@ import sysconfig
 from pathlib import Path
 
 DEVELOPERS = (
-    *("torch/bin", "torch/test", "torch/include", "pyarrow/include", "pyarrow/tests", "pandas/tests"),
-    *("numpy/**/tests", "scipy/**/tests", "sklearn/**/tests", "sympy/**/tests", "networkx/**/tests"),
+    *("torch/test", "torch/include", "torch/bin/[!t]*", "torch/bin/test_*"),  # torch_shm_manager it starts itself
+    *("pyarrow/include", "pyarrow/tests", "pandas/tests", "numpy/**/tests", "scipy/**/tests"),
+    *("sklearn/**/tests", "sympy/**/tests", "networkx/**/tests"),
 )
-"""Folders that go. Named one by one: in other packages `tests` is what users import, as `evidently.tests`."""
+"""Folders and programs that go. Named one by one: in other packages `tests` is what users import, as in evidently."""
 IMPORTED = (
     "torch",
     "transformers.models.auto.modeling_auto",
@@ -60,9 +61,10 @@ IMPORTED = (
 def trim(site: Path) -> int:
     """Delete what no step needs from the packages in `site`; returns the bytes that it took."""
     taken = 0
-    for folder in [folder for pattern in DEVELOPERS for folder in site.glob(pattern) if folder.is_dir()]:
-        taken += sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-        shutil.rmtree(folder)
+    for found in [found for pattern in DEVELOPERS for found in site.glob(pattern)]:
+        files = [found] if found.is_file() else [file for file in found.rglob("*") if file.is_file()]
+        taken += sum(file.stat().st_size for file in files)
+        shutil.rmtree(found) if found.is_dir() else found.unlink()
     return taken
 
 

@@ -75,12 +75,13 @@ def test_a_report_becomes_lines_and_one_without_a_hash_is_refused() -> None:
 
 
 def test_developers_folders_go_and_what_users_import_stays(tmp_path: Path) -> None:
-    gone = ("torch/test/a", "torch/include/b.h", "scipy/stats/tests/c.py", "pandas/tests/d.py")
-    stays = ("torch/testing/e.py", "evidently/tests/f.py", "scipy/stats/g.py")
+    gone = ("torch/test/a", "torch/include/b.h", "torch/bin/test_i", "torch/bin/protoc")
+    gone += ("scipy/stats/tests/c.py", "pandas/tests/d.py")
+    stays = ("torch/bin/torch_shm_manager", "torch/testing/e.py", "evidently/tests/f.py", "scipy/stats/g.py")
     for name in (*gone, *stays):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("12345")
-    assert trim(tmp_path) == 20
+    assert trim(tmp_path) == 30
     assert {file.relative_to(tmp_path).as_posix() for file in tmp_path.rglob("*") if file.is_file()} == set(stays)
 
 
