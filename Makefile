@@ -3,8 +3,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LOCKED := --quiet --constraint constraints.txt
+REPORT = --quiet --dry-run --ignore-installed --constraint constraints.txt --report
+TORCH_INDEX = $(shell sed -n 's/^ARG TORCH_INDEX=//p' Dockerfile)
+CPU_IMAGE ?= ghcr.io/bloomery/bloomery-cpu:0.1.0
+GPU_IMAGE ?= ghcr.io/bloomery/bloomery-gpu:0.1.0
+BUILD = docker build --build-arg COMMIT=$$(git rev-parse HEAD)
 
-.PHONY: quickstart smollm2 test check lock install install-test compile image clean bench-data bench-eval bench-drift \
+.PHONY: quickstart smollm2 test check lock install install-test compile image image-gpu audit clean bench-data bench-eval bench-drift \
   bench-memory bench-train bench-methods bench-replay
 
 .venv/installed: pyproject.toml constraints.txt
@@ -39,7 +44,7 @@ check: .venv/installed-test  ## style and types
 	$(BIN)/mypy --explicit-package-bases components/core
 
 # Without local suffixes such as torch's +cpu, which differ by where a build comes from.
-lock:  ## the newest versions that pyproject.toml allows, into constraints.txt; run the tests after it
+lock:  ## the newest versions that pyproject.toml allows, into constraints.txt, and the images' files of them by hash
 	rm -rf build/lock
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/python -m pip install --quiet --upgrade pip setuptools
@@ -49,12 +54,27 @@ lock:  ## the newest versions that pyproject.toml allows, into constraints.txt; 
 	  build/lock/bin/python -m pip freeze --all --exclude bloomery | sed 's/+[A-Za-z0-9.]*$$//' | LC_ALL=C sort --ignore-case; \
 	} > build/constraints.txt
 	mv build/constraints.txt constraints.txt
+	build/lock/bin/python -m pip install $(REPORT) build/cpu.json --extra-index-url $(TORCH_INDEX) \
+	  'torch==2.13.0+cpu' psycopg2-binary optuna cmaes .
+	build/lock/bin/python -m pip install $(REPORT) build/gpu.json 'torch===2.13.0' psycopg2-binary optuna cmaes .
+	for image in cpu gpu; do python3 infra/image/lock.py build/$$image.json > build/$$image.txt && \
+	  mv build/$$image.txt infra/image/$$image.txt || exit 1; done
 
 compile: .venv/installed  ## the quickstart as a Kubeflow pipeline
 	$(BIN)/bloomery compile quickstart --output build/quickstart.yaml
 
-image:  ## the CPU image
-	docker build --build-arg COMMIT=$$(git rev-parse HEAD) --tag bloomery:cpu .
+image:  ## the CPU image; its bill of materials and licences go to build/
+	$(BUILD) --tag $(CPU_IMAGE) .
+	mkdir -p build
+	docker run --rm --network none $(CPU_IMAGE) python3 -m bloomery.infra.bill > build/bill.json
+	docker run --rm --network none $(CPU_IMAGE) python3 -m bloomery.infra.bill --licences > build/licences.txt
+
+image-gpu:  ## the GPU image, with CUDA 13's torch
+	$(BUILD) --build-arg LOCK=gpu --tag $(GPU_IMAGE) .
+
+audit:  ## known vulnerabilities of the images' packages, by the service that pip-audit asks
+	$(PYTHON) -m venv build/audit && build/audit/bin/pip install --quiet pip-audit
+	for image in cpu gpu; do build/audit/bin/pip-audit --disable-pip --require-hashes --requirement infra/image/$$image.txt || exit 1; done
 
 clean:
 	rm -rf .venv build dist *.egg-info

@@ -7,19 +7,45 @@ cluster. Retries are not ignored there: a local run sets `retries: 0`, for a fai
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Literal
+import os
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
 
-from bloomery.components.core import processes
+from bloomery.components.core import processes, provenance, store
 from bloomery.components.core.config import Config
-from bloomery.infra import images, secrets, surroundings
+from bloomery.infra import images, secrets, settings, surroundings
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
 
 QUANTITY = r"^\d+(\.\d+)?(m|k|K|Ki|M|Mi|G|Gi|T|Ti)?$"
-"""A Kubernetes quantity, as far as CPU and memory need it."""
+Quantity = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
+    Field(pattern=QUANTITY),
+    WithJsonSchema({"anyOf": [{"type": "string", "pattern": QUANTITY}, {"type": "number", "minimum": 0}]}),
+]
+"""A Kubernetes quantity, as far as CPU and memory need it, also written as a number: `cpu: 8`."""
+
+_ONE_GPU = {
+    "cpu_request": "1",
+    "memory": "16Gi",
+    "cpu_per_accelerator": "8",
+    "memory_per_accelerator": "64Gi",
+    "accelerator": "nvidia.com/gpu",
+    "shm_gib": 16,
+}
+PROFILES: dict[str, dict[str, Any]] = {
+    "cpu-small": {},
+    "gpu-1": _ONE_GPU,
+    "gpu-8": {**_ONE_GPU, "accelerators": 8, "shm_gib": 64},
+}
+"""What a recipe's `resources:` have where they do not say otherwise. `cpu-small`, the defaults below: a node of two
+cores that holds Kubeflow Pipelines too. `gpu-1` and `gpu-8`: one card of a node of eight, or all of them, with
+their share of its cores and memory."""
+
 
 
 class Toleration(Config):
@@ -38,9 +64,9 @@ class Toleration(Config):
 class StepResources(Config):
     """What one step needs where it differs from the rest."""
 
-    cpu: str | None = Field(default=None, pattern=QUANTITY)
+    cpu: Quantity | None = None
     """Cores requested and the limit; none: those of the recipe."""
-    memory: str | None = Field(default=None, pattern=QUANTITY)
+    memory: Quantity | None = None
     """Memory requested and the limit; none: that of the recipe."""
     accelerators: int | None = Field(default=None, ge=0)
     """Accelerators on one node; 0 keeps the step on the CPU pool; none: those of the recipe. Of more than one a step
@@ -50,10 +76,21 @@ class StepResources(Config):
 class ResourcesConfig(Config):
     """The recipe's `resources:` section."""
 
-    cpu: str = Field(default="2", pattern=QUANTITY)
-    """Cores of every task, request and limit; 2 is what the quickstart was measured on."""
-    memory: str = Field(default="8Gi", pattern=QUANTITY)
-    """Memory of every task, request and limit; request equals limit so that a node is never overcommitted."""
+    profile: Literal["cpu-small", "gpu-1", "gpu-8"] = "cpu-small"
+    """Name of a set of values for what this section leaves out: `cpu-small`, `gpu-1` (one card for each step that uses
+    one) or `gpu-8` (eight of one node for a training that can be shared)."""
+    cpu: Quantity = "2"
+    """Cores that a task may use at most, and the number of its threads; 2 is what the quickstart was measured on."""
+    cpu_request: Quantity = "1"
+    """Cores that a node must have free for a task; as many as `cpu` where only that is given. Less than 2: of a node's
+    two cores the system and Kubeflow Pipelines hold a part."""
+    memory: Quantity = "4Gi"
+    """Memory of every task, request and limit; request equals limit so that a node is never overcommitted. The
+    quickstart takes 1.5 GiB in its largest process."""
+    cpu_per_accelerator: Quantity | None = None
+    """Cores, request and limit, for each accelerator of a task that has any; none: `cpu`, whatever their number."""
+    memory_per_accelerator: Quantity | None = None
+    """Memory for each accelerator of a task that has any; none: `memory`, whatever their number."""
     accelerator: str | None = None
     """Resource name of the accelerator, such as `nvidia.com/gpu`; none: every step runs on CPUs."""
     accelerators: int = Field(default=1, ge=1)
@@ -81,10 +118,26 @@ class ResourcesConfig(Config):
     neighbour on the same cores would be part of its latencies."""
     image: str | None = None
     """Image of every task; none: the CPU or GPU image of `images.py`."""
+    labels: dict[str, str] = {}
+    """Labels of every task's pod, such as `kueue.x-k8s.io/queue-name: bloomery` for a queue of Kueue."""
     secret: str = secrets.SECRET
     """Secret with store and tracking credentials; tasks start without it, too."""
+    store: str | None = Field(default=None, pattern=r"^s3://[^/]+(/.*)?$")
+    """Place of finished results on an object store, such as `s3://bucket/prefix`, which all runs share; none: what
+    BLOOMERY_STORE says where the pipeline is compiled, if that is on an object store, else each run does all anew. It
+    is used with the keys of `secret`, or the role of the pods' service account."""
     steps: dict[str, StepResources] = {}
     """Differences by step name."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _profile_fills_in(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        own = PROFILES.get(str(values.get("profile", "cpu-small")), {})
+        if "cpu" in values and "cpu_request" not in values:
+            own = {**own, "cpu_request": values["cpu"]}
+        return {**own, **values}
 
     @model_validator(mode="after")
     def _accelerator_is_named(self) -> ResourcesConfig:
@@ -112,22 +165,31 @@ def place(
     *,
     accelerated: bool | Literal["all"],
     cached: bool,
+    credentials: tuple[str, ...] = (),
 ) -> PipelineTask:
     """Say where `task`, an instance of the step `step_name` (the name of its folder), runs; returns the task.
 
     `accelerated` steps get the recipe's accelerator, where it names one, and those of `all` as many as it says; of
-    `cached` ones an earlier result may be taken.
+    `cached` ones an earlier result may be taken; `credentials` are keys of the Secret that this step alone gets.
     """
     from kfp import kubernetes
     from kubernetes.utils import parse_quantity
 
     own = resources.steps.get(step_name, StepResources())
     accelerators = resources.given(step_name, accelerated)
-    cpu, memory = own.cpu or resources.cpu, own.memory or resources.memory
-    task.set_cpu_request(cpu).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
+    cpu, request, memory = _size(own, resources, accelerators)
+    task.set_cpu_request(request).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
     for name, value in surroundings.of(math.ceil(parse_quantity(cpu))).items():
         task.set_env_variable(name, value)
-    task.set_container_image(resources.image or (images.GPU_IMAGE if accelerators else images.CPU_IMAGE))
+    image = resources.image or (images.GPU_IMAGE if accelerators else images.CPU_IMAGE)
+    task.set_container_image(image).set_env_variable(provenance.TASK_IMAGE, image)
+    if pull_secret := os.environ.get(images.PULL_SECRET):
+        kubernetes.set_image_pull_secrets(task, [pull_secret])
+    # With what the backend sets itself (RuntimeDefault, no capabilities, no escalation) all that `restricted` asks for.
+    kubernetes.set_security_context(task, run_as_non_root=True)
+    kubernetes.use_field_path_as_env(task, provenance.PIPELINE_RUN, "metadata.labels['pipeline/runid']")
+    for label, value in resources.labels.items():
+        kubernetes.add_pod_label(task, label, value)
     for label, value in (resources.node_pool if accelerators else resources.cpu_pool).items():
         kubernetes.add_node_selector(task, label, value)
     if accelerators:
@@ -146,10 +208,30 @@ def place(
                 medium="Memory",
                 size_limit=f"{resources.shm_gib}Gi",
             )
-    secrets.mount(task, resources.secret)
+    kept = resources.store or store.named() or ""
+    if "://" in kept:  # a folder of this machine is none of a pod
+        task.set_env_variable("BLOOMERY_STORE", kept)
+    settings.mount(task)
+    secrets.mount(task, credentials, resources.secret)
     if resources.retries:
         task.set_retry(
             resources.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s"
         )
     task.set_caching_options(cached)
     return task
+
+
+def _size(own: StepResources, resources: ResourcesConfig, accelerators: int) -> tuple[str, str, str]:
+    """(limit of cores, cores requested, memory) of a task."""
+    cpu, request, memory = resources.cpu, resources.cpu_request, resources.memory
+    if accelerators and resources.cpu_per_accelerator:
+        cpu = request = _times(resources.cpu_per_accelerator, accelerators)
+    if accelerators and resources.memory_per_accelerator:
+        memory = _times(resources.memory_per_accelerator, accelerators)
+    return own.cpu or cpu, own.cpu or request, own.memory or memory
+
+
+def _times(quantity: str, number: int) -> str:
+    """A quantity so many times, in its own unit: `64Gi` eight times is `512Gi`."""
+    value, unit = re.fullmatch(r"([\d.]+)(\D*)", quantity).groups()  # type: ignore[union-attr]
+    return f"{float(value) * number:g}{unit}"

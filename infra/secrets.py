@@ -1,7 +1,8 @@
-"""Credentials as environment variables: the one Secret a task may read, and the keys it may hold."""
+"""Credentials as environment variables: the one Secret a task may read, and which of its keys a step gets."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -16,19 +17,20 @@ STUDIES = "BLOOMERY_STUDIES"
 KEYS = (
     "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
-    "AWS_ENDPOINT_URL",  # of an S3-compatible store; boto3, s3fs and MLflow all read this one
-    "MLFLOW_TRACKING_URI",
+    "AWS_SESSION_TOKEN",
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",
     STUDIES,
 )
-"""Keys of the Secret, each the name of the environment variable it becomes. Absent keys stay unset."""
+"""Keys that every task gets, each the name of the environment variable it becomes: the store keeps what any step has
+finished, and the tracker what it measures. What a step needs beyond them it says by `declare(secrets=…)`. Absent keys
+stay unset."""
 
 
-def mount(task: PipelineTask, secret: str = SECRET) -> None:
-    """Give `task` the keys of `secret` as environment variables; a missing Secret or key is no error."""
+def mount(task: PipelineTask, more: Iterable[str] = (), secret: str = SECRET) -> None:
+    """Give `task` KEYS and `more` of `secret` as environment variables; a missing Secret or key is no error."""
     from kfp import kubernetes
 
     kubernetes.use_secret_as_env(
-        task, secret_name=secret, secret_key_to_env={key: key for key in KEYS}, optional=True
+        task, secret_name=secret, secret_key_to_env={key: key for key in (*KEYS, *more)}, optional=True
     )

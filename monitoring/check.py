@@ -23,16 +23,18 @@ from bloomery.components.core.step import configure_logging
 from bloomery.monitoring import alerts, drift, embedding, hold, page, policy, snapshot, trigger
 from bloomery.monitoring.config import MonitoringConfig
 from bloomery.monitoring.drift import DriftReport
+from bloomery.monitoring.home import Home, at
 from bloomery.monitoring.snapshot import Snapshot, Window
 from bloomery.monitoring.trigger import Started, Triggers
-from bloomery.pipelines import history, keys, launch
+from bloomery.pipelines import history, keys, submission
+from bloomery.pipelines.kubeflow import Access
 
 logger = logging.getLogger(__name__)
 
 
 def check(
     recipe_path: Path | str,
-    workdir: Path,
+    workdir: Path | Home,
     log_path: Path | str,
     config: MonitoringConfig,
     *,
@@ -46,40 +48,49 @@ def check(
     Writes to `workdir/monitoring/<window>/`: `decision.json`, `decision.md`, `drift.json`, `drift.html`,
     `window.jsonl`, `drifted.jsonl` and `retraining.jsonl`, the slices of the drifted windows in a row; a started
     retraining is recorded in `workdir/monitoring/triggers/`. With `start=False` nothing is started, recorded or told.
-    Returns the content of `decision.json`; `window` is None while there is no full window.
-    Raises: DataError if the log cannot be used, ServiceError if the retraining cannot be started.
+    Returns the content of `decision.json`; `window` is None while there is no full window, or no log yet.
+    Raises: DataError if the log cannot be used, ServiceError if the retraining cannot be started, ConfigError if it
+    would run here while what it learns from lies on a store.
     """
+    home = workdir if isinstance(workdir, Home) else Home(workdir)
+    if home.is_shared and config.runner == "local":
+        raise ConfigError(
+            "monitoring.runner: found local, and the state of the checks lies on a store; set it to cluster, or give "
+            "a --workdir on this machine"
+        )
     now = now or datetime.now(UTC)
     taken = snapshot.take(log_path, config, now)
     if not taken.windows:
-        return _nothing_yet(taken, config)
+        return _nothing_yet(taken, config, log_path)
     inherited = [*settings, *config.settings]
     try:
-        return _judge(taken, recipe_path, workdir.absolute(), config, inherited, now, start)
+        return _judge(taken, recipe_path, home, config, inherited, now, start)
     except OSError as error:
-        raise from_os_error(error, f"writing to {workdir / 'monitoring'}") from error
+        raise from_os_error(error, f"writing to {home.folder}") from error
 
 
 def _judge(
     taken: Snapshot,
     recipe: Path | str,
-    workdir: Path,
+    home: Home,
     config: MonitoringConfig,
     settings: Sequence[str],
     now: datetime,
     start: bool,
 ) -> dict[str, Any]:
-    home = workdir / "monitoring"
+    workdir = home.workdir
     *earlier, window = taken.windows[-config.policy.consecutive_windows :]
+    for one in (*earlier, window):
+        home.fetch(*(f"{one.id}/{name}" for name in ("decision.json", "drift.json", "drifted.jsonl")))
     encoder, fault = embedding.encoder_of(config.encoder, taken.champion)
-    compared = _Compared(home, taken, config, encoder, {"prompt_embedding": fault} if fault else {})
+    compared = _Compared(home.folder, taken, config, encoder, {"prompt_embedding": fault} if fault else {})
     report = compared.report(window)
     previous = [compared.report(before) for before in reversed(earlier)]
-    folder = home / window.id
+    folder = home.folder / window.id
     drifted = [window.id, *(r.window for r in itertools.takewhile(lambda report: report.drifted, previous))]
     slices = [folder_of_window(workdir, name) / "drifted.jsonl" for name in reversed(drifted)]
     write_atomically(folder / "retraining.jsonl", "".join(file.read_text(encoding="utf-8") for file in slices))
-    files = {"{window}": str(folder / "window.jsonl"), "{drifted}": str(folder / "retraining.jsonl")}
+    files = {"{window}": home.told(folder / "window.jsonl"), "{drifted}": home.told(folder / "retraining.jsonl")}
     settings = [_filled(setting, files) for setting in settings]
     command = trigger.retraining_command(recipe, workdir, settings, config.runner, window.id)
     known = _read_decision(folder)
@@ -92,12 +103,12 @@ def _judge(
         "left_out": taken.left_out,
         "quarantined": taken.quarantined,
         "unknown_labels": taken.num_unknown_labels,
-        "decision_page": str(folder / "decision.md"),
-        "drift_page": str(folder / "drift.html"),
+        "decision_page": home.told(folder / "decision.md"),
+        "drift_page": home.told(folder / "drift.html"),
         "alerted": known.get("alerted"),
     }
     try:
-        with trigger.opened(workdir) as triggers:
+        with trigger.opened(home) as triggers:
             decision, started = _act(triggers, workdir, report, previous, command, config, now, start)
     except ServiceError as error:
         if start:
@@ -221,8 +232,8 @@ def _running_on_the_cluster(recorded: list[trigger.Trigger], config: MonitoringC
         return None
     last = max(submitted, key=lambda item: item.time)
     try:
-        return last.key if launch.is_unfinished(os.environ.get("KFP_ENDPOINT"), last.key) else None
-    except ServiceError as error:  # it cannot be submitted to, either, so nothing runs twice for not knowing
+        return last.key if submission.is_unfinished(Access(), last.key) else None
+    except BloomeryError as error:  # it cannot be submitted to, either, so nothing runs twice for not knowing
         logger.warning("whether %s has ended is not known: %s", last.key, error)
         return None
 
@@ -259,16 +270,17 @@ def _read_decision(folder: Path) -> dict[str, Any]:
         return {}
 
 
-def _nothing_yet(taken: Snapshot, config: MonitoringConfig) -> dict[str, Any]:
+def _nothing_yet(taken: Snapshot, config: MonitoringConfig, log: Path | str) -> dict[str, Any]:
     wanted = f"{config.reference_rows} + {config.window_rows} rows"
     if config.window_days is not None:
         wanted = f"{config.reference_days:g} + {config.window_days:g} days"
     found = len(taken.reference) + taken.left_out.get("incomplete_window", 0)
+    have = f"{found} rows of {taken.champion} so far" if taken.champion else f"nothing yet: no prediction at {log}"
     return {
         "window": None,
         "champion": taken.champion,
         "action": "none",
-        "reason": f"{found} rows of {taken.champion} so far; a reference and a full window are {wanted}",
+        "reason": f"{have}; a reference and a full window are {wanted}",
         "drifted_signals": [],
         "effect": 0.0,
         "started": None,
@@ -285,24 +297,29 @@ def check_task(
     workdir: str,
     log: str,
     config: Mapping[str, Any],
+    settings: Sequence[str],
     decision: Any,
     drift_page: Any,
     metrics: Any,
 ) -> None:
-    """`check` as a pipeline task: writes the pages to the kfp artifacts `decision` and `drift_page`, and what
-    was found to `metrics`. A BloomeryError is logged without traceback and ends the process with its exit
-    code."""
+    """`check` as a pipeline task, in a workdir that may be a store's URI: writes the pages to the kfp artifacts
+    `decision` and `drift_page`, and what was found to `metrics`. A BloomeryError is logged without traceback and ends
+    the process with its exit code."""
     configure_logging()
     try:
-        result = check(recipe, Path(workdir), log, parse(MonitoringConfig, config, where="monitoring"))
+        with at(workdir) as home:
+            monitoring = parse(MonitoringConfig, config, where="monitoring")
+            result = check(recipe, home, log, monitoring, settings=settings)
+            for artifact, name in ((decision, "decision.md"), (drift_page, "drift.html")):
+                page_file = home.folder / str(result["window"]) / name
+                home.fetch(f"{result['window']}/{name}")  # of a window that was judged before
+                text = page_file.read_text(encoding="utf-8") if result["window"] else result["reason"]
+                Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
+                Path(artifact.path).write_text(text, encoding="utf-8")
     except BloomeryError as error:
         logger.error("drift_check: %s", error)
         sys.exit(error.exit_code)
     logger.info("%s: %s", result["action"], result["reason"])
-    for artifact, page_file in ((decision, "decision_page"), (drift_page, "drift_page")):
-        text = Path(result[page_file]).read_text(encoding="utf-8") if result["window"] else result["reason"]
-        Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
-        Path(artifact.path).write_text(text, encoding="utf-8")
     found = {
         "drift_check/drifted_signals": float(len(result["drifted_signals"])),
         "drift_check/effect": result["effect"],

@@ -12,6 +12,7 @@ def drift_check(
     workdir: str,
     log: str,
     config: dict,
+    settings: list,
     decision: Output[Markdown],
     drift: Output[HTML],
     metrics: Output[Metrics],
@@ -20,4 +21,4 @@ def drift_check(
     so."""
     from bloomery.monitoring.check import check_task
 
-    check_task(recipe, workdir, log, config, decision, drift, metrics)
+    check_task(recipe, workdir, log, config, settings, decision, drift, metrics)

@@ -12,6 +12,7 @@ written, by the rules of data_curation.
 from __future__ import annotations
 
 import contextlib
+import glob
 import json
 import logging
 import os
@@ -288,6 +289,17 @@ def parse_time(text: str) -> datetime:
     """An ISO 8601 time, UTC where it names no zone. Raises: ValueError."""
     time = datetime.fromisoformat(text)
     return time if time.tzinfo else time.replace(tzinfo=UTC)
+
+
+def exists(uri: str) -> bool:
+    """Whether there is a file or folder, or anything under a store's prefix. Raises: ServiceError if the store does not
+    answer."""
+    import fsspec
+
+    with _store(uri):
+        system, path = fsspec.core.url_to_fs(uri)
+        system.invalidate_cache()
+        return bool(system.glob(path)) if glob.has_magic(path) else bool(system.exists(path))
 
 
 def _other_schema(found: Any, kind: type[Record]) -> str:

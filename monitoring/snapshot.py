@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Prediction, content_id
+from bloomery.monitoring import prediction_log
 from bloomery.monitoring.config import MonitoringConfig
 from bloomery.monitoring.prediction_log import Reading
 
@@ -35,7 +36,7 @@ class Snapshot(NamedTuple):
     """What a log holds about the model that served its newest row."""
 
     champion: str
-    """`name:version` of that model."""
+    """`name:version` of that model; '' where there is no row yet."""
     reference: list[Prediction]
     """Its first rows; shorter than asked while there is no full reference."""
     windows: list[Window]
@@ -52,8 +53,11 @@ class Snapshot(NamedTuple):
 def take(log: Path | str, config: MonitoringConfig, now: datetime) -> Snapshot:
     """Read a prediction log, or a file, folder or URI of JSONL or Parquet rows of prediction/2.
 
-    Raises: DataError if there is no log, or no usable row in it.
+    Where there is no log yet, or nothing in it, the snapshot names no champion.
+    Raises: DataError if no row of it can be used, ServiceError if its store does not answer.
     """
+    if not prediction_log.exists(str(log)):
+        return Snapshot("", [], [], {}, {}, 0)
     overview = Reading(str(log), heads_only=True)
     left_out, quarantined = overview.left_out, overview.quarantined
     found: dict[str, _Place] = {}
@@ -62,11 +66,10 @@ def take(log: Path | str, config: MonitoringConfig, now: datetime) -> Snapshot:
             left_out["duplicate_id"] += 1
         else:
             found[row.id] = _Place(time, row.id, row.model_name, row.model_version)
+    if not found and not left_out and not quarantined:
+        return Snapshot("", [], [], {}, {}, 0)
     if not found:
-        raise DataError(
-            f"{log}: no usable prediction/2 row; left out: "
-            f"{ {**left_out, **quarantined} or 'nothing, the log is empty'}"
-        )
+        raise DataError(f"{log}: no usable prediction/2 row; left out: { {**left_out, **quarantined} }")
     ordered = sorted(found.values())
     name, version = ordered[-1].model_name, ordered[-1].model_version
     served = [place for place in ordered if (place.model_name, place.model_version) == (name, version)]

@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from bloomery.components.core.artifact import write_atomically
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import ConfigError, DataError, ServiceError
+from bloomery.monitoring.home import Home
 from bloomery.pipelines import keys
 
 
@@ -82,9 +83,10 @@ def program() -> str:
 class Triggers:
     """The triggers of a workdir, open to one process at a time."""
 
-    def __init__(self, workdir: Path) -> None:
-        self._workdir = workdir
-        self._folder = folder_of(workdir)
+    def __init__(self, home: Home) -> None:
+        self._home = home
+        self._workdir = home.workdir
+        self._folder = folder_of(home.workdir)
 
     def all(self) -> list[Trigger]:
         """Every recorded trigger, by key. Raises: DataError for a record that cannot be read."""
@@ -113,18 +115,21 @@ class Triggers:
         """
         trigger = self.of(key)
         if trigger is None:
-            trigger = Trigger(key=key, time=now, command=list(command), log=str(log), status="starting")
+            told = self._home.told(log)
+            trigger = Trigger(key=key, time=now, command=list(command), log=told, status="starting")
             self._write(trigger)
+            self._home.save()
         with (self._folder / f"{key}.lock").open("ab") as lock:
             if not _locked(lock) or self.is_settled(trigger):
                 return Started(trigger, is_new=False)
-            trigger = self._run(trigger, lock, wait)
+            trigger = self._run(trigger, log, lock, wait)
         return Started(trigger, is_new=True)
 
-    def _run(self, trigger: Trigger, lock: IO[bytes], wait: bool) -> Trigger:
+    def _run(self, trigger: Trigger, log: Path, lock: IO[bytes], wait: bool) -> Trigger:
         tried = {"attempts": trigger.attempts + 1}
         try:
-            with Path(trigger.log).open("ab") as output:
+            log.parent.mkdir(parents=True, exist_ok=True)
+            with log.open("ab") as output:
                 process = subprocess.Popen(
                     trigger.command,
                     stdin=subprocess.DEVNULL,
@@ -163,13 +168,14 @@ def folder_of(workdir: Path) -> Path:
 
 
 @contextlib.contextmanager
-def opened(workdir: Path) -> Iterator[Triggers]:
-    """The triggers of `workdir` (an absolute path), when no other process has them open."""
-    folder = folder_of(workdir)
+def opened(workdir: Path | Home) -> Iterator[Triggers]:
+    """The triggers of `workdir`, when no other process of this machine has them open."""
+    home = workdir if isinstance(workdir, Home) else Home(workdir)
+    folder = folder_of(home.workdir)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / ".lock").open("ab") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        yield Triggers(workdir)
+        yield Triggers(home)
 
 
 def _locked(lock: IO[bytes]) -> bool:

@@ -12,8 +12,31 @@ from typing import Annotated, Any
 import typer
 
 from bloomery.components.core.errors import BloomeryError
-from bloomery.pipelines import cli_advise, cli_check, cli_demo, cli_models, cli_monitor, cli_plan, cli_serve, cli_tune
-from bloomery.pipelines.cli_options import WORKDIR, JsonOption, RecipeArgument, SetOption, WorkdirOption
+from bloomery.pipelines import (
+    cli_advise,
+    cli_check,
+    cli_cluster,
+    cli_demo,
+    cli_doctor,
+    cli_models,
+    cli_monitor,
+    cli_plan,
+    cli_serve,
+    cli_tune,
+)
+from bloomery.pipelines.cli_options import (
+    WORKDIR,
+    EndpointOption,
+    InImageOption,
+    JsonOption,
+    NamespaceOption,
+    RecipeArgument,
+    SetOption,
+    StateOption,
+    TokenOption,
+    UploadOption,
+    WorkdirOption,
+)
 
 app = typer.Typer(
     help="From raw text and a base model to a language model that was measured, judged and promoted.",
@@ -30,6 +53,9 @@ app.command()(cli_check.check)
 app.command()(cli_advise.advise)
 app.command()(cli_plan.plan)
 app.command()(cli_tune.tune)
+app.command()(cli_doctor.doctor)
+for command in cli_cluster.COMMANDS:
+    app.command()(command)
 
 
 @app.callback()
@@ -112,49 +138,30 @@ def compile_(
 
         BLOOMERY_IMAGE_GPU=registry/bloomery:gpu bloomery compile my.yaml -o pipeline.yaml
     """
-    from bloomery.pipelines import launch
+    from bloomery.pipelines import launch, local_files
 
-    launch.compile_to(launch.load(recipe, set, prepare=False), output)
+    loaded = launch.load(recipe, set, prepare=False)
+    launch.compile_to(loaded, output)
+    if here := local_files.found(loaded):
+        told = "\n".join(f"warning: {line}" for line in local_files.refusal(here))
+        typer.echo(f"{told}\n`bloomery submit --upload s3://bucket/prefix` puts them where pods read them", err=True)
     typer.echo(str(output))
 
 
 @app.command()
-def submit(
-    recipe: RecipeArgument,
-    set: SetOption = [],  # noqa: A002, B006
-    endpoint: Annotated[
-        str | None,
-        typer.Option(envvar="KFP_ENDPOINT", help="Address of the Kubeflow Pipelines API; none: kfp's own search."),
-    ] = None,
-    key: Annotated[
-        str | None, typer.Option(help="Name of the run; where one has it, its id is printed and none is submitted.")
-    ] = None,
-) -> None:
-    """Submit a recipe to a Kubeflow Pipelines cluster.
-
-    Examples:
-
-        bloomery submit my.yaml --endpoint http://localhost:8888
-
-        KFP_ENDPOINT=https://kfp.example.com bloomery submit my.yaml --set seed=3
-    """
-    from bloomery.pipelines import launch
-
-    typer.echo(launch.submit(launch.load(recipe, set, prepare=False), endpoint, key))
-
-
-@app.command()
 def schedule(
+    context: typer.Context,
     recipe: RecipeArgument,
     check: Annotated[str | None, typer.Option(metavar="CRON", help="When to check for drift; needs --log.")] = None,
     retrain: Annotated[str | None, typer.Option(metavar="CRON", help="When to run the whole recipe.")] = None,
     log: Annotated[str | None, typer.Option(help="Prediction log that is checked.")] = None,
-    workdir: WorkdirOption = WORKDIR,
+    workdir: StateOption = str(WORKDIR),
     set: SetOption = [],  # noqa: A002, B006
-    endpoint: Annotated[
-        str | None,
-        typer.Option(envvar="KFP_ENDPOINT", help="Address of the Kubeflow Pipelines API; none: kfp's own search."),
-    ] = None,
+    endpoint: EndpointOption = None,
+    namespace: NamespaceOption = None,
+    token: TokenOption = None,
+    upload: UploadOption = None,
+    in_image: InImageOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check for drift, or retrain, again and again.
@@ -164,13 +171,14 @@ def schedule(
 
     Examples:
 
-        bloomery schedule my.yaml --check "*/15 * * * *" --log s3://logs/predictions --endpoint http://localhost:8888
+        bloomery schedule my.yaml --check "*/15 * * * *" --log s3://logs/predictions --workdir s3://logs/shop
 
         bloomery schedule quickstart --check "0 * * * *" --retrain "0 3 * * 1" --log predictions
     """
     from bloomery.components.core.errors import ConfigError
-    from bloomery.pipelines import launch
+    from bloomery.pipelines import launch, local_files
     from bloomery.pipelines import schedule as schedules
+    from bloomery.pipelines.kubeflow import Access
 
     if check is None and retrain is None:
         raise ConfigError("nothing to schedule; give --check CRON, --retrain CRON, or both")
@@ -178,10 +186,20 @@ def schedule(
         raise ConfigError("--check needs --log, the prediction log that is checked")
     loaded = launch.load(recipe, set, prepare=False)
     if loaded.monitoring.runner == "local":
-        lines = schedules.cron_lines(recipe, workdir, log, check, retrain, set)
+        if getattr(context.get_parameter_source("endpoint"), "name", "") == "COMMANDLINE":
+            raise ConfigError(
+                f"--endpoint {endpoint}: monitoring.runner is local, which makes lines for this machine's cron and "
+                "asks no cluster; give --set monitoring.runner=cluster, or leave --endpoint out"
+            )
+        lines = schedules.cron_lines(recipe, Path(workdir), log, check, retrain, set)
         typer.echo(json.dumps(lines, ensure_ascii=False) if as_json else "\n".join(lines))
         return
-    made = schedules.schedule(loaded, schedules.path_in_the_cluster(recipe), log, check, retrain, endpoint)
+    if retrain is not None:
+        loaded = launch.load(recipe, set, prepare=bool(upload) and not in_image)
+        loaded = local_files.for_pods(loaded, upload, in_image=in_image)
+    access = Access(endpoint, namespace, token)
+    place = schedules.path_in_the_cluster(recipe)
+    made = schedules.schedule(loaded, place, log, check, retrain, access, workdir=workdir, settings=set)
     typer.echo(json.dumps(made) if as_json else "\n".join(f"{name}: {run}" for name, run in made.items()))
 
 

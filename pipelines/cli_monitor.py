@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from bloomery.pipelines.cli_models import with_registry
-from bloomery.pipelines.cli_options import WORKDIR, JsonOption, RecipeArgument, SetOption, WorkdirOption
+from bloomery.pipelines.cli_options import WORKDIR, JsonOption, RecipeArgument, SetOption, StateOption, WorkdirOption
 
 LogOption = Annotated[
     str, typer.Option(help="Prediction log; or a file, folder or URI of JSONL or Parquet rows of prediction/2.")
@@ -24,7 +25,7 @@ app = typer.Typer(help="Drift of the served traffic, and the retraining that it 
 def monitor_check(
     recipe: RecipeArgument,
     log: LogOption,
-    workdir: WorkdirOption = WORKDIR,
+    workdir: StateOption = str(WORKDIR),
     set: SetOption = [],  # noqa: A002, B006
     start: StartOption = True,
     as_json: JsonOption = False,
@@ -45,7 +46,7 @@ def monitor_check(
 def monitor_watch(
     recipe: RecipeArgument,
     log: LogOption,
-    workdir: WorkdirOption = WORKDIR,
+    workdir: StateOption = str(WORKDIR),
     set: SetOption = [],  # noqa: A002, B006
     start: StartOption = True,
     every: Annotated[float, typer.Option(min=1, help="Seconds between the start of one check and of the next.")] = 300,
@@ -70,7 +71,7 @@ def monitor_explain(
     window: Annotated[
         str | None, typer.Argument(help="Window as its page names it; the last checked if left out.")
     ] = None,
-    workdir: WorkdirOption = WORKDIR,
+    workdir: StateOption = str(WORKDIR),
     as_json: JsonOption = False,
 ) -> None:
     """Print the page of a decision: what moved, old rows and new ones, what was done.
@@ -82,10 +83,14 @@ def monitor_explain(
         bloomery monitor explain shop-sql-3-1f0e9a52-w0004 --workdir runs
     """
     from bloomery.monitoring.check import newest_page
+    from bloomery.monitoring.home import at
 
-    page = newest_page(workdir, window)
-    file = page.with_suffix(".json") if as_json else page
-    text = file.read_text(encoding="utf-8")
+    with at(workdir) as home:
+        home.fetch("*/decision.json")
+        page = newest_page(home.workdir, window)
+        home.fetch(f"{page.parent.name}/decision.md")
+        file = page.with_suffix(".json") if as_json else page
+        text = file.read_text(encoding="utf-8")
     typer.echo(json.dumps(json.loads(text), ensure_ascii=False) if as_json else text)
 
 
@@ -96,7 +101,7 @@ def monitor_hold(
         str | None, typer.Option(help="When it ends by itself, ISO 8601; UTC where it names no zone.")
     ] = None,
     who: Annotated[str | None, typer.Option(help="On whose word; the user of this process if left out.")] = None,
-    workdir: WorkdirOption = WORKDIR,
+    workdir: StateOption = str(WORKDIR),
 ) -> None:
     """Start no retraining of this workdir, whatever drifts; who, when and why is kept.
 
@@ -113,7 +118,7 @@ def monitor_hold(
 def monitor_resume(
     reason: Annotated[str, typer.Option(help="Why.")] = "",
     who: Annotated[str | None, typer.Option(help="On whose word; the user of this process if left out.")] = None,
-    workdir: WorkdirOption = WORKDIR,
+    workdir: StateOption = str(WORKDIR),
 ) -> None:
     """Lift the hold: the next check may start a retraining again.
 
@@ -144,6 +149,7 @@ def monitor_replay(
         bloomery monitor replay my.yaml --task faq --traffic april.jsonl --log s3://logs/faq --workdir runs
     """
     from bloomery.components.core.errors import ConfigError
+    from bloomery.components.core.modelling import checkpoints
     from bloomery.monitoring.replay import replay
     from bloomery.pipelines import launch
 
@@ -157,28 +163,35 @@ def monitor_replay(
             f"{name}: no champion to answer with; run the recipe first, or give the --workdir of its runs"
         )
     asked = loaded.tasks[task]
-    count = replay(
-        traffic,
-        Path(champion.source),
-        log,
-        asked.templates[0],
-        model_name=name,
-        model_version=str(champion.version),
-        max_new_tokens=asked.max_new_tokens,
-    )
+    with tempfile.TemporaryDirectory(prefix="bloomery-champion-") as copy:
+        model = Path(champion.source.removeprefix("file://"))
+        if not model.is_dir():
+            model = Path(copy) / "model"
+            checkpoints.fetch(champion.source, model)
+        count = replay(
+            traffic,
+            model,
+            log,
+            asked.templates[0],
+            model_name=name,
+            model_version=str(champion.version),
+            max_new_tokens=asked.max_new_tokens,
+        )
     typer.echo(f"{count} predictions of {name} version {champion.version} written to {log}")
 
 
-def _check(recipe: str, log: str, workdir: Path, settings: list[str], start: bool) -> dict[str, Any]:
+def _check(recipe: str, log: str, workdir: str, settings: list[str], start: bool) -> dict[str, Any]:
     from bloomery.monitoring.check import check
+    from bloomery.monitoring.home import at
     from bloomery.pipelines import launch
     from bloomery.pipelines.recipe import find
 
     loaded = launch.load(recipe, settings, prepare=False)
-    uri = launch.tracking_uri(workdir)
+    uri = launch.tracking_uri(Path(workdir))
     if not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).is_file():
         os.environ["MLFLOW_TRACKING_URI"] = uri  # where the checkpoint lies that embeds the prompts
-    return check(find(recipe), workdir, log, loaded.monitoring, settings=settings, start=start)
+    with at(workdir) as home:
+        return check(find(recipe), home, log, loaded.monitoring, settings=settings, start=start)
 
 
 def _told(result: dict[str, Any]) -> str:
@@ -186,11 +199,12 @@ def _told(result: dict[str, Any]) -> str:
     return f"{result['action']}: {result['reason']}{page}"
 
 
-def _record_hold(workdir: Path, *, is_held: bool, reason: str, until: str | None, who: str | None) -> None:
+def _record_hold(workdir: str, *, is_held: bool, reason: str, until: str | None, who: str | None) -> None:
     from datetime import UTC, datetime
 
     from bloomery.components.core.errors import ConfigError
     from bloomery.monitoring import hold
+    from bloomery.monitoring.home import at
     from bloomery.monitoring.prediction_log import parse_time
 
     try:
@@ -198,5 +212,7 @@ def _record_hold(workdir: Path, *, is_held: bool, reason: str, until: str | None
     except ValueError:
         raise ConfigError(f"--until {until}: expected ISO 8601, such as 2027-01-04T09:00+09:00") from None
     entry = hold.Hold(is_held=is_held, who=who or hold.whoever(), time=datetime.now(UTC), reason=reason, until=end)
-    hold.record(workdir, entry)
-    typer.echo(f"{'held' if is_held else 'resumed'} by {entry.who}; kept in {hold.log_file(workdir)}")
+    with at(workdir) as home:
+        hold.record(home.workdir, entry)
+        kept = home.told(hold.log_file(home.workdir))
+    typer.echo(f"{'held' if is_held else 'resumed'} by {entry.who}; kept in {kept}")

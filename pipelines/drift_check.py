@@ -5,36 +5,46 @@ costs twenty seconds of its own. Schedule it without catch-up and one at a time:
 by the next.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 from kfp import dsl, kubernetes
 
 from bloomery.components.core.config import parameters
+from bloomery.infra import images
+from bloomery.infra import settings as pod_settings
 from bloomery.infra.resources import place
 from bloomery.monitoring.component import drift_check as drift_check_step
 from bloomery.pipelines.recipe import Recipe
 
-STATE_CLAIM = "bloomery-monitoring"
-"""PersistentVolumeClaim that holds decisions and trigger records between checks; see infra/k8s."""
-STATE_PATH = "/var/lib/bloomery"
 RECIPES_MAP = "bloomery-recipes"
 """ConfigMap with recipe files, so that a check can submit one that is not in the image."""
 RECIPES_PATH = "/etc/bloomery/recipes"
+TOKEN_LABEL = "access-ml-pipeline"
+"""Label of a pod that gets a token for the API in a Kubeflow profile; see infra/k8s/components/profile."""
 
 
-def build(recipe: Recipe, recipe_path: str, log: str, workdir: str = STATE_PATH) -> Any:
-    """The pipeline that watches `log` and retrains by `recipe_path`, both as the task sees them.
+def build(recipe: Recipe, recipe_path: str, log: str, workdir: str, settings: Sequence[str] = ()) -> Any:
+    """The pipeline that watches `log` and retrains by `recipe_path` with the `--set` values `settings`, all as the task
+    sees them; decisions and records last in `workdir`, the URI of a store.
 
     Retraining is submitted where `recipe.monitoring.runner` is `cluster`; `local` would end with the pod.
     """
+    webhook = recipe.monitoring.alerts.webhook
+    secret = (webhook,) if webhook and "://" not in webhook else ()
+    watched, handed_on = parameters(recipe.monitoring), list(settings)
 
     @dsl.pipeline(
         name=f"{recipe.name}-drift-check", description=f"Drift of the traffic of {recipe.registered_model}"
     )
-    def drift_check(monitoring: dict = parameters(recipe.monitoring)) -> None:  # noqa: B008
-        task = drift_check_step(recipe=recipe_path, workdir=workdir, log=log, config=monitoring)
-        place(task, "drift_check", recipe.resources, accelerated=False, cached=False)
-        kubernetes.mount_pvc(task, STATE_CLAIM, STATE_PATH)
+    def drift_check(monitoring: dict = watched, inherited: list = handed_on) -> None:  # noqa: B006, B008
+        task = drift_check_step(recipe=recipe_path, workdir=workdir, log=log, config=monitoring, settings=inherited)
+        place(task, "drift_check", recipe.resources, accelerated=False, cached=False, credentials=secret)
+        for variable, value in images.passed_on().items():
+            task.set_env_variable(variable, value)
+        pod_settings.mount(task, pod_settings.API)
+        kubernetes.use_field_path_as_env(task, "KFP_NAMESPACE", "metadata.namespace")
+        kubernetes.add_pod_label(task, TOKEN_LABEL, "true")
         kubernetes.use_config_map_as_volume(task, RECIPES_MAP, RECIPES_PATH, optional=True)
 
     return drift_check

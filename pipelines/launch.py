@@ -17,9 +17,10 @@ from typing import Any
 
 import yaml
 
-from bloomery.components.core import errors
+from bloomery.components.core import errors, pipeline_run, store
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ServiceError
+from bloomery.components.core.uploads import cache_folder
 from bloomery.infra import surroundings
 from bloomery.pipelines import fork_server, keys
 from bloomery.pipelines import recipe as recipes
@@ -49,16 +50,9 @@ def _folder(name: str, prepare: bool) -> str:
     return str(folder)
 
 
-def cache_folder() -> Path:
-    """Where the demo domain, its base model and the real one are kept: `$BLOOMERY_CACHE`, or `bloomery` under the
-    user's cache folder."""
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bloomery"
-    return Path(os.environ.get("BLOOMERY_CACHE", default))
-
-
 def compile_to(recipe: Recipe, target: Path) -> None:
     """Write the recipe's pipeline as KFP IR YAML."""
-    compile_pipeline(_built(recipe), target)
+    compile_pipeline(built(recipe), target)
 
 
 def compile_pipeline(pipeline: Any, target: Path) -> None:
@@ -69,56 +63,13 @@ def compile_pipeline(pipeline: Any, target: Path) -> None:
     compiler.Compiler().compile(pipeline, str(target))
 
 
-def _built(recipe: Recipe, until: str | None = None) -> Any:
+def built(recipe: Recipe, until: str | None = None) -> Any:
+    """The recipe's pipeline."""
     from bloomery.infra.short_stacks import short_stacks
     from bloomery.pipelines.post_training import build
 
     with short_stacks():
         return build(recipe, until)
-
-
-def submit(recipe: Recipe, endpoint: str | None, key: str | None = None) -> str:
-    """Submit the recipe's pipeline to the Kubeflow Pipelines API at `endpoint`; returns the run id.
-
-    With a `key`, the name of the run, the run that bears it already is returned instead of a second.
-    Raises: ServiceError if the API does not answer.
-    """
-    with kubeflow(endpoint) as client:
-        known = run_named(client, keys.check_key(key)) if key else None
-        if known is not None:
-            return known.run_id
-        run = client.create_run_from_pipeline_func(_built(recipe), experiment_name=recipe.name, run_name=key)
-        return run.run_id
-
-
-@contextlib.contextmanager
-def kubeflow(endpoint: str | None) -> Iterator[Any]:
-    """A client of the Kubeflow Pipelines API at `endpoint`. Raises: ServiceError if it does not answer."""
-    import kfp
-
-    try:
-        yield kfp.Client(host=endpoint)
-    except BloomeryError:
-        raise
-    except Exception as error:  # kfp passes on whatever urllib3, its own client or the API raised
-        reason = str(error).split("\n")[0][:300]
-        raise ServiceError(
-            f"Kubeflow Pipelines at {endpoint or 'its default address'} did not answer: {reason}"
-        ) from error
-
-
-def run_named(client: Any, name: str) -> Any | None:
-    """The newest run of that name, which the user may see, or None."""
-    predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
-    found = client.list_runs(page_size=1, sort_by="created_at desc", filter=json.dumps({"predicates": [predicate]}))
-    return found.runs[0] if found.runs else None
-
-
-def is_unfinished(endpoint: str | None, key: str) -> bool:
-    """True while the run of that name runs, or waits to, on a cluster. Raises: ServiceError as `submit`."""
-    with kubeflow(endpoint) as client:
-        run = run_named(client, key)
-        return run is not None and run.state not in ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
 
 
 def run_local(
@@ -130,9 +81,10 @@ def run_local(
 ) -> dict[str, Any]:
     """Run the recipe's pipeline in subprocesses of this machine and write its report.
 
-    `workdir` keeps what runs share (finished results, the MLflow database, promoted models) and a folder for each
-    run. `show` is called with each event of the journal as it happens. A `key` starts one run in a workdir.
-    `until` names the last stage that runs: nothing is evaluated then, or promoted, and there is no report.
+    `workdir` keeps what runs share (the MLflow database, promoted models, and finished results unless BLOOMERY_STORE
+    names another place for them) and a folder for each run. `show` is called with each event of the journal as it
+    happens. A `key` starts one run in a workdir. `until` names the last stage that runs: nothing is evaluated then, or
+    promoted, and there is no report.
     Returns: the summary: status (promoted, rejected, failed, finished), model, stages, cached_steps, report, seconds,
              error, exit_code.
     Raises:  ServiceError if another run holds the workdir, ConfigError if the key was used.
@@ -165,6 +117,10 @@ def run_local(
             ) as problem:  # kfp raises a bare RuntimeError for a failed task: the journal knows which and why
                 error = journal.failure() or BloomeryError(f"the pipeline failed: {problem}")
                 logger.debug("the pipeline failed", exc_info=problem)
+            except BaseException:  # Ctrl-C
+                if parent is not None:
+                    _end_parent_run(parent, "KILLED")
+                raise
             summary = _summary(recipe, journal, error, run_dir, time.perf_counter() - started)
             if until is None:
                 _write_report(run_dir, summary)
@@ -182,7 +138,7 @@ def _execute(recipe: Recipe, run_dir: Path, until: str | None) -> None:
         runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(run_dir / "pipeline"), raise_on_error=True
     )
     with _quiet(run_dir / "pipeline.log"):
-        _built(recipe, until)()
+        built(recipe, until)()
 
 
 def _at(recipe: Recipe, workdir: Path) -> Recipe:
@@ -223,7 +179,7 @@ def _environment(workdir: Path, run_dir: Path) -> Iterator[None]:
     """The variables that steps find their surroundings by; restored afterwards."""
     values = {
         **surroundings.missing(),
-        "BLOOMERY_STORE": str(workdir / "store"),
+        "BLOOMERY_STORE": store.named() or str(workdir / "store"),
         "BLOOMERY_JOURNAL": str(run_dir / "journal.jsonl"),
         "MLFLOW_TRACKING_URI": tracking_uri(workdir),
         "TOKENIZERS_PARALLELISM": "false",
@@ -252,26 +208,18 @@ def _open_parent_run(recipe: Recipe, run_dir: Path) -> str:
     try:
         mlflow.set_tracking_uri(uri)
         client = MlflowClient()
-        experiment = client.get_experiment_by_name(recipe.name)
         location = str(run_dir.parent.parent / "mlartifacts") if uri.startswith("sqlite") else None
-        identity = (
-            experiment.experiment_id
-            if experiment
-            else client.create_experiment(recipe.name, artifact_location=location)
-        )
-        resolved = recipe.model_dump(mode="json")
-        tags = {"mlflow.runName": run_dir.name, "recipe_digest": digest(resolved)}
-        if study := os.environ.get("BLOOMERY_STUDY"):  # a trial of a search
-            tags["study"] = study
-        run_id = client.create_run(identity, tags=tags).info.run_id
+        tags = {"recipe_digest": digest(recipe.model_dump(mode="json"))}
+        tags["study"] = os.environ.get("BLOOMERY_STUDY", "")  # of a trial of a search
+        run_id = pipeline_run.opened(client, recipe.name, run_dir.name, tags, location)
+        if uri == f"sqlite:///{run_dir.parent.parent / 'mlflow.db'}":  # held by us: what is open there has died
+            pipeline_run.end_others(client)
+        return run_id
     except Exception as error:
         reason = str(error).split("\n")[0][:300]
         raise ServiceError(
             f"the MLflow tracking server at {uri} did not answer: {reason}; check MLFLOW_TRACKING_URI"
         ) from None
-    os.environ["MLFLOW_EXPERIMENT_ID"] = identity
-    os.environ["BLOOMERY_PARENT_RUN_ID"] = run_id
-    return run_id
 
 
 def _close_parent_run(run_id: str, summary: dict[str, Any]) -> None:
@@ -293,7 +241,18 @@ def _close_parent_run(run_id: str, summary: dict[str, Any]) -> None:
         client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         if summary["report"]:
             client.log_artifact(run_id, summary["report"])
-        client.set_terminated(run_id, "FAILED" if summary["status"] == "failed" else "FINISHED")
+    except Exception as error:
+        logger.warning("the run was not told to MLflow: %s", str(error).split("\n")[0][:300])
+    _end_parent_run(run_id, "FAILED" if summary["status"] == "failed" else "FINISHED")
+
+
+def _end_parent_run(run_id: str, status: str) -> None:
+    from mlflow import MlflowClient
+
+    try:
+        client = MlflowClient()
+        pipeline_run.end_what_is_open(client)  # a step that was killed has not told so
+        client.set_terminated(run_id, status)
     except Exception as error:
         logger.warning("the run was not closed in MLflow: %s", str(error).split("\n")[0][:300])
 

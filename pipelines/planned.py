@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from bloomery.components.core import uploads
 from bloomery.components.core.errors import BloomeryError, ConfigError, ModelError, ServiceError
 from bloomery.components.core.modelling import generation, likelihood, plan, reshaping, shapes
 from bloomery.components.core.modelling.calibration import CALIBRATION_TOKENS
@@ -157,13 +158,15 @@ def _why_not(stage: Stage) -> str:
 
 
 def folder_of(key: str, name: str, revision: str) -> Path:
-    """The folder with the config.json of the model `name`, which `key` of the recipe names: of a hub's model that file
-    alone is fetched.
+    """The folder with the config.json of the model `name`, which `key` of the recipe names: of a model on a hub or
+    store that file alone is fetched.
 
     Raises: ModelError if there is none, ServiceError if the hub does not give it.
     """
     if Path(name).is_dir():
         return Path(name)
+    if "://" in name:
+        return uploads.fetched(f"{name.rstrip('/')}/config.json").parent
     if name.count("/") != 1 or name.startswith((".", "/", "~")):
         demo = "; that of a demo is made by its first `bloomery run`" if name.startswith("/") else ""
         set_it = f"by --set base_model=FOLDER{demo}" if key == "base_model" else "in its place"

@@ -9,7 +9,8 @@ from typing import Any
 
 from kfp import dsl
 
-from bloomery.components.core.config import packed, parameters
+from bloomery.components.core import pipeline_run
+from bloomery.components.core.config import digest, packed, parameters
 from bloomery.components.core.modelling.named_models import START
 from bloomery.infra.resources import place
 from bloomery.pipelines import steps
@@ -43,10 +44,21 @@ def variants(recipe: Recipe) -> list[dict[str, Any]]:
 def make_task(recipe: Recipe, name: str, stage: Any, config: Any, **inputs: Any) -> dict[str, Any]:
     """The outputs, by port, of a task that runs the step `name` as `stage`, placed as the recipe says."""
     step = steps.find(name)
-    created = step.component()(stage=stage, config=config, **inputs)
-    if isinstance(stage, str):  # in a loop the name is known when it runs
-        created.set_display_name(stage)
-    return place(created, name, recipe.resources, accelerated=step.accelerator, cached=step.is_cached).outputs
+    # In a loop the name of the stage is known when it runs.
+    title = stage if isinstance(stage, str) else f"{name}_of_variant"
+    created = step.component(title)(stage=stage, config=config, **inputs).set_display_name(title)
+    created.set_env_variable(pipeline_run.RECIPE, recipe.name)
+    created.set_env_variable(pipeline_run.RECIPE_DIGEST, digest(recipe.model_dump(mode="json")))
+    if name == "promotion":
+        created.set_env_variable(pipeline_run.LAST, "1")
+    return place(
+        created,
+        name,
+        recipe.resources,
+        accelerated=step.accelerator,
+        cached=step.is_cached,
+        credentials=step.secrets,
+    ).outputs
 
 
 def build(recipe: Recipe, until: str | None = None) -> Any:
@@ -98,7 +110,7 @@ def build(recipe: Recipe, until: str | None = None) -> Any:
         if recipe.quantisation:
             calibration = {"chats": newest["chat/2"]} if "chat/2" in newest else {}
             with dsl.ParallelFor(
-                given["quantisation"], parallelism=recipe.resources.parallel_variants or None
+                given["quantisation"], name="variants", parallelism=recipe.resources.parallel_variants or None
             ) as variant:
                 exported = task(
                     "quantisation",

@@ -14,7 +14,7 @@ import yaml
 from pydantic import Field, field_validator, model_validator
 
 from bloomery.components.chat_curation.config import ChatCurationConfig
-from bloomery.components.core.config import MOST_PACKED, Config, ModelName, packed, parameters, parse
+from bloomery.components.core.config import MOST_PACKED, Config, ModelName, TemplateName, packed, parameters, parse
 from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.modelling import named_models
@@ -52,10 +52,11 @@ class Recipe(Config):
     registered_model: str = Field(pattern=r"^[\w.-]+$")
     """Name in the model registry; the candidate has to beat the champion of this name."""
     base_model: ModelName
-    """Checkpoint folder (safetensors, chat template, EOS) or the name of a model on the Hugging Face hub."""
+    """Checkpoint folder (safetensors, chat template, EOS), also on `s3://`, or the name of a model on the Hugging Face
+    hub."""
     revision: str = "main"
     """Revision of a hub model; a commit hash makes the run repeatable."""
-    chat_template: str = ""
+    chat_template: TemplateName = ""
     """For a base model without a chat template: `chatml`, or the path of a Jinja template, which is written into every
     model of the run; empty: the model's own."""
     start_from: StartFrom = "base"

@@ -21,10 +21,9 @@ import jinja2
 import yaml
 from markupsafe import Markup
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, provenance
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.parallel import num_cores
-from bloomery.components.core.registry import provenance
 from bloomery.pipelines import charts, compression_section, data_section, run_outputs, variants_section
 from bloomery.pipelines.charts import duration, number, percent, size
 from bloomery.pipelines.run_outputs import Output

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from bloomery.components.core.errors import ConfigError
-from bloomery.pipelines.launch import kubeflow
+from bloomery.pipelines import kubeflow, launch
+from bloomery.pipelines.kubeflow import Access, connected
 from bloomery.pipelines.recipe import Recipe
 
 
@@ -67,7 +67,15 @@ def _absolute(log: str) -> str:
 
 
 def schedule(
-    recipe: Recipe, recipe_path: str, log: str | None, check: str | None, retrain: str | None, endpoint: str | None
+    recipe: Recipe,
+    recipe_path: str,
+    log: str | None,
+    check: str | None,
+    retrain: str | None,
+    access: Access,
+    *,
+    workdir: str = "",
+    settings: Sequence[str] = (),
 ) -> dict[str, str]:
     """Make the recurring runs `<recipe>-drift-check` and `<recipe>-retraining` for the cron expressions given; returns
     their ids by name.
@@ -75,19 +83,30 @@ def schedule(
     One at a time and without catch-up: a check or retraining that was missed is made up for by the next. There is no
     call to change a recurring run, so the new one is made before those of the same name are deleted: what fails
     between the two leaves one check too many, which starts nothing twice, and not none.
-    Raises: ServiceError if the API does not answer.
+    `workdir` is where checks keep decisions and slices, the URI of a store; `settings` are the `--set` values of the
+    recipe, which a retraining that a check submits inherits.
+    Raises: ServiceError if the API does not answer, ConfigError for what it refuses, or if pods could not reach
+    `workdir`.
     """
     from kfp import compiler
 
-    from bloomery.pipelines import drift_check, post_training
+    from bloomery.pipelines import drift_check
 
+    if check is not None and "://" not in workdir:
+        raise ConfigError(
+            f"--workdir {workdir or '(none)'}: a check keeps its decisions there, and no pod of a cluster reaches it; "
+            "give the URI of a store, such as s3://bucket/bloomery"
+        )
     wanted: dict[str, tuple[str, Any]] = {}
     if check is not None:
-        wanted[f"{recipe.name}-drift-check"] = six_fields(check), drift_check.build(recipe, recipe_path, log or "")
+        wanted[f"{recipe.name}-drift-check"] = (
+            six_fields(check),
+            drift_check.build(recipe, recipe_path, log or "", workdir, settings),
+        )
     if retrain is not None:
-        wanted[f"{recipe.name}-retraining"] = six_fields(retrain), post_training.build(recipe)
+        wanted[f"{recipe.name}-retraining"] = six_fields(retrain), launch.built(recipe)
     made = {}
-    with tempfile.TemporaryDirectory() as folder, kubeflow(endpoint) as client:
+    with tempfile.TemporaryDirectory() as folder, connected(access) as client:
         experiment = client.create_experiment(recipe.name)
         for name, (cron, pipeline) in wanted.items():
             package = f"{folder}/{name}.yaml"
@@ -116,12 +135,11 @@ def path_in_the_cluster(recipe: str) -> str:
 
 def _recurring_runs(client: Any, name: str) -> list[str]:
     """Ids of the recurring runs of that name."""
-    predicate = {"operation": "EQUALS", "key": "display_name", "stringValue": name}
     found: list[str] = []
     token = ""
     while True:
         page = client.list_recurring_runs(
-            page_token=token, page_size=100, filter=json.dumps({"predicates": [predicate]})
+            page_token=token, page_size=100, filter=kubeflow.equals("display_name", name)
         )
         found += [run.recurring_run_id for run in page.recurring_runs or []]
         token = page.next_page_token

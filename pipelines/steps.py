@@ -6,13 +6,14 @@ accelerator or must not be reused.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import functools
 import importlib
 import inspect
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -49,11 +50,18 @@ class Step:
     """It trains or generates; `all`: its training is shared by as many accelerators as it is given."""
     is_cached: bool
     """Whether a backend may take an earlier result; False for what looks at the world outside."""
+    secrets: tuple[str, ...]
+    """Credentials that it alone gets."""
 
-    def component(self) -> Any:
-        """Its kfp component. Raises: ConfigError if its folder has none that works."""
+    def component(self, task: str) -> Any:
+        """Its kfp component, whose tasks a pipeline calls `task`: kfp would number those of one component.
+
+        Raises: ConfigError if its folder has none that works."""
         try:
-            return getattr(importlib.import_module(f"bloomery.components.{self.name}.component"), self.name)
+            found = getattr(importlib.import_module(f"bloomery.components.{self.name}.component"), self.name)
+            named = copy.copy(found)
+            named.component_spec = replace(found.component_spec, name=task)
+            return named
         except Exception as error:  # a step is code, which may be the user's own
             raise _unfit(self.name, "component.py", error) from error
 
@@ -116,6 +124,7 @@ def _described(name: str, run: Callable[..., dict[str, float]], said: Declared) 
         writes=artifact.ports(run, artifact.Writes),
         accelerator=said.accelerator,
         is_cached=said.reuse is not False,
+        secrets=said.secrets,
     )
     taken = [key for key, given in inspect.signature(run).parameters.items() if given.kind is given.KEYWORD_ONLY]
     if unmarked := [key for key in taken if key not in {**step.reads, **step.writes}]:

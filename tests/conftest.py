@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 from chats import prompt_row, write_chats
+from s3_server import Server
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, s3
 from bloomery.components.core.modelling import checkpoints
 
 TEMPLATE = (
@@ -117,3 +118,20 @@ def on_a_short_stack():
     """Calls a function in a thread: kfp reads the whole stack for each setting of a task, and pytest's is long."""
     with ThreadPoolExecutor(1) as pool:
         yield lambda function, *arguments: pool.submit(function, *arguments).result()
+
+
+@pytest.fixture(scope="session")
+def s3_process():
+    server = Server()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def object_store(s3_process: Server, monkeypatch: pytest.MonkeyPatch) -> Server:
+    """A real S3 server with an empty bucket, which boto3 finds here; requests are tried again four times, soon."""
+    for name, value in s3_process.environment().items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(s3, "WAITS", (0.02,) * 4)
+    s3_process.clear()
+    return s3_process

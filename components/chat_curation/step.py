@@ -24,6 +24,7 @@ from bloomery.components.chat_curation.reading import SPOOLED, batches, read
 from bloomery.components.core.artifact import Reads, Shards, Writer, Writes, read_table
 from bloomery.components.core.data import chat_forms, pii
 from bloomery.components.core.data.tables import read_source
+from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.parallel import map_ordered
 from bloomery.components.core.records import Chat, Preference, Reject, content_id
@@ -36,6 +37,7 @@ MUCH = 0.5
 """Share of a source's rows whose loss is warned of."""
 
 
+@declare(secrets=("HF_TOKEN",))
 def run(
     config: ChatCurationConfig,
     *,

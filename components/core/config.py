@@ -46,10 +46,18 @@ def _absolute_folder(name: str, info: ValidationInfo) -> str:
     return absolute(name, info) if is_folder else name
 
 
+def _absolute_template(name: str, info: ValidationInfo) -> str:
+    folder = (info.context or {}).get("folder")
+    is_file = folder is not None and name and name != "chatml" and (folder / name).is_file()
+    return absolute(name, info) if is_file else name
+
+
 LocalPath = Annotated[str, AfterValidator(absolute)]
 """A path or URI; a relative one in a recipe is meant from the recipe's folder."""
 ModelName = Annotated[str, AfterValidator(_absolute_folder)]
 """A checkpoint folder, relative ones as those of `LocalPath`, or the name of a model on a hub."""
+TemplateName = Annotated[str, AfterValidator(_absolute_template)]
+"""`chatml`, or the path of a chat template, relative ones as those of `LocalPath`."""
 
 ConfigT = TypeVar("ConfigT", bound=BaseModel)
 

@@ -15,18 +15,24 @@ class Declared(NamedTuple):
     reuse: bool | Callable[[Any], bool] = True
     """Whether a finished result may stand for a new one, or that as a function of the config; False for steps that look
     at the world outside."""
+    secrets: tuple[str, ...] = ()
+    """Credentials that it uses beside those of the store and the tracker, by the names of their environment variables:
+    on a cluster no other step gets them."""
 
 
 RunT = TypeVar("RunT", bound=Callable[..., dict[str, float]])
 
 
 def declare(
-    *, accelerator: bool | Literal["all"] = False, reuse: bool | Callable[[Any], bool] = True
+    *,
+    accelerator: bool | Literal["all"] = False,
+    reuse: bool | Callable[[Any], bool] = True,
+    secrets: tuple[str, ...] = (),
 ) -> Callable[[RunT], RunT]:
     """Say about a step's `run` what `Declared` holds."""
 
     def mark(run: RunT) -> RunT:
-        run.declared = Declared(accelerator, reuse)  # type: ignore[attr-defined]
+        run.declared = Declared(accelerator, reuse, secrets)  # type: ignore[attr-defined]
         return run
 
     return mark

@@ -83,7 +83,7 @@ def launch(work: tuple[Any, ...], number: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory(prefix="bloomery-") as name, _signals_kept():
         folder = Path(name)
-        (folder / WORK).write_bytes(pickle.dumps((work, unfinished.place())))
+        (folder / WORK).write_bytes(pickle.dumps((work, unfinished.current())))
         config = LaunchConfig(
             min_nodes=1,
             max_nodes=1,

@@ -8,12 +8,12 @@ re-runs exactly the steps that it reaches, and a killed run goes on where it was
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import logging
 import os
 import random
-import shutil
 import sys
 import time
 import traceback
@@ -21,16 +21,19 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from bloomery.components.core import artifact, processes, sources, tracking, unfinished
+from bloomery.components.core import artifact, processes, sources, store, tracking
 from bloomery.components.core.config import Config, canonical, digest, parse, unpacked
 from bloomery.components.core.declare import declared
-from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, from_os_error
+from bloomery.components.core.errors import BloomeryError, ConfigError, from_os_error
 
 logger = logging.getLogger(__name__)
 
-RESULT = "result.json"
 MOST_WARNINGS = 20
 """Different warnings of a step that are passed on; its log holds all."""
+TERMINATION_LOG = Path("/dev/termination-log")
+"""Where Kubernetes reads a container's last words."""
+MOST_LAST_WORDS = 2048
+"""Bytes of them that are kept, half of what Kubernetes does."""
 CHATTY = (
     "torchao",
     "torch.utils._pytree",
@@ -99,9 +102,11 @@ def run_step(
         told = str(error).removeprefix(f"{stage}: ")  # a message may begin with the section of the recipe
         logger.error("%s: %s", stage, told)
         tracking.journal("failed", stage, error=type(error).__name__, message=told, exit_code=error.exit_code)
+        leave_word(told)
         sys.exit(error.exit_code)
     except Exception as error:
         tracking.journal("failed", stage, error=type(error).__name__, message=traceback.format_exc(), exit_code=1)
+        leave_word(f"{type(error).__name__}: {error}")
         raise
     tracking.journal(
         "finished",
@@ -120,6 +125,14 @@ def run_step(
         Path(metrics.path).write_text(json.dumps(result["metrics"], indent=1))
         metrics.metadata.update(result["metrics"])
     return result["metrics"]
+
+
+def leave_word(message: str, file: Path = TERMINATION_LOG) -> None:
+    """Leave in a pod, by Kubernetes' own way, why it ends: its status, Argo's node and `bloomery status` then tell it
+    beside the exit code. Elsewhere there is no such file, and nothing is written."""
+    with contextlib.suppress(OSError):
+        if file.exists():
+            file.write_bytes(message.encode()[:MOST_LAST_WORDS])
 
 
 def execute(
@@ -144,40 +157,29 @@ def execute(
         for name, path in _each(port, inputs[port])
     }
     is_reused = reuse(settings) if callable(reuse) else reuse
-    store = os.environ.get("BLOOMERY_STORE") if is_reused else None
     number = processes.asked(run)
-    if store is None:
-        result = _run(number, run, stage, settings, inputs, outputs, digests)
-        for name, schema in writes.items():
-            artifact.read_manifest(outputs[name], schema)
+
+    def work(given: Mapping[str, Path]) -> dict[str, Any]:
+        result = _run(number, run, stage, settings, inputs, given, digests)
+        for port, schema in writes.items():
+            artifact.read_manifest(given[port], schema)
         return result
+
+    place = store.named() if is_reused else None
+    if place is None:
+        return work(outputs)
     name = run.__module__.split(".")[-2]
     shared: list[Any] = [number] if number > 1 else []  # an optimiser step has the rows of all processes
     shared += ["sharded"] if processes.is_sharded(number) else []  # and checkpoints of another kind
     key = digest([name, _code_digest(run), settings.model_dump(mode="json"), digests, *shared])
-    entry = Path(store) / name / key[:24]
-    cached = _finished(entry, writes)
-    if cached is None:
-        temporary = entry.with_name(f"{entry.name}.{os.getpid()}.unfinished")
-        temporary.mkdir(parents=True)
-        try:
-            with unfinished.kept_in(entry.with_name(f"{entry.name}.checkpoints")):
-                given = {port: temporary / port for port in writes}
-                result = _run(number, run, stage, settings, inputs, given, digests)
-                for port, schema in writes.items():
-                    artifact.read_manifest(temporary / port, schema)
-                artifact.write_atomically(temporary / RESULT, json.dumps(result))
-                shutil.rmtree(entry, ignore_errors=True)
-                os.replace(temporary, entry)
-        except OSError as error:
-            raise from_os_error(error, f"{stage} writing to {store}") from error
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-    else:
-        result = {**cached, "cached": True}
-    for port in writes:
-        artifact.link_tree(entry / port, outputs[port])
-    return result
+    entry = store.entry(place, f"{name}/{key[:24]}", writes)
+    try:
+        found = entry.take(outputs)
+        if found is None:
+            return entry.make(outputs, work)
+    except OSError as error:
+        raise from_os_error(error, f"{stage} writing to {place}") from error
+    return {"warnings": [], "shown": {}, **found, "cached": True}
 
 
 def config_class(run: Callable[..., Any]) -> type[Config]:
@@ -232,16 +234,6 @@ class _Warnings(logging.Handler):
         if message not in self.messages and len(self.messages) < MOST_WARNINGS:
             self.messages.append(message)
             tracking.journal("warned", self.stage, message=message.removeprefix(f"{self.stage}: "))
-
-
-def _finished(entry: Path, writes: Mapping[str, str]) -> dict[str, Any] | None:
-    try:
-        result = {"warnings": [], "shown": {}, **json.loads((entry / RESULT).read_text())}
-        for port, schema in writes.items():
-            artifact.read_manifest(entry / port, schema)
-    except (OSError, ValueError, DataError):
-        return None
-    return result
 
 
 @functools.cache

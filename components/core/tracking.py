@@ -10,11 +10,15 @@ import contextlib
 import json
 import logging
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+from bloomery.components.core import pipeline_run
 
 logger = logging.getLogger(__name__)
 
@@ -37,10 +41,11 @@ class Tracker:
         from mlflow import MlflowClient
 
         client = MlflowClient()
+        pipeline_run.join(client, self.stage)
         run_id = os.environ.get("MLFLOW_RUN_ID", "")
         if not run_id:  # on a backend whose MLflow plugin opened a run for this task, a second one would double it
-            tags = {"mlflow.runName": self.stage, "mlflow.parentRunId": os.environ.get("BLOOMERY_PARENT_RUN_ID", "")}
-            experiment = os.environ.get("MLFLOW_EXPERIMENT_ID", "0")
+            tags = {"mlflow.runName": self.stage, "mlflow.parentRunId": os.environ.get(pipeline_run.PARENT, "")}
+            experiment = os.environ.get(pipeline_run.EXPERIMENT, "0")
             run_id = client.create_run(
                 experiment, tags={key: value for key, value in tags.items() if value}
             ).info.run_id
@@ -58,11 +63,13 @@ class Tracker:
         journal("progress", self.stage, step=step, metrics=metrics)
         self._log_mlflow(metrics, step)
 
-    def finish(self, metrics: dict[str, float], *, failed: bool = False) -> None:
+    def finish(self, metrics: dict[str, float], status: Literal["FINISHED", "FAILED", "KILLED"] = "FINISHED") -> None:
         """Record the step's results and close the run that was opened here."""
         self._log_mlflow(metrics, 0)
-        if self._own_run:
-            self._try(lambda: self._client.set_terminated(self._run_id, "FAILED" if failed else "FINISHED"))
+        if self._own_run and self._client is not None:
+            self._try(lambda: self._client.set_terminated(self._run_id, status))
+        if self._client is not None:
+            self._try(lambda: pipeline_run.leave(self._client, self.stage, _allowed(metrics), status))
 
     def _log_mlflow(self, metrics: dict[str, float], step: int) -> None:
         if self._client is None or not metrics:
@@ -70,7 +77,7 @@ class Tracker:
         from mlflow.entities import Metric
 
         now = int(time.time() * 1000)
-        allowed = {name.replace("@", "_at_").replace("+", ":"): value for name, value in metrics.items()}
+        allowed = _allowed(metrics)
         batch = [Metric(name, float(value), now, step) for name, value in allowed.items()]
         self._try(lambda: self._client.log_batch(self._run_id, metrics=batch))
 
@@ -92,12 +99,36 @@ def track(stage: str, parameters: dict[str, Any]) -> Iterator[Tracker]:
     tracker = Tracker(stage, parameters)
     token = _current.set(tracker)
     try:
-        yield tracker
+        with _sigterm_raises():
+            yield tracker
+    except (KeyboardInterrupt, SystemExit):
+        tracker.finish({}, "KILLED")
+        raise
     except BaseException:
-        tracker.finish({}, failed=True)
+        tracker.finish({}, "FAILED")
         raise
     finally:
         _current.reset(token)
+
+
+@contextlib.contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """SIGTERM, which a preempted or cancelled pod gets, unwinds the step, so that its run does not stay open for ever.
+
+    A training puts a checkpoint before it. Where somebody else handles the signal, that stands.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def log(metrics: dict[str, float], step: int) -> None:
@@ -121,6 +152,11 @@ def journal(event: str, stage: str, **facts: Any) -> None:
         line = json.dumps({"time": round(time.time(), 3), "event": event, "stage": stage, **facts}, ensure_ascii=False)
         with Path(path).open("a", encoding="utf-8") as stream:
             stream.write(line + "\n")
+
+
+def _allowed(metrics: dict[str, float]) -> dict[str, float]:
+    """By names as MLflow takes them."""
+    return {name.replace("@", "_at_").replace("+", ":"): value for name, value in metrics.items()}
 
 
 def _flatten(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

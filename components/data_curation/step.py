@@ -24,6 +24,7 @@ from bloomery.components.core.artifact import Reads, Writer, Writes, read_table,
 from bloomery.components.core.data import pii
 from bloomery.components.core.data.formats import RawRow
 from bloomery.components.core.data.tables import SourceConfig, read_source
+from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.parallel import map_ordered
 from bloomery.components.core.records import Coverage, Document, Reject, content_id
@@ -57,6 +58,7 @@ SPOOLED = pa.schema(
 """A row between the two passes."""
 
 
+@declare(secrets=("HF_TOKEN",))
 def run(
     config: DataCurationConfig,
     *,

@@ -7,14 +7,13 @@ import contextlib
 import itertools
 import json
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, store
 from bloomery.components.core.config import digest
 from bloomery.components.core.data import chat_forms
 from bloomery.components.core.data.chats import ChatSource
@@ -132,9 +131,10 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
         "too_long": config.too_long,
     }
     asked = [artifact.read_manifest(tasks).digest, config.limit] if (tasks / artifact.MANIFEST).is_file() else []
-    passed = _memory_of(model_digest, given, chats, pairs, asked, limits)
-    if passed is not None and passed.is_file():
-        return json.loads(passed.read_text(encoding="utf-8"))
+    passed = _name_of(model_digest, given, chats, pairs, asked, limits)
+    known = store.remembered(passed)
+    if known is not None:
+        return json.loads(known)
     facts = inspection.look(
         model,
         chats=chats,
@@ -146,30 +146,25 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
     )
     if facts["refused"]:
         raise ModelError("\n".join(f"{source}: {reason.removeprefix(f'{model}: ')}" for reason in facts["refused"]))
-    if passed is not None and not facts["unfit"]:
-        passed.parent.mkdir(parents=True, exist_ok=True)
-        artifact.write_atomically(passed, json.dumps(facts, ensure_ascii=False))
+    if not facts["unfit"]:
+        store.remember(passed, json.dumps(facts, ensure_ascii=False))
     return facts
 
 
-def _memory_of(*given: Any) -> Path | None:
-    """The file beside the finished results that remembers that what is `given` has passed a check of the code as it is;
-    None where there is no store."""
-    store = os.environ.get("BLOOMERY_STORE")
+def _name_of(*given: Any) -> str:
+    """The name under which the store remembers that what is `given` has passed a check of the code as it is."""
     modules = [checkpoints, context, faults, inspection, preference_pairs, proof, reshaping, surgery, templates]
     modules.append(wholeness)
     code = [artifact.file_digest(Path(module.__file__)) for module in modules]
-    return Path(store) / "preflight" / f"{digest([*given, *code])[:24]}.json" if store else None
+    return f"preflight/{digest([*given, *code])[:24]}.json"
 
 
 @contextlib.contextmanager
 def _once(*given: Any) -> Iterator[bool]:
     """Whether the check in the context has yet to be made; that it passed is remembered."""
-    passed = _memory_of(*given)
-    yield passed is None or not passed.is_file()
-    if passed is not None:
-        passed.parent.mkdir(parents=True, exist_ok=True)
-        artifact.write_atomically(passed, "{}")
+    passed = _name_of(*given)
+    yield store.remembered(passed) is None
+    store.remember(passed, "{}")
 
 
 def _training_chats(tasks: Path) -> list[tuple[list[dict[str, Any]], str]]:

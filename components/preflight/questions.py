@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, uploads
 from bloomery.components.core.config import parameters
 from bloomery.components.core.data import render
 from bloomery.components.core.data.chats import EXERCISE, Turn, as_text, identity, without_system
@@ -197,10 +197,10 @@ def _attach(name: str, task: TaskConfig, folder: Path) -> TaskConfig:
     splits without the place of their rows, so that the same rows elsewhere are the same task."""
     names = []
     for path in task.verifier.databases:
-        for uri in list_files(path):
+        for uri in list_files(path) if "*" in path else list_files(str(uploads.fetched(path))):
             folder.mkdir(parents=True, exist_ok=True)
             names.append(f"{name}-{len(names)}{Path(uri).suffix}")
-            shutil.copyfile(uri, folder / names[-1])
+            shutil.copyfile(uploads.fetched(uri), folder / names[-1])
     verifier = task.verifier.model_copy(update={"databases": names})
     splits = {
         split: SplitConfig(path="", templates=source.templates, joins=source.joins)

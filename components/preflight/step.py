@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, uploads
 from bloomery.components.core.artifact import Writes
 from bloomery.components.core.data import chat_forms, render
 from bloomery.components.core.data.tables import SourceConfig, list_files, read_source
@@ -34,7 +34,7 @@ from bloomery.components.preflight.questions import render_tasks
 logger = logging.getLogger(__name__)
 
 
-@declare(reuse=False)
+@declare(reuse=False, secrets=("HF_TOKEN",))
 def run(
     config: PreflightConfig,
     *,
@@ -65,6 +65,8 @@ def run(
              could not take the models of `models_uri`; ServiceError for a hub, store or registry that does not answer;
              one error lists every problem found.
     """
+    if "://" in config.chat_template:
+        config = config.model_copy(update={"chat_template": str(uploads.fetched(config.chat_template))})
     problems: list[BloomeryError] = []
     facts: dict[str, float] = {}
     for part in (
@@ -136,7 +138,8 @@ def _fingerprint(uri: str) -> tuple[int, str]:
 
 def _take_index(source: str, target: Path) -> None:
     if source:
-        artifact.read_manifest(Path(source), "index/1")
-        artifact.link_tree(Path(source), target)
+        folder = uploads.fetched(source)
+        artifact.read_manifest(folder, "index/1")
+        artifact.link_tree(folder, target)
     else:
         artifact.write_rows(target, "index/1", Indexed.table([]))

@@ -8,13 +8,13 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, provenance, s3
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.config import digest
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import GateError
 from bloomery.components.core.modelling import checkpoints
-from bloomery.components.core.registry import mlmodel, provenance, registry
+from bloomery.components.core.registry import mlmodel, registry
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.promotion import card
 from bloomery.components.promotion.config import PromotionConfig
@@ -194,6 +194,10 @@ def _put_beside(uri: str, files: dict[str, str]) -> None:
     if "://" not in uri:
         for name, text in files.items():
             artifact.write_atomically(Path(uri) / name, text)
+        return
+    if uri.startswith(s3.SCHEME):
+        for name, text in files.items():
+            s3.put_text(f"{uri}/{name}", text)
         return
     import fsspec
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import inspect
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -118,6 +119,11 @@ def test_pipelines_never_import_a_step_py_at_the_top() -> None:
     for file in SOURCES:
         if "pipelines" in file.parts:
             assert not any(name.endswith(".step") and name != "bloomery.components.core.step" for name in imports(file))
+
+
+def test_no_code_of_a_model_is_run() -> None:
+    asked = re.compile(r"trust_remote_code\s*=\s*(?!False)\w")
+    assert not [file for file in SOURCES if asked.search(file.read_text(encoding="utf-8"))]
 
 
 def test_only_drift_py_imports_evidently() -> None:

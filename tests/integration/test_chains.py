@@ -9,6 +9,7 @@ import pytest
 import yaml
 
 TRAINING = {"batch_size": 8, "max_length": 64}
+REUSED_NEVER = {"preflight", "promotion"}
 LEARNING = {"learning_rate": 1e-2, "epochs": 30, **TRAINING}
 
 
@@ -31,14 +32,15 @@ def questions(project: Path, split: str) -> list[dict]:
     return [row for row in rows if row["split"] == split]
 
 
-def test_fine_tuning_alone_on_a_file_of_conversations(project):
+def test_fine_tuning_alone_on_a_file_of_conversations(project, object_store):
     lines = [
         {"messages": [{"role": "user", "content": row["q"]}, {"role": "assistant", "content": row["a"]}]}
         for row in questions(project, "train")
     ]
     (project / "chats.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"messages": []}\n')
     write(project, [{"sft": LEARNING}], ("test",), chats=[{"name": "own", "path": "chats.jsonl"}])
-    summary = colours.run(project, "w")
+    surroundings = {**object_store.environment(), "BLOOMERY_STORE": object_store.uri}
+    summary = colours.run(project, "w", **surroundings)
     assert summary["status"] == "promoted", summary["reason"]
     assert summary["chain"] == [
         *("preflight", "evaluation_base", "chat_curation", "sft", "evaluation_sft"),
@@ -47,6 +49,14 @@ def test_fine_tuning_alone_on_a_file_of_conversations(project):
     assert summary["stages"]["chat_curation"]["chat_curation/rejects"] == 1
     assert summary["stages"]["sft"]["sft/chats"] == summary["stages"]["chat_curation"]["chat_curation/chats"]
     assert summary["stages"]["evaluation_sft"]["evaluation/colour.test.accuracy"] == 1.0
+    # Another machine, with a registry of its own, has nothing to do again.
+    object_store.fail("503", "GET .*/model.safetensors")
+    second = colours.run(project, "elsewhere", **surroundings)
+    assert second["status"] == "promoted" and set(second["cached_steps"]) == set(summary["chain"]) - REUSED_NEVER
+    assert not list((project / "elsewhere").glob("store/*"))
+    ran = [sorted(Path(told["run"]).glob("pipeline/*/*/model/manifest.json")) for told in (summary, second)]
+    first, again = ({file.read_bytes() for file in manifests} for manifests in ran)
+    assert first == again and len(first) >= 1
 
 
 def test_preference_optimisation_alone_on_a_file_of_pairs(project):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
+import tempfile
 import time
 from multiprocessing import get_context
 from pathlib import Path
@@ -208,3 +210,38 @@ def test_other_settings_do_not_find_the_checkpoint(work, tmp_path):
         other = execute(kind, "sft", {**settings, "learning_rate": 2e-3}, inputs, {"model": tmp_path / "m"})
     assert other["history"][0]["step"] == 1
     assert list(tmp_path.glob("store/*/*.checkpoints/checkpoint-*"))
+
+
+def test_other_machines_go_on_from_an_object_store(work, object_store, tmp_path, monkeypatch):
+    """Each attempt has a disk of its own; what it finds it finds in the store alone."""
+    kind, settings, inputs = work["sft"]
+    work["sft"] = (kind, {**settings, "epochs": 1, "num_validations": 2}, inputs)
+    expected, _ = finished(work, "sft", tmp_path / "whole", tmp_path / "store")
+
+    def attempt(name: str):
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / name))
+        (tmp_path / name).mkdir()
+        return started(work, "sft", tmp_path / name, object_store.uri)
+
+    chance, killed = random.Random(3), []
+    for number in range(3):
+        process, before = attempt(f"machine{number}"), whole_checkpoints(object_store)
+        while process.is_alive() and whole_checkpoints(object_store) == before:
+            time.sleep(0.01)
+        time.sleep(chance.uniform(0, 0.1))
+        process.kill()
+        process.join()
+        killed.append(process.exitcode)
+    assert killed == [-signal.SIGKILL] * 3
+    process = attempt("last")
+    process.join()
+    assert process.exitcode == 0
+    assert artifact.read_manifest(tmp_path / "last" / "model").digest == expected
+    fetched = [request for request in object_store.requests if re.match(r"GET .*/checkpoint-\d+/\w+/content/", request)]
+    assert fetched and not [name for name in object_store.objects() if "checkpoint" in name]
+    assert not list((tmp_path / "last").glob("bloomery-*"))
+
+
+def whole_checkpoints(server) -> int:
+    """How many were written so far."""
+    return len([request for request in server.requests if re.match(r"PUT .*/checkpoint-\d+/whole.json", request)])

@@ -31,12 +31,13 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator
 
+from bloomery.components.core import s3
 from bloomery.components.core.config import Config, LocalPath
 from bloomery.components.core.data import render
 from bloomery.components.core.data.encodings import Utf8, codec
 from bloomery.components.core.data.formats import RAW_CHARACTERS, READERS, RawRow, TooLarge, read_whole
 from bloomery.components.core.data.hub_folders import data_files
-from bloomery.components.core.errors import DataError, MissingExtraError, ServiceError, from_os_error
+from bloomery.components.core.errors import BloomeryError, DataError, MissingExtraError, ServiceError, from_os_error
 
 logger = logging.getLogger(__name__)
 
@@ -351,7 +352,7 @@ def _service(uri: str) -> Iterator[None]:
     """Tell a remote store's own exceptions as ours: every client raises others."""
     try:
         yield
-    except (ImportError, MissingExtraError, DataError):
+    except (ImportError, BloomeryError):
         raise
     except FileNotFoundError as error:
         # fsspec tells an unreachable host as a missing file, with the real reason as its cause.
@@ -377,17 +378,21 @@ def _binary(uri: str) -> Iterator[IO[bytes]]:
         with stream:
             yield stream
         return
-    system, path = _file_system(uri)
     with tempfile.SpooledTemporaryFile(max_size=_SPOOL_BYTES) as copy:
-        with _service(uri), system.open(path, "rb") as remote:
-            shutil.copyfileobj(remote, copy)
+        if uri.startswith(s3.SCHEME):
+            with _service(uri):
+                s3.copy(uri, copy)  # type: ignore[arg-type]
+        else:
+            system, path = _file_system(uri)
+            with _service(uri), system.open(path, "rb") as remote:
+                shutil.copyfileobj(remote, copy)
         copy.seek(0)
         yield copy
 
 
 def _decompressed(stream: IO[bytes], compression: str) -> IO[bytes]:
     if compression == ".gz":
-        return gzip.GzipFile(fileobj=stream)  # type: ignore[return-value]
+        return gzip.GzipFile(fileobj=stream, mode="rb")  # type: ignore[return-value]  # by itself it takes that of a copy
     if compression == ".xz":
         return lzma.LZMAFile(stream)  # type: ignore[return-value]
     if compression == ".bz2":

@@ -12,7 +12,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, s3, uploads
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import DataError, ModelError, ServiceError
 from bloomery.components.core.modelling import faults, templates, wholeness
@@ -259,7 +259,10 @@ def num_bytes(path: Path) -> int:
 
 
 def named(key: str, name: str, revision: str) -> Path:
-    """The folder `name`, or the hub's model of that name; `key` of the recipe names it in errors."""
+    """The folder `name`, that of an object store in the cache, or the hub's model of that name; `key` of the recipe
+    names it in errors."""
+    if "://" in name:
+        name = str(uploads.fetched(name))
     if Path(name).is_dir():
         return Path(name)
     if Path(name).suffix == ".gguf":
@@ -295,6 +298,9 @@ def fetch(uri: str, target: Path) -> None:
     if folder.is_dir():
         artifact.link_tree(folder, target)
         return
+    if uri.startswith(s3.SCHEME):
+        _fetch_objects(uri.rstrip("/"), target)
+        return
     import fsspec
 
     try:
@@ -308,18 +314,39 @@ def fetch(uri: str, target: Path) -> None:
         ) from None
 
 
+def _fetch_objects(uri: str, target: Path) -> None:
+    """Read all that lies under `uri`; what its manifest lists has to be as it says."""
+    told = s3.text(f"{uri}/{artifact.MANIFEST}")
+    known = artifact.Manifest.model_validate_json(told).files if told is not None else {}
+    names = {*s3.names(uri), *known}
+    if not names:
+        raise ModelError(
+            f"{uri}: the registered checkpoint is not there; restore it, or point the registry's alias to a version "
+            "that exists"
+        )
+    try:
+        s3.get_all({f"{uri}/{name}": (target / name, known[name].sha256 if name in known else None) for name in names})
+    except DataError as error:
+        raise ModelError(f"{uri}: the registered checkpoint is not whole: {error}; publish it again") from None
+
+
 def publish(source: Path, store: str) -> str:
     """Copy the checkpoint `source` to `store`, under its content digest, and return the URI; a copy that is there is
-    kept."""
+    kept. On S3 the manifest comes last, so that without it nothing is there."""
     digest = artifact.read_manifest(source, "model/1").digest[:24]
     if "://" not in store:
         target = Path(store).absolute() / digest
         if not (target / artifact.MANIFEST).is_file():
             artifact.link_tree(source, target)
         return str(target)
+    uri = f"{store.rstrip('/')}/{digest}"
+    if uri.startswith(s3.SCHEME):
+        if s3.text(f"{uri}/{artifact.MANIFEST}") is None:
+            s3.put({f"{uri}/{name}": source / name for name in artifact.read_manifest(source).files})
+            s3.put_text(f"{uri}/{artifact.MANIFEST}", (source / artifact.MANIFEST).read_text(encoding="utf-8"))
+        return uri
     import fsspec
 
-    uri = f"{store.rstrip('/')}/{digest}"
     system, path = fsspec.core.url_to_fs(uri)
     if not system.exists(f"{path}/{artifact.MANIFEST}"):
         system.put(f"{source}/", f"{path}/", recursive=True)

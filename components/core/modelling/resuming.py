@@ -32,7 +32,8 @@ class CheckpointConfig(Config):
     """Checkpoints of a training that is going on, which the same step takes up if it was killed."""
 
     every_minutes: float = Field(default=10, gt=0)
-    """Time between two checkpoints: what a killed training has to do again at most. One is written on SIGTERM, too."""
+    """Time between two checkpoints: what a killed training has to do again at most. One is written on SIGTERM,
+    too. To a store on S3 each is copied, and the training waits for that."""
     keep: int = Field(default=1, gt=0)
     """Newest checkpoints that are kept until the step has ended; each holds weights and optimiser: of a full training
     12 bytes a parameter, of an adapter 12 bytes a parameter of the adapter. Where accelerators share out the weights
@@ -130,6 +131,7 @@ class Resuming:
         os.replace(written, target)
         for old in self._whole()[: -self.config.keep]:
             shutil.rmtree(old, ignore_errors=True)
+        unfinished.keep(self._whole())
         logger.info("checkpoint at optimiser step %d", _step(target))
 
     def _whole(self) -> list[Path]:

@@ -5,7 +5,7 @@ A folder of token ids holds `ids.bin` (all rows one after the other, two bytes a
 else four), `offsets.bin` (where each row begins, and the last one ends, in tokens; 64 bits), `labels.bin` (32 bits a
 token, where rows have a mask), `groups.bin` (32 bits a row, where they have groups), and `index.json`, written last.
 With a store (`BLOOMERY_STORE`) it is kept there under a digest of what it was made from, and found again by a run with
-other settings of the training.
+other settings of the training; of a store on S3 a copy is read.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bloomery.components.core import artifact, processes
+from bloomery.components.core import artifact, processes, store
 from bloomery.components.core.config import digest
 from bloomery.components.core.modelling import proof, templates
 
@@ -172,16 +172,16 @@ def tokenised(tokenizer: Any, parts: Sequence[Any], batches: Callable[[], Iterab
     """
     state = _state(tokenizer)
     with contextlib.ExitStack() as stack:
-        store = os.environ.get("BLOOMERY_STORE")
-        if store and state:
-            code = [artifact.file_digest(Path(module)) for module in (__file__, templates.__file__, proof.__file__)]
-            folder = Path(store) / "tokens" / digest([state, list(parts), code])[:24]
-        else:
-            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bloomery-"))) / "tokens"
-        while processes.rank() and store and state and not (folder / INDEX).is_file():
+        code = [artifact.file_digest(Path(module)) for module in (__file__, templates.__file__, proof.__file__)]
+        name = f"tokens/{digest([state, list(parts), code])[:24]}"
+        shared = store.shared(name) if state else None
+        folder = shared or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bloomery-"))) / "tokens"
+        while processes.rank() and shared and not (folder / INDEX).is_file():
             time.sleep(0.1)  # the first of the processes that train together writes it
-        if not (folder / INDEX).is_file():
+        if not (folder / INDEX).is_file() and not (state and store.fetch(name, folder)):
             _write(folder, batches(), len(tokenizer))
+            if state:
+                store.keep(name, folder)
         yield Tokens(folder)
 
 

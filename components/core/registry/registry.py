@@ -12,6 +12,7 @@ import time
 from dataclasses import replace
 from typing import Any
 
+from bloomery.components.core import pipeline_run
 from bloomery.components.core.errors import ConfigError, GateError, ModelError
 from bloomery.components.core.registry import succession
 from bloomery.components.core.registry.mlflow_client import all_pages, connect, or_none, service
@@ -144,7 +145,7 @@ def register(name: str, source: str, tags: dict[str, str], description: str = ""
 
 def recipe_digest() -> str:
     """Digest of the recipe that the pipeline run in MLflow was started with; '' outside of one."""
-    run = os.environ.get("BLOOMERY_PARENT_RUN_ID")
+    run = os.environ.get(pipeline_run.PARENT)
     with service():
         return connect().get_run(run).data.tags.get("recipe_digest", "") if run else ""
 
@@ -215,7 +216,7 @@ def _create_version(client: Any, name: str, source: str, tags: dict[str, str], d
     """A new version. MLflow numbers versions by trial and gives up after three; many at once need more."""
     for attempt in range(10):
         try:
-            run = os.environ.get("BLOOMERY_PARENT_RUN_ID")
+            run = os.environ.get(pipeline_run.PARENT)
             return client.create_model_version(name, source, run_id=run, tags=tags, description=description)
         except Exception as error:
             if attempt == 9 or "Giving up after" not in str(error):

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from bloomery.components.core import pipeline_run
 from bloomery.components.core.errors import ConfigError, ServiceError
 from bloomery.components.core.registry.mlflow_client import all_pages, connect, is_code, or_none, service
 
@@ -83,7 +84,7 @@ def change(
             "who": _who(),
             "why": why[:2000],
             "verdict": verdict,
-            "run": os.environ.get("BLOOMERY_PARENT_RUN_ID", ""),
+            "run": os.environ.get(pipeline_run.PARENT, ""),
         }
         if not create(client, f"{name}.promotion-{before.number + 1:06d}", facts):
             continue

@@ -41,8 +41,8 @@ class VerifierConfig(Config):
     tolerance: float = 1e-6
     """Relative tolerance of `numeric`."""
     databases: list[LocalPath] = []
-    """SQLite files for `sql_execution`; an answer must be right on all: on one, a wrong query may give the right
-    rows."""
+    """SQLite files for `sql_execution`, also on `s3://`; an answer must be right on all: on one, a wrong query may give
+    the right rows."""
     timeout_seconds: float = 2.0
     """Time box of one query on one database."""
     tokenizer: Literal["13a", "intl", "char", "ko-mecab"] = "intl"

@@ -5,7 +5,7 @@ from kfp import compiler, dsl, local
 
 from bloomery.components.core.config import parse
 from bloomery.components.core.errors import ConfigError
-from bloomery.infra import surroundings
+from bloomery.infra import secrets, settings, surroundings
 from bloomery.infra.images import CPU_IMAGE, GPU_IMAGE
 from bloomery.infra.resources import ResourcesConfig, place
 from bloomery.pipelines.steps import find
@@ -38,7 +38,8 @@ def compiled(resources: ResourcesConfig, tmp_path: Any, *steps: str) -> tuple[di
         for step in steps:
             known = find(step)
             task = answer(question=1).set_display_name(step)
-            place(task, step, resources, accelerated=known.accelerator, cached=known.is_cached)
+            given = {"accelerated": known.accelerator, "cached": known.is_cached, "credentials": known.secrets}
+            place(task, step, resources, **given)
 
     compiler.Compiler().compile(pipeline, str(tmp_path / "p.yaml"))
     spec, platform = yaml.safe_load_all((tmp_path / "p.yaml").read_text())
@@ -86,15 +87,16 @@ def test_a_cpu_step_stays_on_the_cpu_pool(tmp_path):
         assert "tolerations" not in pods[step] and "emptyDirMounts" not in pods[step]
     assert containers["dedup"]["resources"]["resourceMemoryLimit"] == "64Gi"
     assert containers["dedup"]["resources"]["resourceCpuRequest"] == "16"
-    assert containers["ptq"]["resources"]["resourceMemoryLimit"] == "8Gi"
+    assert containers["ptq"]["resources"]["resourceMemoryLimit"] == "4Gi"
 
 
 @pytest.mark.parametrize(("cpu", "threads"), [("16", "16"), ("1500m", "2"), ("0.5", "1")])
 def test_as_many_threads_as_the_task_has_cores_and_not_the_node(tmp_path, cpu, threads):
     containers, _, _ = compiled(ResourcesConfig(cpu=cpu), tmp_path, "sft")
     environment = {pair["name"]: pair["value"] for pair in containers["sft"]["env"]}
-    assert environment == surroundings.of(int(threads))
+    assert surroundings.of(int(threads)).items() <= environment.items()
     assert environment["OMP_NUM_THREADS"] == threads
+    assert containers["sft"]["resources"]["resourceCpuRequest"] == cpu
 
 
 def test_without_an_accelerator_nothing_asks_for_one(tmp_path):
@@ -110,9 +112,62 @@ def test_side_effects_are_not_cached_and_every_task_retries(tmp_path):
     assert cached == {"preflight": False, "promotion": False, "dedup": True}
     assert tasks["dedup"]["retryPolicy"]["maxRetryCount"] == 2
     assert tasks["dedup"]["retryPolicy"]["backoffDuration"] == "30s"
-    (secret,) = pods["dedup"]["secretAsEnv"]
-    assert secret["optional"] is True
-    assert {pair["envVar"] for pair in secret["keyToEnv"]} >= {"AWS_SECRET_ACCESS_KEY", "MLFLOW_TRACKING_URI"}
+    (told,) = pods["dedup"]["configMapAsEnv"]
+    assert told["configMapName"] == "bloomery-settings" and told["optional"] is True
+    assert {pair["envVar"] for pair in told["keyToEnv"]} == set(settings.KEYS)
+
+
+def test_a_task_fits_a_node_of_two_cores(tmp_path):
+    containers, _, _ = compiled(ResourcesConfig(), tmp_path, "dedup")
+    assert containers["dedup"]["resources"]["resourceCpuRequest"] == "1"
+    assert containers["dedup"]["resources"]["resourceCpuLimit"] == "2"
+    assert containers["dedup"]["resources"]["resourceMemoryRequest"] == "4Gi"
+
+
+def test_a_profile_fills_in_what_the_recipe_leaves_out(tmp_path):
+    resources = ResourcesConfig.model_validate({"profile": "gpu-8", "memory": "20Gi"})
+    containers, pods, _ = compiled(resources, tmp_path, "sft", "evaluation", "dedup")
+    found = {step: container["resources"] for step, container in containers.items()}
+    assert found["sft"]["accelerator"]["resourceCount"] == "8"
+    assert (found["sft"]["resourceCpuRequest"], found["sft"]["resourceMemoryLimit"]) == ("64", "512Gi")
+    assert (found["evaluation"]["resourceCpuRequest"], found["evaluation"]["resourceMemoryLimit"]) == ("8", "64Gi")
+    assert (found["dedup"]["resourceCpuRequest"], found["dedup"]["resourceMemoryLimit"]) == ("1", "20Gi")
+    assert pods["sft"]["emptyDirMounts"][0]["sizeLimit"] == "64Gi"
+
+
+def test_a_step_gets_the_credentials_that_it_uses_and_no_others(tmp_path):
+    _, pods, _ = compiled(ResourcesConfig(), tmp_path, "preflight", "evaluation", "sft")
+    given = {}
+    for step, pod in pods.items():
+        (secret,) = pod["secretAsEnv"]
+        assert secret["secretName"] == "bloomery-credentials" and secret["optional"] is True
+        given[step] = {pair["envVar"] for pair in secret["keyToEnv"]} - set(secrets.KEYS)
+    assert given == {"preflight": {"HF_TOKEN"}, "evaluation": {"HF_TOKEN", "OPENAI_API_KEY"}, "sft": set()}
+
+
+def test_a_pod_is_what_restricted_asks_for_and_knows_its_run(tmp_path, monkeypatch):
+    monkeypatch.setenv("BLOOMERY_PULL_SECRET", "bloomery-registry")
+    resources = ResourcesConfig(labels={"kueue.x-k8s.io/queue-name": "bloomery"})
+    containers, pods, _ = compiled(resources, tmp_path, "sft")
+    assert pods["sft"]["securityContext"] == {"runAsNonRoot": True}
+    assert pods["sft"]["podMetadata"]["labels"] == {"kueue.x-k8s.io/queue-name": "bloomery"}
+    assert [entry["secretName"] for entry in pods["sft"]["imagePullSecret"]] == ["bloomery-registry"]
+    (field,) = pods["sft"]["fieldPathAsEnv"]
+    assert field == {"name": "BLOOMERY_PIPELINE_RUN", "fieldPath": "metadata.labels['pipeline/runid']"}
+    assert {"name": "BLOOMERY_TASK_IMAGE", "value": CPU_IMAGE} in containers["sft"]["env"]
+
+
+def test_a_store_on_objects_is_told_to_pods_and_a_folder_is_not(tmp_path, monkeypatch):
+    def told(**settings):
+        containers, _, _ = compiled(ResourcesConfig(**settings), tmp_path, "dedup")
+        return {pair["name"]: pair["value"] for pair in containers["dedup"]["env"]}.get("BLOOMERY_STORE")
+
+    monkeypatch.setenv("BLOOMERY_STORE", str(tmp_path))
+    assert told() is None and told(store="s3://runs/store") == "s3://runs/store"
+    monkeypatch.setenv("BLOOMERY_STORE", "s3://mine")
+    assert told() == "s3://mine" and told(store="s3://runs/store") == "s3://runs/store"
+    with pytest.raises(ConfigError, match="resources.store"):
+        parse(ResourcesConfig, {"store": "gs://runs"}, where="resources")
 
 
 def test_a_placed_task_runs_under_kfp_local(tmp_path):
@@ -138,3 +193,12 @@ def test_a_placed_task_runs_under_kfp_local(tmp_path):
 def test_a_wrong_section_says_what_is_wrong(values, message):
     with pytest.raises(ConfigError, match=message.replace(".", r"\.").replace("?", r"\?")):
         parse(ResourcesConfig, values, where="resources")
+
+
+def test_a_quantity_may_be_a_number():
+    found = parse(ResourcesConfig, {"cpu": 8, "memory": 8589934592, "steps": {"sft": {"cpu": 0.5, "memory": "2Gi"}}})
+    assert (found.cpu, found.memory) == ("8", "8589934592")
+    assert (found.steps["sft"].cpu, found.steps["sft"].memory) == ("0.5", "2Gi")
+    for wrong in (-1, True, "8 cores"):
+        with pytest.raises(ConfigError, match=r"resources\.cpu: found"):
+            parse(ResourcesConfig, {"cpu": wrong}, where="resources")

@@ -9,13 +9,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
-from bloomery.components.core.errors import ConfigError
-from bloomery.monitoring import hold, trigger
+from bloomery.components.core.errors import ConfigError, ServiceError
+from bloomery.monitoring import hold, home, trigger
 from bloomery.monitoring.check import check, newest_page
 from bloomery.monitoring.config import AlertsConfig, MonitoringConfig, PolicyConfig
 from bloomery.monitoring.hold import Hold
 from bloomery.pipelines import keys
+from bloomery.pipelines.cli import app
 
 START = datetime(2025, 1, 6, tzinfo=UTC)
 NOW = START + timedelta(weeks=6)
@@ -181,14 +183,61 @@ def test_the_drifted_slice_is_what_is_new_in_every_drifted_window_in_a_row(tmp_p
     log = write_log(tmp_path / "log.jsonl", [0, 0.4, 0.4])
     config = CONFIG.model_copy(update={"settings": ["tasks.sql.splits.unlabelled.path={drifted}"]})
     result = check(recipe, tmp_path, log, config, now=NOW, start=False)
-    home = tmp_path / "monitoring"
-    slices = [file.read_text().splitlines() for file in sorted(home.glob("*/drifted.jsonl"))]
+    folder = tmp_path / "monitoring"
+    slices = [file.read_text().splitlines() for file in sorted(folder.glob("*/drifted.jsonl"))]
     assert len(slices) == 2
     for lines in slices:
         prompts = [json.loads(line)["prompt"] for line in lines]
         assert len(prompts) == len(set(prompts)) >= 8
         assert sum("gift" in prompt or "상품권" in prompt for prompt in prompts) >= 0.6 * len(prompts)
-    assert (home / result["window"] / "retraining.jsonl").read_text().splitlines() == slices[0] + slices[1]
+    assert (folder / result["window"] / "retraining.jsonl").read_text().splitlines() == slices[0] + slices[1]
+
+
+def test_on_a_store_the_next_pod_knows_what_the_one_before_decided(tmp_path, recipe):
+    store, log = tmp_path / "store", write_log(tmp_path / "log.jsonl", [0, 0.5])
+    config = CONFIG.model_copy(
+        update={
+            "policy": PolicyConfig(min_rows=100, consecutive_windows=1),
+            "runner": "cluster",
+            "settings": ["tasks.sql.splits.unlabelled.path={drifted}"],
+        }
+    )
+    for attempt in (1, 2):  # the recipe is none, so `bloomery submit` refuses it each time
+        with home.at(f"file://{store}") as here, pytest.raises(ServiceError, match="the next check tries again"):
+            check(recipe, here, log, config, settings=["seed=3"], now=NOW)
+        (record,) = (store / "monitoring" / "triggers").glob("*.json")
+        kept = json.loads(record.read_text())
+        folder = store / "monitoring" / kept["key"]
+        assert (kept["attempts"], kept["status"]) == (attempt, "starting")
+        assert kept["log"] == f"file://{folder}/retraining.log"
+        told = f"tasks.sql.splits.unlabelled.path=file://{folder}/retraining.jsonl"
+        assert kept["command"][1:4] == ["submit", str(recipe), "--key"]
+        assert kept["command"][-3:] == ["seed=3", "--set", told]
+        assert (folder / "retraining.jsonl").read_text() and (folder / "drift.html").is_file()
+        assert "name: found 1" in (folder / "retraining.log").read_text()
+    arguments = ["--workdir", f"file://{store}", "--reason", "migration", "--who", "kim"]
+    assert CliRunner().invoke(app, ["monitor", "hold", *arguments]).exit_code == 0
+    with home.at(f"file://{store}") as here:
+        held = check(recipe, here, log, config, now=NOW)
+    assert held["action"] == "wait" and "on hold by kim: migration" in held["reason"]
+    assert held["decision_page"] == f"file://{folder}/decision.md"
+    explained = CliRunner().invoke(app, ["monitor", "explain", "--workdir", f"file://{store}"])
+    assert explained.stdout.strip() == (folder / "decision.md").read_text().strip()
+    assert not list(store.rglob("*.lock"))
+
+
+def test_a_retraining_on_this_machine_cannot_be_kept_on_a_store(tmp_path, recipe):
+    with home.at(f"file://{tmp_path}/store") as here, pytest.raises(ConfigError, match="set it to cluster"):
+        check(recipe, here, tmp_path / "log.jsonl", CONFIG, now=NOW)
+
+
+def test_a_record_is_put_after_the_rows_that_it_speaks_of(tmp_path):
+    (tmp_path / "store" / "monitoring" / "w1" / "retraining.jsonl" / "in the way").mkdir(parents=True)
+    with pytest.raises(ServiceError, match="the store did not answer"), home.at(f"file://{tmp_path}/store") as here:
+        for name in ("triggers/w1.json", "w1/retraining.jsonl"):
+            (here.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (here.folder / name).write_text("{}")
+    assert not (tmp_path / "store" / "monitoring" / "triggers").exists()
 
 
 def test_people_are_told_once(tmp_path, recipe):

@@ -117,15 +117,15 @@ def test_names_that_look_alike_in_a_path_have_windows_of_their_own(tmp_path):
     assert len(found) == 3 and not any("/" in name or " " in name for name in found)
 
 
-@pytest.mark.parametrize("rows", [[], ["{}"]])
-def test_a_log_without_a_usable_row_is_an_error(tmp_path, rows):
+def test_a_log_without_a_usable_row_is_an_error(tmp_path):
     with pytest.raises(DataError, match="no usable prediction/2 row"):
-        take(write(tmp_path / "log.jsonl", rows), MonitoringConfig(), NOW)
+        take(write(tmp_path / "log.jsonl", ["{}"]), MonitoringConfig(), NOW)
 
 
-def test_a_missing_log_is_an_error(tmp_path):
-    with pytest.raises(DataError, match=r"none\.jsonl"):
-        take(tmp_path / "none.jsonl", MonitoringConfig(), NOW)
+def test_a_log_that_is_not_there_yet_is_nothing_yet(tmp_path):
+    empty = write(tmp_path / "empty.jsonl", [])
+    for log in (tmp_path / "none.jsonl", f"file://{tmp_path}/none", tmp_path / "*.csv", empty):
+        assert take(log, MonitoringConfig(), NOW) == ("", [], [], {}, {}, 0)
 
 
 def corrupt_texts(day: Path) -> Path:

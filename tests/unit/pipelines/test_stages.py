@@ -441,3 +441,15 @@ def test_a_reward_model_is_read_where_there_is_one_and_missed_where_the_settings
     with pytest.raises(ConfigError, match="stages.rejection_sampling: reads reward_model"):
         load([{"rejection_sampling": {"judge": "reward_model"}}, {"sft": TRAINING}])
     assert wiring(load([{"sft": TRAINING}, "rejection_sampling", {"reward_model": TRAINING}, alone]), on_a_short_stack)
+
+
+def test_a_task_has_the_name_of_its_stage(load, on_a_short_stack):
+    chain = [{"sft": TRAINING}, {"sft": {"as": "again", **TRAINING}}]
+    loaded = load(chain, quantisation=[{"scheme": "int8_weight_only"}])
+    spec = on_a_short_stack(build, loaded).pipeline_spec
+    named = {task.task_info.name: key for key, task in spec.root.dag.tasks.items()}
+    # The key is what the API and the pods' nodes are called by; Kubernetes has no underscores.
+    single = [stage for stage in stages(loaded) if not stage.startswith(("ptq_", "evaluation_ptq_"))]
+    assert named == {**{stage: stage.replace("_", "-") for stage in single}, "variants": "for-loop-1"}
+    (loop,) = (component for component in spec.components.values() if component.dag.tasks)
+    assert set(loop.dag.tasks) == {"quantisation-of-variant", "evaluation-of-variant"}

@@ -8,6 +8,8 @@ import textwrap
 
 import pytest
 
+from bloomery.components.core import step
+
 STEP = """
 import logging
 from pathlib import Path
@@ -131,3 +133,14 @@ def test_a_killed_step_leaves_nothing_that_looks_finished(call, tmp_path):
 def test_a_config_error_names_the_stage(call):
     code, stderr, _ = call({"tims": 2})
     assert code == 2 and "count_2.tims: unknown key; did you mean 'times'?" in stderr
+
+
+def test_a_pod_is_left_with_the_last_words_of_its_step(tmp_path):
+    place = tmp_path / "termination-log"
+    step.leave_word("nobody reads it here", place)
+    assert not place.exists()
+    place.touch()  # as Kubernetes mounts it
+    step.leave_word("no chat survives max_length = 64", place)
+    assert place.read_text() == "no chat survives max_length = 64"
+    step.leave_word("가" * 3000, place)
+    assert len(place.read_bytes()) <= step.MOST_LAST_WORDS

@@ -165,6 +165,20 @@ def test_what_cannot_be_listed_is_told(tmp_path):
         list(read_rows(str(tmp_path / "gone.jsonl")))
 
 
+def test_rows_on_s3_are_read_whole_or_not_at_all(object_store):
+    text = "".join(json.dumps({"n": number}) + "\n" for number in range(20_000))
+    object_store.client().put_object(Bucket="bucket", Key="store/rows.jsonl", Body=text.encode())
+    uri = f"{object_store.uri}/rows.jsonl"
+    for fault in ("503", "reset", "torn"):
+        object_store.fail(fault, "GET .*rows.jsonl")
+        assert [row.value["n"] for row in read_rows(uri)] == list(range(20_000))
+    object_store.fail("503", "GET .*rows.jsonl", times=5)
+    with pytest.raises(ServiceError, match="did not answer in 5 attempts"):
+        list(read_rows(uri))
+    with pytest.raises(DataError, match="no file there"):
+        list(read_rows(f"{object_store.uri}/other.jsonl"))
+
+
 def test_a_missing_package_is_named_with_its_pip_line():
     pytest.importorskip("fsspec")
     try:

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from bloomery.components.core.data.chats import chat
-from bloomery.components.core.errors import ModelError
+from bloomery.components.core.errors import ModelError, ServiceError
 from bloomery.components.core.modelling import checkpoints, generation, inspection
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.pipelines.cli import app
@@ -206,6 +206,32 @@ def test_publish_and_fetch_bring_back_the_same_files(tiny_model, tmp_path):
     assert artifact.read_manifest(tmp_path / "back").digest == artifact.read_manifest(tiny_model).digest
     with pytest.raises(ModelError, match="is not there"):
         checkpoints.fetch(str(tmp_path / "nowhere"), tmp_path / "none")
+
+
+def test_on_s3_a_checkpoint_is_published_whole_or_not_at_all(tiny_model, object_store, tmp_path):
+    from bloomery.components.core import artifact, s3
+
+    manifest = artifact.seal(tiny_model, "model/1")
+    object_store.fail("503", "PUT .*model.safetensors", times=5)
+    with pytest.raises(ServiceError):
+        checkpoints.publish(tiny_model, object_store.uri)
+    assert not any(name.endswith(artifact.MANIFEST) for name in object_store.objects())
+    object_store.fail("reset", "PUT .*model.safetensors")
+    uri = checkpoints.publish(tiny_model, f"{object_store.uri}/")
+    s3.put_text(f"{uri}/README.md", "a card")
+    writes = sum(request.startswith("PUT") for request in object_store.requests)
+    assert checkpoints.publish(tiny_model, object_store.uri) == uri
+    assert sum(request.startswith("PUT") for request in object_store.requests) == writes
+    object_store.fail("torn", "GET .*model.safetensors")
+    checkpoints.fetch(uri, tmp_path / "back")
+    assert artifact.file_digest(tmp_path / "back" / "model.safetensors") == manifest.files["model.safetensors"].sha256
+    assert artifact.read_manifest(tmp_path / "back") == manifest and (tmp_path / "back" / "README.md").is_file()
+    weights = f"{uri}/model.safetensors".removeprefix("s3://bucket/")
+    object_store.client().delete_object(Bucket="bucket", Key=weights)
+    with pytest.raises(ModelError, match="is not whole: .*no such object; publish it again"):
+        checkpoints.fetch(uri, tmp_path / "half")
+    with pytest.raises(ModelError, match="is not there"):
+        checkpoints.fetch("s3://bucket/nowhere", tmp_path / "none")
 
 
 def test_sampled_tokens_follow_the_softmax_at_a_temperature_within_the_nucleus():

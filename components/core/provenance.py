@@ -6,6 +6,11 @@ import os
 import subprocess
 from pathlib import Path
 
+PIPELINE_RUN = "BLOOMERY_PIPELINE_RUN"
+"""Environment: id of the run in Kubeflow Pipelines that this pod belongs to; a pod alone has it."""
+TASK_IMAGE = "BLOOMERY_TASK_IMAGE"
+"""Environment: the image that a task was compiled with; it runs in it where it runs in a pod."""
+
 
 def commit() -> str:
     """The commit of the checkout that this file stands in, with `-dirty` where files differ; `BLOOMERY_COMMIT`, which
@@ -22,5 +27,6 @@ def commit() -> str:
 
 def image() -> str:
     """The container image that runs this process, with its digest where whoever deployed it put one into
-    `BLOOMERY_IMAGE`; else ''."""
-    return os.environ.get("BLOOMERY_IMAGE", "")
+    `BLOOMERY_IMAGE`; in a pod of a pipeline that which the task was compiled with; else ''."""
+    own = os.environ.get(TASK_IMAGE, "") if os.environ.get(PIPELINE_RUN) else ""
+    return os.environ.get("BLOOMERY_IMAGE") or own

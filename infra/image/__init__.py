@@ -1,0 +1,1 @@
+"""What an image is made of: locked files, and what is taken away again."""

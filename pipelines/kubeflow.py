@@ -1,0 +1,169 @@
+"""The API of Kubeflow Pipelines: who asks, where, how long, and what its answers mean."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError
+
+logger = logging.getLogger(__name__)
+
+WAITS = (1.0, 2.0, 4.0, 8.0)
+"""Seconds before each further attempt at a call that the API did not answer."""
+SECONDS = 60
+"""Time for one answer: a pipeline of twenty tasks is created in less than ten."""
+TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"
+"""Where kfp expects the token of a pod's service account unless `KF_PIPELINES_SA_TOKEN_PATH` says otherwise."""
+NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+UNKNOWN = "-"
+"""A namespace, where none is known yet: without one kfp's client asks what the API is five times, five seconds apart,
+with a traceback each."""
+
+
+class Access(NamedTuple):
+    """Where the API is and who asks; what is left out comes from the environment."""
+
+    endpoint: str | None = None
+    """Its address; none: `KFP_ENDPOINT`, `KF_PIPELINES_ENDPOINT`, else as kfp finds it."""
+    namespace: str | None = None
+    """The profile, where the API has several users; none: `KFP_NAMESPACE`, else the namespace of this pod."""
+    token: str | None = None
+    """A bearer token; none: `KFP_TOKEN`, else that of this pod's service account, else none."""
+
+    @property
+    def address(self) -> str:
+        """The address, or '' for kfp's own search."""
+        return self.endpoint or os.environ.get("KFP_ENDPOINT") or os.environ.get("KF_PIPELINES_ENDPOINT") or ""
+
+
+@contextlib.contextmanager
+def connected(access: Access) -> Iterator[Any]:
+    """kfp's client; every call of it inside ends in time, and those that change nothing are tried again.
+
+    Raises: ConfigError with the API's own reason for what it refuses (4xx), ServiceError if it does not answer.
+    """
+    where = access.address or "its default address"
+    try:
+        yield _client(access)
+    except BloomeryError:
+        raise
+    except Exception as error:  # kfp passes on whatever urllib3, its own client or the API raised
+        raise _told(error, where) from error
+
+
+def _client(access: Access) -> Any:
+    import kfp
+    from kfp.client import ServiceAccountTokenVolumeCredentials
+
+    file = os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", TOKEN_FILE)
+    token = access.token or os.environ.get("KFP_TOKEN")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # "only works with v2.0.0-beta.2 and later"
+        client = kfp.Client(
+            host=access.address or None,
+            namespace=UNKNOWN,
+            existing_token=token,
+            credentials=ServiceAccountTokenVolumeCredentials(file) if not token and Path(file).is_file() else None,
+        )
+    rest = client._run_api.api_client.rest_client
+    rest.request = _patient(rest.request)
+    client._context_setting["namespace"] = _namespace(client, access)
+    return client
+
+
+def _namespace(client: Any, access: Access) -> str:
+    """The profile to ask for; '' where the API knows none, and refuses questions that name one."""
+    if not client._healthz_api.healthz_service_get_healthz().multi_user:
+        return ""
+    given = access.namespace or os.environ.get("KFP_NAMESPACE")
+    if given:
+        return given
+    if Path(NAMESPACE_FILE).is_file():
+        return Path(NAMESPACE_FILE).read_text(encoding="utf-8").strip()
+    raise ConfigError(
+        f"Kubeflow Pipelines at {access.address or 'its default address'} has several users; name your profile by "
+        "--namespace or KFP_NAMESPACE"
+    )
+
+
+def _patient(request: Callable[..., Any]) -> Callable[..., Any]:
+    """`request` of the generated client with a limit of time, and further attempts for what may be asked twice."""
+
+    def ask(method: str, url: str, *rest: Any, **options: Any) -> Any:
+        options["_request_timeout"] = options.get("_request_timeout") or SECONDS
+        waits = WAITS if method == "GET" or url.endswith(":terminate") else ()
+        for wait in (*waits, None):
+            try:
+                return request(method, url, *rest, **options)
+            except Exception as error:
+                if getattr(error, "body", "") is None:
+                    error.body = b""  # type: ignore[attr-defined]  # which the client decodes, whatever it is
+                if wait is None or not is_passing(error):
+                    raise
+                logger.info("Kubeflow Pipelines, %s %s: %s; again in %.0f s", method, url, reason_of(error), wait)
+                time.sleep(wait)
+        raise AssertionError("unreachable: the last attempt returns or raises")
+
+    return ask
+
+
+def is_passing(error: Exception) -> bool:
+    """Whether a call that ended so may succeed later: no answer, or an error of the API's own."""
+    from kfp_server_api.exceptions import ApiException
+    from urllib3.exceptions import HTTPError
+
+    if isinstance(error, ApiException):
+        return not error.status or error.status >= 500 or error.status in (408, 429)
+    return isinstance(error, HTTPError | OSError)
+
+
+def reason_of(error: Exception) -> str:
+    """What the API said, on one line: of its JSON the message, without the places in its sources."""
+    body = getattr(error, "body", None) or b""
+    text = body.decode("utf-8", "replace") if isinstance(body, bytes) else str(body)
+    with contextlib.suppress(ValueError, AttributeError):
+        found = json.loads(text)
+        text = found.get("message") or found.get("error_message") or found.get("error") or ""
+    told = " ".join((text or str(getattr(error, "reason", "") or error)).split())
+    return told[:500]
+
+
+def _told(error: Exception, where: str) -> BloomeryError:
+    status = getattr(error, "status", None)
+    if is_passing(error):
+        code = f" ({status})" if status else ""
+        return ServiceError(f"Kubeflow Pipelines at {where} did not answer{code}: {reason_of(error)}")
+    if status is None:
+        return ServiceError(f"Kubeflow Pipelines at {where} cannot be used: {reason_of(error)}")
+    advice = {
+        401: "; give a token by KFP_TOKEN or --token, or run in a pod with the token of its service account",
+        403: "; the service account or user needs the verbs that infra/k8s binds, in the namespace of --namespace",
+    }.get(status, "")
+    return ConfigError(f"Kubeflow Pipelines at {where} refuses ({status}): {reason_of(error)}{advice}")
+
+
+def run_named(client: Any, name: str) -> Any | None:
+    """The newest run of that name that the user may see, or None."""
+    found = client.list_runs(page_size=1, sort_by="created_at desc", filter=equals("display_name", name))
+    return found.runs[0] if found.runs else None
+
+
+def equals(key: str, value: str) -> str:
+    """The API's filter for what has this value."""
+    return json.dumps({"predicates": [{"operation": "EQUALS", "key": key, "stringValue": value}]})
+
+
+def get(client: Any, path: str) -> bytes:
+    """The body at a path of the API that its client has no method for. Raises: ApiException."""
+    api = client._run_api.api_client
+    headers: dict[str, str] = {}
+    api.update_params_for_auth(headers, [], ["Bearer"])
+    return api.rest_client.request("GET", f"{api.configuration.host}{path}", headers=headers).data

@@ -1,0 +1,328 @@
+"""Runs on a cluster: submitted once, followed, explained and ended, through the API of Kubeflow Pipelines."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import re
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError
+from bloomery.pipelines import keys, kubeflow, launch
+from bloomery.pipelines.kubeflow import Access, connected
+from bloomery.pipelines.recipe import Recipe
+
+logger = logging.getLogger(__name__)
+
+ENDED = ("SUCCEEDED", "FAILED", "SKIPPED", "CANCELED")
+STATES = {
+    "PENDING": "waiting",
+    "RUNNING": "running",
+    "SUCCEEDED": "done",
+    "SKIPPED": "left out",
+    "FAILED": "failed",
+    "CANCELING": "running",
+    "CANCELED": "cancelled",
+}
+"""The API's states in the words of the table; any other is `·`, not begun."""
+POLL_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage of a run on a cluster."""
+
+    stage: str
+    state: str
+    """One of `STATES`, or `·`."""
+    started: datetime | None = None
+    ended: datetime | None = None
+    message: str = ""
+    """What the step said when it failed, or what keeps its pod from running."""
+    pods: tuple[str, ...] = ()
+    """Names of its pods, oldest first, and after them those that failed."""
+
+    @property
+    def seconds(self) -> float | None:
+        """How long it took, or has been running."""
+        if self.started is None:
+            return None
+        return ((self.ended or datetime.now(UTC)) - self.started).total_seconds()
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A run on a cluster as the API shows it now."""
+
+    run_id: str
+    name: str
+    state: str
+    tasks: tuple[Task, ...]
+    """In the order in which they can run."""
+
+    @property
+    def failure(self) -> str:
+        """The first task that failed with what it said, on one line; '' if none did."""
+        return next((f"{task.stage}: {task.message or 'failed'}" for task in self.tasks if task.state == "failed"), "")
+
+
+def submit(recipe: Recipe, access: Access, key: str | None = None) -> str:
+    """Submit the recipe's pipeline; returns the run id.
+
+    The run is named `key`, and where a run of that name is there, its id is returned and none is submitted: so also
+    after an answer that was lost, for the API may have made the run all the same.
+    Raises: ConfigError with the API's reason for what it refuses, ServiceError if it does not answer.
+    """
+    name = keys.check_key(key) if key else f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    with tempfile.TemporaryDirectory() as folder, connected(access) as client:
+        package = Path(folder) / "pipeline.yaml"
+        launch.compile_to(recipe, package)
+        for wait in (*kubeflow.WAITS, None):
+            known = kubeflow.run_named(client, name)
+            if known is not None:
+                return known.run_id
+            try:
+                with contextlib.redirect_stdout(io.StringIO()):  # kfp prints a link there
+                    experiment = client.create_experiment(recipe.name)
+                    return client.run_pipeline(experiment.experiment_id, name, str(package)).run_id
+            except Exception as error:
+                if not kubeflow.is_passing(error):
+                    raise
+                reason = kubeflow.reason_of(error)
+                if wait is None:
+                    raise ServiceError(
+                        f"Kubeflow Pipelines did not take the run {name}: {reason}; `bloomery submit … --key {name}` "
+                        "submits it, or finds it, and never makes two"
+                    ) from error
+                logger.info("submitting %s: %s; is looked for, and submitted again, in %.0f s", name, reason, wait)
+                time.sleep(wait)
+    raise AssertionError("unreachable: the last attempt returns or raises")
+
+
+def is_unfinished(access: Access, key: str) -> bool:
+    """True while the run of that name runs, or waits to. Raises: as `submit`."""
+    with connected(access) as client:
+        run = kubeflow.run_named(client, key)
+        return run is not None and run.state not in ENDED
+
+
+def cancel(run: str, access: Access) -> str:
+    """End a run, given by its id or name; returns what is true then. Raises: as `submit`."""
+    with connected(access) as client:
+        found = _found(client, run)
+        if found.state in ENDED:
+            return f"{found.display_name} has ended before: {found.state.lower()}"
+        client.terminate_run(found.run_id)
+        return f"{found.display_name} is being ended; `bloomery status {found.run_id}` shows when it has"
+
+
+def seen(run: str, access: Access) -> Seen:
+    """A run, given by its id or name, as the API shows it now. Raises: as `submit`, ConfigError for an unknown run."""
+    with connected(access) as client:
+        return _seen(client, _found(client, run))
+
+
+def follow(run: str, access: Access, show: Callable[[dict[str, Any]], None], poll: float = POLL_SECONDS) -> Seen:
+    """Show what happens to a run, as events of a journal, until it has ended; returns it as it ended."""
+    told: dict[str, str] = {}
+    with connected(access) as client:
+        run_id = _found(client, run).run_id
+        while True:
+            now = _seen(client, client.get_run(run_id))
+            for event in events(now, told):
+                show(event)
+            if now.state in ENDED:
+                return now
+            time.sleep(poll)
+
+
+def events(now: Seen, told: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """The events of a journal that lead from the states in `told`, which are brought up to date, to what is seen."""
+    for task in now.tasks:
+        before = told.get(task.stage, "·")
+        told[task.stage] = task.state
+        facts = {"stage": task.stage, "time": task.started.timestamp() if task.started else time.time()}
+        if task.state == "running":
+            if before != "running":
+                yield {**facts, "event": "started"}
+            yield {**facts, "event": "progress", "time": time.time(), "step": 0, "metrics": {}}
+        elif task.state in ("done", "left out") and task.state != before:
+            yield {**facts, "event": "finished", "cached": False, "metrics": {}, "seconds": task.seconds or 0.0}
+        elif task.state in ("failed", "cancelled") and task.state != before:
+            yield {**facts, "event": "failed"}
+        if task.message and task.state in ("running", "waiting") and told.get(f"{task.stage}:") != task.message:
+            told[f"{task.stage}:"] = task.message
+            yield {**facts, "event": "warned", "message": task.message}
+
+
+def logs(run: str, stage: str | None, access: Access) -> str:
+    """What the last pod of a stage wrote, or of the stage that failed, else of the last that began.
+
+    Raises: ConfigError for a stage that the run has not, or that has no pod yet; else as `submit`.
+    """
+    with connected(access) as client:
+        now = _seen(client, _found(client, run))
+        task = _chosen(now, stage)
+        if not task.pods:
+            raise ConfigError(
+                f"{task.stage}: the API names no pod of it (it is {_word(task.state)}); `kubectl logs -c main -l "
+                f"pipeline/runid={now.run_id}` in the namespace of the run asks Kubernetes"
+            )
+        return _log(client, now.run_id, task.pods[-1])
+
+
+def _word(state: str) -> str:
+    return "not begun" if state == "·" else state
+
+
+def _chosen(now: Seen, stage: str | None) -> Task:
+    if stage is not None:
+        found = [task for task in now.tasks if stage in (task.stage, task.stage.replace("_", "-"))]
+        if not found:
+            known = ", ".join(task.stage for task in now.tasks) or "none yet"
+            raise ConfigError(f"{now.name}: no stage {stage}; known: {known}")
+        return found[0]
+    failed = [task for task in now.tasks if task.state == "failed"]
+    begun = [task for task in now.tasks if task.pods]
+    if not failed and not begun:
+        raise ConfigError(f"{now.name}: no stage has begun, so there is no log yet")
+    return failed[0] if failed else max(begun, key=lambda task: task.started or datetime.min.replace(tzinfo=UTC))
+
+
+def _log(client: Any, run_id: str, pod: str) -> str:
+    return kubeflow.get(client, f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log").decode("utf-8", "replace")
+
+
+def _found(client: Any, run: str) -> Any:
+    """The API's run of an id or a name. Raises: ConfigError if there is none."""
+    try:
+        uuid.UUID(run)
+    except ValueError:
+        found = kubeflow.run_named(client, run)
+        if found is None:
+            raise ConfigError(f"{run}: no run of this name or id; `bloomery submit` prints the id of each") from None
+        run = found.run_id
+    return client.get_run(run)
+
+
+def _seen(client: Any, run: Any) -> Seen:
+    """A run with its tasks: their states from it, their pods and what these said from its workflow."""
+    states = {detail.display_name: detail for detail in (run.run_details and run.run_details.task_details) or ()}
+    workflow = _workflow(client, run.run_id)
+    tasks = []
+    for key, stage in (_stages(run.pipeline_spec or {}) or _begun(workflow)).items():
+        detail = states.get(key)
+        nodes = _nodes(workflow, key)
+        driver = states.get(f"{key}-driver")
+        if driver is not None and driver.state == "FAILED":
+            detail, nodes = driver, _nodes(workflow, f"{key}-driver")
+        pods = tuple(_pod(workflow, node) for node in nodes if node.get("type") == "Pod")
+        state = STATES.get(detail.state, "·") if detail else "·"
+        message = _message(nodes) if state in ("failed", "running", "waiting") else ""
+        if state == "failed" and not message and pods:
+            message = _last_error(client, run.run_id, pods[-1])
+        tasks.append(
+            Task(stage, state, _time(detail and detail.start_time), _time(detail and detail.end_time), message, pods)
+        )
+    return Seen(run.run_id, run.display_name, run.state or "PENDING", tuple(tasks))
+
+
+def _stages(spec: dict[str, Any]) -> dict[str, str]:
+    """The stage of each task of a compiled pipeline, in an order in which they can run."""
+    spec = spec.get("pipeline_spec", spec)
+    waiting = dict(spec.get("root", {}).get("dag", {}).get("tasks", {}))
+    found: dict[str, str] = {}
+    while waiting:
+        free = [key for key, task in waiting.items() if set(task.get("dependentTasks", ())) <= set(found)]
+        for key in free or list(waiting):
+            task = waiting.pop(key)
+            found[key] = task.get("taskInfo", {}).get("name", key)
+    return found
+
+
+def _begun(workflow: dict[str, Any]) -> dict[str, str]:
+    """The same of what Argo has begun, where the API tells no pipeline, as of runs that recur."""
+    root = f"{workflow.get('metadata', {}).get('name', '')}.root."
+    nodes = workflow.get("status", {}).get("nodes", {}).values()
+    begun = sorted((node for node in nodes if node["name"].startswith(root)), key=lambda node: str(node["startedAt"]))
+    keys = [node["name"].removeprefix(root) for node in begun]
+    return {key: key.replace("-", "_") for key in keys if "." not in key and not key.endswith("-driver")}
+
+
+def _time(value: datetime | None) -> datetime | None:
+    """A time of the API; what has not happened has the year 1."""
+    if value is None or value.year < 1971:
+        return None
+    return value if value.tzinfo else value.replace(tzinfo=UTC)
+
+
+def _workflow(client: Any, run_id: str) -> dict[str, Any]:
+    """The Argo workflow of a run, which names its pods and what ended them: the newer API leaves both out (kfp 2.17);
+    empty where it cannot be had."""
+    from kfp_server_api.exceptions import ApiException
+
+    try:
+        found = json.loads(kubeflow.get(client, f"/apis/v1beta1/runs/{run_id}"))
+        return json.loads(found.get("pipeline_runtime", {}).get("workflow_manifest") or "{}")
+    except (ApiException, ValueError) as error:
+        logger.debug("no workflow of %s: %s", run_id, error)
+        return {}
+
+
+def _nodes(workflow: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    """The pods that Argo made for a task, and what stands for one, those that failed last, else by their time."""
+    name = f"{workflow.get('metadata', {}).get('name', '')}.root.{key}"
+    nodes = workflow.get("status", {}).get("nodes", {}).values()
+    found = [
+        node
+        for node in nodes
+        if node.get("type") in ("Pod", "Plugin") and (node["name"] == name or node["name"].startswith(f"{name}."))
+    ]
+    return sorted(found, key=lambda node: (node.get("phase") in ("Failed", "Error"), str(node.get("startedAt", ""))))
+
+
+def _pod(workflow: dict[str, Any], node: dict[str, Any]) -> str:
+    """The name of a node's pod, as the API itself derives it."""
+    metadata = workflow["metadata"]
+    if metadata.get("annotations", {}).get("workflows.argoproj.io/pod-name-format") == "v1":
+        return node["id"]
+    return f"{metadata['name']}-{node.get('templateName', '')}-{node['id'].rpartition('-')[2]}"
+
+
+EXIT = re.compile(r"^(?:main: )?\w+ \(exit code \d+\):?\s*")
+"""What Argo writes before the words that a container left behind."""
+
+
+def _message(nodes: list[dict[str, Any]]) -> str:
+    """What the last pod left behind, or waits for, on one line; '' if it is an exit code alone."""
+    said = str(nodes[-1].get("message") or "") if nodes else ""
+    told = EXIT.sub("", said)
+    return " ".join((told or ("" if "Error (exit" in said else said)).split())[:500]
+
+
+def _last_error(client: Any, run_id: str, pod: str) -> str:
+    """The last error in a pod's log, whose lines are JSON; '' if there is none, or no log."""
+    from kfp_server_api.exceptions import ApiException
+
+    with contextlib.suppress(ApiException):
+        for line in reversed(_log(client, run_id, pod).splitlines()):
+            with contextlib.suppress(ValueError, TypeError, KeyError):
+                told = json.loads(line)
+                if told["level"] == "ERROR":
+                    return " ".join(str(told["message"]).split())[:500]
+    return ""
+
+
+def raise_for(now: Seen) -> None:
+    """Raise what ended a run that has not succeeded."""
+    if now.state != "SUCCEEDED":
+        raise BloomeryError(now.failure or f"the run {now.name} ended {now.state.lower()}")

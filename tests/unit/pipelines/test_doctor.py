@@ -1,0 +1,164 @@
+"""What `bloomery doctor` finds on this machine, on stores and servers over HTTP, and on clusters that answer as real
+ones do."""
+
+import json
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+import pytest
+import yaml
+from kubeflow_api import KubeflowAPI
+from typer.testing import CliRunner
+
+from bloomery.components.core.errors import ServiceError
+from bloomery.infra.images import CPU_IMAGE
+from bloomery.infra.resources import ResourcesConfig
+from bloomery.pipelines import doctor, doctor_cluster
+from bloomery.pipelines.cli import app
+from bloomery.pipelines.doctor import Finding, examined
+from bloomery.pipelines.kubeflow import Access
+
+
+@pytest.fixture
+def server():
+    """A server that answers each path with (status, value), any other with 404."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            status, value = self.server.answers.get(urlsplit(self.path).path, (404, {"reason": "NotFound"}))
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(json.dumps(value).encode())
+
+        do_POST = do_GET
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.answers = {}
+        running.url = f"http://127.0.0.1:{running.server_port}"
+        threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
+        yield running
+        running.shutdown()
+
+
+def test_a_check_that_takes_too_long_or_fails_is_a_finding():
+    def unanswered():
+        raise ServiceError("s3://b: the store did not answer; check the network")
+
+    def broken():
+        raise ValueError("odd")
+
+    findings = examined({"slow": lambda: time.sleep(5) or (), "store": unanswered, "odd": broken}, seconds=0.05)
+    assert findings == [
+        Finding("slow", "fix", "no answer in 0 s", "see to the network, or to the address"),
+        Finding("store", "fix", "s3://b: the store did not answer", "check the network"),
+        Finding("odd", "?", "ValueError: odd", "the check itself failed"),
+    ]
+
+
+def test_a_machine_with_all_it_needs(object_store, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    result = CliRunner().invoke(app, ["doctor", "--bucket", "s3://bucket/shop", "--json"])
+    findings = {(one["what"], one["state"]) for one in json.loads(result.stdout)}
+    assert {("versions", "ok"), ("shm", "ok"), ("store", "ok"), ("credentials", "ok"), ("MLflow", "ok")} <= findings
+    assert ("webhook", "ok") in findings and result.exit_code == 0
+    (sent,) = (request for request in object_store.requests if request.startswith("PUT"))
+    assert sent.startswith("PUT /bucket/shop/doctor/") and not object_store.objects("")
+
+
+def test_servers_that_are_not_there_or_refuse(server, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert [one.state for one in doctor.mlflow()] == ["fix"]
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url.replace("//", "//me:s3same@"))
+    server.answers["/api/2.0/mlflow/experiments/search"] = 401, {}
+    (found,) = doctor.mlflow()
+    assert found.state == "fix" and found.found == f"{server.url} answers 401" and "USERNAME" in found.fix
+    server.answers["/api/2.0/mlflow/experiments/search"] = 200, {}
+    assert [one.state for one in doctor.mlflow()] == ["ok"]
+    assert [one.state for one in doctor.reachable(f"{server.url}/services/s3same")] == ["ok"]
+    monkeypatch.delenv("ALERTS", raising=False)
+    (found,) = doctor.reachable("ALERTS")
+    assert found.state == "fix" and found.found == "the environment variable ALERTS holds no address"
+
+
+def listed(*items):
+    return 200, {"items": list(items)}
+
+
+def pod(name, image, waiting=None, **labels):
+    state = {"waiting": {"reason": waiting}} if waiting else {"running": {}}
+    status = {"name": "main", "image": image, "imageID": "" if waiting else f"{image}@sha256:1", "ready": not waiting}
+    status |= {"restartCount": 0, "state": state}
+    return {"metadata": {"name": name, "labels": labels}, "status": {"phase": "Running", "containerStatuses": [status]}}
+
+
+@pytest.fixture
+def kubernetes(server, tmp_path, monkeypatch):
+    """The API of a Kubernetes, of which a kubeconfig tells."""
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "clusters": [{"name": "c", "cluster": {"server": server.url}}],
+        "users": [{"name": "u", "user": {"token": "t"}}],
+        "contexts": [{"name": "x", "context": {"cluster": "c", "user": "u"}}],
+        "current-context": "x",
+    }
+    (tmp_path / "kubeconfig").write_text(yaml.safe_dump(config))
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "kubeconfig"))
+    return server
+
+
+def test_a_cluster(kubernetes, monkeypatch):
+    for name in ("KFP_ENDPOINT", "KFP_TOKEN", "KFP_NAMESPACE"):
+        monkeypatch.delenv(name, raising=False)
+    place = "/api/v1/namespaces/team-a"
+    review = {"apiVersion": "authorization.k8s.io/v1", "spec": {}, "status": {"allowed": False}}
+    kubernetes.answers = {
+        "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews": (201, review),
+        f"{place}/secrets/bloomery-credentials": (200, {"data": {"AWS_ACCESS_KEY_ID": "c2VjcmV0"}}),
+        f"{place}/pods": listed(pod("run-1", CPU_IMAGE, "ImagePullBackOff")),
+        f"{place}/resourcequotas": listed(
+            {"metadata": {"name": "q"}, "status": {"hard": {"requests.cpu": "8"}, "used": {"requests.cpu": "7500m"}}}
+        ),
+        "/api/v1/nodes": listed({"status": {"allocatable": {"cpu": "1930m", "memory": "7Gi"}}}),
+    }
+    resources = ResourcesConfig(accelerator="nvidia.com/gpu")
+    with KubeflowAPI(namespace="team-a") as api:
+        checks = doctor_cluster.of_the_cluster(Access(api.url, "team-a"), "team-a", resources)
+        told = {(one.what, one.state): one.found for one in examined(checks)}
+        assert told["pipelines", "ok"].endswith("several users, profile team-a; runs can be listed")
+        assert told["RBAC", "fix"].startswith("not allowed in team-a: create runs, list runs")
+        assert told["secret", "fix"] == "bloomery-credentials lacks AWS_SECRET_ACCESS_KEY"
+        assert told["image pull", "fix"] == f"ImagePullBackOff of {CPU_IMAGE} in run-1"
+        assert told["quota", "fix"] == "q: requests.cpu 7500m of 8 used, a task takes 1"
+        assert told["nodes", "fix"] == "no node has nvidia.com/gpu now"
+        assert "c2VjcmV0" not in str(told) and "secret\n" not in str(told)
+
+        review["status"]["allowed"] = True
+        keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "eA==")
+        kubernetes.answers |= {
+            f"{place}/secrets/bloomery-credentials": (200, {"data": keys}),
+            f"{place}/pods": listed(pod("mlflow-0", CPU_IMAGE)),
+            f"{place}/resourcequotas": listed(),
+            "/api/v1/nodes": (403, {"reason": "Forbidden"}),
+        }
+        checks = doctor_cluster.of_the_cluster(Access(api.url, "team-a"), "team-a", ResourcesConfig())
+        states = {one.what: one.state for one in examined(checks)}
+    assert states == {
+        **dict.fromkeys(("pipelines", "RBAC", "secret", "image pull", "quota", "services"), "ok"),
+        "nodes": "?",
+    }
+
+
+def test_without_a_cluster_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(tmp_path / "none"))
+    monkeypatch.setattr("bloomery.pipelines.kubeflow.WAITS", ())
+    checks = doctor_cluster.of_the_cluster(Access("http://127.0.0.1:9"), "kubeflow", ResourcesConfig())
+    states = {one.what: one.state for one in examined(checks)}
+    assert states.pop("pipelines") == "fix" and set(states.values()) == {"?"}

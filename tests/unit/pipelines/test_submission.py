@@ -1,0 +1,222 @@
+"""Runs on a cluster, through kfp's own client, over HTTP, to a server that answers as the API does."""
+
+import json
+
+import pytest
+import yaml
+from kubeflow_api import WORKFLOW, KubeflowAPI
+from typer.testing import CliRunner
+
+from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError
+from bloomery.pipelines import kubeflow, recipe, submission
+from bloomery.pipelines.cli import app
+from bloomery.pipelines.kubeflow import Access
+
+TRAINING = {"learning_rate": 1e-3, "epochs": 1, "max_length": 64}
+PODS = {
+    "preflight": ("Succeeded", ""),
+    "preflight.executor(0)": ("Succeeded", ""),
+    "evaluation-base": ("Running", ""),
+    "evaluation-base.executor(0)": ("Pending", "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu."),
+    "sft": ("Failed", ""),
+    "sft.executor(0)": ("Failed", "Error (exit code 1)"),
+    "sft.executor(1)": ("Failed", "main: Error (exit code 1): no chat survives max_length = 64"),
+}
+SAID = "no chat survives max_length = 64"
+
+
+@pytest.fixture
+def api(monkeypatch):
+    monkeypatch.setattr(kubeflow, "WAITS", (0.01, 0.01))
+    for name in ("KFP_ENDPOINT", "KF_PIPELINES_ENDPOINT", "KFP_TOKEN", "KFP_NAMESPACE", "BLOOMERY_BUCKET"):
+        monkeypatch.delenv(name, raising=False)
+    with KubeflowAPI() as server:
+        yield server
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A recipe that names nothing of this machine."""
+    questions = {"role": "domain", "templates": [{"prompt": "{q}", "answer": "{a}"}], "verifier": {"kind": "exact"}}
+    splits = {"train": {"path": "s3://d/q.jsonl"}, "test": {"path": "s3://d/t.jsonl"}}
+    values = {"name": "shop", "registered_model": "m", "base_model": "org/model", "stages": [{"sft": TRAINING}]}
+    values |= {"tasks": {"t": {**questions, "splits": splits}}, "promotion": {"models_uri": "s3://d/models"}}
+    path = tmp_path / "shop.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return str(path)
+
+
+@pytest.fixture
+def submit(api, file, on_a_short_stack):
+    return lambda key=None: on_a_short_stack(submission.submit, recipe.load(file), Access(api.url), key)
+
+
+def names(api):
+    return [run["display_name"] for run in api.kept.get("runs", [])]
+
+
+def test_a_key_names_one_submitted_run(api, submit):
+    first = submit("shop-3-w0004")
+    assert submit("shop-3-w0004") == first
+    assert submit("shop-3-w0005") != first
+    assert names(api) == ["shop-3-w0004", "shop-3-w0005"]
+    access = Access(api.url)
+    api.kept["runs"][0]["state"] = "RUNNING"
+    assert submission.is_unfinished(access, "shop-3-w0004")
+    api.kept["runs"][0]["state"] = "FAILED"
+    assert not submission.is_unfinished(access, "shop-3-w0004")
+    assert not submission.is_unfinished(access, "never")
+
+
+def test_an_answer_that_was_lost_makes_no_second_run(api, submit):
+    api.faults = [("POST runs", 500, {"message": "Failed to store run"}, True)]
+    assert submit() == api.kept["runs"][0]["run_id"]
+    assert len(names(api)) == 1
+    # One that was refused while the store was away is asked for again.
+    api.faults = [("POST runs", 503, {"message": "upstream connect error"}, False)]
+    submit("again")
+    assert names(api)[1:] == ["again"]
+
+
+def test_a_service_that_stays_away_is_told_with_the_name_to_ask_for(api, submit):
+    api.faults = [("POST runs", 500, {"message": "database is down"}, False)] * 3
+    with pytest.raises(ServiceError, match="did not take the run shop-1: database is down.* --key shop-1") as told:
+        submit("shop-1")
+    assert told.value.exit_code == 7 and not names(api)
+
+
+def test_what_the_api_refuses_is_told_in_its_words_and_asked_once(api, submit):
+    reason = "Failed to create a run: the pipeline root is not valid"
+    api.faults = [("POST runs", 400, {"error": reason, "code": 3, "message": reason}, False)]
+    with pytest.raises(ConfigError, match=r"refuses \(400\): Failed to create a run: the pipeline root"):
+        submit("shop-1")
+    assert api.asked.count("POST runs") == 1
+
+
+def test_nobody_there(file, on_a_short_stack, api):
+    with pytest.raises(ServiceError, match="127.0.0.1:9 did not answer"):
+        submission.seen("shop-1", Access("http://127.0.0.1:9"))
+
+
+@pytest.fixture
+def shared(api):
+    """An API of several users that knows one profile and one token."""
+    with KubeflowAPI(namespace="team-a", token="s3same") as server:
+        yield server
+
+
+def test_an_api_of_several_users_is_asked_with_profile_and_token(shared, file, on_a_short_stack, monkeypatch, tmp_path):
+    def submit(*access):
+        return on_a_short_stack(submission.submit, recipe.load(file), Access(shared.url, *access), "shop-1")
+
+    with pytest.raises(ConfigError, match="several users; name your profile by --namespace"):
+        submit()
+    with pytest.raises(ConfigError, match=r"refuses \(401\): Request header error.*KFP_TOKEN"):
+        submit("team-a")
+    with pytest.raises(ConfigError, match=r"refuses \(403\): User is not authorized in team-b"):
+        submit("team-b", "s3same")
+    made = submit("team-a", "s3same")
+    assert [item["namespace"] for item in shared.kept["experiments"]] == ["team-a"]
+    monkeypatch.setenv("KFP_TOKEN", "s3same")
+    monkeypatch.setenv("KFP_NAMESPACE", "team-a")
+    assert submit() == made
+    # In a pod the token of its service account lies in a file, which the kubelet renews.
+    monkeypatch.delenv("KFP_TOKEN")
+    file_of_token = tmp_path / "token"
+    file_of_token.write_text("s3same\n")
+    monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(file_of_token))
+    assert submit() == made
+
+
+def test_a_failed_task_is_told_with_what_it_said(api, submit):
+    run = submit("shop-1")
+    api.play(api.kept["runs"][0], "FAILED", PODS)
+    now = submission.seen("shop-1", Access(api.url))
+    tasks = {task.stage: task for task in now.tasks}
+    assert [task.stage for task in now.tasks][0] == "preflight"
+    assert list(tasks)[-1] == "promotion" and tasks["promotion"].state == "·"
+    assert tasks["preflight"].state == "done" and tasks["preflight"].seconds == 30
+    assert tasks["evaluation_base"].state == "running"
+    assert tasks["evaluation_base"].message.startswith("Unschedulable: 0/1 nodes")
+    assert now.failure == f"sft: {SAID}" and now.run_id == run
+    assert tasks["sft"].pods == (
+        f"{WORKFLOW}-retry-system-container-impl-1005",
+        f"{WORKFLOW}-retry-system-container-impl-1006",
+    )
+
+
+def test_a_run_whose_pipeline_the_api_does_not_tell(api, submit):
+    submit("shop-1")
+    api.play(api.kept["runs"][0], "RUNNING", PODS)
+    del api.kept["runs"][0]["pipeline_spec"]
+    now = submission.seen("shop-1", Access(api.url))
+    assert [(task.stage, task.state) for task in now.tasks] == [
+        ("preflight", "done"),
+        ("evaluation_base", "running"),
+        ("sft", "failed"),
+    ]
+
+
+def test_an_exit_code_alone_is_explained_by_the_log(api, submit):
+    submit("shop-1")
+    api.play(api.kept["runs"][0], "FAILED", {"sft": ("Failed", ""), "sft.executor": ("Failed", "Error (exit code 1)")})
+    pod = f"{WORKFLOW}-system-container-impl-1001"
+    lines = [{"level": "INFO", "message": "chats 12"}, {"level": "ERROR", "message": f"sft: {SAID}"}]
+    api.logs[pod] = "\n".join([*map(json.dumps, lines), "F1128 launcher: exit status 3"])
+    assert submission.seen("shop-1", Access(api.url)).failure == f"sft: sft: {SAID}"
+
+
+def test_a_driver_that_fails_is_its_stage(api, submit):
+    submit("shop-1")
+    api.play(api.kept["runs"][0], "FAILED", {"sft-driver": ("Failed", "main: Error (exit code 1): no such bucket")})
+    assert submission.seen("shop-1", Access(api.url)).failure == "sft: no such bucket"
+
+
+def run_cli(api, *arguments):
+    return CliRunner().invoke(app, [*arguments, "--endpoint", api.url])
+
+
+def test_the_commands(api, submit, monkeypatch):
+    monkeypatch.setattr(submission, "POLL_SECONDS", 0.01)
+    run = submit("shop-1")
+    assert "no stage has begun" in str(run_cli(api, "logs", "shop-1").exception)
+    api.play(api.kept["runs"][0], "FAILED", PODS)
+    shown = run_cli(api, "status", "shop-1")
+    assert shown.exit_code == 1 and isinstance(shown.exception, BloomeryError)
+    assert str(shown.exception) == f"sft: {SAID}"
+    (line,) = [line for line in shown.stdout.splitlines() if line.startswith("sft ")]
+    assert line.split() == ["sft", "failed", "30", "s", *SAID.split()]
+    assert str(run_cli(api, "status", run, "--watch").exception) == f"sft: {SAID}"
+    assert json.loads(run_cli(api, "status", run, "--json").stdout)["state"] == "FAILED"
+    api.logs = {f"{WORKFLOW}-retry-system-container-impl-1006": "one\ntwo\n"}
+    assert run_cli(api, "logs", "shop-1").stdout == "one\ntwo\n"
+    assert "no stage dpo; known: preflight" in str(run_cli(api, "logs", "shop-1", "dpo").exception)
+    assert "the API names no pod" in str(run_cli(api, "logs", "shop-1", "promotion").exception)
+    assert run_cli(api, "cancel", "shop-1").stdout.startswith("shop-1 has ended before: failed")
+    assert "no run of this name" in str(run_cli(api, "cancel", "never").exception)
+    api.kept["runs"][0]["state"] = "RUNNING"
+    assert "is being ended" in run_cli(api, "cancel", run).stdout
+    assert api.kept["runs"][0]["state"] == "CANCELING"
+
+
+def test_waiting_shows_each_change_once_and_ends_with_the_run(api, submit):
+    submit("shop-1")
+    run = api.kept["runs"][0]
+    api.play(run, "RUNNING", {name: PODS[name] for name in list(PODS)[:4]})
+    told = []
+
+    def show(event):
+        told.append(event)
+        if event["event"] == "warned":
+            api.play(run, "FAILED", PODS)
+
+    ended = submission.follow("shop-1", Access(api.url), show, poll=0.01)
+    changes = [(event["stage"], event["event"]) for event in told if event["event"] != "progress"]
+    assert changes == [
+        ("preflight", "finished"),
+        ("evaluation_base", "started"),
+        ("evaluation_base", "warned"),
+        ("sft", "failed"),
+    ]
+    with pytest.raises(BloomeryError, match=f"sft: {SAID}"):
+        submission.raise_for(ended)
