@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import socket
 import ssl
@@ -23,7 +24,8 @@ class Server:
 
     `fail(what, where)` lets the next requests that the pattern `where` is found in fail: `503`; `AccessDenied` or
     another code of 4xx; `reset` (the connection, before anything is done); `lost` (the answer, when all is done);
-    `torn` (half of the answer's body comes); `slow`; `stuck` (until `release`).
+    `torn` (half of the answer's body comes); `slow`; `stuck` (until `release`); `hung` (until then, and then nothing is
+    done).
     """
 
     def __init__(self, certificate: ssl.SSLContext | None = None) -> None:
@@ -53,15 +55,16 @@ class Server:
         keys = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret", "AWS_DEFAULT_REGION": "us-east-1"}
         return {"AWS_ENDPOINT_URL": self.url, **keys}
 
+    @functools.cached_property
     def client(self) -> Any:
+        """One of its own, which knows nothing of the environment."""
         return boto3.session.Session("key", "secret", region_name="us-east-1").client("s3", endpoint_url=self.url)
 
     def objects(self, prefix: str = "store/") -> dict[str, bytes]:
         """The objects under a prefix of the bucket, by name."""
-        client = self.client()
-        found = client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", ())
+        found = self.client.list_objects_v2(Bucket=BUCKET, Prefix=prefix).get("Contents", ())
         return {
-            entry["Key"].removeprefix(prefix): client.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
+            entry["Key"].removeprefix(prefix): self.client.get_object(Bucket=BUCKET, Key=entry["Key"])["Body"].read()
             for entry in found
         }
 
@@ -71,7 +74,7 @@ class Server:
 
         self._faults.clear()
         get_backend("s3").reset()
-        self.client().create_bucket(Bucket=BUCKET)
+        self.client.create_bucket(Bucket=BUCKET)
         self.requests.clear()
         self.stuck.clear()
         self._go_on.clear()
@@ -94,9 +97,11 @@ class Server:
         what = self._fault(asked)
         if what == "reset":
             return _reset(environ)
-        if what == "stuck":
+        if what in ("stuck", "hung"):
             self.stuck.set()
-            self._go_on.wait(20)
+            self._go_on.wait(60)
+        if what == "hung":
+            return _reset(environ)
         if what == "slow":
             time.sleep(0.3)
         if what.isdecimal() or what[:1].isupper():

@@ -70,7 +70,7 @@ def main(kills: int) -> int:
         "same digest": digests[0] == digests[1],
         "checkpoints left": sum("checkpoint" in name for name in left),
         "objects of the result": len(left),
-        "uploads in parts left": len(server.client().list_multipart_uploads(Bucket=BUCKET).get("Uploads", ())),
+        "uploads in parts left": len(server.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", ())),
     }
     server.stop()
     text = json.dumps(found, indent=1)

@@ -51,6 +51,8 @@ def wide(base, tmp_path):
 @pytest.fixture
 def work(base, wide, make_tasks, tmp_path):
     """By step: its `run`, its settings, and its inputs."""
+    import trl.trainer.sft_trainer  # noqa: F401  once, and not in each process
+
     pairs = [(f"say {a} and {b}", f"{a} {b}") for a in WORDS for b in WORDS]
     rows = [{"task": "echo", "split": "validation", "prompt": p, "reference": a} for p, a in pairs[:4]]
     preferences = [preference_row(prompt, answer, answer[::-1]) for prompt, answer in pairs]

@@ -70,7 +70,7 @@ def test_a_server_that_is_slow_is_waited_for_and_one_that_is_stuck_is_not(object
     monkeypatch.setattr(s3, "READ_SECONDS", 1)
     monkeypatch.setenv("AWS_EXECUTION_ENV", "stuck")  # a client of its own
     object_store.fail("slow", "PUT")
-    object_store.fail("stuck", "GET")
+    object_store.fail("hung", "GET")
     s3.put_text(f"{object_store.uri}/a", "told")
     assert not told.text
     assert s3.text(f"{object_store.uri}/a") == "told" and "timeout" in told.text.lower()
@@ -122,7 +122,7 @@ def test_a_torn_upload_is_taken_back(object_store, tmp_path, monkeypatch):
     object_store.fail("503", "partNumber=3", times=99)
     with pytest.raises(ServiceError, match="did not answer in 5 attempts"):
         s3.put({f"{object_store.uri}/big": tmp_path / "big"})
-    assert "Uploads" not in object_store.client().list_multipart_uploads(Bucket=BUCKET)
+    assert "Uploads" not in object_store.client.list_multipart_uploads(Bucket=BUCKET)
     assert object_store.objects() == {}
 
 
@@ -227,7 +227,7 @@ def test_an_object_that_is_not_there_is_told(object_store, tmp_path):
 def test_the_rules_that_clean_a_store_are_rules_of_s3(object_store):
     text = (Path(__file__).parents[4] / "infra" / "README.md").read_text(encoding="utf-8")
     rules = json.loads(text.split("```json")[1].split("```")[0])
-    client = object_store.client()
+    client = object_store.client
     client.put_bucket_lifecycle_configuration(Bucket=BUCKET, LifecycleConfiguration=rules)
     kept = client.get_bucket_lifecycle_configuration(Bucket=BUCKET)["Rules"]
     assert [rule["ID"] for rule in kept] == ["torn-uploads", "old-entries"]

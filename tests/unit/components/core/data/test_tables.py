@@ -167,7 +167,7 @@ def test_what_cannot_be_listed_is_told(tmp_path):
 
 def test_rows_on_s3_are_read_whole_or_not_at_all(object_store):
     text = "".join(json.dumps({"n": number}) + "\n" for number in range(20_000))
-    object_store.client().put_object(Bucket="bucket", Key="store/rows.jsonl", Body=text.encode())
+    object_store.client.put_object(Bucket="bucket", Key="store/rows.jsonl", Body=text.encode())
     uri = f"{object_store.uri}/rows.jsonl"
     for fault in ("503", "reset", "torn"):
         object_store.fail(fault, "GET .*rows.jsonl")

@@ -227,7 +227,7 @@ def test_on_s3_a_checkpoint_is_published_whole_or_not_at_all(tiny_model, object_
     assert artifact.file_digest(tmp_path / "back" / "model.safetensors") == manifest.files["model.safetensors"].sha256
     assert artifact.read_manifest(tmp_path / "back") == manifest and (tmp_path / "back" / "README.md").is_file()
     weights = f"{uri}/model.safetensors".removeprefix("s3://bucket/")
-    object_store.client().delete_object(Bucket="bucket", Key=weights)
+    object_store.client.delete_object(Bucket="bucket", Key=weights)
     with pytest.raises(ModelError, match="is not whole: .*no such object; publish it again"):
         checkpoints.fetch(uri, tmp_path / "half")
     with pytest.raises(ModelError, match="is not there"):
