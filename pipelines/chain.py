@@ -70,6 +70,7 @@ class Stage(Config):
         """The optional input ports that these settings do not read."""
         return getattr(self.config, "idle_inputs", set())
 
+    @property
     def reshaping(self) -> Reshaping | None:
         """What it does to the shape of the model that it writes; None: it writes none."""
         writes_model = MODEL in self.writes.values()

@@ -150,7 +150,8 @@ def shapes(where: str, config: Any, stored: Mapping[str, Stored], cut: Cut) -> l
             problems[str(error)] = None
     if problems:
         raise ConfigError("\n".join(problems))
-    chosen = itertools.product(*(values or [None] for values in wanted.values()))
+    as_it_is: list[int | None] = [None]
+    chosen = itertools.product(*(values or as_it_is for values in wanted.values()))
     found = {checked(where, config, layers=layers, groups=groups, channels=size) for layers, groups, size in chosen}
     if cut.max_bytes is not None and stored:
         whole = widths(config)
