@@ -163,8 +163,10 @@ def _name_of(*given: Any) -> str:
 def _once(*given: Any) -> Iterator[bool]:
     """Whether the check in the context has yet to be made; that it passed is remembered."""
     passed = _name_of(*given)
-    yield store.remembered(passed) is None
-    store.remember(passed, "{}")
+    is_new = store.remembered(passed) is None
+    yield is_new
+    if is_new:
+        store.remember(passed, "{}")
 
 
 def _training_chats(tasks: Path) -> list[tuple[list[dict[str, Any]], str]]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from chats import preference_row, write_chats
 
-from bloomery.components.core import artifact, processes, worker
+from bloomery.components.core import artifact, processes, unfinished, worker
 from bloomery.components.core.config import parse
 from bloomery.components.core.errors import ConfigError, DivergedError, ServiceError
 from bloomery.components.core.modelling import guards, training
@@ -68,7 +68,7 @@ def shared(work, name, folder: Path, *, sharding: str = "none", **settings) -> l
     port = "reward_model" if run is reward_model else "model"
     folder.mkdir(exist_ok=True)
     asked = (run, name, config, inputs, {port: folder / "model"}, {})
-    (folder / processes.WORK).write_bytes(pickle.dumps((asked, folder / "checkpoints")))
+    (folder / processes.WORK).write_bytes(pickle.dumps((asked, unfinished.Place(folder / "checkpoints"))))
     return forked(lambda rank: worker.main(folder), sharding)
 
 

@@ -24,7 +24,7 @@ def asked(store, method):
 
 
 def change(store, key, data):
-    store.client().put_object(Bucket=BUCKET, Key=key, Body=data)
+    store.client.put_object(Bucket=BUCKET, Key=key, Body=data)
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_folder_keeps_its_names_and_goes_on_where_it_was_cut_off(store, folder
     assert uri == f"s3://bucket/mine/sha256-{whole}/my data"
     assert len(asked(store, "PUT")) == 3 and asked(store, "PUT")[-1] == f"mine/sha256-{whole}/files.json"
     # The sender was killed before its last object.
-    store.client().delete_object(Bucket=BUCKET, Key=f"mine/sha256-{whole}/files.json")
+    store.client.delete_object(Bucket=BUCKET, Key=f"mine/sha256-{whole}/files.json")
     assert uploads.uploaded(folder, files, "s3://bucket/mine") == uri
     assert len(asked(store, "PUT")) == 4
     fetched = uploads.fetched(uri)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from chats import write_chats
 from conftest import WORDS
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import ConfigError, ModelError
@@ -117,8 +118,12 @@ def test_an_adapter_of_a_student_of_the_same_width_learns_with_checkpointing(dis
     assert not any("lora" in name for name, _ in network.named_parameters())
 
 
-def test_a_model_that_learns_from_itself_stays_as_it_is(distil, talking_model):
-    _, told = distil(base=talking_model, alpha=1.0, learning_rate=1e-6, epochs=1, num_validations=0)
+def test_a_model_that_learns_from_itself_stays_as_it_is(distil, talking_model, tmp_path):
+    same = shutil.copytree(talking_model, tmp_path / "same")
+    weights = load_file(same / "model.safetensors")
+    save_file(weights, same / "model.safetensors", {"format": "pt", "note": "the same file would be refused"})
+    artifact.seal(same, "model/1")
+    _, told = distil(base=same, alpha=1.0, learning_rate=1e-6, epochs=1, num_validations=0)
     assert told["distillation/kl_before"] == pytest.approx(0, abs=1e-6)
     assert told["distillation/agreement_before"] == 1.0 and told["distillation/loss"] < 1e-4
 
