@@ -75,6 +75,7 @@ def _client(access: Access) -> Any:
         )
     rest = client._run_api.api_client.rest_client
     rest.request = _patient(rest.request)
+    rest.pool_manager.connection_pool_kw["retries"] = 0  # urllib3 would try three times more within each attempt
     client._context_setting["namespace"] = _namespace(client, access)
     return client
 
