@@ -4,7 +4,7 @@ kfp reads the annotations of the pipeline function, so this module must not post
 """
 
 import inspect
-from functools import partial
+from collections.abc import Callable
 from typing import Any
 
 from kfp import dsl
@@ -41,24 +41,33 @@ def variants(recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def make_task(recipe: Recipe, name: str, stage: Any, config: Any, **inputs: Any) -> dict[str, Any]:
-    """The outputs, by port, of a task that runs the step `name` as `stage`, placed as the recipe says."""
-    step = steps.find(name)
-    # In a loop the name of the stage is known when it runs.
-    title = stage if isinstance(stage, str) else f"{name}_of_variant"
-    created = step.component(title)(stage=stage, config=config, **inputs).set_display_name(title)
-    created.set_env_variable(pipeline_run.RECIPE, recipe.name)
-    created.set_env_variable(pipeline_run.RECIPE_DIGEST, digest(recipe.model_dump(mode="json")))
-    if name == "promotion":
-        created.set_env_variable(pipeline_run.LAST, "1")
-    return place(
-        created,
-        name,
-        recipe.resources,
-        accelerated=step.accelerator,
-        cached=step.is_cached,
-        credentials=step.secrets,
-    ).outputs
+def task_maker(recipe: Recipe) -> Callable[..., dict[str, Any]]:
+    """What makes a task that runs a step as a stage, with a config and inputs, placed as the recipe says, and returns
+    its outputs by port."""
+    told = {
+        pipeline_run.RECIPE: recipe.name,
+        pipeline_run.RECIPE_DIGEST: digest(recipe.model_dump(mode="json")),
+    }
+
+    def task(name: str, stage: Any, config: Any, **inputs: Any) -> dict[str, Any]:
+        step = steps.find(name)
+        # In a loop the name of the stage is known when it runs.
+        title = stage if isinstance(stage, str) else f"{name}_of_variant"
+        created = step.component(title)(stage=stage, config=config, **inputs).set_display_name(title)
+        for variable, value in told.items():
+            created.set_env_variable(variable, value)
+        if name == "promotion":
+            created.set_env_variable(pipeline_run.LAST, "1")
+        return place(
+            created,
+            name,
+            recipe.resources,
+            accelerated=step.accelerator,
+            cached=step.is_cached,
+            credentials=step.secrets,
+        ).outputs
+
+    return task
 
 
 def build(recipe: Recipe, until: str | None = None) -> Any:
@@ -79,7 +88,7 @@ def build(recipe: Recipe, until: str | None = None) -> Any:
 
     def post_training(*values: Any) -> None:
         given = dict(zip(settings, values, strict=True))
-        task = partial(make_task, recipe)
+        task = task_maker(recipe)
 
         def evaluate(stage: str, model: Any, config: str = "evaluation") -> Any:
             return task("evaluation", f"evaluation_{stage}", given[config], model=model, tasks=tasks)["results"]

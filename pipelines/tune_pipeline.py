@@ -11,7 +11,6 @@ kfp reads the annotations of the pipeline function, so this module must not post
 import inspect
 import itertools
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Any
 
 from bloomery.components.core.config import packed, parameters
@@ -119,11 +118,11 @@ def _pipeline(
 
     from bloomery.infra.resources import place
     from bloomery.pipelines import tune_tasks
-    from bloomery.pipelines.post_training import make_task
+    from bloomery.pipelines.post_training import task_maker
 
     def search(*values: Any) -> None:
         known = dict(zip(given, values, strict=True))
-        task = partial(make_task, base)
+        task = task_maker(base)
         checked = task("preflight", "preflight", known["preflight"])
         newest = {schema: checked[port] for port, schema in base.start().items()}
         models = {START: checked["start"]}

@@ -13,19 +13,16 @@ text became less likely by.
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import yaml
+import quickstart_runs
 
 from bloomery.pipelines import run_outputs
 from bloomery.pipelines.scores import compare
 
-ROOT = Path(__file__).parents[2]
 SHARED = {"optimizer": "muon", "batch_size": 16, "max_length": 192}
 TUNED = {"as": "further", "tasks": ["shop_sql"], "epochs": 2, "num_validations": 0, "keep": "last", **SHARED}
 GRPO = {**SHARED, "as": "further", "epochs": 1, "batch_size": 64}
@@ -42,26 +39,13 @@ ARMS: dict[str, list[Any]] = {
 }
 
 
-def recipe(further: list[Any]) -> dict[str, Any]:
-    """The quickstart's, to its first fine-tuning and then `further`."""
-    whole = yaml.safe_load((ROOT / "pipelines/recipes/quickstart.yaml").read_text(encoding="utf-8"))
-    names = [stage if isinstance(stage, str) else next(iter(stage)) for stage in whole["stages"]]
-    begun = whole["stages"][: names.index("sft") + 1]
-    return {**whole, "stages": [*begun, *further], "quantisation": [], "monitoring": {}, "name": "forgetting"}
-
-
-def measured(further: list[Any], workdir: Path) -> dict[str, Any]:
-    """Run the recipe, and compare what it ends with with the model of its first fine-tuning."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "forgetting.yaml"
-        file.write_text(yaml.safe_dump(recipe(further), allow_unicode=True), encoding="utf-8")
-        command = [Path(sys.executable).with_name("bloomery"), "run", file, "--workdir", workdir, "--json"]
-        started = time.perf_counter()
-        ended = subprocess.run(command, capture_output=True, text=True)
-    summary = json.loads(ended.stdout.strip().split("\n")[-1])
-    if ended.returncode not in (0, 5):
-        raise SystemExit(f"{summary}\n{ended.stderr[-2000:]}")
-    _, finished, outputs = run_outputs.read(Path(summary["run"]))
+def measured(further: list[Any]) -> dict[str, Any]:
+    """Run the chain to its first fine-tuning and then `further`, and compare what it ends with with the model of that
+    fine-tuning."""
+    chosen = quickstart_runs.recipe("forgetting", "sft")
+    started = time.perf_counter()
+    run = quickstart_runs.run({**chosen, "stages": [*chosen["stages"], *further]})
+    _, finished, outputs = run_outputs.read(run)
     models = run_outputs.results(outputs)
 
     def change(task: str) -> dict[str, float]:
@@ -91,7 +75,7 @@ def main() -> None:
     file = Path(__file__).with_suffix(".json")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for name in sys.argv[1:] or ARMS:
-        found[name] = measured(ARMS[name], ROOT / "build" / "forgetting")
+        found[name] = measured(ARMS[name])
         print(name, json.dumps(found[name]), flush=True)
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 

@@ -13,6 +13,7 @@ PEPs.
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,6 +25,7 @@ import yaml
 
 from bloomery.components.core import artifact
 from bloomery.components.core.modelling import plan, shapes
+from bloomery.components.core.scoring.statistics import mean_stderr
 from bloomery.components.sft.config import SftConfig
 
 NUM_CHATS = 512
@@ -67,10 +69,8 @@ def step(name: str, settings: dict[str, Any], folder: Path, **artifacts: Path) -
 
 def estimate(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Mean score with its standard error, as percentages."""
-    scores = [row["score"] for row in rows]
-    mean = sum(scores) / len(scores)
-    error = (sum((score - mean) ** 2 for score in scores) / (len(scores) - 1) / len(scores)) ** 0.5
-    return {"score": round(100 * mean, 1), "stderr": round(100 * error, 1), "n": len(scores)}
+    mean, stderr = mean_stderr([row["score"] for row in rows])
+    return {"score": round(100 * mean, 1), "stderr": round(100 * stderr, 1), "n": len(rows)}
 
 
 def num_trained(base: Path, settings: dict[str, Any]) -> int:
@@ -80,8 +80,6 @@ def num_trained(base: Path, settings: dict[str, Any]) -> int:
 
 
 def measured(settings: dict[str, Any], checked: Path, folder: Path) -> dict[str, Any]:
-    from bloomery.pipelines import scores
-
     model, found = checked / "base_model", {}
     if settings:
         whole = {"learning_rate": FIXED_RATE, **SHARED, **settings}
@@ -96,8 +94,9 @@ def measured(settings: dict[str, Any], checked: Path, folder: Path) -> dict[str,
     rows = artifact.read_table(results, "eval_result/2").to_pylist()
     tasks = ("command", "repeating", "instructions", "prose")
     by_task = {name: [row for row in rows if row["task"] == name] for name in tasks}
-    perplexity = scores._estimate(by_task.pop("prose"), True)
-    return {**found, **{name: estimate(own) for name, own in by_task.items()}, "perplexity": round(perplexity[0], 2)}
+    prose = by_task.pop("prose")
+    nats, _ = mean_stderr([row["score"] for row in prose], [row["weight"] for row in prose])
+    return {**found, **{name: estimate(own) for name, own in by_task.items()}, "perplexity": round(math.exp(-nats), 2)}
 
 
 def main() -> None:

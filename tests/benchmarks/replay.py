@@ -11,18 +11,15 @@ perplexity, that of general text, and the general skills that are left, on the e
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-import yaml
+import quickstart_runs
 
 from bloomery.pipelines import run_outputs
 
-ROOT = Path(__file__).parents[2]
 SHARES = (0.0, 0.05, 0.1, 0.25, 0.5)
 ARMS = {f"texts, {share:g}": {"replay_share": share} for share in SHARES}
 ARMS |= {
@@ -35,27 +32,12 @@ MEASURES = {
 }
 
 
-def recipe(changes: dict[str, Any]) -> dict[str, Any]:
-    """The quickstart's, to its continued pre-training with these settings."""
-    whole = yaml.safe_load((ROOT / "pipelines/recipes/quickstart.yaml").read_text(encoding="utf-8"))
-    names = [stage if isinstance(stage, str) else next(iter(stage)) for stage in whole["stages"]]
-    *before, own = whole["stages"][: names.index("cpt") + 1]
-    stages = [*before, {"cpt": {**own["cpt"], **changes}}]
-    return {**whole, "stages": stages, "quantisation": [], "monitoring": {}, "name": "replay"}
-
-
-def measured(changes: dict[str, Any], workdir: Path, settings: list[str]) -> dict[str, Any]:
-    """Run the recipe, and say what its model and the base are worth."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "replay.yaml"
-        file.write_text(yaml.safe_dump(recipe(changes), allow_unicode=True), encoding="utf-8")
-        command = [Path(sys.executable).with_name("bloomery"), "run", file, "--workdir", workdir, "--json", *settings]
-        started = time.perf_counter()
-        ended = subprocess.run(command, capture_output=True, text=True)
-    summary = json.loads(ended.stdout.strip().split("\n")[-1])
-    if ended.returncode not in (0, 5):
-        raise SystemExit(f"{summary}\n{ended.stderr[-2000:]}")
-    _, finished, _ = run_outputs.read(Path(summary["run"]))
+def measured(changes: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """Run the chain with these settings of its last stage, and say what its model and the base are worth."""
+    chosen = quickstart_runs.recipe("replay", "cpt")
+    chosen["stages"][-1] = {"cpt": {**chosen["stages"][-1]["cpt"], **changes}}
+    started = time.perf_counter()
+    _, finished, _ = run_outputs.read(quickstart_runs.run(chosen, settings))
     own = {key.split("/")[-1]: value for key, value in finished["cpt"]["metrics"].items()}
     return {
         "replay_fraction": round(own["replay_fraction"], 4),
@@ -88,7 +70,7 @@ def main() -> None:
     file = Path(__file__).with_suffix(".json")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for name in named or ARMS:
-        found[name] = measured(ARMS[name], ROOT / "build" / "replay", settings)
+        found[name] = measured(ARMS[name], settings)
         print(name, json.dumps(found[name]), flush=True)
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
