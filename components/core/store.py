@@ -59,6 +59,7 @@ class InFolder:
             return None
         for port in self.writes:
             artifact.link_tree(self.path / port, outputs[port])
+        shutil.rmtree(self._checkpoints, ignore_errors=True)  # whoever finished it may have been killed before this
         return result
 
     def make(self, outputs: Outputs, work: Work) -> dict[str, Any]:
@@ -66,7 +67,7 @@ class InFolder:
         temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.unfinished")
         temporary.mkdir(parents=True)
         try:
-            with unfinished.kept_in(self.path.with_name(f"{self.path.name}.checkpoints")):
+            with unfinished.kept_in(self._checkpoints):
                 result = work({port: temporary / port for port in self.writes})
                 artifact.write_atomically(temporary / RESULT, json.dumps(result))
                 shutil.rmtree(self.path, ignore_errors=True)
@@ -76,6 +77,10 @@ class InFolder:
         for port in self.writes:
             artifact.link_tree(self.path / port, outputs[port])
         return result
+
+    @property
+    def _checkpoints(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.checkpoints")
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class OnObjects:
             return None
         for port, schema in self.writes.items():
             artifact.read_manifest(outputs[port], schema)
-        s3.delete(self._checkpoints)  # whoever finished it may have been killed before this
+        s3.delete(self._checkpoints)  # as that of a folder
         return result
 
     def make(self, outputs: Outputs, work: Work) -> dict[str, Any]:

@@ -130,6 +130,14 @@ def test_a_killed_step_leaves_nothing_that_looks_finished(call, tmp_path):
     assert not call({"mode": "good"})[2][-1]["cached"]
 
 
+def test_what_was_kept_by_a_process_killed_right_after_it_had_finished_goes(call, tmp_path):
+    call({})
+    (result,) = (tmp_path / "store").glob("*/*/result.json")
+    left = result.parent.with_name(f"{result.parent.name}.checkpoints")
+    (left / "checkpoint-1").mkdir(parents=True)
+    assert call({})[2][-1]["cached"] and not left.exists()
+
+
 def test_a_config_error_names_the_stage(call):
     code, stderr, _ = call({"tims": 2})
     assert code == 2 and "count_2.tims: unknown key; did you mean 'times'?" in stderr
