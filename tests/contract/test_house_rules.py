@@ -16,7 +16,7 @@ import yaml
 from pydantic import BaseModel
 
 from bloomery.components.core import artifact
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import Config, parameters
 from bloomery.components.core.errors import BloomeryError
 from bloomery.components.core.records import ROWS
 from bloomery.components.core.step import config_class
@@ -225,6 +225,9 @@ def test_every_shipped_recipe_validates_and_compiles(file: Path, tmp_path: Path,
     compiler.Compiler().compile(on_a_short_stack(build, loaded), str(tmp_path / "pipeline.yaml"))
     spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
     ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
+    # A task is told every field of its config, and reads the same config from that.
+    for config in (loaded.preflight(), *(stage.config for stage in loaded.stages)):
+        assert type(config).model_validate(parameters(config)) == config
 
 
 def test_every_package_folder_is_listed_for_installation() -> None:

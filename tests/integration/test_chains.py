@@ -103,7 +103,7 @@ def test_a_reward_model_rewards_what_verifiers_cannot(project):
 
 
 def test_two_rounds_of_sampling_and_preferences_twice(project):
-    again = {"learning_rate": 1e-3, "epochs": 2, **TRAINING}
+    again = {"learning_rate": 1e-3, "epochs": 2, "adapter": {"rank": 4}, **TRAINING}
     sampling = {"num_samples": 4, "temperature": 1.2}
     preferring = {"learning_rate": 1e-4, "epochs": 1, "batch_size": 2, "max_length": 64}
     stages = [

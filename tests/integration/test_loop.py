@@ -1,5 +1,6 @@
 """The loop through the command line: a server, its log, drift, one retraining, the server's new answers."""
 
+import fcntl
 import json
 import shutil
 import time
@@ -33,7 +34,9 @@ def served(project, first, tmp_path):
     }
     recipe["serving"] = {"flush_seconds": 0.2}
     (project / "watched.yaml").write_text(yaml.safe_dump(recipe))
-    shutil.copytree(project / "w", tmp_path / "w")
+    with (project / "w" / ".lock").open("w") as lock:  # no run of another test goes on in it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        shutil.copytree(project / "w", tmp_path / "w")
     server = Service(project, "watched.yaml", str(tmp_path / "w"))
     yield server, tmp_path / "w"
     server.stop()
@@ -41,6 +44,7 @@ def served(project, first, tmp_path):
 
 def test_drift_starts_one_retraining_and_the_server_answers_with_its_model(project, first, served):
     server, workdir = served
+    before = len(list((workdir / "runs").iterdir()))
     # Whatever part of them is learnt from holds every kind of thing: a model this small knows no other.
     things = [f"{a} {b}" for b in range(20, 40) for a in ("cup", "hat", "sock", "door", "lamp", "chair", "bag")]
     usual = [(f"colour of {thing}?", "red") for thing in things]
@@ -75,7 +79,6 @@ def test_drift_starts_one_retraining_and_the_server_answers_with_its_model(proje
         found = list(pool.map(check, range(2)))
     assert [one["started_now"] for one in found].count(True) == 1, found
     assert all(one["action"] == "retrain" for one in found)
-    before = len(list((project / "w" / "runs").iterdir()))
 
     def ended():
         return len([*workdir.glob("runs/*/summary.json")]) > before

@@ -17,6 +17,14 @@ def project(tmp_path, tiny_model):
     return colours.write_recipe(tmp_path, tiny_model)
 
 
+def shorten(project, *kept: str) -> None:
+    """Leave of the chain the stages with these names."""
+    raw = yaml.safe_load((project / "recipe.yaml").read_text())
+    named = [(stage, next(iter(stage.items()))) for stage in raw["stages"] if isinstance(stage, dict)]
+    raw["stages"] = [stage for stage, (step, settings) in named if settings.get("as", step) in kept]
+    (project / "recipe.yaml").write_text(yaml.safe_dump(raw))
+
+
 def tune(project, *arguments):
     result = colours.bloomery(project, "tune", "recipe.yaml", "--workdir", "w", "--json", *arguments)
     assert "Traceback" not in result.stderr, result.stderr
@@ -24,6 +32,7 @@ def tune(project, *arguments):
 
 
 def test_a_grid_of_learning_rates(project):
+    shorten(project, "data_curation", "sft", "dpo")
     over = ("--over", "sft.learning_rate=1e-6,1e-2", "--sampler", "grid", "--set", "sft.num_validations=2")
     result, told = tune(project, *over)
     assert result.returncode == 0, result.stderr
@@ -48,9 +57,7 @@ def test_a_trial_that_falls_behind_is_ended_and_the_study_has_its_best(project):
     is ended there: of 400 steps it has made few more than the 20 before it."""
     import optuna
 
-    raw = yaml.safe_load((project / "recipe.yaml").read_text())
-    raw["stages"] = [stage for stage in raw["stages"] if "sft" in stage and "as" not in stage["sft"]]
-    (project / "recipe.yaml").write_text(yaml.safe_dump(raw))
+    shorten(project, "sft")
     settings, over = ["sft.epochs=200", "sft.num_validations=20"], "sft.learning_rate=1e-9,1e-8"
     base = recipe.load(str(project / "recipe.yaml"), settings)
     name = search.study_name(base, settings, [search.parse_over(over)], "sft/validation_loss")

@@ -90,15 +90,17 @@ class AdapterConfig(Config):
 
     @model_validator(mode="after")
     def _has_what_is_set(self) -> AdapterConfig:
-        of_layers = {"rank", "alpha", "dropout", "target_modules"} & self.model_fields_set if self.is_soft else set()
-        of_tokens = {"tokens", "text"} & self.model_fields_set if not self.is_soft else set()
+        # Not what was given: between two tasks of a pipeline every field is.
+        changed = {name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default}
+        of_layers = {"rank", "alpha", "dropout", "target_modules"} & changed if self.is_soft else set()
+        of_tokens = {"tokens", "text"} & changed if not self.is_soft else set()
         if self.kind == "p_tuning" and self.text:
             of_tokens = {"text"}  # what goes through the network comes out as something else
         if odd := sorted(of_layers | of_tokens):
             raise ValueError(f"{', '.join(odd)}: {self.kind} has no such thing; leave it out")
-        if "alpha" in self.model_fields_set and self.kind not in WITH_ALPHA:
+        if "alpha" in changed and self.kind not in WITH_ALPHA:
             raise ValueError(f"alpha: found {self.alpha}, but {self.kind} has no such scale; leave it out")
-        if "rank" in self.model_fields_set and self.kind == "ia3":
+        if "rank" in changed and self.kind == "ia3":
             raise ValueError(f"rank: found {self.rank}, but ia3 has none; leave it out")
         return self
 

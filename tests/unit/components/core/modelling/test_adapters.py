@@ -8,7 +8,7 @@ import torch
 from chats import write_chats
 
 from bloomery.components.core import artifact
-from bloomery.components.core.config import parse
+from bloomery.components.core.config import parameters, parse
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError, ModelError
 from bloomery.components.core.modelling import adapter_folders, adapters, checkpoints
@@ -165,6 +165,12 @@ def test_the_named_modules_get_the_adapter_and_an_unknown_one_is_told(learn, tin
 def test_a_setting_that_a_kind_does_not_have_is_refused(adapter, told, learn):
     with pytest.raises(ConfigError, match=told):
         learn(adapter=adapter)
+
+
+@pytest.mark.parametrize("kind", get_args(AdapterConfig.model_fields["kind"].annotation))
+def test_a_task_that_is_told_every_field_reads_the_same_adapter(kind):
+    adapter = AdapterConfig(kind=kind)
+    assert AdapterConfig.model_validate(parameters(adapter)) == adapter
 
 
 def test_an_adapter_and_a_part_of_the_weights_are_refused_together(learn):
