@@ -88,16 +88,19 @@ def run(
     from bloomery.infra import surroundings
 
     surroundings.enter()  # the demo's base model is trained in this process, and threads that spin starve beside others
-    from bloomery.pipelines import launch
-    from bloomery.pipelines.post_training import stages
-    from bloomery.pipelines.progress import Lines, Live
+    from bloomery.pipelines import fork_server
 
-    loaded = launch.load(recipe, set, prepare=True)
-    show: Any = Live(stages(loaded)) if sys.stderr.isatty() else Lines()
-    try:
-        summary = launch.run_local(loaded, workdir, show, key)
-    finally:
-        show.close()
+    with fork_server.running():  # it imports what tasks need while this process imports what a recipe needs
+        from bloomery.pipelines import launch
+        from bloomery.pipelines.post_training import stages
+        from bloomery.pipelines.progress import Lines, Live
+
+        loaded = launch.load(recipe, set, prepare=True)
+        show: Any = Live(stages(loaded)) if sys.stderr.isatty() else Lines()
+        try:
+            summary = launch.run_local(loaded, workdir, show, key)
+        finally:
+            show.close()
     model = summary["model"]
     named = f": {model['name']} version {model['version']} ({', '.join(model['aliases'])})" if model else ""
     typer.echo(f"{summary['status']}{named} in {summary['seconds']:.0f} s\n{summary['reason']}", err=True)

@@ -13,9 +13,11 @@ import contextlib
 import gc
 import importlib
 import json
+import logging
 import os
 import runpy
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -26,8 +28,13 @@ from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
-NEEDED = ("kfp.dsl.executor_main", "bloomery.components.core.records", "mlflow.store.tracking.sqlalchemy_store")
-"""What every task needs."""
+from bloomery.components.core import interpreter
+from bloomery.components.core.errors import BloomeryError
+
+logger = logging.getLogger(__name__)
+
+NEEDED = ("kfp.dsl.executor_main", "mlflow.store.tracking.sqlalchemy_store")
+"""What every task needs, beside the steps' own code."""
 PRELOADED = (
     "torch",
     "transformers.modeling_utils",
@@ -38,8 +45,10 @@ PRELOADED = (
     "sklearn.metrics",
 )
 """In the order in which the tasks of a run come to need them. Imported one by one between two tasks, once a task after
-the first, which looks at the world anew in every run, takes longer than PATIENCE: where all results are reused nobody
-needs them, and a task that asks while one is imported has to wait."""
+the FIRST takes longer than PATIENCE: where all results are reused nobody needs them, and a task that asks while one is
+imported has to wait."""
+FIRST = 2
+"""Tasks that work in every run, however little is new: one opens the run in MLflow, preflight looks at the world."""
 PATIENCE = 2.0
 """CPU seconds, which say the same on a busy machine; a task that reuses its result takes 0.3."""
 LOOK_SECONDS = 0.5
@@ -59,9 +68,9 @@ sys.exit(ended[0] if ended else 1)
 
 
 @contextlib.contextmanager
-def running(log: Path) -> Iterator[None]:
-    """Let `sys.executable` be a `python3 -m …` that forks a server, which ends with the context or with this process,
-    and writes to the file `log` what it has to say.
+def running() -> Iterator[None]:
+    """Let `sys.executable`, and `PYTHON` of the environment, be a `python3 -m …` that forks a server, which ends with
+    the context or with this process; what it had to say is told if it has died before.
 
     On Linux alone: elsewhere system libraries do not stand a fork after they were loaded, and nothing changes.
     """
@@ -72,7 +81,7 @@ def running(log: Path) -> Iterator[None]:
     with (
         tempfile.TemporaryDirectory(prefix="bloomery-") as folder,
         socket.socket(socket.AF_UNIX) as listener,
-        log.open("ab") as output,
+        tempfile.TemporaryFile("w+") as output,
     ):
         address, program = f"{folder}/server", Path(folder) / "python3"
         listener.bind(address)
@@ -83,22 +92,32 @@ def running(log: Path) -> Iterator[None]:
         server = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=[listener.fileno()]
         )
-        sys.executable = str(program)
+        listener.close()  # of the server alone: who asks it when it has died is refused
+        sys.executable = os.environ[interpreter.PYTHON] = str(program)
         try:
             yield
         finally:
             sys.executable = python
+            del os.environ[interpreter.PYTHON]
+            if server.poll() is not None:
+                output.seek(0)
+                logger.warning("the process that forks tasks has died: %s", output.read().strip() or "no word")
             server.kill()  # it holds nothing, and its tasks have ended
             server.communicate()
 
 
 def serve(listener: socket.socket) -> None:
     """Fork for everyone who asks, and tell him how it ended, until stdin is closed."""
-    waiting, later = list(NEEDED), list(PRELOADED)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run that is interrupted has yet to be closed
+    for name in NEEDED:  # before anybody is answered: a fork would have to import it again
+        importlib.import_module(name)
+    _read_steps()
+    waiting: list[str] = []
+    later = list(PRELOADED)
     asking: dict[int, tuple[ForkProcess, socket.socket]] = {}
     num_tasks = 0
     while True:
-        timeout = 0 if waiting else LOOK_SECONDS if later and asking and num_tasks > 1 else None
+        timeout = 0 if waiting else LOOK_SECONDS if later and asking and num_tasks > FIRST else None
         ready, _, _ = select.select([listener, sys.stdin, *asking], [], [], timeout)
         if sys.stdin in ready:
             return
@@ -120,6 +139,17 @@ def serve(listener: socket.socket) -> None:
             process = _forked(connection)
             num_tasks += 1
             asking[process.sentinel] = process, connection
+
+
+def _read_steps() -> None:
+    """Import the code of each step, and read which files a result of it depends on: half of what a task whose result is
+    there would do. What of them cannot be read, the run tells."""
+    from bloomery.components.core import step
+    from bloomery.pipelines import steps
+
+    for name in steps.names():
+        with contextlib.suppress(BloomeryError):
+            step.code_digest(steps.find(name).run)
 
 
 def _cpu_seconds(process: ForkProcess) -> float:
@@ -148,6 +178,7 @@ def _forked(connection: socket.socket) -> ForkProcess:
 def _run(streams: list[int], arguments: list[str], folder: str, environment: dict[str, str]) -> None:
     """Be `python3` with `arguments`. The process then ends without taking its modules apart, which, with each page
     copied, takes longer than importing them."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for place, stream in enumerate(streams, start=1):
         os.dup2(stream, place)
         os.close(stream)

@@ -22,7 +22,7 @@ from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ServiceError
 from bloomery.components.core.uploads import cache_folder
 from bloomery.infra import surroundings
-from bloomery.pipelines import fork_server, keys
+from bloomery.pipelines import keys, parent_run
 from bloomery.pipelines import recipe as recipes
 from bloomery.pipelines.progress import Journal
 from bloomery.pipelines.recipe import Recipe
@@ -79,7 +79,8 @@ def run_local(
     key: str | None = None,
     until: str | None = None,
 ) -> dict[str, Any]:
-    """Run the recipe's pipeline in subprocesses of this machine and write its report.
+    """Run the recipe's pipeline in subprocesses of this machine, within `fork_server.running` forked ones, and write
+    its report.
 
     `workdir` keeps what runs share (the MLflow database, promoted models, and finished results unless BLOOMERY_STORE
     names another place for them) and a folder for each run. `show` is called with each event of the journal as it
@@ -103,13 +104,10 @@ def run_local(
             shutil.rmtree(leftover, ignore_errors=True)
         journal = Journal(run_dir / "journal.jsonl", show)
         error: BloomeryError | None = None
-        parent = None
         with _environment(workdir, run_dir), journal.following():
             try:
-                # It imports what tasks need while this process imports MLflow.
-                with fork_server.running(run_dir / "pipeline.log"):
-                    parent = _open_parent_run(recipe, run_dir)
-                    _execute(_at(recipe, workdir), run_dir, until)
+                _open_parent_run(recipe, run_dir)
+                _execute(_at(recipe, workdir), run_dir, until)
             except BloomeryError as problem:
                 error = problem
             except (
@@ -118,16 +116,14 @@ def run_local(
                 error = journal.failure() or BloomeryError(f"the pipeline failed: {problem}")
                 logger.debug("the pipeline failed", exc_info=problem)
             except BaseException:  # Ctrl-C
-                if parent is not None:
-                    _end_parent_run(parent, "KILLED")
+                _close_parent_run(run_dir, "KILLED")
                 raise
             summary = _summary(recipe, journal, error, run_dir, time.perf_counter() - started)
             if until is None:
                 _write_report(run_dir, summary)
             elif not error:
                 summary |= {"status": "finished", "exit_code": 0, "report": None}
-            if parent is not None:
-                _close_parent_run(parent, summary)
+            _close_parent_run(run_dir, "FAILED" if summary["status"] == "failed" else "FINISHED", summary)
     return summary
 
 
@@ -194,67 +190,26 @@ def _environment(workdir: Path, run_dir: Path) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _open_parent_run(recipe: Recipe, run_dir: Path) -> str:
-    """Open the MLflow run that the steps' runs nest under; returns its id.
-
-    Raises: ServiceError if the tracking server does not answer: better now than after the training.
-    """
-    uri = os.environ["MLFLOW_TRACKING_URI"]
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    import mlflow
-    from mlflow import MlflowClient
-
+def _open_parent_run(recipe: Recipe, run_dir: Path) -> None:
+    """Raises: ServiceError if the tracking server does not answer: better now than after the training."""
+    tags = {"recipe_digest": digest(recipe.model_dump(mode="json"))}
+    tags["study"] = os.environ.get("BLOOMERY_STUDY", "")  # of a trial of a search
     try:
-        mlflow.set_tracking_uri(uri)
-        client = MlflowClient()
-        location = str(run_dir.parent.parent / "mlartifacts") if uri.startswith("sqlite") else None
-        tags = {"recipe_digest": digest(recipe.model_dump(mode="json"))}
-        tags["study"] = os.environ.get("BLOOMERY_STUDY", "")  # of a trial of a search
-        run_id = pipeline_run.opened(client, recipe.name, run_dir.name, tags, location)
-        if uri == f"sqlite:///{run_dir.parent.parent / 'mlflow.db'}":  # held by us: what is open there has died
-            pipeline_run.end_others(client)
-        return run_id
-    except Exception as error:
-        reason = str(error).split("\n")[0][:300]
+        parent_run.opened(recipe.name, run_dir, tags)
+    except RuntimeError as error:
         raise ServiceError(
-            f"the MLflow tracking server at {uri} did not answer: {reason}; check MLFLOW_TRACKING_URI"
+            f"the MLflow tracking server at {os.environ['MLFLOW_TRACKING_URI']} did not answer: {error}; "
+            "check MLFLOW_TRACKING_URI"
         ) from None
 
 
-def _close_parent_run(run_id: str, summary: dict[str, Any]) -> None:
-    from mlflow import MlflowClient
-    from mlflow.entities import Metric, RunTag
-
+def _close_parent_run(run_dir: Path, status: str, summary: dict[str, Any] | None = None) -> None:
+    if pipeline_run.PARENT not in os.environ:
+        return
     try:
-        client = MlflowClient()
-        now = int(time.time() * 1000)
-        metrics = [
-            Metric(f"{stage}.{name}".replace("@", "_at_"), value, now, 0)
-            for stage, values in summary["stages"].items()
-            for name, value in values.items()
-            if value == value
-        ]
-        for start in range(0, len(metrics), 1000):
-            client.log_batch(run_id, metrics=metrics[start : start + 1000])
-        tags = {"status": summary["status"], "cached_steps": ",".join(summary["cached_steps"])}
-        client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
-        if summary["report"]:
-            client.log_artifact(run_id, summary["report"])
-    except Exception as error:
-        logger.warning("the run was not told to MLflow: %s", str(error).split("\n")[0][:300])
-    _end_parent_run(run_id, "FAILED" if summary["status"] == "failed" else "FINISHED")
-
-
-def _end_parent_run(run_id: str, status: str) -> None:
-    from mlflow import MlflowClient
-
-    try:
-        client = MlflowClient()
-        pipeline_run.end_what_is_open(client)  # a step that was killed has not told so
-        client.set_terminated(run_id, status)
-    except Exception as error:
-        logger.warning("the run was not closed in MLflow: %s", str(error).split("\n")[0][:300])
+        parent_run.closed(run_dir, status, summary)
+    except RuntimeError as error:
+        logger.warning("the run was not closed in MLflow: %s", error)
 
 
 def _summary(

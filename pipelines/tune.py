@@ -20,7 +20,7 @@ import yaml
 from bloomery.components.core import artifact
 from bloomery.components.core.config import digest
 from bloomery.components.core.errors import ConfigError, MissingExtraError
-from bloomery.pipelines import launch
+from bloomery.pipelines import fork_server, launch
 from bloomery.pipelines.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -127,10 +127,10 @@ def search(
     states = optuna.trial.TrialState
     if sampler == "grid":
         trials = min(trials, math.prod(len(each.choices) for each in over))
-    while len(study.get_trials(states=(states.COMPLETE, states.PRUNED, states.FAIL))) < trials:
-        with _parent_run(name):
+    with _parent_run(name), fork_server.running():
+        while len(study.get_trials(states=(states.COMPLETE, states.PRUNED, states.FAIL))) < trials:
             study.optimize(run, n_trials=1, catch=(TrialFailedError,))
-        told(_row(study.trials[-1]))
+            told(_row(study.trials[-1]))
     rows = [_row(trial) for trial in study.trials]
     finished = [row for row in rows if row["state"] == "complete"]
     best = (max if maximise else min)(finished, key=lambda row: row["value"]) if finished else None

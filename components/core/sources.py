@@ -8,7 +8,6 @@ from __future__ import annotations
 import ast
 import functools
 import importlib.util
-from collections.abc import Iterator
 from importlib.machinery import PathFinder
 from itertools import accumulate
 from pathlib import Path
@@ -34,8 +33,10 @@ def files_of(module: str) -> list[Path]:
     return sorted(found.values())
 
 
-def _imports(file: Path) -> Iterator[str]:
+@functools.cache
+def _imports(file: Path) -> set[str]:
     """Dotted names that a file imports from this package, at its top or inside functions; not all are modules."""
+    found: set[str] = set()
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -46,7 +47,8 @@ def _imports(file: Path) -> Iterator[str]:
         for name in names:
             if name.partition(".")[0] == PACKAGE:
                 # Importing a module runs the packages that it stands in.
-                yield from accumulate(name.split("."), "{}.{}".format)
+                found.update(accumulate(name.split("."), "{}.{}".format))
+    return found
 
 
 @functools.cache

@@ -171,7 +171,7 @@ def execute(
     name = run.__module__.split(".")[-2]
     shared: list[Any] = [number] if number > 1 else []  # an optimiser step has the rows of all processes
     shared += ["sharded"] if processes.is_sharded(number) else []  # and checkpoints of another kind
-    key = digest([name, _code_digest(run), settings.model_dump(mode="json"), digests, *shared])
+    key = digest([name, code_digest(run), settings.model_dump(mode="json"), digests, *shared])
     entry = store.entry(place, f"{name}/{key[:24]}", writes)
     try:
         found = entry.take(outputs)
@@ -237,7 +237,7 @@ class _Warnings(logging.Handler):
 
 
 @functools.cache
-def _code_digest(run: Callable[..., Any]) -> str:
+def code_digest(run: Callable[..., Any]) -> str:
     """Digest of the sources that a result depends on."""
     return digest([[file.name, artifact.file_digest(file)] for file in sources.files_of(run.__module__)])
 

@@ -6,12 +6,11 @@ import json
 import logging
 import shutil
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Annotated, Any
 
-from bloomery.components.core import artifact, errors
+from bloomery.components.core import artifact, errors, interpreter
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import ModelError
@@ -70,7 +69,7 @@ def measured_apart(model: Path, tasks: Path, chats: Path | None) -> dict[str, An
     with tempfile.TemporaryDirectory() as folder:
         target = Path(folder) / "found.json"
         module = "bloomery.components.quantisation.measure"
-        command = [sys.executable, "-m", module, *map(str, (target, model, tasks, *([chats] if chats else [])))]
+        command = [interpreter.fresh(), "-m", module, *map(str, (target, model, tasks, *([chats] if chats else [])))]
         child = subprocess.run(command, stderr=subprocess.PIPE, text=True, errors="replace")
         if not target.is_file():
             last = (child.stderr.strip().splitlines() or ["no word"])[-1]

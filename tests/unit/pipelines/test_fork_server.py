@@ -4,9 +4,11 @@ import os
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
+from bloomery.components.core import interpreter
 from bloomery.pipelines import fork_server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tasks are forked on Linux alone")
@@ -38,7 +40,7 @@ def ask(tmp_path, monkeypatch):
 
 def test_a_forked_task_is_a_process_like_another(ask, tmp_path):
     plain = ask("3")
-    with fork_server.running(tmp_path / "log"):
+    with fork_server.running():
         assert sys.executable != PYTHON
         forked = ask("3")
     assert plain.returncode == forked.returncode == 3
@@ -47,7 +49,7 @@ def test_a_forked_task_is_a_process_like_another(ask, tmp_path):
 
 
 def test_a_killed_task_ends_as_a_shell_would_say(ask, tmp_path):
-    with fork_server.running(tmp_path / "log"):
+    with fork_server.running():
         assert ask("killed").returncode == 128 + signal.SIGKILL
         assert ask("0").returncode == 0
 
@@ -62,8 +64,9 @@ def test_tasks_find_imported_what_they_need_once_one_works_for_long(tmp_path, mo
         command = [sys.executable, "-m", *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
 
-    with fork_server.running(tmp_path / "log"):
-        task("work")  # the first task looks at the world, however little follows
+    with fork_server.running():
+        for _ in range(fork_server.FIRST):  # which work in every run, however little follows
+            task("work")
         assert task("look", *fork_server.PRELOADED) == []
         task("work")
         for _ in range(600):
@@ -73,7 +76,49 @@ def test_tasks_find_imported_what_they_need_once_one_works_for_long(tmp_path, mo
     raise AssertionError(f"imported at last: {found}")
 
 
-def test_the_server_ends_and_the_interpreter_is_itself_again(tmp_path):
-    with fork_server.running(tmp_path / "log"):
+def test_a_task_has_the_code_of_the_steps_and_knows_what_they_depend_on(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "look.py").write_text(
+        "import sys; from bloomery.components.core import sources, step\n"
+        "print('bloomery.components.sft.step' in sys.modules, sources._imports.cache_info().misses)\n"
+        "step.code_digest(sys.modules['bloomery.components.sft.step'].run); print(step.code_digest.cache_info().hits)"
+    )
+    with fork_server.running():
+        told = subprocess.run([sys.executable, "-m", "look"], capture_output=True, text=True, check=True).stdout.split()
+    assert told[0] == "True" and int(told[1]) > 50 and told[2] == "1"
+
+
+INTERRUPTED = """
+import os, signal, subprocess, sys
+from bloomery.pipelines import fork_server
+with fork_server.running():
+    task = subprocess.Popen([sys.executable, "-m", "waits"], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    assert task.stdout.readline() == b"here\\n"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.killpg(0, signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    print(task.wait(10), subprocess.run([sys.executable, "-m", "told_what", "0"], env={**os.environ, "TOLD": ""}).returncode)
+"""
+
+
+def test_an_interrupt_at_the_terminal_ends_tasks_and_not_the_server(tmp_path, ask):
+    (tmp_path / "waits.py").write_text("import time; print('here', flush=True); time.sleep(60)")
+    done = subprocess.run([PYTHON, "-c", INTERRUPTED], capture_output=True, text=True, start_new_session=True)
+    assert done.stdout.splitlines()[-1] == "-2 0", done.stderr
+
+
+def test_the_server_ends_and_the_interpreter_is_itself_again(caplog):
+    with fork_server.running():
         folder = os.path.dirname(sys.executable)
-    assert sys.executable == PYTHON and not os.path.exists(folder)
+        assert os.environ[interpreter.PYTHON] == sys.executable
+    assert sys.executable == PYTHON and not os.path.exists(folder) and not caplog.messages
+    assert interpreter.PYTHON not in os.environ
+
+
+def test_a_server_that_died_has_its_last_words_told(tmp_path, monkeypatch, caplog):
+    (tmp_path / "mlflow.py").write_text("raise SystemExit('the disk is full')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with fork_server.running():
+        assert subprocess.run([sys.executable, "-m", "this"], capture_output=True).returncode == 1
+        time.sleep(0.5)  # its sockets are closed before it has ended
+    assert "has died: the disk is full" in caplog.text
