@@ -97,7 +97,8 @@ with fork_server.running():
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.killpg(0, signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    print(task.wait(10), subprocess.run([sys.executable, "-m", "told_what", "0"], env={**os.environ, "TOLD": ""}).returncode)
+    after = subprocess.run([sys.executable, "-m", "told_what", "0"], env={**os.environ, "TOLD": ""})
+    print(task.wait(10), after.returncode)
 """
 
 
