@@ -126,7 +126,7 @@ def _output(summary: dict, stage: str, port: str) -> str:
     [
         (["--set", "sft.epoks=3"], 2, "sft.epoks: unknown key; did you mean 'epochs'?"),
         (["--set", "sft.epochs=many"], 2, 'sft.epochs: found "many"'),
-        (["--set", "data_curation.sources=[{name: a, path: no}]"], 3, "no: no file there"),
+        (["--set", "data_curation.sources=[{name: a, path: nothing}]"], 3, "nothing: no file there"),
         (["--set", "data_curation.min_words=1000"], 3, "too_short"),
     ],
 )
