@@ -164,8 +164,8 @@ def _engine() -> contextlib.closing[Any]:
     except DockerException as error:
         where = os.environ.get("DOCKER_HOST", "its usual socket")
         raise ServiceError(
-            f"no Docker engine answers at {where}: {str(error).split(chr(10))[0][:300]}; start it, see that you may use "
-            "its socket, set DOCKER_HOST to its address, or run without --runner docker"
+            f"no Docker engine answers at {where}: {str(error).split(chr(10))[0][:300]}; start it, see that you may "
+            "use its socket, set DOCKER_HOST to its address, or run without --runner docker"
         ) from None
 
 
