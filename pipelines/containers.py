@@ -74,7 +74,6 @@ def runner(recipe: Recipe, workdir: Path, network: str) -> Iterator[Any]:
                 mounts=mounts(recipe, workdir, network),
                 environment={"BLOOMERY_IMAGE": _image(engine, _images(recipe)[0])["told"], **environment(network)},
                 labels={LABEL: str(workdir)},
-                init=True,
                 cap_drop=["ALL"],
                 security_opt=["no-new-privileges"],
                 **options,
