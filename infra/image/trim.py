@@ -1,8 +1,8 @@
 """Make an image's packages smaller, and compile what steps import: `trim.py`, once, in the layer that installs them.
 
-Taken away is what only developers of a package use (tests, C headers, torch's test programs), and parts that nothing of
-ours loads. Bytecode is written for what steps import and for nothing else: all of it is larger than the sources, half of
-it is never read, and a pod could not keep what it compiles.
+Taken away is what only developers of a package use (tests, C headers, torch's test programs), and parts that nothing
+here loads. Bytecode is written for what steps import and for nothing else: all of it is larger than the sources, half
+of it is never read, and a pod could not keep what it compiles.
 """
 
 from __future__ import annotations
