@@ -20,12 +20,12 @@ DEVELOPERS = (
 )
 """Folders and programs that go. Named one by one: in other packages `tests` is what users import, as in evidently."""
 UNUSED = (
-    *("pyarrow/*flight*", "pyarrow/*substrait*"),
+    "pyarrow/*flight*",
     "botocore/data/[!s]*/20*",  # of services other than s3, sts, sso and signin
     "zstandard/_cffi.*",  # the backend of PyPy
     *("jupyterlab_plotly", "evidently/nbextension"),
 )
-"""Parts of packages that nothing of ours loads, 79 MB: Arrow's RPC and query plans, AWS's other services, notebooks."""
+"""Parts of packages that nothing of ours loads, 73 MB: Arrow's RPC, AWS's other services, notebooks."""
 IMPORTED = (
     "torch",
     "transformers.models.auto.modeling_auto",
