@@ -17,9 +17,10 @@ ARG LOCK=cpu
 ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
 ENV PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1 \
     LOG_FORMAT=json HOME=/home/bloomery NUMBA_CACHE_DIR=/tmp/numba BLOOMERY_COMMIT=${COMMIT}
-# Nothing is resolved, so nothing is tried and left; what is installed is trimmed in the same layer.
+# Nothing is resolved, so nothing is tried and left; what is published as source is built by the base's setuptools, for
+# those of an isolated build would come without a hash; what is installed is trimmed in the same layer.
 COPY infra/image /image
-RUN python3 -m pip install --no-deps --no-compile --require-hashes --extra-index-url "${TORCH_INDEX}" --requirement "/image/${LOCK}.txt" \
+RUN python3 -m pip install --no-deps --no-compile --no-build-isolation --require-hashes --extra-index-url "${TORCH_INDEX}" --requirement "/image/${LOCK}.txt" \
     && HOME=/tmp python3 /image/trim.py && rm -rf /tmp/*
 COPY --from=wheel /wheels /wheels
 RUN python3 -m pip install --no-deps /wheels/*.whl && rm -r /wheels \

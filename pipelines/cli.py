@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -72,25 +73,36 @@ def run(
     key: Annotated[
         str | None, typer.Option(help="Run once: of all commands with this key in this workdir, one runs.")
     ] = None,
+    runner: Annotated[
+        Literal["process", "docker"], typer.Option(help="Tasks as processes, or as containers in the image of pods.")
+    ] = "process",
+    network: Annotated[
+        str, typer.Option(help="Network of the containers, as `docker run --network` has it; `host` reaches services.")
+    ] = "none",
     as_json: JsonOption = False,
 ) -> None:
     """Run a recipe on this machine, from its documents to the registry.
 
     Exit codes: 0 promoted, 5 rejected by the gate, else the code of the error (see README). Finished steps are
-    reused, so a run that was killed goes on where it was.
+    reused, so a run that was killed goes on where it was. With `--runner docker` each task runs in the image that
+    `make image` makes, or that BLOOMERY_IMAGE_CPU names, without network, and reads the recipe's files but cannot
+    write them.
 
     Examples:
 
         bloomery run quickstart
 
         bloomery run my.yaml --workdir runs --set dpo.beta=0.2 --set seed=3 --json
+
+        bloomery run quickstart --runner docker
     """
     from bloomery.infra import surroundings
 
     surroundings.enter()  # the demo's base model is trained in this process, and threads that spin starve beside others
     from bloomery.pipelines import fork_server
 
-    with fork_server.running():  # it imports what tasks need while this process imports what a recipe needs
+    forks = fork_server.running() if runner == "process" else contextlib.nullcontext()
+    with forks:  # their server imports what tasks need while this process imports what a recipe needs
         from bloomery.pipelines import launch
         from bloomery.pipelines.post_training import stages
         from bloomery.pipelines.progress import Lines, Live
@@ -98,7 +110,7 @@ def run(
         loaded = launch.load(recipe, set, prepare=True)
         show: Any = Live(stages(loaded)) if sys.stderr.isatty() else Lines()
         try:
-            summary = launch.run_local(loaded, workdir, show, key)
+            summary = launch.run_local(loaded, workdir, show, key, network=network if runner == "docker" else None)
         finally:
             show.close()
     model = summary["model"]

@@ -22,7 +22,7 @@ from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ServiceError
 from bloomery.components.core.uploads import cache_folder
 from bloomery.infra import surroundings
-from bloomery.pipelines import keys, parent_run
+from bloomery.pipelines import containers, keys, parent_run
 from bloomery.pipelines import recipe as recipes
 from bloomery.pipelines.progress import Journal
 from bloomery.pipelines.recipe import Recipe
@@ -56,11 +56,15 @@ def compile_to(recipe: Recipe, target: Path) -> None:
 
 
 def compile_pipeline(pipeline: Any, target: Path) -> None:
-    """Write a pipeline as KFP IR YAML."""
+    """Write a pipeline as KFP IR YAML; an image that is named by a tag is told, since a run could not be repeated."""
     from kfp import compiler
 
     target.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(pipeline, str(target))
+    executors = pipeline.pipeline_spec.deployment_spec["executors"]
+    for image in sorted({executors[name]["container"]["image"] for name in executors}):
+        if "@sha256:" not in image:
+            logger.warning("%s is a tag, which may be another image tomorrow: name images by digest", image)
 
 
 def built(recipe: Recipe, until: str | None = None) -> Any:
@@ -78,9 +82,10 @@ def run_local(
     show: Callable[[dict[str, Any]], None],
     key: str | None = None,
     until: str | None = None,
+    network: str | None = None,
 ) -> dict[str, Any]:
-    """Run the recipe's pipeline in subprocesses of this machine, within `fork_server.running` forked ones, and write
-    its report.
+    """Run the recipe's pipeline on this machine and write its report: each task is a process, within
+    `fork_server.running` a fork, or where a `network` is named (as `docker run --network` has it) a container.
 
     `workdir` keeps what runs share (the MLflow database, promoted models, and finished results unless BLOOMERY_STORE
     names another place for them) and a folder for each run. `show` is called with each event of the journal as it
@@ -88,10 +93,13 @@ def run_local(
     promoted, and there is no report.
     Returns: the summary: status (promoted, rejected, failed, finished), model, stages, cached_steps, report, seconds,
              error, exit_code.
-    Raises:  ServiceError if another run holds the workdir, ConfigError if the key was used.
+    Raises:  ServiceError if another run holds the workdir, ConfigError if the key was used; what `containers.check`
+             does.
     """
     started = time.perf_counter()
     workdir = workdir.absolute()
+    if network is not None:
+        containers.check(recipe, network)
     run_dir = workdir / "runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{recipe.name}"
     with _held(workdir):
         if key is not None:  # not before the workdir is ours: a run that cannot start must leave its key unused
@@ -107,7 +115,8 @@ def run_local(
         with _environment(workdir, run_dir), journal.following():
             try:
                 _open_parent_run(recipe, run_dir)
-                _execute(_at(recipe, workdir), run_dir, until)
+                _execute(_at(recipe, workdir), workdir, run_dir, until, network)
+                error = journal.lacking([until] if until else _stages(recipe))
             except BloomeryError as problem:
                 error = problem
             except (
@@ -127,14 +136,20 @@ def run_local(
     return summary
 
 
-def _execute(recipe: Recipe, run_dir: Path, until: str | None) -> None:
+def _stages(recipe: Recipe) -> tuple[str, ...]:
+    from bloomery.pipelines import post_training  # kfp, which the forks' server is to import first
+
+    return post_training.stages(recipe)
+
+
+def _execute(recipe: Recipe, workdir: Path, run_dir: Path, until: str | None, network: str | None) -> None:
     from kfp import local
 
-    local.init(
-        runner=local.SubprocessRunner(use_venv=False), pipeline_root=str(run_dir / "pipeline"), raise_on_error=True
-    )
-    with _quiet(run_dir / "pipeline.log"):
-        built(recipe, until)()
+    processes = contextlib.nullcontext(local.SubprocessRunner(use_venv=False))
+    with processes if network is None else containers.runner(recipe, workdir, network) as runner:
+        local.init(runner=runner, pipeline_root=str(run_dir / "pipeline"), raise_on_error=True)
+        with _quiet(run_dir / "pipeline.log"):
+            built(recipe, until)()
 
 
 def _at(recipe: Recipe, workdir: Path) -> Recipe:
@@ -215,8 +230,6 @@ def _close_parent_run(run_dir: Path, status: str, summary: dict[str, Any] | None
 def _summary(
     recipe: Recipe, journal: Journal, error: BloomeryError | None, run_dir: Path, seconds: float
 ) -> dict[str, Any]:
-    from bloomery.pipelines import post_training
-
     finished = journal.finished()
     verdict: dict[str, Any] = {}
     if "promotion" in finished:
@@ -227,7 +240,7 @@ def _summary(
         "reason": str(error) if error else verdict.get("reason", ""),
         "model": verdict.get("model"),
         "stages": {stage: event["metrics"] for stage, event in finished.items()},
-        "chain": list(post_training.stages(recipe)),
+        "chain": list(_stages(recipe)),
         "cached_steps": [stage for stage, event in finished.items() if event["cached"]],
         "report": str(run_dir / "report.html"),
         "seconds": round(seconds, 1),

@@ -42,6 +42,12 @@ def found(recipe: Recipe) -> list[Here]:
     return list(told.values())
 
 
+def places(recipe: Recipe) -> list[Path]:
+    """The files and folders of this machine that a recipe reads and that are there, of a glob the folder above it."""
+    read = {_root(setting.path) for setting in found(recipe) if setting.key != MODELS}
+    return sorted(place for place in read if place.exists())
+
+
 def for_pods(recipe: Recipe, upload: str | None, *, in_image: bool = False) -> Recipe:
     """The recipe as pods can read it: what it names on this machine is put under the URI `upload`, once.
 
@@ -82,14 +88,24 @@ def refusal(here: list[Here]) -> list[str]:
 
 def _put(setting: Here, prefix: str) -> str:
     """The URI of a file, of a folder with the files of it that would be read, or of what a glob names."""
-    root = Path(setting.path.removeprefix("file://")).expanduser()
+    root = _root(setting.path)
     if setting.is_model and root.is_dir():
         files = sorted(file for file in root.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(root)))
     else:
-        files = [Path(file) for file in list_files(str(root))]
+        files = [Path(file) for file in list_files(str(_path(setting.path)))]
+    return uploaded(root, files, prefix)
+
+
+def _path(value: str) -> Path:
+    return Path(value.removeprefix("file://")).expanduser()
+
+
+def _root(value: str) -> Path:
+    """The file or folder, of a glob the folder above it."""
+    root = _path(value)
     while glob.has_magic(str(root)):
         root = root.parent
-    return uploaded(root, files, prefix)
+    return root
 
 
 def _is_hidden(file: Path) -> bool:

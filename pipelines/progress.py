@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
@@ -60,6 +60,14 @@ class Journal:
     def finished(self) -> dict[str, dict[str, Any]]:
         """The `finished` event of each stage that finished."""
         return {event["stage"]: event for event in self.events() if event["event"] == "finished"}
+
+    def lacking(self, stages: Sequence[str]) -> BloomeryError | None:
+        """The error of a run that was said to have succeeded, where one of `stages` has not finished: kfp takes a
+        container that is gone before it was asked how it ended for one that ended well."""
+        lacking = [stage for stage in stages if stage not in self.finished()]
+        if not lacking:
+            return None
+        return self.failure() or BloomeryError(f"{lacking[0]}: its task ended without a result; see pipeline.log")
 
     def failure(self) -> BloomeryError | None:
         """The error that ended the run, or None if no stage told one before it ended."""

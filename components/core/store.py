@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,7 +65,8 @@ class InFolder:
 
     def make(self, outputs: Outputs, work: Work) -> dict[str, Any]:
         """The result of `work`, kept here, with its artifacts at `outputs`."""
-        temporary = self.path.with_name(f"{self.path.name}.{os.getpid()}.unfinished")
+        # By no process's number: in containers that share a store all may have the same.
+        temporary = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:12]}.unfinished")
         temporary.mkdir(parents=True)
         try:
             with unfinished.kept_in(self._checkpoints):

@@ -1,8 +1,8 @@
 """Make an image's packages smaller, and compile what steps import: `trim.py`, once, in the layer that installs them.
 
-Taken away is what only developers of a package use: tests, C headers, torch's test programs. Bytecode is written for
-what steps import and for nothing else: all of it is larger than the sources, half of it is never read, and a pod could
-not keep what it compiles.
+Taken away is what only developers of a package use (tests, C headers, torch's test programs), and parts that nothing
+here loads. Bytecode is written for what steps import and for nothing else: all of it is larger than the sources, half
+of it is never read, and a pod could not keep what it compiles.
 """
 
 from __future__ import annotations
@@ -19,6 +19,13 @@ DEVELOPERS = (
     *("sklearn/**/tests", "sympy/**/tests", "networkx/**/tests"),
 )
 """Folders and programs that go. Named one by one: in other packages `tests` is what users import, as in evidently."""
+UNUSED = (
+    "pyarrow/*flight*",
+    "botocore/data/[!s]*/20*",  # of services other than s3, sts, sso and signin
+    "zstandard/_cffi.*",  # the backend of PyPy
+    *("jupyterlab_plotly", "evidently/nbextension"),
+)
+"""Parts of packages that nothing of ours loads, 73 MB: Arrow's RPC, AWS's other services, notebooks."""
 IMPORTED = (
     "torch",
     "transformers.models.auto.modeling_auto",
@@ -61,7 +68,7 @@ IMPORTED = (
 def trim(site: Path) -> int:
     """Delete what no step needs from the packages in `site`; returns the bytes that it took."""
     taken = 0
-    for found in [found for pattern in DEVELOPERS for found in site.glob(pattern)]:
+    for found in [found for pattern in (*DEVELOPERS, *UNUSED) for found in site.glob(pattern)]:
         files = [found] if found.is_file() else [file for file in found.rglob("*") if file.is_file()]
         taken += sum(file.stat().st_size for file in files)
         shutil.rmtree(found) if found.is_dir() else found.unlink()

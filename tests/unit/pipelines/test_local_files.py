@@ -86,6 +86,12 @@ def test_every_path_is_refused_in_one_message(loaded, tmp_path, tiny_model):
     assert local_files.for_pods(loaded, None, in_image=True) is loaded
 
 
+def test_the_places_of_a_recipe_are_what_is_there_and_of_a_glob_its_folder(loaded, tmp_path, tiny_model):
+    (tmp_path / "template.jinja").unlink()
+    names = ("chats.jsonl", "databases", "docs", "q.jsonl")
+    assert local_files.places(loaded) == sorted([tmp_path, tiny_model, *(tmp_path / name for name in names)])
+
+
 def test_what_pods_can_read_is_not_refused():
     wanted = {"base_model": "org/model", "chat_template": "chatml"}
     assert not local_files.IS_LOCAL[local_files.ModelName](wanted["base_model"])

@@ -1,8 +1,12 @@
 """What a run shows while it goes on."""
 
+import json
 import sys
 
-from bloomery.pipelines.progress import Lines, Live
+import pytest
+
+from bloomery.components.core.errors import DataError
+from bloomery.pipelines.progress import Journal, Lines, Live
 
 
 def test_the_live_table_follows_the_journal_and_leaves_stdout_alone(capfd):
@@ -34,3 +38,21 @@ def test_what_a_step_warns_of_is_told_at_once_and_of_a_reused_one_under_its_line
     first, _, last, _ = capfd.readouterr().err.split("\n")
     assert first == f"{'dpo':<20} warns: the loss rises"
     assert last == f"{'sft':<20} warns: 9 of 10 chats are too long"
+
+
+@pytest.mark.parametrize(
+    ("last", "kind", "told"),
+    [
+        ({"event": "finished"}, None, ""),
+        ({"event": "failed", "error": "DataError", "message": "no rows"}, DataError, "sft: no rows"),
+        ({"event": "started"}, None, "sft: the process ended without a word"),
+        ({"event": "progress"}, None, "sft: its task ended without a result"),
+    ],
+)
+def test_a_run_that_was_said_to_have_succeeded_is_held_against_its_stages(last, kind, told, tmp_path):
+    journal = Journal(tmp_path / "journal.jsonl", print)
+    events = [{"stage": "cpt", "event": "finished"}, {"stage": "sft", **last}]
+    (tmp_path / "journal.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    error = journal.lacking(["cpt", "sft"])
+    assert str(error or "").startswith(told) and bool(error) == bool(told)
+    assert kind is None or type(error) is kind
