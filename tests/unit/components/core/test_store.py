@@ -168,8 +168,13 @@ def test_what_was_kept_for_going_on_comes_back_elsewhere_and_goes_at_the_end(obj
     with pytest.raises(KeyboardInterrupt), unfinished.kept_at(uri):
         first = unfinished.place()
         unfinished.keep([checkpoint(9)])
-        unfinished.keep([checkpoint(10)])
-        assert trees.names(uri) == ["checkpoint-10"]
+        object_store.fail("stuck", "PUT .*checkpoint-10/whole.json")
+        unfinished.keep([checkpoint(10)])  # goes on beside the work, when the one before is there
+        assert object_store.stuck.wait(10) and unfinished.is_copying()
+        assert trees.names(uri) == ["checkpoint-9"]  # until the newer one is whole
+        object_store.release()
+        unfinished.settle()
+        assert trees.names(uri) == ["checkpoint-10"] and not unfinished.is_copying()
         object_store.fail("AccessDenied", "PUT .*checkpoint-11/whole.json")
         unfinished.keep([checkpoint(11)])  # torn: the older one stays
         raise KeyboardInterrupt
