@@ -40,8 +40,8 @@ def combinations() -> dict[str, dict[str, Any]]:
                 found[name] = {"max_length": length, "adapter": adapter, "gradient_checkpointing": checkpointing}
     found["full, 128 tokens, muon"] = {"max_length": 128, "optimizer": "muon"}
     found["full, 128 tokens, best kept"] = {"max_length": 128, "num_validations": 2}
-    found["dpo, full, 256 tokens"] = {"max_length": 256, "loss": "sigmoid"}
-    found["dpo, lora, 256 tokens"] = {"max_length": 256, "loss": "sigmoid", "adapter": {"rank": 16}}
+    found["dpo, full, 128 tokens"] = {"max_length": 128, "loss": "sigmoid"}
+    found["dpo, lora, 128 tokens"] = {"max_length": 128, "loss": "sigmoid", "adapter": {"rank": 16}}
     return found
 
 

@@ -187,6 +187,11 @@ def test_what_was_kept_for_going_on_comes_back_elsewhere_and_goes_at_the_end(obj
     assert trees.names(uri) == ["checkpoint-10"]
 
 
+def test_a_checkpoint_that_the_store_refuses_is_told_with_the_result(pod, object_store):
+    object_store.fail("AccessDenied", "PUT .*checkpoint-1/")
+    assert "checkpoint-1 is kept on this machine alone" in pod("one", "keeps")["warnings"][0]
+
+
 def test_small_things_and_folders_are_remembered(object_store, tmp_path, monkeypatch):
     for place in (object_store.uri, str(tmp_path / "store")):
         monkeypatch.setenv("BLOOMERY_STORE", place)
