@@ -33,7 +33,7 @@ from bloomery.components.core.scoring.verify import verify
 from bloomery.monitoring.check import check
 from bloomery.monitoring.trigger import program
 from bloomery.pipelines import charts, history, keys, launch
-from bloomery.pipelines.recipe import find
+from bloomery.pipelines.recipe_files import find
 
 RECIPE, TASK = "quickstart", "shop_sql"
 CLIENTS = 64

@@ -224,6 +224,7 @@ def _trained(step: str, answers: Answers, measured: Measured) -> Trained:
         max_length=min(max(64, longest), context),
         adapter=None if wants_all else AdapterConfig(),
         pairs=step == "dpo",
+        reference="before" if step == "dpo" else None,
         best=step == "sft",
     )
     fits = None

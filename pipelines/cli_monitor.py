@@ -184,7 +184,7 @@ def _check(recipe: str, log: str, workdir: str, settings: list[str], start: bool
     from bloomery.monitoring.check import check
     from bloomery.monitoring.home import at
     from bloomery.pipelines import launch
-    from bloomery.pipelines.recipe import find
+    from bloomery.pipelines.recipe_files import find
 
     loaded = launch.load(recipe, settings, prepare=False)
     uri = launch.tracking_uri(Path(workdir))

@@ -22,7 +22,7 @@ from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ServiceError
 from bloomery.components.core.uploads import cache_folder
 from bloomery.infra import surroundings
-from bloomery.pipelines import containers, keys, parent_run
+from bloomery.pipelines import containers, keys, parent_run, recipe_files
 from bloomery.pipelines import recipe as recipes
 from bloomery.pipelines.progress import Journal
 from bloomery.pipelines.recipe import Recipe
@@ -35,7 +35,7 @@ def load(
 ) -> Recipe:
     """Load a recipe; one that uses `${quickstart}` (the demo domain) or `${smollm2}` (a real pre-trained model) gets
     their folders, which `prepare` makes on first use. `reads_data` and `is_here` are those of `recipe.load`."""
-    folders = {name: _folder(name, prepare) for name in ("quickstart", "smollm2") if recipes.uses(recipe, name)}
+    folders = {name: _folder(name, prepare) for name in ("quickstart", "smollm2") if recipe_files.uses(recipe, name)}
     return recipes.load(recipe, settings, folders, reads_data=reads_data, is_here=is_here)
 
 

@@ -198,7 +198,7 @@ def _stage(
     need = plan.of_training(shape, training, card)
     fits = need.peak <= card.memory_bytes
     fix = None if fits else plan.cheapest_fix(shape, training, card, cards=cards)
-    operations = plan.flops(shape, training, tokens * config.epochs, length=length)
+    operations = plan.flops(shape, training, tokens, epochs=config.epochs, length=length)
     seconds = operations / (card.flops * utilisation * cards) if card.flops else None
     return {
         "stage": stage.name,

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import os
-import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import Field, field_validator, model_validator
 
 from bloomery.components.chat_curation.config import ChatCurationConfig
@@ -35,11 +31,9 @@ from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.infra.resources import ResourcesConfig
 from bloomery.monitoring.config import MonitoringConfig
 from bloomery.monitoring.serving_config import ServingConfig
-from bloomery.pipelines import chain, steps
+from bloomery.pipelines import chain, recipe_files, steps
 from bloomery.pipelines.chain import Stage
-from bloomery.pipelines.settings import put
 
-RECIPES = Path(__file__).parent / "recipes"
 LEARNT_AS = ("max_length", "train_on", "train_reasoning")
 """Settings of the first fine-tuning that preflight renders and measures chats by."""
 
@@ -279,24 +273,6 @@ class Recipe(Config):
         return self.evaluation.model_copy(update={"repeats": self.promotion.gate.noise_repeats})
 
 
-def find(recipe: str) -> Path:
-    """The file of a recipe: a path, or the name of one that comes with the package.
-
-    Raises: ConfigError naming the recipes that there are.
-    """
-    path = Path(recipe)
-    if path.suffix in (".yaml", ".yml") or "/" in recipe:
-        if path.is_file():
-            return path
-        raise ConfigError(f"{recipe}: no such recipe file")
-    shipped = {file.stem: file for file in sorted(RECIPES.glob("*.yaml"))}
-    if recipe in shipped:
-        return shipped[recipe]
-    near = difflib.get_close_matches(recipe, shipped, n=1)
-    hint = f"did you mean '{near[0]}'?" if near else "give a path to a YAML file"
-    raise ConfigError(f"{recipe}: no recipe of this name; known: {', '.join(shipped)}; {hint}")
-
-
 def load(
     recipe: str,
     settings: Iterable[str] = (),
@@ -313,53 +289,20 @@ def load(
     but for those of `variables`, which may be made later.
     Raises: ConfigError with every problem, one a line, DataError where only files are not there.
     """
-    path = find(recipe)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: no text in UTF-8 ({error}); a recipe is a YAML file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
-    known = {**os.environ, **(variables or {})}
-    missing = sorted({name for name in _variables(text) if name not in known})
-    if missing and reads_data:
-        raise ConfigError(
-            "\n".join(f"{path}: ${{{name}}} is not set; export it as an environment variable" for name in missing)
-        )
-    try:
-        values = yaml.load(re.sub(r"\$\{(\w+)\}", lambda match: known.get(match[1], match[0]), text), _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {str(error)[:300]}") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: found {type(values).__name__}, expected a mapping of recipe keys")
-    values = _unshared(values)
+    values, folder = recipe_files.read(recipe, variables, reads_data=reads_data)
     for setting in settings:
-        apply_setting(values, setting)
-    retraining = _unshared(values)
+        recipe_files.apply(values, setting, Recipe.model_fields)
+    retraining = recipe_files.unshared(values)
     absent: dict[str, str] = {}
     try:
-        recipe_of_run = parse_recipe(values, path.parent.absolute(), absent)
+        recipe_of_run = parse_recipe(values, folder, absent)
     except ConfigError as error:
-        told = [str(error), *(_absent(retraining, absent, variables) if is_here else ())]
+        told = [str(error), *(recipe_files.absent(retraining, absent, variables) if is_here else ())]
         raise ConfigError("\n".join(told)) from None
-    if is_here and (told := _absent(retraining, absent, variables)):
+    if is_here and (told := recipe_files.absent(retraining, absent, variables)):
         raise DataError("\n".join(told))
-    _check_retraining(retraining, recipe_of_run.monitoring.settings, path.parent.absolute())
+    _check_retraining(retraining, recipe_of_run.monitoring.settings, folder)
     return recipe_of_run
-
-
-def _absent(values: dict[str, Any], absent: Mapping[str, str], variables: Mapping[str, str] | None) -> list[str]:
-    """A line for each path in the raw `values` that leads to nothing."""
-    made_later = tuple(folder for folder in (variables or {}).values() if not Path(folder).is_dir())
-
-    def places(value: Any, key: str) -> Iterator[tuple[str, str]]:
-        if isinstance(value, dict | list):
-            for name, item in value.items() if isinstance(value, dict) else enumerate(value):
-                yield from places(item, f"{key}.{name}" if key else str(name))
-        elif value in absent and not absent[value].startswith(made_later or "\0"):
-            yield key, absent[value]
-
-    return [f"{key}: no file there: {path}; see to the path, or where it is run" for key, path in places(values, "")]
 
 
 def _check_retraining(values: dict[str, Any], settings: Sequence[str], folder: Path) -> None:
@@ -368,7 +311,8 @@ def _check_retraining(values: dict[str, Any], settings: Sequence[str], folder: P
     problems = []
     for setting in settings:
         try:
-            apply_setting(values, setting.replace("{drifted}", "drifted.jsonl").replace("{window}", "window.jsonl"))
+            named = setting.replace("{drifted}", "drifted.jsonl").replace("{window}", "window.jsonl")
+            recipe_files.apply(values, named, Recipe.model_fields)
         except ConfigError as error:
             problems.append(str(error))
     if settings and not problems:
@@ -378,20 +322,6 @@ def _check_retraining(values: dict[str, Any], settings: Sequence[str], folder: P
             problems = str(error).split("\n")
     if problems:
         raise ConfigError("\n".join(f"monitoring.settings: {problem}" for problem in problems))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once: of two the first would be lost in silence."""
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            told = str(key.value)
-            if told in seen and told != "<<":
-                raise yaml.composer.ComposerError(None, None, f"the key {told} stands here again", key.start_mark)
-            seen.add(told)
-        return node
 
 
 def parse_recipe(values: dict[str, Any], folder: Path, absent: dict[str, str] | None = None) -> Recipe:
@@ -427,17 +357,6 @@ def parse_recipe(values: dict[str, Any], folder: Path, absent: dict[str, str] | 
     raise ConfigError("\n".join(problems))
 
 
-def _unshared(value: Any, around: tuple[Any, ...] = ()) -> Any:
-    """`value` without parts that stand in two places, as YAML's anchors make them: a setting is of one place.
-
-    `around` is what `value` stands in. Raises: ConfigError if that is `value` itself."""
-    if any(value is outer for outer in around):
-        raise ConfigError("a YAML alias (`*name`) stands inside of what its anchor (`&name`) marks; write the part out")
-    if isinstance(value, dict):
-        return {key: _unshared(item, (*around, value)) for key, item in value.items()}
-    return [_unshared(item, (*around, value)) for item in value] if isinstance(value, list) else value
-
-
 def _curated(values: dict[str, Any]) -> Any:
     """The raw stages, with the files of `chats` and `preferences` given to the stage that curates them."""
     files = {key: values[key] for key in ("chats", "preferences") if values.get(key)}
@@ -452,35 +371,3 @@ def _curated(values: dict[str, Any]) -> Any:
         found[0].update(files)
         return values["stages"]
     return [{"chat_curation": files}, *values["stages"]]
-
-
-def uses(recipe: str, variable: str) -> bool:
-    """True if the recipe's text contains `${variable}`."""
-    return variable in _variables(find(recipe).read_text(encoding="utf-8"))
-
-
-def _variables(text: str) -> set[str]:
-    body = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("#"))
-    return set(re.findall(r"\$\{(\w+)\}", body))
-
-
-def apply_setting(values: dict[str, Any], setting: str) -> None:
-    """Put the YAML value of `stage.key=value`, or of `key=value` of the recipe itself, into the raw recipe `values`.
-
-    Raises: ConfigError if it has another form, or names neither a stage nor a key.
-    """
-    head, _, rest = setting.partition(".")
-    entries, _ = chain.written(values.get("stages", []))
-    for _, name, stage in entries:
-        if rest and name == head:
-            put(stage, rest, told=setting)
-            return
-    key = setting.partition("=")[0].partition(".")[0]
-    if key in [name for _, name, _ in entries]:
-        raise ConfigError(f"--set {setting}: {key} is a stage; expected one of its settings, --set {key}.KEY=VALUE")
-    if "=" in setting and key not in Recipe.model_fields:
-        known = [*(name for _, name, _ in entries), *Recipe.model_fields]
-        near = difflib.get_close_matches(key, known, n=1)
-        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
-        raise ConfigError(f"--set {setting}: no stage and no key {key}; {hint}")
-    put(values, setting)

@@ -19,7 +19,8 @@ from pydantic.json_schema import models_json_schema
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import ConfigError
 from bloomery.pipelines import steps
-from bloomery.pipelines.recipe import RECIPES, Recipe
+from bloomery.pipelines.recipe import Recipe
+from bloomery.pipelines.recipe_files import RECIPES
 
 FILE = RECIPES / "recipe.schema.json"
 STEPS_FILE = RECIPES.parents[1] / "components" / "README.md"

@@ -367,7 +367,9 @@ def write_atomically(file: Path, text: str) -> None:
 
 
 def link_tree(source: Path, target: Path) -> None:
-    """Make `target` a copy of `source` that shares its bytes; across file systems the bytes are copied."""
+    """Make `target` a copy of `source` that shares its bytes, whole or not at all; across file systems the bytes are
+    copied."""
+    coming = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
 
     def link(a: str, b: str) -> None:
         try:
@@ -375,11 +377,14 @@ def link_tree(source: Path, target: Path) -> None:
         except OSError:
             shutil.copy2(a, b)
 
-    if target.is_dir():
-        shutil.rmtree(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     with _disk(target):
-        shutil.copytree(source, target, copy_function=link)
+        try:
+            shutil.copytree(source, coming, copy_function=link)
+            shutil.rmtree(target, ignore_errors=True)
+            os.replace(coming, target)
+        finally:
+            shutil.rmtree(coming, ignore_errors=True)
 
 
 @contextlib.contextmanager

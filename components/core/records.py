@@ -143,8 +143,8 @@ class Chat(Record):
     task: str
     """Task of the recipe it belongs to, or ''."""
     origin: str
-    """How it came to be: `seed`, `replay`, `given`, `document`, `recombined`, `augmented`, `sampled`,
-    `corrected` (a wrong answer, asked again and put right: its last turn alone is learnt)."""
+    """How it came to be: `seed`, `replay`, `given`, `document`, `recombined`, `augmented`, `raft`,
+    `sampled`, `corrected` (a wrong answer, asked again and put right: its last turn alone is learnt)."""
     parent: str
     """Id of the row it was made from, or ''; of a given chat `<source name in the recipe>:<file>#<line>`."""
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from bloomery.components.core import artifact, processes, sources, store, tracking
+from bloomery.components.core import artifact, processes, sources, store, tracking, unfinished
 from bloomery.components.core.config import Config, canonical, digest, parse, unpacked
 from bloomery.components.core.declare import declared
 from bloomery.components.core.errors import BloomeryError, ConfigError, from_os_error
@@ -215,6 +215,7 @@ def perform(
                 raise
             raise from_os_error(error, f"running {stage}") from error
         finally:
+            unfinished.settle()  # what it warns of is told with the step
             bloomery.removeHandler(warnings)
         tracker.finish(metrics)
     history, shown = tracker.history, tracker.shown

@@ -2,7 +2,7 @@
 
 The key is a digest of code, config and inputs, so only the very same work finds it; what is kept goes when the result
 is there. With a store on a disk it lies there. With one on an object store it lies in a folder of this machine, from
-which `keep` copies it, and into which it comes back when the same work is begun on another.
+which `keep` copies it while the step goes on, and into which it comes back when the same work is begun on another.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ class Place:
 
 
 _place: ContextVar[Place | None] = ContextVar("unfinished", default=None)
+_copying: ContextVar[Future[None] | None] = ContextVar("copying", default=None)
 
 
 def place() -> Path | None:
@@ -49,17 +51,38 @@ def current() -> Place | None:
 
 def keep(folders: Sequence[Path]) -> None:
     """Let these folders of `place()`, which are whole and change no more, and none but them, be what the same work goes
-    on from. Where an object store does not take them, this is told, and the work goes on: it has the older ones."""
+    on from. They are copied to an object store in a thread, after those of an earlier call, for which this one waits:
+    then those may go, and these have to stay until `settle`. Where the store does not take them, this is told, and the
+    work goes on: it has the older ones."""
     here = _place.get()
     if here is None or here.uri is None:
         return
+    settle()
+    pool = ThreadPoolExecutor(1, thread_name_prefix="unfinished")
+    _copying.set(pool.submit(_copy, here.uri, folders))
+    pool.shutdown(wait=False)
+
+
+def is_copying() -> bool:
+    """Whether an object store has not yet all that `keep` was given."""
+    copying = _copying.get()
+    return copying is not None and not copying.done()
+
+
+def settle() -> None:
+    """Wait until all that `keep` was given is copied."""
+    if copying := _copying.get():
+        copying.result()
+
+
+def _copy(uri: str, folders: Sequence[Path]) -> None:
     try:
-        there = set(trees.names(here.uri))
+        there = set(trees.names(uri))
         for folder in folders:
             if folder.name not in there:
-                trees.put(f"{here.uri}/{folder.name}", {CONTENT: folder})
+                trees.put(f"{uri}/{folder.name}", {CONTENT: folder})
         for name in there - {folder.name for folder in folders}:
-            s3.delete(f"{here.uri}/{name}")
+            s3.delete(f"{uri}/{name}")
     except BloomeryError as error:
         logger.warning("%s is kept on this machine alone: %s", folders[-1].name, error)
 
@@ -91,9 +114,9 @@ def kept_at(uri: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def lying_in(where: Place | None) -> Iterator[None]:
-    """Give the step that runs inside a place that somebody else looks after."""
-    token = _place.set(where)
-    try:
+    """Give the step that runs inside a place that somebody else looks after; it ends when all is copied."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(_place.reset, _place.set(where))
+        stack.callback(_copying.reset, _copying.set(None))
+        stack.callback(settle)
         yield
-    finally:
-        _place.reset(token)

@@ -7,12 +7,8 @@ What is held for a document in between is 250 bytes, whatever its length.
 from __future__ import annotations
 
 import logging
-import os
-import tempfile
 from collections import Counter
-from collections.abc import Iterator
 from functools import partial
-from itertools import repeat
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -22,22 +18,14 @@ import pyarrow.compute as pc
 import xxhash
 
 from bloomery.components.core.artifact import Reads, Shards, Writer, Writes, read_manifest
-from bloomery.components.core.data.near import (
-    MAX_RECORD_SIMILARITY,
-    NEIGHBOUR_SHARE,
-    Permutations,
-    band_keys,
-    candidate_pairs,
-    is_record_of_template,
-    jaccard_similarities,
-    neighbourhoods,
-)
-from bloomery.components.core.data.shingles import fold, ngram_lengths
+from bloomery.components.core.data.near import Permutations, band_keys, candidate_pairs
+from bloomery.components.core.data.shingles import fold
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.parallel import map_ordered
 from bloomery.components.core.records import Reject
 from bloomery.components.core.scoring.contamination import Detector, Found, evaluation_items
 from bloomery.components.core.scoring.tasks import Tasks
+from bloomery.components.dedup import verification
 from bloomery.components.dedup.config import DedupConfig
 from bloomery.components.dedup.semantic import embed, similar_pairs
 
@@ -48,9 +36,6 @@ ROWS_PER_BATCH = 5_000
 ROWS_PER_FOLD = 500
 """Documents that stand as code points at once: 2 MB of 1,000 characters each are memory that malloc reuses; with 2,000
 the pages were new each time (2.2 instead of 1.9 s for 200,000)."""
-PAIRS_PER_BATCH = 2_000
-"""Candidate pairs that a worker compares at once."""
-
 MAX_LOST = 0.2
 """A source that loses more of its documents is told: web pages lose about a tenth to copies, the quickstart's shop with
 all its planted ones as much; a source that loses a fifth holds something that its user does not know of."""
@@ -94,12 +79,12 @@ def run(
     dropped |= _exact(ids, sketch, rank, _standing(rank, dropped))
     pairs = _pairs(sketch, num_known, _standing(rank, dropped))
     kept.parent.mkdir(parents=True, exist_ok=True)
-    similarities, is_record = _similarities(old, new, pairs, config, kept.parent)
+    similarities, is_record = verification.compared(old, new, pairs, config, kept.parent)
     similar = (similarities >= config.jaccard_threshold) & ~is_record
     dropped |= _copies(ids, pairs[similar], similarities[similar], rank, "near_duplicate", "Jaccard")
     if config.semantic:
         standing = _standing(rank, dropped)
-        embeddings = embed(_texts(old, new, standing), encoder, config.semantic.max_length)
+        embeddings = embed(verification.texts_at(old, new, standing), encoder, config.semantic.max_length)
         close, cosines = similar_pairs(embeddings, config.semantic.min_similarity, config.seed)
         is_new = standing[close[:, 1]] >= num_known
         dropped |= _copies(ids, standing[close[is_new]], cosines[is_new], rank, "semantic_duplicate", "cosine")
@@ -205,14 +190,10 @@ def _sketch(config: DedupConfig, permutations: Permutations, detector: Detector,
     for start in range(0, len(texts), ROWS_PER_FOLD):
         folded = fold(texts.slice(start, ROWS_PER_FOLD))
         digests += [xxhash.xxh3_128_digest(folded.text(row)) for row in range(len(folded.starts))]
-        keys.append(band_keys(folded, _shingle_lengths(folded, config), permutations))
+        keys.append(band_keys(folded, verification.shingle_lengths(folded, config), permutations))
         found |= {start + row: item for row, item in detector.find(folded).items()}
     lengths = pc.utf8_length(texts).to_numpy()
     return Sketch(lengths, np.frombuffer(b"".join(digests), np.uint64).reshape(-1, 2), np.concatenate(keys), found)
-
-
-def _shingle_lengths(folded: Any, config: DedupConfig) -> np.ndarray:
-    return ngram_lengths(folded, config.shingle_characters, config.dense_shingle_characters)
 
 
 def _rank(shards: Shards, lengths: np.ndarray, config: DedupConfig) -> np.ndarray:
@@ -276,91 +257,6 @@ def _pairs(sketch: Sketch, num_known: int, standing: np.ndarray) -> np.ndarray:
     """
     pairs = standing[candidate_pairs(sketch.keys[standing])]
     return pairs[pairs[:, 1] >= num_known]
-
-
-def _similarities(
-    old: Shards, new: Shards, pairs: np.ndarray, config: DedupConfig, scratch: Path
-) -> tuple[np.ndarray, np.ndarray]:
-    """(Jaccard similarity of the shingles of each pair, float64, 0 where it is below the threshold; whether the pair
-    are records of one template, bool).
-
-    The texts are copied to a file in `scratch` in one pass over the shards, and read from there pair by pair: to find
-    them in compressed shards each time would cost a pass for every block of pairs.
-    """
-    members, places = np.unique(pairs, return_inverse=True)
-    with tempfile.TemporaryFile(dir=scratch) as file:
-        lengths = [np.empty(0, np.int64)]
-        for texts in _texts(old, new, members):
-            _, offsets, data = texts.cast(pa.large_string()).buffers()
-            ends = np.frombuffer(offsets, np.int64)[: len(texts) + 1]
-            lengths.append(np.diff(ends))
-            file.write(memoryview(data or b"")[ends[0] : ends[-1]])
-        file.flush()
-        ends = np.cumsum(np.concatenate([[0], *lengths]))
-        places = places.reshape(-1, 2)
-        starts = range(0, len(pairs), PAIRS_PER_BATCH)
-        batches = (_read_pairs(file, ends, places[at : at + PAIRS_PER_BATCH]) for at in starts)
-        parts = list(map_ordered(partial(_compare, config), batches, releases_gil=True))
-        similarities = np.concatenate([np.empty(0), *parts])
-        near = neighbourhoods(places[np.flatnonzero(similarities)])
-        similarities[similarities < config.jaccard_threshold] = 0
-        told = np.flatnonzero((similarities >= config.jaccard_threshold) & (similarities < MAX_RECORD_SIMILARITY))
-        starts = range(0, len(told), PAIRS_PER_BATCH)
-        groups = (_read_groups(file, ends, places[told[at : at + PAIRS_PER_BATCH]], near) for at in starts)
-        flags = list(map_ordered(partial(_are_records, config), groups, releases_gil=True))
-    is_record = np.zeros(len(pairs), np.bool_)
-    is_record[told] = np.concatenate([np.empty(0, np.bool_), *flags])
-    return similarities, is_record
-
-
-def _texts(old: Shards, new: Shards, members: np.ndarray) -> Iterator[pa.Array]:
-    """The texts at sorted `members`, known documents first, an array a shard."""
-    for shards, first in ((old, 0), (new, old.num_rows)):
-        for table, start in shards.tables():
-            begin, past = np.searchsorted(members, (first + start, first + start + table.num_rows))
-            here = members[begin:past]
-            if len(here):
-                yield table["text"].combine_chunks().take(here - first - start)
-
-
-def _read_pairs(file: Any, ends: np.ndarray, places: np.ndarray) -> tuple[pa.Array, np.ndarray]:
-    """(texts of a batch of pairs, their places among them)."""
-    members, places = np.unique(places, return_inverse=True)
-    return _read_texts(file, ends, members), places.reshape(-1, 2)
-
-
-def _read_groups(
-    file: Any, ends: np.ndarray, places: np.ndarray, near: dict[int, list[int]]
-) -> tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray]:
-    """(texts of a batch of pairs and of their neighbours, the pairs' places among them, where the neighbours of each
-    text begin, their places)."""
-    own = np.unique(places)
-    members = np.unique(np.concatenate([own, *(near[index] for index in own.tolist())]))
-    asked = set(own.tolist())
-    groups = [near[index] if index in asked else [] for index in members.tolist()]
-    starts = np.cumsum([0, *map(len, groups)])
-    neighbours = np.searchsorted(members, np.array([other for group in groups for other in group], np.int64))
-    return _read_texts(file, ends, members), np.searchsorted(members, places), starts, neighbours
-
-
-def _read_texts(file: Any, ends: np.ndarray, members: np.ndarray) -> pa.Array:
-    sizes = np.diff(ends)[members]
-    data = b"".join(map(os.pread, repeat(file.fileno()), sizes.tolist(), ends[members].tolist()))
-    offsets = np.cumsum(np.concatenate([[0], sizes]))
-    return pa.LargeStringArray.from_buffers(len(members), pa.py_buffer(offsets), pa.py_buffer(data))
-
-
-def _compare(config: DedupConfig, batch: tuple[pa.Array, np.ndarray]) -> np.ndarray:
-    texts, pairs = batch
-    folded = fold(texts)
-    threshold = NEIGHBOUR_SHARE * config.jaccard_threshold
-    return jaccard_similarities(folded, _shingle_lengths(folded, config), pairs, threshold)
-
-
-def _are_records(config: DedupConfig, batch: tuple[pa.Array, np.ndarray, np.ndarray, np.ndarray]) -> np.ndarray:
-    texts, pairs, starts, neighbours = batch
-    folded = fold(texts)
-    return is_record_of_template(folded, _shingle_lengths(folded, config), pairs, starts, neighbours)
 
 
 def _copies(

@@ -4,14 +4,15 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from bloomery.components.core.modelling.training import TooLong, TrainingConfig, check_whole
+from bloomery.components.core.modelling.preference_rows import PreferenceConfig
+from bloomery.components.core.modelling.training import check_whole
 
 BETA = {"simpo": 2.0}
 SFT_WEIGHT = {"simpo": 0.0, "kto": 0.0}
 """Defaults of the losses that differ from the others', by loss."""
 
 
-class DpoConfig(TrainingConfig):
+class DpoConfig(PreferenceConfig):
     """Preference optimisation on pairs of answers, or on single answers that are good or bad."""
 
     METHOD = "preference"
@@ -40,12 +41,6 @@ class DpoConfig(TrainingConfig):
     max_kl: float | None = Field(default=None, gt=0)
     """Budget of the divergence from the model that training began with, in nats an answer, as `kl` estimates it; beyond
     it an alarm is told. What a good run spends differs by task (arXiv 2210.10760, figure 1), so there is no default."""
-    too_long: TooLong = "drop"
-    """What becomes of a pair of which an answer, with the prompt, is longer than `max_length` tokens: `drop`: it is
-    left out; `truncate_left`: its prompt loses its beginning, as far as one token of it is left; `error`: the run stops
-    and names the first."""
-    validation_share: float = Field(default=0.1, gt=0, lt=1)
-    """Share of the pairs kept out of training, by prompt, for the measures before and after."""
 
     @model_validator(mode="before")
     @classmethod

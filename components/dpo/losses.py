@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bloomery.components.core.errors import DataError
+from bloomery.components.core.modelling.context import positions
 from bloomery.components.core.modelling.likelihood import log_likelihoods
 from bloomery.components.core.modelling.preference_pairs import Pair
 from bloomery.components.dpo.config import DpoConfig
@@ -81,13 +82,15 @@ def single_rows(config: DpoConfig, network: Any, pairs: list[Pair]) -> Rows:
     """Answers with a label as TRL's KTOTrainer takes them, shuffled by the seed, each with the answer of the row before
     it, of which the divergence is estimated (KTO, section 4.1).
 
-    Such an answer is cut to what of it fits behind the other prompt in `max_length` tokens.
+    Such an answer is cut to what of it fits behind the other prompt in `max_length` tokens, or the positions that the
+    model knows.
     """
     answers = [(pair.prompt, pair.chosen, True) for pair in pairs if pair.chosen]
     answers += [(pair.prompt, pair.rejected, False) for pair in pairs if pair.rejected]
     random.Random(config.seed).shuffle(answers)
+    most = int(min(config.max_length, positions(network.config)))
     others = [
-        (prompt, other[: config.max_length - len(prompt)])
+        (prompt, other[: most - len(prompt)])
         for (prompt, _, _), (_, other, _) in zip(answers, [answers[-1], *answers[:-1]], strict=True)
     ]
     own = nats(network, [(prompt, answer) for prompt, answer, _ in answers])

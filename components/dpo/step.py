@@ -10,10 +10,10 @@ from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.core.modelling import adapters, checkpoints, training
-from bloomery.components.core.modelling.preference_pairs import is_held_out
+from bloomery.components.core.modelling.context import check_positions
+from bloomery.components.core.modelling.preference_rows import usable_pairs
 from bloomery.components.dpo import losses, measures
 from bloomery.components.dpo.config import DpoConfig
-from bloomery.components.dpo.pairs import usable
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +31,14 @@ def run(
     With fewer than two prompts there is nothing to learn from: the model is passed on as it is, with a warning. The
     reference is read once, before the first step, and takes no second copy of the weights.
     Returns: dpo/pairs (trained on), dpo/held_out, dpo/too_long (pairs of more than max_length tokens),
-             dpo/too_long_fraction, dpo/dropped_<reason> (pairs left out before training, see `pairs.usable`), dpo/loss
+             dpo/too_long_fraction, dpo/dropped_<reason> (pairs left out before training, see `pair_of`), dpo/loss
              (in the unit of the loss); and of the held-out pairs what `measures.compared` tells: dpo/chosen_before,
              dpo/chosen_after, dpo/rejected_before, dpo/rejected_after, dpo/margin_before, dpo/margin_after,
              dpo/accuracy_before, dpo/accuracy_after, dpo/chosen_change (below zero, training is pushing down what it
              should keep), dpo/chosen_change_per_token, dpo/kl, dpo/length_correlation.
     Raises:  DataError if there are pairs and all are left out, or `loss` is `kto` and good or bad answers are lacking;
-             DivergedError before a non-finite step is taken.
+             ConfigError if a pair is longer than the positions that the model knows; DivergedError before a non-finite
+             step is taken.
     """
     from datasets import Dataset
     from transformers import set_seed
@@ -48,9 +49,8 @@ def run(
     set_seed(config.seed)
     network, tokenizer = training.load(config, base_model)
     checkpoints.check_template(tokenizer, base_model)
-    learnable, told = usable(tokenizer, rows, config)
-    held_out = [pair for row, pair in learnable if is_held_out(row, config.validation_share)]
-    kept = [pair for row, pair in learnable if not is_held_out(row, config.validation_share)]
+    kept, held_out, told = usable_pairs(tokenizer, rows, config, "dpo", takes_single=config.loss == "kto")
+    check_positions(network.config, max(pair.length for pair in (*kept, *held_out)), "dpo")
     if not kept:
         return _passed_on(base_model, model, told)
     before = measures.answer_likelihoods(network, held_out)

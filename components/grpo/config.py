@@ -77,9 +77,9 @@ class GrpoConfig(TrainingConfig):
     reading aid: in arXiv 2009.01325, figure 5, the reward model went on rising there and people's preference did not.
     Long reasoning needs more."""
     too_long: TooLong = "drop"
-    """Of a prompt that leaves no room in `max_length`, or in the model's context, for an answer of its task's
-    `max_new_tokens`: `drop` leaves it out, `truncate_left` asks it without the beginning of its last turn, `error` ends
-    the run."""
+    """Of a prompt that leaves no room in `max_length`, or in the context of the model or of the reward model, for an
+    answer of `max_new_tokens`, of several tasks the most of theirs, to which all are answered: `drop` leaves it out,
+    `truncate_left` asks it without the beginning of its last turn, `error` ends the run."""
 
     @model_validator(mode="after")
     def _steps_hold_whole_groups(self) -> GrpoConfig:

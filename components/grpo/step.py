@@ -65,10 +65,12 @@ def run(
     network.generation_config = GenerationConfig(
         eos_token_id=ends, pad_token_id=templates.pad_token(tokenizer), suppress_tokens=published.suppress_tokens
     )
-    asked = tokens_of(tokenizer, rows, known, min(config.max_length, context_tokens(network.config, tokenizer)), config)
     scorer = RewardModel.load(reward_model) if reward_model and config.rewards.reward_model else None
     rewards = Rewards(config.rewards, tokenizer, ends, known, scorer)
-    longest = max(known.configs[row["task"]].max_new_tokens for row in asked)
+    readers = [network, *([scorer.network] if scorer else [])]
+    most = min([config.max_length, *(context_tokens(reader.config, tokenizer) for reader in readers)])
+    longest = max(known.configs[row.task].max_new_tokens for row in rows)  # to which every answer may go on
+    asked = tokens_of(tokenizer, rows, known, most - longest, config)
     trainer = training.train(
         config,
         trainer_for(config, rewards),
@@ -88,15 +90,14 @@ def run(
     }
 
 
-def tokens_of(tokenizer: Any, rows: Sequence[Any], tasks: Tasks, most: int, config: GrpoConfig) -> list[dict[str, Any]]:
-    """The prompts that leave room for an answer in `most` tokens, as token ids, with what their rewards need."""
+def tokens_of(tokenizer: Any, rows: Sequence[Any], tasks: Tasks, room: int, config: GrpoConfig) -> list[dict[str, Any]]:
+    """The prompts of at most `room` tokens, as token ids, with what their rewards need."""
     found = []
-    for name, task in tasks.configs.items():
+    for name in tasks.configs:
         mine = [row for row in rows if row.task == name]
         if not mine:
             continue
         conversations, tools = [row.messages for row in mine], [row.tools for row in mine]
-        room = most - task.max_new_tokens
         fits = fitting(tokenizer, conversations, tools, room, config.too_long, f"grpo: tasks.{name}")
         for row, messages in zip(mine, fits, strict=True):
             if messages:

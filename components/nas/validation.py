@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import likelihood, templates
-from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.scoring import validation
 from bloomery.components.core.scoring.statistics import mean_stderr
 from bloomery.components.core.scoring.tasks import Tasks, answered
 
@@ -35,13 +35,13 @@ class Validation:
 
     def __init__(self, tasks: Tasks, tokenizer: Any, count: int) -> None:
         """`count` rows at most, of the lowest ids. Raises: DataError if there is none."""
-        rows = sorted(tasks.prompts("validation"), key=lambda row: row.id)
-        self._asked = [row for row in rows if not tasks.is_scored_by_likelihood(row.task)][:count]
+        self._asked = validation.questions(tasks, (), count)
         self._tasks, self._tokenizer = tasks, tokenizer
         if self._asked:
             self._read = [templates.trained_tokens(tokenizer, answered(vars(row)), row.tools) for row in self._asked]
         else:
-            texts = [templates.text_tokens(tokenizer, row.reference)[:TEXT_TOKENS] for row in rows[:count]]
+            rows = sorted(tasks.prompts("validation"), key=lambda row: row.id)[:count]
+            texts = [templates.text_tokens(tokenizer, row.reference)[:TEXT_TOKENS] for row in rows]
             self._read = [(ids, [True] * len(ids)) for ids in texts]
         if not self._read:
             raise DataError("nas: no task has rows in a split `validation`, which judge the sub-networks; add some")
@@ -51,16 +51,6 @@ class Validation:
         ids, scored = zip(*self._read, strict=True)
         nats = likelihood.log_likelihoods(network, ids, scored)
         loss = -sum(total for total, _ in nats) / max(1, sum(count for _, count in nats))
-        scores: list[float] = []
-        generator = Generator(network, self._tokenizer)
-        for name in sorted({row.task for row in self._asked}):
-            mine = [row for row in self._asked if row.task == name]
-            texts = generator.generate(
-                [row.messages for row in mine],
-                tools=[row.tools for row in mine],
-                max_new_tokens=self._tasks.configs[name].max_new_tokens,
-            )
-            answers = zip(mine, texts, strict=True)
-            scores += [self._tasks.verify(name, text, row.reference)[0] for row, (text,) in answers]
+        scores = validation.scores(network, self._tokenizer, self._tasks, self._asked, "nas")
         score, stderr = mean_stderr(scores) if scores else (math.nan, math.nan)
         return Worth(score, stderr, loss)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from bloomery.components.core.data.chats import identity, said
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import templates, training
-from bloomery.components.core.modelling.preference_pairs import is_held_out
-from bloomery.components.core.modelling.reward_models import chat_tokens
+from bloomery.components.core.modelling import templates
+from bloomery.components.core.modelling.preference_pairs import chat_tokens
+from bloomery.components.core.modelling.preference_rows import divided, dropped
+from bloomery.components.core.modelling.proof import EndInsideError
 from bloomery.components.reward_model.config import RewardModelConfig
 
 
@@ -20,56 +21,54 @@ class Answer:
     """Token ids of a chat to the end of its answer, how long the answer is and what it is worth."""
 
     ids: list[int]
-    length: int
+    answer_length: int
     score: float
     asked: str
     """What it answers: equal for equal prompts alone."""
-    is_held_out: bool
+
+    @property
+    def length(self) -> int:
+        """Tokens of the chat, which `max_length` bounds."""
+        return len(self.ids)
+
+    @property
+    def chats(self) -> list[list[int]]:
+        """The one chat that is scored, as pairs have two."""
+        return [self.ids]
+
+    def shortened(self, max_length: int) -> Answer | None:
+        """With the end of its prompt that fits; None if no token of it does."""
+        return replace(self, ids=self.ids[-max_length:]) if self.answer_length < max_length else None
 
 
 def usable(
-    tokenizer: Any, rows: list[dict[str, Any]], config: RewardModelConfig
-) -> tuple[list[Answer], dict[str, float]]:
-    """(the scored rows of preference/3 that can be learnt from; what is told of the others).
+    tokenizer: Any, rows: Sequence[Mapping[str, Any]], config: RewardModelConfig
+) -> tuple[list[Answer], list[Answer], dict[str, float]]:
+    """The scored answers among `rows`, preference/3, as `divided` has it; why one is none, `read` says.
 
-    Told:   too_long (chats of more than max_length tokens), too_long_fraction, and dropped_<reason>: `empty` (the
-            answer is only blanks), `too_long`.
-    Raises: DataError if the scores that are left to learn from are fewer than two or all the same, or one chat is too
-            long and `too_long` is `error`.
+    Raises: as `divided`, and DataError if the scores that are left to learn from are fewer than two or all the same.
     """
-    answers: list[Answer] = []
-    dropped: Counter[str] = Counter()
-    num_too_long = 0
-    for row in rows:
-        if not any(said(turn).strip() for turn in row["chosen"]):
-            dropped["empty"] += 1
-            continue
-        ids = chat_tokens(tokenizer, row["messages"] + row["chosen"], row["tools"])
-        asked = len(templates.prompt_tokens(tokenizer, row["messages"], row["tools"]))
-        length, over = len(ids) - asked, len(ids) - config.max_length
-        if over > 0:
-            num_too_long += 1
-            if config.too_long == "error":
-                raise DataError(
-                    f"reward_model: the answer {row['id']} is {len(ids)} tokens long with its prompt, and "
-                    f"reward_model.max_length is {config.max_length}, with reward_model.too_long: error; raise "
-                    "max_length, or set too_long to drop or truncate_left"
-                )
-            if config.too_long == "drop" or over >= asked:
-                dropped["too_long"] += 1
-                continue
-        named, is_out = identity(row["messages"], row["tools"]), is_held_out(row, config.validation_share)
-        answers.append(Answer(ids[max(0, over) :], length, row["score"], named, is_out))
-    training.warn_of_too_long(num_too_long, len(rows), "scored answers", config.max_length, config.too_long)
-    if len({answer.score for answer in answers if not answer.is_held_out}) < 2:
-        told = ", ".join(f"{count} {reason}" for reason, count in sorted(dropped.items())) or "none left out"
+    kept, held_out, told = divided(rows, partial(read, tokenizer), config, "reward_model", "scored answer")
+    if len({answer.score for answer in kept}) < 2:
         raise DataError(
-            f"reward_model: of {len(rows)} scored answers no two with different scores are left to learn from ({told}; "
-            f"{sum(answer.is_held_out for answer in answers)} held out); an answer must fit in "
+            f"reward_model: of {len(rows)} scored answers no two with different scores are left to learn from "
+            f"({dropped(told)}; {len(held_out)} held out); an answer must fit in "
             f"reward_model.max_length = {config.max_length} tokens with its prompt"
         )
-    counts = {"too_long": float(num_too_long), "too_long_fraction": num_too_long / len(rows)}
-    return answers, counts | {f"dropped_{reason}": float(count) for reason, count in sorted(dropped.items())}
+    return kept, held_out, told
+
+
+def read(tokenizer: Any, row: Mapping[str, Any]) -> tuple[Answer | None, str]:
+    """(the answer of a scored row of preference/3, ""), or (None, why it teaches nothing): `empty` (it is only blanks),
+    `end_inside` (it says what ends a turn)."""
+    if not any(said(turn).strip() for turn in row["chosen"]):
+        return None, "empty"
+    try:
+        ids = chat_tokens(tokenizer, row["messages"] + row["chosen"], row["tools"])
+    except EndInsideError:
+        return None, "end_inside"
+    asked = len(templates.prompt_tokens(tokenizer, row["messages"], row["tools"]))
+    return Answer(ids, len(ids) - asked, row["score"], identity(row["messages"], row["tools"])), ""
 
 
 def prepared(answers: Sequence[Answer]) -> list[dict[str, Any]]:

@@ -20,13 +20,16 @@ from bloomery.components.core.data.chats import Turn, as_text, chat, identity
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.records import Chat, Prompt, Reject, content_id
 from bloomery.components.core.scoring.tasks import Tasks
+from bloomery.components.synthetic_data import raft
 from bloomery.components.synthetic_data.augment import augment, rules
 from bloomery.components.synthetic_data.config import ExtractConfig, SyntheticDataConfig
+from bloomery.components.synthetic_data.raft import Source
 from bloomery.components.synthetic_data.recombine import numbers_in, recombine
 
 logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
+ORIGINS = ("seed", "replay", "document", "recombined", "augmented", "raft")
 
 
 def run(
@@ -46,7 +49,7 @@ def run(
 
     Reads:   documents (document/2), tasks (tasks/1), seeds (chat/2: the tasks' training questions with their answers,
              and given chats)
-    Writes:  chats (chat/2, origin `seed`, `replay`, `document`, `recombined`, `augmented`, and those passed on),
+    Writes:  chats (chat/2, origin `seed`, `replay`, `document`, `recombined`, `augmented`, `raft`, those passed on),
              prompts (prompt/2: unlabelled questions of the domain tasks, or the training ones where there are none),
              rejects (reject/1)
     Returns: synthetic_data/chats and chats_<origin>, prompts, rejects and rejects_<reason>, augmented_fraction (of
@@ -64,11 +67,11 @@ def run(
     by_role = _seeds(given, task_set)
     for seed in by_role["domain"]:
         sorter.take(seed)
-    for document in read_table(documents, "document/2").to_pylist() if config.extract and documents else ():
-        for pattern, prompt, answer in _found_in(document["text"], config.extract):
-            sorter.add(chat(prompt, answer), task=pattern.task, origin="document", parent=document["id"])
+    read = read_table(documents, "document/2").to_pylist() if config.extract and documents else []
+    sources = _extract(sorter, config, read)
     _recombine(sorter, config)
     _augment(sorter, config)
+    _beside_documents(sorter, config, sources, [document["text"] for document in read])
     num_read = given.num_rows if given else 0
     num_given = num_read - sum(map(len, by_role.values()))
     if not sorter.chats and not num_given:
@@ -90,7 +93,7 @@ def run(
     logger.info("%d chats %s, %d prompts; dropped: %s", writer.rows, kept, len(asked), dict(reasons))
     metrics = {
         "chats": writer.rows,
-        **{f"chats_{origin}": origins[origin] for origin in ("seed", "replay", "document", "recombined", "augmented")},
+        **{f"chats_{origin}": origins[origin] for origin in ORIGINS},
         **({"chats_given": num_given} if num_given else {}),
         "augmented_fraction": origins["augmented"] / max(1, len(sorter.chats)),
         "prompts": len(asked),
@@ -132,8 +135,9 @@ class _Sorter:
         facts = {name: seed[name] for name in ("tools", "task", "origin", "parent")}
         self.add(seed["messages"], **facts)
 
-    def add(self, messages: list[Turn], *, task: str, origin: str, parent: str, tools: str = "") -> None:
-        """Keep a sample that is new, verified, and asked by no evaluation set; `messages` end with the answer."""
+    def add(self, messages: list[Turn], *, task: str, origin: str, parent: str, tools: str = "") -> bool:
+        """Keep a sample that is new, verified, and asked by no evaluation set, and tell whether it is; `messages` end
+        with the answer."""
         *asked, last = messages
         prompt, answer = as_text(asked), last["content"]
         sample = content_id(task, identity(asked, tools), answer)
@@ -141,11 +145,12 @@ class _Sorter:
         if reason:
             facts = {"source": f"{origin}:{parent}", "reason": reason, "detail": detail}
             self.rejects.append({"id": sample, **facts, "text": f"{prompt}\n\n{answer}"[:500]})
-            return
+            return False
         self._seen.setdefault(_loose(prompt), sample)
         self._wordings.add(_exact(prompt))
         facts = {"tools": tools, "task": task, "origin": origin, "parent": parent}
         self.chats.append({"id": sample, "messages": messages, **facts})
+        return True
 
     def _verdict(self, task: str, prompt: str, answer: str, origin: str) -> tuple[str, str]:
         """(reason, detail), or two empty strings where the sample is good."""
@@ -170,12 +175,24 @@ class _Sorter:
         return "", ""
 
 
-def _found_in(text: str, patterns: list[ExtractConfig]) -> Iterator[tuple[ExtractConfig, str, str]]:
-    """(pattern, prompt, answer) of every match in a document."""
+def _extract(sorter: _Sorter, config: SyntheticDataConfig, documents: list[Row]) -> list[tuple[Source, Row]]:
+    """Add every question that is found in documents; those that are kept, each with its chat."""
+    kept = []
+    for number, document in enumerate(documents):
+        for pattern, source in _found_in(document["text"], number, config.extract):
+            messages = chat(source.question, source.answer)
+            if sorter.add(messages, task=pattern.task, origin="document", parent=document["id"]):
+                kept.append((source, sorter.chats[-1]))
+    return kept
+
+
+def _found_in(text: str, number: int, patterns: list[ExtractConfig]) -> Iterator[tuple[ExtractConfig, Source]]:
+    """Every match in the document of that number."""
     for pattern in patterns:
         for match in re.finditer(pattern.pattern, text, re.MULTILINE):
             fields = {name: (value or "").strip() for name, value in match.groupdict().items()}
-            yield pattern, pattern.prompt.format_map(fields), pattern.answer.format_map(fields)
+            prompt, answer = (template.format_map(fields) for template in (pattern.prompt, pattern.answer))
+            yield pattern, Source(prompt, answer, number, *match.span())
 
 
 def _recombine(sorter: _Sorter, config: SyntheticDataConfig) -> None:
@@ -204,6 +221,16 @@ def _augment(sorter: _Sorter, config: SyntheticDataConfig) -> None:
         varied = augment(question, available, rng)
         if varied != question:
             sorter.add(_other(parent, varied, answer), **_lineage(parent, "augmented"))
+
+
+def _beside_documents(
+    sorter: _Sorter, config: SyntheticDataConfig, sources: list[tuple[Source, Row]], documents: list[str]
+) -> None:
+    """Ask what was found in documents once more, beside some of them."""
+    if config.raft:
+        parents = dict(sources)
+        for source, question, answer in raft.asked(list(parents), documents, config.raft, config.seed):
+            sorter.add(chat(question, answer), **_lineage(parents[source], "raft"))
 
 
 def _may_vary(chat: Row) -> bool:

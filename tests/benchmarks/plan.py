@@ -1,8 +1,8 @@
-"""Peak memory of fine-tunings as `plan` predicts it and as it is measured, each in a fresh process.
+"""Peak memory of trainings as `plan` predicts it and as it is measured, each in a fresh process.
 
 `python tests/benchmarks/plan.py [NAME …]` (`planned`: without training anew) trains a Llama of some 20 M parameters
 with random weights for two steps of a row: full and with LoRA, with gradient checkpointing and without, at three
-lengths; writes plan.json beside it.
+lengths, and by dpo, whose row is a pair; writes plan.json beside it.
 The peak is the most memory that was resident (VmHWM) from the start of the process to the written checkpoint, as a
 step has it, with glibc's settings of `infra/surroundings.py`; `imports` is the same after the imports alone, `nothing`
 that of training a model of next to nothing.
@@ -40,6 +40,8 @@ def combinations() -> dict[str, dict[str, Any]]:
                 found[name] = {"max_length": length, "adapter": adapter, "gradient_checkpointing": checkpointing}
     found["full, 128 tokens, muon"] = {"max_length": 128, "optimizer": "muon"}
     found["full, 128 tokens, best kept"] = {"max_length": 128, "num_validations": 2}
+    found["dpo, full, 128 tokens"] = {"max_length": 128, "loss": "sigmoid"}
+    found["dpo, lora, 128 tokens"] = {"max_length": 128, "loss": "sigmoid", "adapter": {"rank": 16}}
     return found
 
 
@@ -101,22 +103,50 @@ def peak_bytes() -> int:
 def import_all() -> None:
     """What a step that trains imports; nothing that starts threads, which no fork would have."""
     import peft  # noqa: F401
+    import trl.trainer.dpo_trainer
     import trl.trainer.sft_trainer  # noqa: F401
 
+    import bloomery.components.dpo.step
     import bloomery.components.sft.step  # noqa: F401
 
 
 def config_of(settings: dict[str, Any]) -> Any:
-    """The config of the step `sft` that trains one epoch."""
+    """The config of the step `dpo`, if a `loss` is told, else `sft`, that trains one epoch."""
     from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
+    from bloomery.components.dpo.config import DpoConfig
 
-    return FineTuningConfig(
-        **{"learning_rate": 5e-4, "epochs": 1, "batch_size": BATCH, "num_validations": 0, **settings}
-    )
+    shared = {"learning_rate": 5e-4, "epochs": 1, "batch_size": BATCH}
+    if "loss" in settings:
+        return DpoConfig(**shared, **settings)
+    return FineTuningConfig(**{**shared, "num_validations": 0, **settings})
+
+
+def prefer(folder: Path, config: Any) -> dict[str, float]:
+    """Train as the step `dpo` does. Returns: as `measure`."""
+    from bloomery.components.core import artifact
+    from bloomery.components.core.records import Preference
+    from bloomery.components.dpo.step import run
+
+    told = [chats(4 * BATCH, config.max_length, seed) for seed in (0, 1)]
+    rows = [
+        {
+            "id": str(number),
+            "task": "",
+            "tools": "",
+            "messages": good["messages"][:1],
+            "chosen": good["messages"][1:],
+            "rejected": bad["messages"][1:],
+        }
+        for number, (good, bad) in enumerate(zip(*told, strict=True))
+    ]
+    artifact.write_rows(folder / "pairs", Preference.SCHEMA, Preference.table(rows))
+    started = time.perf_counter()
+    run(config, preferences=folder / "pairs", base_model=folder / "model", model=folder / "out")
+    return {"peak_bytes": peak_bytes(), "seconds": round(time.perf_counter() - started, 1)}
 
 
 def measure(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Train as the step `sft` does. Returns: the peak in bytes, and the seconds of all."""
+    """Train as the step `sft` does, or `dpo`. Returns: the peak in bytes, and the seconds of all."""
     from bloomery.components.core import artifact
     from bloomery.components.core.modelling import checkpoints, training
     from bloomery.components.core.modelling.fine_tuning import fine_tune
@@ -124,6 +154,8 @@ def measure(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
 
     length = settings["max_length"]
     config = config_of(settings)
+    if "loss" in settings:
+        return prefer(folder, config)
     rows = [
         {"id": str(number), "task": "", "origin": "seed", "parent": "", **chat}
         for number, chat in enumerate(chats(2 * BATCH, length, 0))

@@ -20,7 +20,7 @@ from bloomery.components.core.config import Config, parameters
 from bloomery.components.core.errors import BloomeryError
 from bloomery.components.core.records import ROWS
 from bloomery.components.core.step import config_class
-from bloomery.pipelines import recipe, steps
+from bloomery.pipelines import recipe, recipe_files, steps
 from bloomery.pipelines.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
@@ -212,7 +212,7 @@ def test_building_the_pipeline_needs_no_torch() -> None:
     assert result.stdout.strip() == "False"
 
 
-@pytest.mark.parametrize("file", sorted(recipe.RECIPES.glob("*.yaml")), ids=lambda f: f.stem)
+@pytest.mark.parametrize("file", sorted(recipe_files.RECIPES.glob("*.yaml")), ids=lambda f: f.stem)
 def test_every_shipped_recipe_validates_and_compiles(file: Path, tmp_path: Path, on_a_short_stack: Any) -> None:
     from google.protobuf.json_format import ParseDict
     from kfp import compiler

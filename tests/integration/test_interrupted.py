@@ -244,6 +244,27 @@ def test_other_machines_go_on_from_an_object_store(work, object_store, tmp_path,
     assert not list((tmp_path / "last").glob("bloomery-*"))
 
 
+def test_training_goes_on_while_a_checkpoint_is_copied_and_ends_when_it_has_been(
+    work, object_store, tmp_path, monkeypatch
+):
+    journal = tmp_path / "journal.jsonl"
+    journal.touch()
+    monkeypatch.setenv("BLOOMERY_JOURNAL", str(journal))
+    object_store.fail("stuck", r"PUT .*/checkpoint-\d+/\w+/content/")
+    process = started(work, "sft", tmp_path / "machine", object_store.uri)
+    assert object_store.stuck.wait(60)
+    while process.is_alive() and '"step": 48' not in journal.read_text():  # the last of three epochs of 64 chats
+        time.sleep(0.01)
+    process.join(0.2)
+    assert process.is_alive()
+    written = {found[0] for request in object_store.requests if (found := re.search(r"checkpoint-\d+", request))}
+    assert len(written) == 1 and not whole_checkpoints(object_store)
+    object_store.release()
+    process.join()
+    assert process.exitcode == 0 and whole_checkpoints(object_store) == 1
+    assert not [name for name in object_store.objects() if "checkpoint" in name]
+
+
 def whole_checkpoints(server) -> int:
     """How many were written so far."""
     return len([request for request in server.requests if re.match(r"PUT .*/checkpoint-\d+/whole.json", request)])

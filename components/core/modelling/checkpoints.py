@@ -332,7 +332,7 @@ def _fetch_objects(uri: str, target: Path) -> None:
 
 def publish(source: Path, store: str) -> str:
     """Copy the checkpoint `source` to `store`, under its content digest, and return the URI; a copy that is there is
-    kept. On S3 the manifest comes last, so that without it nothing is there."""
+    kept. In a folder it appears whole; on S3 the manifest comes last, so that without it nothing is there."""
     digest = artifact.read_manifest(source, "model/1").digest[:24]
     if "://" not in store:
         target = Path(store).absolute() / digest

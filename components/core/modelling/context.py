@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -14,18 +15,23 @@ TooLong = Literal["drop", "truncate_left", "error"]
 
 def context_tokens(config: Any, tokenizer: Any) -> int:
     """Tokens that a prompt and its answer may have together, by a model's config."""
-    found = getattr(config.get_text_config(), "max_position_embeddings", None)
-    return int(found or tokenizer.model_max_length)
+    known = positions(config)
+    return int(tokenizer.model_max_length if math.isinf(known) else known)
+
+
+def positions(config: Any) -> float:
+    """Positions that a model knows by its config; one that names none (Mamba's) sets no limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None) or math.inf
 
 
 def check_positions(config: Any, longest: int, where: str) -> None:
     """Raise ConfigError if rows of `longest` tokens are more than the positions that a model knows by its config.
 
-    RoPE takes any position without a word, and is untrained beyond these. A config that names none (Mamba's) sets no
-    limit. `where` is the section of the recipe that trains.
+    RoPE takes any position without a word, and is untrained beyond these. `where` is the section of the recipe that
+    trains.
     """
-    known = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if known and longest > known:
+    known = positions(config)
+    if longest > known:
         raise ConfigError(
             f"{where}: rows have up to {longest} tokens and the model knows {known} positions "
             f"(max_position_embeddings); set {where}.max_length to at most {known}, or let a stage cpt learn more of "

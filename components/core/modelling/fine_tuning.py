@@ -115,9 +115,10 @@ def fine_tune(
     tokenizer: Any,
     *,
     chats: Path,
-    texts: list[str],
+    texts: Sequence[str],
     watched: list[dict[str, Any]],
     where: str,
+    replayed: Sequence[str] = (),
     taught: Callable[[type], type] | None = None,
     keepers: Sequence[Keeper] = (),
     beside: Path | None = None,
@@ -125,10 +126,11 @@ def fine_tune(
 ) -> tuple[Any, dict[str, float]]:
     """Fine-tune `network` on `chats` (chat/2), read `texts` whole beside them, and watch the loss on `watched` chats.
 
-    `where` is the recipe section of `config`, for messages. The chats are tokenised once, to disk, and stand in memory
-    neither as texts nor as tokens. `taught` makes of the trainer class, which `batches.with_prompts` has made, one with
-    another loss; `keepers` have state of its own, which a checkpoint holds. `beside` is the folder that an adapter is
-    written to as well, in `adapter/`; `score` tells what a model's answers are worth, for `best_by`.
+    Texts to be `replayed` are read too, as many as `replay_share` lets. `where` is the recipe section of `config`, for
+    messages. The chats are tokenised once, to disk, and stand in memory neither as texts nor as tokens. `taught` makes
+    of the trainer class, which `batches.with_prompts` has made, one with another loss; `keepers` have state of its own,
+    which a checkpoint holds. `beside` is the folder that an adapter is written to as well, in `adapter/`; `score` tells
+    what a model's answers are worth, for `best_by`.
     Returns: the network with its adapter, if any, merged; loss and validation_loss (nats per trained token), chats,
              texts, trained_tokens (assistant and text tokens of one epoch), too_long (chats of more than max_length
              tokens) and too_long_fraction, without_loss (chats left out because no token of theirs would be trained),
@@ -146,11 +148,11 @@ def fine_tune(
     from trl import SFTTrainer
 
     set_seed(config.seed)
-    if texts and config.adapter and config.adapter.is_soft:
-        logger.info("%d texts are left out: no token of a soft prompt stands in them", len(texts))
-        texts = []
-    parts = ["chats", artifact.read_manifest(chats).digest, texts, config.max_length, config.too_long, config.train_on]
-    parts += [config.train_reasoning, config.tasks, config.replay_share, config.replay_exercises]
+    if (texts or replayed) and config.adapter and config.adapter.is_soft:
+        logger.info("%d texts are left out: no token of a soft prompt stands in them", len(texts) + len(replayed))
+        texts = replayed = []
+    parts = ["chats", artifact.read_manifest(chats).digest, texts, replayed, config.max_length, config.too_long]
+    parts += [config.train_on, config.train_reasoning, config.tasks, config.replay_share, config.replay_exercises]
     parts += [artifact.file_digest(Path(__file__))]
     cut = functools.partial(_cut, tokenizer, config, where)
     validation = labelled_rows(config, tokenizer, watched, where)
@@ -162,7 +164,7 @@ def fine_tune(
     takes_best = config.keep == "best"
     best = Best(config.patience, score if is_scored else None, is_taken=takes_best) if needs_best else None
     names = _tasks_of(chats, config.tasks, where)
-    encode = functools.partial(_encoded, tokenizer, chats, texts, config, names, cut)
+    encode = functools.partial(_encoded, tokenizer, chats, (texts, replayed), config, names, cut)
     with token_shards.tokenised(tokenizer, parts, encode) as tokens:
         told = _told(tokens.counts, config, where)
         longest = max([int(tokens.lengths.max()), *(len(row["input_ids"]) for row in validation)])
@@ -231,34 +233,45 @@ def _mixed(mixture: Mixture, names: Sequence[str], config: FineTuningConfig) -> 
 
 
 def _encoded(
-    tokenizer: Any, chats: Path, texts: list[str], config: FineTuningConfig, names: Sequence[str], cut: Any
+    tokenizer: Any,
+    chats: Path,
+    texts: tuple[Sequence[str], Sequence[str]],
+    config: FineTuningConfig,
+    names: Sequence[str],
+    cut: Any,
 ) -> Iterator[Encoded]:
-    """The rows of all chats, then those of the texts, each to its first `max_length` tokens; of exercises and texts as
-    many as are replayed."""
+    """The rows of all chats, then those of the texts to learn and of those to replay, each to its first `max_length`
+    tokens; of exercises and of the latter as many as are replayed."""
+    learnt, replayed = texts
     of_texts, of_exercises = _allowances(config, chats, texts)
     batches = (
         [chat for chat in batch.to_pylist() if _is_taken(config, chat, of_exercises)]
         for batch in artifact.Shards(chats, "chat/2").batches(CHATS_AT_ONCE)
     )
     yield from map_ordered(functools.partial(_rows_of_chats, cut, names, config.replay_share is not None), batches)
-    for batch in token_shards.in_batches(text for text in texts if of_texts.takes(len(text))):
-        rows = [ids[: config.max_length] for ids in token_shards.whole_texts(tokenizer, batch)]
-        counts = {"texts": len(rows), "trained_tokens": sum(map(len, rows)), "replayed": sum(map(len, batch))}
-        yield token_shards.encoded([(ids, [True] * len(ids)) for ids in rows], counts, [ALWAYS] * len(rows))
+    taken = (text for text in replayed if of_texts.takes(len(text)))
+    for kind, own in (("others", learnt), ("replayed", taken)):
+        for batch in token_shards.in_batches(own):
+            rows = [ids[: config.max_length] for ids in token_shards.whole_texts(tokenizer, batch)]
+            counts = {"texts": len(rows), "trained_tokens": sum(map(len, rows)), kind: sum(map(len, batch))}
+            yield token_shards.encoded([(ids, [True] * len(ids)) for ids in rows], counts, [ALWAYS] * len(rows))
     yield token_shards.encoded([], {"not_replayed": of_texts.left_out + of_exercises.left_out})
 
 
-def _allowances(config: FineTuningConfig, chats: Path, texts: list[str]) -> tuple[Allowance, Allowance]:
-    """What may be replayed of texts and of exercises: a part of what the chats to learn have."""
+def _allowances(
+    config: FineTuningConfig, chats: Path, texts: tuple[Sequence[str], Sequence[str]]
+) -> tuple[Allowance, Allowance]:
+    """What may be replayed of texts and of exercises: a part of what the chats and the texts to learn have."""
     if config.replay_share is None:
         return replay.allowances(config, 0)
-    others = exercises = 0
+    learnt, replayed = (sum(map(len, own)) for own in texts)
+    others, exercises = learnt, 0
     for batch in artifact.Shards(chats, "chat/2").batches(CHATS_AT_ONCE, ["messages", "origin", "task"]):
         for chat in batch.to_pylist():
             size = replay.characters(chat) if _is_read(config, chat) else 0
             exercises += size if replay.is_exercise(chat) else 0
             others += 0 if replay.is_exercise(chat) else size
-    return replay.allowances(config, others, texts=sum(map(len, texts)), exercises=exercises)
+    return replay.allowances(config, others, texts=replayed, exercises=exercises)
 
 
 def _is_read(config: FineTuningConfig, chat: dict[str, Any]) -> bool:

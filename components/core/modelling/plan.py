@@ -72,7 +72,11 @@ class Training(Config):
     checkpointing: bool = False
     """Activations are computed again in the backward pass."""
     pairs: bool = False
-    """A row is two sequences, and a reference model reads them too."""
+    """A row is two sequences."""
+    reference: Literal["before", "beside"] | None = None
+    """What is trained is compared with the model that it began as: `before`: that has read the rows before the first
+    step, and no copy of it is kept; `beside`: it reads them in every step, under an adapter as the model without that,
+    else as a second copy of the weights."""
     best: bool = False
     """A copy of the best weights is kept, and validation rows are read."""
     teachers: list[str] = []
@@ -84,6 +88,8 @@ class Training(Config):
     def of(cls, config: TrainingConfig, shards: int | None = None) -> Training:
         """That of a step's config, its weights shared out among `shards` devices."""
         validates = bool(getattr(config, "num_validations", 0))
+        is_preference = config.METHOD == "preference"
+        is_beside = config.METHOD == "reinforcement" and getattr(config, "beta", 0) > 0
         return cls(
             batch_size=config.batch_size,
             accumulation=config.gradient_accumulation_steps,
@@ -93,7 +99,8 @@ class Training(Config):
             adapter=config.adapter,
             trained=getattr(config, "trained", "all"),
             checkpointing=config.gradient_checkpointing,
-            pairs=config.METHOD == "preference",
+            pairs=is_preference and getattr(config, "loss", "") != "kto",
+            reference="before" if is_preference else "beside" if is_beside else None,
             best=validates and getattr(config, "keep", "") == "best",
             teachers=[one.model if Path(one.model).is_dir() else "" for one in named_models.within(config)],
             shards=shards,
@@ -143,7 +150,7 @@ def of_training(shape: Shape, training: Training, card: Card) -> Need:
         "optimiser": trained * states / shards,
         "activations": kept,
         "logits": _loss(shape, training, card),
-        "reference": base if training.pairs and not training.adapter else 0.0,
+        "reference": base if training.reference == "beside" and not training.adapter else 0.0,
         "best": trained * own / shards if training.best else 0.0,
         "teacher": float(sum(_teacher_bytes(shape, training))),
         "autocast": 2.0 * shape.active if is_mixed and shards == 1 else 0.0,
@@ -305,15 +312,20 @@ def of_observation(shape: Shape, card: Card, *, length: int, backwards: bool) ->
     return Need({name: value for name, value in parts.items() if value}, sum(parts.values()), "a row", 0, "")
 
 
-def flops(shape: Shape, training: Training, tokens: float, *, length: float | None = None) -> float:
-    """Operations of training on `tokens`, in rows of `length`: 6 for each number and token, 4 where the base is
-    frozen and only passes gradients on, 2 more where activations are computed again or a reference reads along."""
+def flops(
+    shape: Shape, training: Training, tokens: float, *, epochs: float = 1.0, length: float | None = None
+) -> float:
+    """Operations of training `epochs` times on `tokens`, in rows of `length`: 6 for each number and token, 4 where the
+    base is frozen and only passes gradients on, 2 more where activations are computed again or a reference reads
+    along; where it has read them before, 2 once."""
     trained = trained_numbers(shape, training)
     each = (4.0 if training.adapter else 6.0) * shape.active + (6.0 * trained if training.adapter else 0)
-    again = 2.0 * shape.active * (training.checkpointing + training.pairs)
     seen = (length or training.max_length) / 2  # a token sees half of the row on average
-    attention = 4.0 * shape.layers * shape.heads * shape.head_size * seen * (3 + training.checkpointing)
-    return tokens * (each + again + attention)
+    attention = 4.0 * shape.layers * shape.heads * shape.head_size * seen  # of a forward pass
+    read = 2.0 * shape.active + attention
+    again = training.checkpointing + (training.reference == "beside")
+    before = training.reference == "before"
+    return tokens * (epochs * (each + 3 * attention + again * read) + before * read)
 
 
 Fix = tuple[dict[str, str], Training, Need]

@@ -1,13 +1,13 @@
-"""Preference pairs as the tokens that preference optimisation sees: dpo trains on them, and preflight measures them."""
+"""Preference pairs as tokens: dpo and reward models train on them, and preflight measures them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bloomery.components.core.data.chats import identity, said
+from bloomery.components.core.data.chats import Turn, identity, said
 from bloomery.components.core.modelling import templates
 from bloomery.components.core.modelling.proof import EndInsideError
 from bloomery.components.core.records import content_id
@@ -27,6 +27,16 @@ class Pair:
         """Tokens of the prompt with the longer answer, which `max_length` bounds."""
         return len(self.prompt) + max(len(self.chosen), len(self.rejected))
 
+    @property
+    def chats(self) -> list[list[int]]:
+        """The prompt with each of the two answers, the chosen one first."""
+        return [self.prompt + self.chosen, self.prompt + self.rejected]
+
+    def shortened(self, max_length: int) -> Pair | None:
+        """With the end of its prompt that fits; None if no token of it does."""
+        room = max_length - max(len(self.chosen), len(self.rejected))
+        return Pair(self.prompt[-room:], self.chosen, self.rejected) if room > 0 else None
+
 
 def pair_of(tokenizer: Any, row: Mapping[str, Any], *, takes_single: bool = False) -> tuple[Pair | None, str]:
     """(the tokens of a preference/3 row, ""), or (None, why it teaches nothing): `unpaired` (one of the two answers is
@@ -40,7 +50,7 @@ def pair_of(tokenizer: Any, row: Mapping[str, Any], *, takes_single: bool = Fals
     answers = (row["chosen"], row["rejected"])
     asked = templates.prompt_tokens(tokenizer, row["messages"], row["tools"])
     try:
-        whole = [_with_end(tokenizer, row["messages"] + answer, row["tools"]) if answer else [] for answer in answers]
+        whole = [chat_tokens(tokenizer, row["messages"] + answer, row["tools"]) if answer else [] for answer in answers]
     except EndInsideError:
         return None, "end_inside"
     # Templates may render a prompt that is answered otherwise than one that is open: what goes on begins where they
@@ -67,7 +77,10 @@ def is_held_out(row: Mapping[str, Any], share: float) -> bool:
     return int(content_id(identity(row["messages"], row["tools"]))[:8], 16) < share * 2**32
 
 
-def _with_end(tokenizer: Any, messages: list[dict[str, str]], tools: str) -> list[int]:
-    """Token ids of a chat to the last one that has a loss: what templates write after it is not learnt."""
+def chat_tokens(tokenizer: Any, messages: Sequence[Turn], tools: str) -> list[int]:
+    """Token ids of a chat up to the end of its last answer: what templates write after it is neither learnt nor scored.
+
+    Raises: ModelError if the answer's tokens cannot be told, EndInsideError if it says what ends a turn.
+    """
     ids, trained = templates.trained_tokens(tokenizer, messages, tools, "last_turn")
     return ids[: max((index for index, own in enumerate(trained) if own), default=-1) + 1]

@@ -23,9 +23,9 @@ class ReplayConfig(TrainingConfig):
 
     replay_share: float | None = Field(default=None, ge=0, lt=1)
     """Share of all characters that are read which is replayed, against forgetting: texts (for cpt the documents of
-    sources with `general: true`, for fine-tuning the `train` rows of perplexity tasks) and exercises (the `train`
-    questions of general tasks, as chats). The first rows are taken, in their order, until the share is reached; in
-    training they stand among the others in random order. None: all there are."""
+    sources with `general: true`, for fine-tuning the `train` rows of general perplexity tasks) and exercises (the
+    `train` questions of general tasks, as chats). The first rows are taken, in their order, until the share is reached;
+    in training they stand among the others in random order. None: all there are."""
     replay_exercises: float | None = Field(default=None, ge=0, le=1)
     """Part of the replayed characters that are exercises, of which the answers alone have a loss; the others are texts.
     None: in proportion to what there is of both."""

@@ -32,8 +32,8 @@ class CheckpointConfig(Config):
     """Checkpoints of a training that is going on, which the same step takes up if it was killed."""
 
     every_minutes: float = Field(default=10, gt=0)
-    """Time between two checkpoints: what a killed training has to do again at most. One is written on SIGTERM,
-    too. To a store on S3 each is copied, and the training waits for that."""
+    """Time between two checkpoints: what a killed training has to do again at most. One is written on SIGTERM, too. To
+    a store on S3 each is copied while the training goes on; the next one is not written before that has ended."""
     keep: int = Field(default=1, gt=0)
     """Newest checkpoints that are kept until the step has ended; each holds weights and optimiser: of a full training
     12 bytes a parameter, of an adapter 12 bytes a parameter of the adapter. Where accelerators share out the weights
@@ -105,9 +105,11 @@ class Resuming:
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 is_due = time.monotonic() - self.written > 60 * resuming.config.every_minutes
-                is_due, is_stopped = _of_any_process(is_due, resuming.is_stopped)
+                flags = is_due, unfinished.is_copying(), resuming.is_stopped
+                is_due, is_copying, is_stopped = _of_any_process(*flags)
                 resuming.is_stopped = is_stopped
-                control.should_save = is_stopped or (is_due and state.global_step < state.max_steps)
+                is_wanted = is_due and not is_copying and state.global_step < state.max_steps
+                control.should_save = is_stopped or is_wanted
                 control.should_training_stop |= is_stopped
 
             def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -129,9 +131,10 @@ class Resuming:
         target = self.place / written.name
         shutil.rmtree(target, ignore_errors=True)
         os.replace(written, target)
-        for old in self._whole()[: -self.config.keep]:
+        whole = self._whole()
+        unfinished.keep(whole[-self.config.keep :])
+        for old in whole[: -self.config.keep]:
             shutil.rmtree(old, ignore_errors=True)
-        unfinished.keep(self._whole())
         logger.info("checkpoint at optimiser step %d", _step(target))
 
     def _whole(self) -> list[Path]:

@@ -17,6 +17,7 @@ from bloomery.components.core.data.chats import Turn, message
 from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import checkpoints, templates
 from bloomery.components.core.modelling.likelihood import BATCH_TOKENS
+from bloomery.components.core.modelling.preference_pairs import chat_tokens
 
 SCHEMA = "reward_model/1"
 SCALE = "reward_scale.json"
@@ -130,12 +131,3 @@ def load(path: Path, *, dtype: str, on: str = "cpu") -> tuple[Any, Any]:
         )
     network.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     return network, tokenizer
-
-
-def chat_tokens(tokenizer: Any, messages: Sequence[Turn], tools: str) -> list[int]:
-    """Token ids of a chat up to the end of its last answer, as a reward model reads it.
-
-    Raises: ModelError if the answer's tokens cannot be told.
-    """
-    ids, trained = templates.trained_tokens(tokenizer, messages, tools, "last_turn")
-    return ids[: max((index for index, own in enumerate(trained) if own), default=-1) + 1]

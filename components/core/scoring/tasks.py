@@ -203,11 +203,13 @@ class Tasks:
         `tools` of each."""
         return [{"messages": answered(vars(row)), "tools": row.tools} for row in self.validation_questions(tasks)]
 
-    def texts_to_read(self, tasks: Sequence[str] = ()) -> list[str]:
+    def texts_to_read(self, tasks: Sequence[str] = (), *, is_general: bool) -> list[str]:
         """The `train` rows of perplexity tasks, of `tasks` or of all, which have no question: fine-tuning reads them
-        whole beside the chats, so that a model that learns to answer does not forget how texts go on."""
+        whole beside the chats. Those of general tasks are replayed, so that a model that learns to answer does not
+        forget how texts go on; those of the others are learnt."""
         read = [row for row in self.prompts("train") if self.is_scored_by_likelihood(row.task)]
-        return [row.reference for row in read if not tasks or row.task in tasks]
+        kind = [row for row in read if (self.configs[row.task].role == "general") == is_general]
+        return [row.reference for row in kind if not tasks or row.task in tasks]
 
     def is_scored_by_likelihood(self, task: str) -> bool:
         """True for perplexity tasks, whose rows have no answer to verify."""

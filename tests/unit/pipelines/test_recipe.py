@@ -3,7 +3,7 @@ import yaml
 from typer.testing import CliRunner
 
 from bloomery.components.core.errors import ConfigError, DataError
-from bloomery.pipelines import recipe
+from bloomery.pipelines import recipe, recipe_files
 from bloomery.pipelines.cli import app
 
 MINIMAL = {
@@ -129,11 +129,11 @@ def test_variables_come_from_the_caller_or_the_environment(write, monkeypatch):
 
 
 def test_a_recipe_is_found_by_name_and_a_typo_is_met_with_the_nearest(tmp_path):
-    assert recipe.find("quickstart").name == "quickstart.yaml"
+    assert recipe_files.find("quickstart").name == "quickstart.yaml"
     with pytest.raises(ConfigError, match="did you mean 'quickstart'"):
-        recipe.find("quikstart")
+        recipe_files.find("quikstart")
     with pytest.raises(ConfigError, match="no such recipe file"):
-        recipe.find(str(tmp_path / "none.yaml"))
+        recipe_files.find(str(tmp_path / "none.yaml"))
 
 
 def test_what_is_no_mapping_or_no_yaml_is_refused(tmp_path):

@@ -7,7 +7,8 @@ import yaml
 
 from bloomery.components.core.errors import ConfigError
 from bloomery.pipelines import schema, steps
-from bloomery.pipelines.recipe import RECIPES, Recipe
+from bloomery.pipelines.recipe import Recipe
+from bloomery.pipelines.recipe_files import RECIPES
 
 
 def test_the_file_is_what_the_code_says():

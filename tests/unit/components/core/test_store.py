@@ -168,8 +168,13 @@ def test_what_was_kept_for_going_on_comes_back_elsewhere_and_goes_at_the_end(obj
     with pytest.raises(KeyboardInterrupt), unfinished.kept_at(uri):
         first = unfinished.place()
         unfinished.keep([checkpoint(9)])
-        unfinished.keep([checkpoint(10)])
-        assert trees.names(uri) == ["checkpoint-10"]
+        object_store.fail("stuck", "PUT .*checkpoint-10/whole.json")
+        unfinished.keep([checkpoint(10)])  # goes on beside the work, when the one before is there
+        assert object_store.stuck.wait(10) and unfinished.is_copying()
+        assert trees.names(uri) == ["checkpoint-9"]  # until the newer one is whole
+        object_store.release()
+        unfinished.settle()
+        assert trees.names(uri) == ["checkpoint-10"] and not unfinished.is_copying()
         object_store.fail("AccessDenied", "PUT .*checkpoint-11/whole.json")
         unfinished.keep([checkpoint(11)])  # torn: the older one stays
         raise KeyboardInterrupt
@@ -180,6 +185,11 @@ def test_what_was_kept_for_going_on_comes_back_elsewhere_and_goes_at_the_end(obj
         assert [folder.name for folder in unfinished.place().iterdir()] == ["checkpoint-10"]
         assert (unfinished.place() / "checkpoint-10" / "weights").read_text() == "10"
     assert trees.names(uri) == ["checkpoint-10"]
+
+
+def test_a_checkpoint_that_the_store_refuses_is_told_with_the_result(pod, object_store):
+    object_store.fail("AccessDenied", "PUT .*checkpoint-1/")
+    assert "checkpoint-1 is kept on this machine alone" in pod("one", "keeps")["warnings"][0]
 
 
 def test_small_things_and_folders_are_remembered(object_store, tmp_path, monkeypatch):

@@ -107,6 +107,21 @@ def test_fine_tuning_replays_by_the_same_setting(settings, exercises, texts, bas
     assert tokens_of(tmp_path).num_rows == 4 + exercises + texts
 
 
+def test_texts_of_the_domain_are_learnt_and_not_replayed(base, make_tasks, tmp_path):
+    """32 characters of chats and 88 of the domain's texts are to be learnt, and as many replayed: of 131 of exercises
+    and 30 of texts 97.6 and 22.4, which are reached by the exercise of 51 with six of 8, and by all three texts."""
+    tasks = {**TEXT, "shop": {**TEXT["plain"], "role": "domain"}}
+    read = [{"task": "plain", "split": "train", "prompt": "", "reference": f"the town {n}"} for n in "abc"]
+    read += [{"task": "shop", "split": "train", "prompt": "", "reference": f"{n}" * 44} for n in "de"]
+    config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=8, max_length=64, num_validations=0, replay_share=0.5)
+    given = {"chats": mixed(tmp_path / "c"), "tasks": make_tasks(tasks, read)}
+    metrics = sft(config, **given, base_model=base, model=tmp_path / "m")
+    assert metrics["sft/texts"] == 5 and metrics["sft/chats"] == 4 + 7
+    assert metrics["sft/not_replayed"] == 4
+    replayed = 51 + 6 * 8 + 30
+    assert metrics["sft/replay_fraction"] == pytest.approx(replayed / (replayed + 120))
+
+
 def test_what_is_replayed_is_in_every_epoch_of_a_mixture(base, make_tasks, tmp_path):
     settings = {"replay_share": 0.9, "mixing": {"temperature": 2}}
     config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=8, max_length=64, num_validations=0, **settings)

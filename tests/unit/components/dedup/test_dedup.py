@@ -28,7 +28,7 @@ from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Document, Indexed, Prompt, content_id
 from bloomery.components.core.scoring.contamination import Detector, evaluation_items
 from bloomery.components.core.scoring.tasks import TaskConfig, Tasks
-from bloomery.components.dedup import semantic, step
+from bloomery.components.dedup import semantic, step, verification
 from bloomery.components.dedup.config import DedupConfig
 from bloomery.components.dedup.step import run
 
@@ -294,7 +294,7 @@ def test_any_number_of_workers_and_any_batch_gives_the_same_bytes(tmp_path, monk
         for number, batch in enumerate((5_000, 70)):
             os.sched_setaffinity(0, cores if number else {min(cores)})
             monkeypatch.setattr(step, "ROWS_PER_BATCH", batch)
-            monkeypatch.setattr(step, "PAIRS_PER_BATCH", batch // 10)
+            monkeypatch.setattr(verification, "PAIRS_PER_BATCH", batch // 10)
             (tmp_path / str(number)).mkdir()
             _, dropped, metrics = deduplicate(tmp_path / str(number), many_documents())
             digests.add(read_manifest(tmp_path / str(number) / "kept").digest)

@@ -11,7 +11,9 @@ from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import checkpoints, reward_models, templates
-from bloomery.components.core.modelling.reward_models import NO_END, RewardModel, chat_tokens
+from bloomery.components.core.modelling.preference_pairs import chat_tokens
+from bloomery.components.core.modelling.preference_rows import usable_pairs
+from bloomery.components.core.modelling.reward_models import NO_END, RewardModel
 from bloomery.components.core.records import Preference
 from bloomery.components.grpo.config import GrpoConfig
 from bloomery.components.grpo.step import run as grpo
@@ -19,7 +21,6 @@ from bloomery.components.rejection_sampling.config import RejectionSamplingConfi
 from bloomery.components.rejection_sampling.step import run as rejection_sampling
 from bloomery.components.reward_model.config import RewardModelConfig
 from bloomery.components.reward_model.measures import of_scores, uncentred_correlation, warn
-from bloomery.components.reward_model.pairs import usable
 from bloomery.components.reward_model.scores import Answer, prepared
 from bloomery.components.reward_model.scores import usable as usable_scores
 from bloomery.components.reward_model.step import run as reward_model
@@ -127,9 +128,9 @@ def test_padding_with_the_end_of_a_turn_does_not_hide_it(base, tmp_path):
     assert alone == pytest.approx(whole, abs=1e-5)
 
 
-def test_pairs_that_teach_nothing_are_counted(base):
+def test_pairs_that_teach_nothing_are_counted(base, tmp_path):
     tokenizer = checkpoints.load_tokenizer(base)
-    config = RewardModelConfig(**SMALL, epochs=1, validation_share=0.01)
+    config = RewardModelConfig(**SMALL, epochs=1, validation_share=1e-9)
     rows = [
         preference_row("say ab", "ab", "ba"),
         preference_row("say cd", "cd", "cd"),
@@ -137,13 +138,17 @@ def test_pairs_that_teach_nothing_are_counted(base):
         preference_row("say gh", "gh", "g" * 100),
         {**preference_row("say ij", "ij", "ji"), "rejected": []},
     ]
-    pairs, told = usable(tokenizer, rows, config)
+    pairs, _, told = usable_pairs(tokenizer, rows, config, "reward_model")
     # The answer, and its end.
-    assert [(pair.chosen_length, pair.rejected_length) for pair in pairs] == [(3, 3)]
+    assert [(len(pair.chosen), len(pair.rejected)) for pair in pairs] == [(3, 3)]
     reasons = ("identical", "empty", "too_long", "unpaired")
     assert {f"dropped_{reason}": 1.0 for reason in reasons}.items() <= told.items() and told["too_long"] == 1
-    with pytest.raises(DataError, match="of 1 preference pairs none is left"):
-        usable(tokenizer, rows[1:2], config)
+    with pytest.raises(DataError, match="reward_model: none of the 1 preference pairs can be learnt from: 1 identical"):
+        usable_pairs(tokenizer, rows[1:2], config, "reward_model")
+    artifact.write_rows(tmp_path / "p", "preference/3", Preference.table(rows))
+    all_out = config.model_copy(update={"validation_share": 1 - 1e-9})
+    with pytest.raises(DataError, match="of 5 preference pairs none is left to learn from .*; 1 held out"):
+        reward_model(all_out, preferences=tmp_path / "p", base_model=base, reward_model=tmp_path / "m")
 
 
 def test_the_correlation_of_differences_does_not_depend_on_which_side_is_named_first():
@@ -185,7 +190,7 @@ def test_it_learns_scores_and_tells_how_well_it_ranks(base, make_tasks, tmp_path
 
 def answers(*given):
     """Answers of (prompt, score, length)."""
-    return [Answer([1], length, score, asked, True) for asked, score, length in given]
+    return [Answer([1], length, score, asked) for asked, score, length in given]
 
 
 def test_ranks_are_compared_over_all_answers_and_pairs_within_a_prompt():
@@ -211,24 +216,26 @@ def test_scores_that_follow_length_alone_are_warned_of(caplog):
 
 def test_scored_answers_that_teach_nothing_are_counted(base):
     tokenizer = checkpoints.load_tokenizer(base)
-    config = RewardModelConfig(**SMALL, epochs=1, validation_share=0.01)
+    config = RewardModelConfig(**SMALL, epochs=1, validation_share=1e-9)
     rows = [
         scored_row("say ab", "ab", 1.0),
         scored_row("say cd", "cd", 3.0),
         scored_row("say ef", " ", 2.0),
         scored_row("say gh", "g" * 100, 2.0),
+        scored_row("say ij", "i<|eos|>j", 2.0),
     ]
-    kept, told = usable_scores(tokenizer, rows, config)
-    assert [(answer.score, answer.length) for answer in kept] == [(1, 3), (3, 3)]  # the answer, and its end
-    assert told == {"too_long": 1, "too_long_fraction": 0.25, "dropped_empty": 1, "dropped_too_long": 1}
+    kept, _, told = usable_scores(tokenizer, rows, config)
+    assert [(answer.score, answer.answer_length) for answer in kept] == [(1, 3), (3, 3)]  # the answer, and its end
+    reasons = ("empty", "end_inside", "too_long")
+    assert told == {"too_long": 1, "too_long_fraction": 0.2, **{f"dropped_{reason}": 1 for reason in reasons}}
     assert [row["score"] for row in prepared(kept)] == [-1, 1]  # of mean 2 and deviation 1
     with pytest.raises(DataError, match="of 1 scored answers no two with different scores are left"):
         usable_scores(tokenizer, rows[:1], config)
-    with pytest.raises(DataError, match=r"the answer say gh .* is \d+ tokens long with its prompt"):
+    with pytest.raises(DataError, match=r"the scored answer say gh .* is \d+ tokens long with its prompt"):
         usable_scores(tokenizer, rows, config.model_copy(update={"too_long": "error"}))
     cut = config.model_copy(update={"too_long": "truncate_left", "max_length": 5})
-    short, _ = usable_scores(tokenizer, rows[:2], cut)
-    assert [len(answer.ids) for answer in short] == [5, 5] and short[0].length == 3
+    short, _, _ = usable_scores(tokenizer, rows[:2], cut)
+    assert [answer.length for answer in short] == [5, 5] and short[0].answer_length == 3
 
 
 def test_pairs_and_scores_together_are_refused(base, tmp_path):

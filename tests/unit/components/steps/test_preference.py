@@ -13,10 +13,10 @@ from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.modelling.preference_pairs import Pair, pair_of
 from bloomery.components.core.records import Preference
 from bloomery.components.dpo import losses, measures
 from bloomery.components.dpo.config import DpoConfig
-from bloomery.components.dpo.pairs import Pair, usable
 from bloomery.components.dpo.step import run as dpo
 
 SETTINGS = {"learning_rate": 1e-3, "epochs": 1, "batch_size": 4, "max_length": 64}
@@ -96,7 +96,7 @@ def test_the_loss_of_a_pair_is_that_of_its_paper(base, tmp_path, name):
     network, tokenizer = checkpoints.load(base)
     reference, _ = checkpoints.load(base)
     config = DpoConfig(loss=name, sft_weight=0.5 if name == "orpo" else 0, **SETTINGS)
-    ((_, pair),), _ = usable(tokenizer, [preference_row("say it", "ab", "longer answer")], config)
+    pair, _ = pair_of(tokenizer, preference_row("say it", "ab", "longer answer"))
     trainer, batch = trainer_and_batch(config, network, tokenizer, [pair], tmp_path)
     found = trainer.compute_loss(network, batch).item()
 
@@ -121,7 +121,7 @@ def test_the_loss_of_single_answers_is_that_of_its_paper(base, tmp_path):
     reference, _ = checkpoints.load(base)
     config = DpoConfig(loss="kto", **SETTINGS)
     rows = [single("say it", "ab", True), single("do it", "no", False), preference_row("both", "yes", "never")]
-    pairs = [pair for _, pair in usable(tokenizer, rows, config)[0]]
+    pairs = [pair_of(tokenizer, row, takes_single=True)[0] for row in rows]
     rows = losses.single_rows(config, reference, pairs)
     assert sorted((len(row["completion_ids"]), row["label"]) for row in rows) == [
         (3, False), (3, True), (4, True), (6, False)

@@ -9,13 +9,14 @@ from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import DataError, DivergedError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.generation import Generator
+from bloomery.components.core.modelling.preference_pairs import pair_of
+from bloomery.components.core.modelling.preference_rows import usable_pairs
 from bloomery.components.core.records import Chat, Document, Preference, Prompt, content_id
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.cpt.config import CptConfig
 from bloomery.components.cpt.step import run as cpt
 from bloomery.components.dpo.config import DpoConfig
 from bloomery.components.dpo.measures import answer_likelihoods
-from bloomery.components.dpo.pairs import usable
 from bloomery.components.dpo.step import run as dpo
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 from bloomery.components.rejection_sampling.step import run as rejection_sampling
@@ -301,21 +302,20 @@ def test_dpo_leaves_out_and_counts_pairs_that_teach_nothing(tuned, tmp_path):
 
 def test_a_pair_that_is_too_long_loses_the_beginning_of_its_prompt_or_stops_the_run(base):
     _, tokenizer = checkpoints.load(base)
-    config = DpoConfig(learning_rate=1e-4, epochs=1, max_length=20)
+    config = DpoConfig(learning_rate=1e-4, epochs=1, max_length=20, validation_share=1e-9)
     row = preference_row("0123456789012345", "ab", "longer")  # 18 tokens of prompt, and 3 or 7 of answer
-    assert usable(tokenizer, [row, preference_row("p", "a", "b")], config)[1]["dropped_too_long"] == 1
+    assert usable_pairs(tokenizer, [row, preference_row("p", "a", "b")], config, "dpo")[2]["dropped_too_long"] == 1
     cut = config.model_copy(update={"too_long": "truncate_left"})
-    ((_, pair),), told = usable(tokenizer, [row], cut)
+    (pair,), _, told = usable_pairs(tokenizer, [row], cut, "dpo")
     assert len(pair.prompt) == 13 and tokenizer.decode(pair.prompt) == "456789012345<|assistant|>"
     assert tokenizer.decode(pair.rejected) == "longer<|eos|>" and told["too_long"] == 1
-    with pytest.raises(DataError, match="is 25 tokens long and dpo.max_length is 20"):
-        usable(tokenizer, [row], config.model_copy(update={"too_long": "error"}))
+    with pytest.raises(DataError, match="is 25 tokens long with its prompt and dpo.max_length is 20"):
+        usable_pairs(tokenizer, [row], config.model_copy(update={"too_long": "error"}), "dpo")
 
 
 def test_log_likelihoods_count_the_answer_and_its_end_alone(base):
     network, tokenizer = checkpoints.load(base)
-    row = preference_row("p", "ab", "longer answer")
-    ((_, pair),), _ = usable(tokenizer, [row], DpoConfig(learning_rate=1e-4, epochs=1, max_length=64))
+    pair, _ = pair_of(tokenizer, preference_row("p", "ab", "longer answer"))
     ((chosen, _),) = answer_likelihoods(network, [pair])
     ids = tokenizer.apply_chat_template(chat("p", "ab"), return_tensors="pt", return_dict=True)["input_ids"]
     with torch.no_grad():

@@ -17,7 +17,7 @@ from bloomery.components.core.data.chats import chat, message
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.records import Chat, Document, Prompt, content_id
 from bloomery.components.core.scoring.tasks import TaskConfig
-from bloomery.components.synthetic_data import augment
+from bloomery.components.synthetic_data import augment, raft
 from bloomery.components.synthetic_data.config import SyntheticDataConfig
 from bloomery.components.synthetic_data.step import run
 
@@ -236,3 +236,42 @@ def test_given_chats_are_passed_on_and_longer_ones_are_not_varied(tmp_path):
     ]  # fmt: skip
     assert chats[-1] == given and metrics["synthetic_data/chats_given"] == 1
     assert read_manifest(tmp_path / "chats").rows_in == 3
+
+
+def test_questions_of_documents_are_asked_beside_documents(tmp_path):
+    """Two questions, each in a document of its own; a third document repeats the answer of the first, and the fourth is
+    of no use to either."""
+    words = ("city", "name")
+    one, other = (f"## {word} of all customers\n\n```sql\nSELECT {word} FROM customers\n```" for word in words)
+    repeated, useless = "You may write select CITY\nfrom customers.", "The shop sells tea."
+    settings = {"documents": [f"Before.\n\n{one}\n\nAfter.", other, repeated, useless], "extract": [SQL_BLOCK]}
+    asked = {"distractors": 4, "oracle_share": 1.0, "passage_characters": 80}
+    metrics, chats, _, rejects = make(tmp_path / "a", **settings, augmented_share=0, raft=asked)
+    found = [chat for chat in chats if chat["origin"] == "raft"]
+    assert metrics["synthetic_data/chats_raft"] == len(found) == 2 and not rejects
+    plain = {chat["messages"][0]["content"]: chat["id"] for chat in chats if chat["origin"] == "document"}
+    for row, own, word in zip(found, (one, other), words, strict=True):
+        *passages, question = row["messages"][0]["content"].split("</DOCUMENT>\n")
+        assert question == f"{word} of all customers" and row["parent"] == plain[question] and row["task"] == "sql"
+        assert row["messages"][1]["content"] == f"##begin_quote##{own}##end_quote##\nSELECT {word} FROM customers"
+        assert sum(own in passage for passage in passages) == 1  # what is quoted stands there
+        assert f"<DOCUMENT>{useless}" in passages
+        assert any("select CITY" in passage for passage in passages) == (word == "name")
+    without = {**asked, "oracle_share": 0.0}
+    _, chats, _, _ = make(tmp_path / "b", **settings, augmented_share=0, raft=without)
+    first, second = ([turn["content"] for turn in chat["messages"]] for chat in chats if chat["origin"] == "raft")
+    assert one not in first[0] and first[0].count("<DOCUMENT>") == 2 and second[0].count("<DOCUMENT>") == 3
+    assert (first[1], second[1]) == ("SELECT city FROM customers", "SELECT name FROM customers")
+
+
+def test_a_passage_holds_what_is_quoted_whole():
+    text = "a" * 50 + "QUOTE" + "b" * 50
+    assert raft._passage(text, 50, 55, 15) == "aaaaaQUOTEbbbbb" and raft._passage(text, 50, 55, 3) == "QUOTE"
+    assert raft._passage(text, 0, 0, 10) == "a" * 10
+
+
+def test_of_raft_what_fits_nothing_is_told():
+    with pytest.raises(ConfigError, match="raft: asks what `extract` finds"):
+        parse(SyntheticDataConfig, {"raft": {}})
+    with pytest.raises(ConfigError, match="answer: found the fields source; expected answer and perhaps quote"):
+        parse(SyntheticDataConfig, {"extract": [SQL_BLOCK], "raft": {"answer": "{source}"}})

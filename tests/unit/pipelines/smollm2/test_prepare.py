@@ -20,7 +20,7 @@ from bloomery.components.core.modelling import checkpoints
 from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.components.quantisation.export import export
 from bloomery.pipelines import launch
-from bloomery.pipelines.recipe import RECIPES
+from bloomery.pipelines.recipe_files import RECIPES
 from bloomery.pipelines.smollm2 import prepare
 
 TEXTS = ["a\n\n1. one\n\n2.  two", "x = 12345;\t99", "서울 2024년, ½ ² ③", "<|im_start|>user\n1 000<|im_end|>\n"]

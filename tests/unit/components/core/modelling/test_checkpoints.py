@@ -1,12 +1,18 @@
+import itertools
 import json
+import os
 import re
 import shutil
+import signal
+import sys
+from multiprocessing import get_context
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from bloomery.components.core import artifact, s3
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ModelError, ServiceError
 from bloomery.components.core.modelling import checkpoints, generation, inspection
@@ -197,8 +203,6 @@ def test_log_likelihood_is_that_of_the_plain_forward_pass(tiny_model):
 
 
 def test_publish_and_fetch_bring_back_the_same_files(tiny_model, tmp_path):
-    from bloomery.components.core import artifact
-
     artifact.seal(tiny_model, "model/1")
     uri = checkpoints.publish(tiny_model, str(tmp_path / "store"))
     assert uri == checkpoints.publish(tiny_model, str(tmp_path / "store"))
@@ -208,9 +212,32 @@ def test_publish_and_fetch_bring_back_the_same_files(tiny_model, tmp_path):
         checkpoints.fetch(str(tmp_path / "nowhere"), tmp_path / "none")
 
 
-def test_on_s3_a_checkpoint_is_published_whole_or_not_at_all(tiny_model, object_store, tmp_path):
-    from bloomery.components.core import artifact, s3
+def test_a_publication_that_is_killed_leaves_nothing_that_would_be_taken_for_one(tiny_model, tmp_path):
+    artifact.seal(tiny_model, "model/1")
+    files = [file.name for file in tiny_model.iterdir()]
 
+    def publish(most: int) -> None:
+        """Publish, and be killed before one more file than `most` is there."""
+        links = itertools.count()
+
+        def kill(event: str, _: object) -> None:
+            if event == "os.link" and next(links) == most:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(kill)
+        checkpoints.publish(tiny_model, str(tmp_path / "models"))
+
+    for number in range(len(files) + 1):
+        process = get_context("fork").Process(target=publish, args=(number,))
+        process.start()
+        process.join()
+        assert process.exitcode == (0 if number == len(files) else -signal.SIGKILL)
+        found = list((tmp_path / "models").glob("[!.]*"))
+        assert len(found) == (number == len(files))
+    assert sorted(file.name for file in found[0].iterdir()) == sorted(files)
+
+
+def test_on_s3_a_checkpoint_is_published_whole_or_not_at_all(tiny_model, object_store, tmp_path):
     manifest = artifact.seal(tiny_model, "model/1")
     object_store.fail("503", "PUT .*model.safetensors", times=5)
     with pytest.raises(ServiceError):

@@ -14,7 +14,10 @@ from bloomery.components.core.modelling import cards, plan, shapes
 from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.plan import Training
+from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.components.distillation.config import DistillationConfig
+from bloomery.components.dpo.config import DpoConfig
+from bloomery.components.grpo.config import GrpoConfig
 
 LLAMA_8B = {
     "model_type": "llama",
@@ -140,10 +143,22 @@ def test_a_frozen_model_keeps_fewer_activations_and_no_gradients(llama):
     lora = plan.of_training(llama, training(precision="fp32", adapter={}), CPU)
     assert lora.parts["gradients"] == 4 * 41_943_040
     assert lora.parts["activations"] < full.parts["activations"]
-    assert "reference" not in plan.of_training(llama, training(pairs=True, adapter={}), CPU).parts
-    assert (
-        plan.of_training(llama, training(pairs=True, precision="fp32"), CPU).parts["reference"] == 4 * llama.parameters
-    )
+
+
+def test_a_reference_is_a_copy_of_the_weights_where_it_reads_in_every_step(llama):
+    """dpo reads its own once, before the first step; grpo's stands beside the model, or is it without its adapter."""
+    settings = {"learning_rate": 1e-5, "epochs": 2, "batch_size": 8, "max_length": 512, "precision": "fp32"}
+
+    def planned(config: TrainingConfig) -> tuple[Training, dict[str, float]]:
+        made = Training.of(config)
+        return made, plan.of_training(llama, made, CPU).parts
+
+    for loss, tokens in (("sigmoid", 2 * 8 * 512), ("kto", 8 * 512)):
+        made, parts = planned(DpoConfig(loss=loss, **settings))
+        assert made.tokens == tokens and "reference" not in parts
+    assert planned(GrpoConfig(**settings))[1]["reference"] == 4 * llama.parameters
+    assert "reference" not in planned(GrpoConfig(beta=0, **settings))[1]
+    assert "reference" not in planned(GrpoConfig(adapter={}, **settings))[1]
 
 
 def test_gradients_stand_beside_activations_only_where_they_are_collected(llama):
@@ -206,6 +221,9 @@ def test_operations_are_six_a_number_and_token(llama):
     assert lora == tokens * (4 * llama.active + 6 * 41_943_040 + attention)
     again = plan.flops(llama, training(checkpointing=True), tokens)
     assert again == tokens * (8 * llama.active + attention * 4 / 3)
+    before, beside = (plan.flops(llama, training(reference=read), tokens, epochs=3) for read in ("before", "beside"))
+    assert before == tokens * (3 * (6 * llama.active + attention) + 2 * llama.active + attention / 3)
+    assert beside == tokens * 3 * (8 * llama.active + attention * 4 / 3)
 
 
 def test_answers_take_keys_and_values(llama):

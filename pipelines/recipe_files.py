@@ -1,0 +1,135 @@
+"""A recipe's file before it is a recipe: found by its name, read with its variables, and settings put over it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from bloomery.components.core.errors import ConfigError
+from bloomery.pipelines import chain
+from bloomery.pipelines.settings import put
+
+RECIPES = Path(__file__).parent / "recipes"
+
+
+def find(recipe: str) -> Path:
+    """The file of a recipe: a path, or the name of one that comes with the package.
+
+    Raises: ConfigError naming the recipes that there are.
+    """
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml") or "/" in recipe:
+        if path.is_file():
+            return path
+        raise ConfigError(f"{recipe}: no such recipe file")
+    shipped = {file.stem: file for file in sorted(RECIPES.glob("*.yaml"))}
+    if recipe in shipped:
+        return shipped[recipe]
+    near = difflib.get_close_matches(recipe, shipped, n=1)
+    hint = f"did you mean '{near[0]}'?" if near else "give a path to a YAML file"
+    raise ConfigError(f"{recipe}: no recipe of this name; known: {', '.join(shipped)}; {hint}")
+
+
+def read(recipe: str, variables: Mapping[str, str] | None, *, reads_data: bool) -> tuple[dict[str, Any], Path]:
+    """(the raw values of a recipe's file, its folder); `variables` and `reads_data` are those of `recipe.load`.
+
+    Raises: ConfigError with every problem, one a line.
+    """
+    path = find(recipe)
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: no text in UTF-8 ({error}); a recipe is a YAML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    known = {**os.environ, **(variables or {})}
+    missing = sorted({name for name in _variables(text) if name not in known})
+    if missing and reads_data:
+        raise ConfigError(
+            "\n".join(f"{path}: ${{{name}}} is not set; export it as an environment variable" for name in missing)
+        )
+    try:
+        values = yaml.load(re.sub(r"\$\{(\w+)\}", lambda match: known.get(match[1], match[0]), text), _Loader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {str(error)[:300]}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: found {type(values).__name__}, expected a mapping of recipe keys")
+    return unshared(values), path.parent.absolute()
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which a key stands once: of two the first would be lost in silence."""
+
+    def compose_mapping_node(self, anchor: Any) -> Any:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            told = str(key.value)
+            if told in seen and told != "<<":
+                raise yaml.composer.ComposerError(None, None, f"the key {told} stands here again", key.start_mark)
+            seen.add(told)
+        return node
+
+
+def unshared(value: Any, around: tuple[Any, ...] = ()) -> Any:
+    """`value` without parts that stand in two places, as YAML's anchors make them: a setting is of one place.
+
+    `around` is what `value` stands in. Raises: ConfigError if that is `value` itself."""
+    if any(value is outer for outer in around):
+        raise ConfigError("a YAML alias (`*name`) stands inside of what its anchor (`&name`) marks; write the part out")
+    if isinstance(value, dict):
+        return {key: unshared(item, (*around, value)) for key, item in value.items()}
+    return [unshared(item, (*around, value)) for item in value] if isinstance(value, list) else value
+
+
+def absent(values: dict[str, Any], lacking: Mapping[str, str], variables: Mapping[str, str] | None) -> list[str]:
+    """A line for each path in the raw `values` that leads to nothing."""
+    made_later = tuple(folder for folder in (variables or {}).values() if not Path(folder).is_dir())
+
+    def places(value: Any, key: str) -> Iterator[tuple[str, str]]:
+        if isinstance(value, dict | list):
+            for name, item in value.items() if isinstance(value, dict) else enumerate(value):
+                yield from places(item, f"{key}.{name}" if key else str(name))
+        elif value in lacking and not lacking[value].startswith(made_later or "\0"):
+            yield key, lacking[value]
+
+    return [f"{key}: no file there: {path}; see to the path, or where it is run" for key, path in places(values, "")]
+
+
+def uses(recipe: str, variable: str) -> bool:
+    """True if the recipe's text contains `${variable}`."""
+    return variable in _variables(find(recipe).read_text(encoding="utf-8"))
+
+
+def _variables(text: str) -> set[str]:
+    body = "\n".join(line for line in text.split("\n") if not line.lstrip().startswith("#"))
+    return set(re.findall(r"\$\{(\w+)\}", body))
+
+
+def apply(values: dict[str, Any], setting: str, keys: Collection[str]) -> None:
+    """Put the YAML value of `stage.key=value`, or of `key=value` of the recipe itself, into the raw recipe `values`,
+    whose own keys are `keys`.
+
+    Raises: ConfigError if it has another form, or names neither a stage nor a key.
+    """
+    head, _, rest = setting.partition(".")
+    entries, _ = chain.written(values.get("stages", []))
+    for _, name, stage in entries:
+        if rest and name == head:
+            put(stage, rest, told=setting)
+            return
+    key = setting.partition("=")[0].partition(".")[0]
+    if key in [name for _, name, _ in entries]:
+        raise ConfigError(f"--set {setting}: {key} is a stage; expected one of its settings, --set {key}.KEY=VALUE")
+    if "=" in setting and key not in keys:
+        known = [*(name for _, name, _ in entries), *keys]
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(known)}"
+        raise ConfigError(f"--set {setting}: no stage and no key {key}; {hint}")
+    put(values, setting)
