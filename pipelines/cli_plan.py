@@ -14,7 +14,8 @@ from bloomery.pipelines.cli_options import JsonOption, RecipeArgument, SetOption
 def plan(
     recipe: RecipeArgument,
     gpu: Annotated[
-        str, typer.Option(metavar="NAME", help="Card to plan for, such as H100, A100-40GB or T4; else this machine.")
+        str,
+        typer.Option(metavar="NAME", help="Card to plan for, such as H100 or T4; else resources.card or this machine."),
     ] = "",
     set: SetOption = [],  # noqa: A002, B006
     tokens: Annotated[
@@ -41,8 +42,9 @@ def plan(
     from bloomery.components.core.modelling import plan as plans
     from bloomery.pipelines import launch, planned
 
-    card = cards.named(gpu) if gpu else cards.here()
     loaded = launch.load(recipe, set, prepare=False)
+    wanted = gpu or loaded.resources.card
+    card = cards.named(wanted) if wanted else cards.here()
     share = utilisation or plans.UTILISATION
     told = planned.of_recipe(loaded, card, tokens=_numbers(tokens), utilisation=share, price=price)
     typer.echo(json.dumps(told, ensure_ascii=False) if as_json else planned.described(told))
