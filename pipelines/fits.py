@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
@@ -45,8 +46,9 @@ def _at_hand(recipe: Recipe) -> Recipe:
         return recipe
     from huggingface_hub import try_to_load_from_cache
 
-    is_of_hub = "://" not in recipe.base_model and recipe.base_model.count("/") == 1
-    file = is_of_hub and try_to_load_from_cache(recipe.base_model, "config.json", revision=recipe.revision)
+    file = None
+    with contextlib.suppress(ValueError):  # no name of a hub
+        file = try_to_load_from_cache(recipe.base_model, "config.json", revision=recipe.revision)
     if not isinstance(file, str):
         raise ModelError(f"base_model: the config.json of {recipe.base_model} is not on this machine")
     return recipe.model_copy(update={"base_model": str(Path(file).parent)})

@@ -76,7 +76,7 @@ def named(name: str, flag: str = "--gpu") -> Card:
 
 def seconds_of(operations: float, card: Card, utilisation: float, number: int = 1) -> float | None:
     """Seconds that `number` cards take together, each at this share of its peak; None where that is not known."""
-    together = number * (OVER_NODES ** math.log2(number / NODE) if number > NODE else 1.0)
+    together = number * (math.pow(OVER_NODES, math.log2(number / NODE)) if number > NODE else 1.0)
     return operations / (card.flops * utilisation * together) if card.flops else None
 
 

@@ -89,10 +89,11 @@ def test_a_task_without_an_accelerator_needs_its_memory_for_all(write):
     fits.check(recipe.load(write(larger, adapter={"rank": 8})))
 
 
-def test_nothing_is_fetched_for_it(write, caplog):
+@pytest.mark.parametrize("name", ["org/model-that-is-nowhere", "s3://bucket/model", "/nowhere/model"])
+def test_nothing_is_fetched_for_it(write, caplog, name):
     with caplog.at_level(logging.INFO):
-        fits.check(recipe.load(write(GPU, base_model="org/model-that-is-nowhere")))
-    assert "memory is not planned: base_model: the config.json of org/model-that-is-nowhere" in caplog.text
+        fits.check(recipe.load(write(GPU, base_model=name)))
+    assert f"memory is not planned: base_model: the config.json of {name} is not on this machine" in caplog.text
 
 
 def test_the_commands_refuse_it_and_plan_takes_its_card(write, tmp_path):
