@@ -90,6 +90,7 @@ bench-data: .venv/installed-test  ## curation and dedup beside their peers; BLOO
 	$(BIN)/python tests/benchmarks/near_korean.py $(BLOOMERY_DATA)
 	$(BIN)/python tests/benchmarks/curation_rules.py $(BLOOMERY_DATA) build/peers
 	$(BIN)/python tests/benchmarks/scale.py $(BLOOMERY_DATA)
+	$(BIN)/python tests/benchmarks/throughput.py $(BLOOMERY_DATA)
 	$(BIN)/python tests/benchmarks/real_data.py $(BLOOMERY_DATA)
 
 RUN ?= $(lastword $(sort $(wildcard bloomery-runs/runs/*-quickstart)))

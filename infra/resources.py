@@ -11,10 +11,12 @@ import os
 import re
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, model_validator
+from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
 from bloomery.components.core import processes, provenance, store
 from bloomery.components.core.config import Config
+from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.modelling import cards
 from bloomery.infra import images, secrets, settings, surroundings
 
 if TYPE_CHECKING:
@@ -93,6 +95,10 @@ class ResourcesConfig(Config):
     """Memory for each accelerator of a task that has any; none: `memory`, whatever their number."""
     accelerator: str | None = None
     """Resource name of the accelerator, such as `nvidia.com/gpu`; none: every step runs on CPUs."""
+    card: str | None = None
+    """Which card the accelerator is, in the words of `bloomery plan --gpu`, such as `H100`: where a pipeline is
+    compiled the planned memory of each stage is held against it, and `bloomery plan` takes it; none: only the memory
+    of tasks is looked at."""
     accelerators: int = Field(default=1, ge=1)
     """Accelerators on one node of every task whose training is shared by processes, one for each (cpt, sft, dpo,
     reward_model): an optimiser step then has as many times `batch_size` rows. What generates or trains alone gets
@@ -139,10 +145,18 @@ class ResourcesConfig(Config):
             own = {**own, "cpu_request": values["cpu"]}
         return {**own, **values}
 
+    @field_validator("card")
+    @classmethod
+    def _card_is_known(cls, name: str | None) -> str | None:
+        try:
+            return cards.named(name, "found").name if name else None
+        except ConfigError as error:
+            raise ValueError(str(error)) from None
+
     @model_validator(mode="after")
     def _accelerator_is_named(self) -> ResourcesConfig:
-        if self.accelerator is None and (self.node_pool or self.tolerations):
-            raise ValueError("node_pool and tolerations are the accelerator's; name it, e.g. nvidia.com/gpu")
+        if self.accelerator is None and (self.node_pool or self.tolerations or self.card):
+            raise ValueError("card, node_pool and tolerations are the accelerator's; name it, e.g. nvidia.com/gpu")
         most = max([self.accelerators, *(own.accelerators or 0 for own in self.steps.values())])
         if self.sharding == "full" and (self.accelerator is None or most == 1):
             raise ValueError(
@@ -156,6 +170,13 @@ class ResourcesConfig(Config):
         own = self.steps.get(step_name, StepResources()).accelerators
         most = self.accelerators if own is None else own
         return 0 if self.accelerator is None else most if accelerated == "all" else min(most, int(accelerated))
+
+    def room(self, step_name: str, accelerators: int) -> tuple[float, float]:
+        """(cores, bytes of memory) that a task of the step may use at most, with so many accelerators of its node."""
+        from kubernetes.utils import parse_quantity
+
+        cpu, _, memory = _size(self.steps.get(step_name, StepResources()), self, accelerators)
+        return float(parse_quantity(cpu)), float(parse_quantity(memory))
 
 
 def place(

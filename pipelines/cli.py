@@ -147,15 +147,18 @@ def compile_(
 ) -> None:
     """Compile a recipe to Kubeflow Pipelines IR (YAML), to be submitted to a cluster.
 
+    The planned memory of each stage has to fit its task, and the card that `resources.card` names.
+
     Examples:
 
         bloomery compile quickstart -o pipeline.yaml
 
         BLOOMERY_IMAGE_GPU=registry/bloomery:gpu bloomery compile my.yaml -o pipeline.yaml
     """
-    from bloomery.pipelines import launch, local_files
+    from bloomery.pipelines import fits, launch, local_files
 
     loaded = launch.load(recipe, set, prepare=False)
+    fits.check(loaded)
     launch.compile_to(loaded, output)
     if here := local_files.found(loaded):
         told = "\n".join(f"warning: {line}" for line in local_files.refusal(here))
@@ -191,7 +194,7 @@ def schedule(
         bloomery schedule quickstart --check "0 * * * *" --retrain "0 3 * * 1" --log predictions
     """
     from bloomery.components.core.errors import ConfigError
-    from bloomery.pipelines import launch, local_files
+    from bloomery.pipelines import fits, launch, local_files
     from bloomery.pipelines import schedule as schedules
     from bloomery.pipelines.kubeflow import Access
 
@@ -211,6 +214,7 @@ def schedule(
         return
     if retrain is not None:
         loaded = launch.load(recipe, set, prepare=bool(upload) and not in_image)
+        fits.check(loaded)
         loaded = local_files.for_pods(loaded, upload, in_image=in_image)
     access = Access(endpoint, namespace, token)
     place = schedules.path_in_the_cluster(recipe)

@@ -48,10 +48,11 @@ def submit(
 
         KFP_ENDPOINT=https://kfp.example.com KFP_TOKEN=… bloomery submit my.yaml --namespace team-a --set seed=3
     """
-    from bloomery.pipelines import launch, local_files, submission
+    from bloomery.pipelines import fits, launch, local_files, submission
     from bloomery.pipelines.kubeflow import Access
 
     loaded = launch.load(recipe, set, prepare=bool(upload) and not in_image)
+    fits.check(loaded)
     access = Access(endpoint, namespace, token)
     run = submission.submit(local_files.for_pods(loaded, upload, in_image=in_image), access, key)
     typer.echo(run)

@@ -14,7 +14,8 @@ from bloomery.pipelines.cli_options import JsonOption, RecipeArgument, SetOption
 def plan(
     recipe: RecipeArgument,
     gpu: Annotated[
-        str, typer.Option(metavar="NAME", help="Card to plan for, such as H100, A100-40GB or T4; else this machine.")
+        str,
+        typer.Option(metavar="NAME", help="Card to plan for, such as H100 or T4; else resources.card or this machine."),
     ] = "",
     set: SetOption = [],  # noqa: A002, B006
     tokens: Annotated[
@@ -24,6 +25,9 @@ def plan(
         float | None, typer.Option(min=0.001, max=1, help="Share of the card's peak that training reaches; else 0.4.")
     ] = None,
     price: Annotated[float | None, typer.Option(min=0, help="What the card costs an hour, in any currency.")] = None,
+    scale: Annotated[
+        bool, typer.Option("--scale", help="Tell instead how the chain grows: 1 B to 10 T tokens on 1 to 512 cards.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Tell what each stage takes of memory, arithmetic and time, whether it fits, and the cheapest change if not.
@@ -36,16 +40,20 @@ def plan(
         bloomery plan my.yaml --gpu H100 --price 2.5
 
         bloomery plan my.yaml --gpu T4 --set sft.batch_size=4 --tokens sft=2000000 --json
+
+        bloomery plan my.yaml --scale --gpu H100 --price 4.9
     """
     from bloomery.components.core.modelling import cards
     from bloomery.components.core.modelling import plan as plans
-    from bloomery.pipelines import launch, planned
+    from bloomery.pipelines import launch, planned, scaling
 
-    card = cards.named(gpu) if gpu else cards.here()
     loaded = launch.load(recipe, set, prepare=False)
+    wanted = gpu or loaded.resources.card
+    card = cards.named(wanted) if wanted else cards.here()
     share = utilisation or plans.UTILISATION
-    told = planned.of_recipe(loaded, card, tokens=_numbers(tokens), utilisation=share, price=price)
-    typer.echo(json.dumps(told, ensure_ascii=False) if as_json else planned.described(told))
+    of = scaling if scale else planned
+    told = of.of_recipe(loaded, card, tokens=_numbers(tokens), utilisation=share, price=price)
+    typer.echo(json.dumps(told, ensure_ascii=False) if as_json else of.described(told))
 
 
 def _numbers(given: list[str]) -> dict[str, float]:

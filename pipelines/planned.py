@@ -13,7 +13,7 @@ from bloomery.components.core import uploads
 from bloomery.components.core.errors import BloomeryError, ConfigError, ModelError, ServiceError
 from bloomery.components.core.modelling import generation, likelihood, plan, reshaping, shapes
 from bloomery.components.core.modelling.calibration import CALIBRATION_TOKENS
-from bloomery.components.core.modelling.cards import Card
+from bloomery.components.core.modelling.cards import NODE, Card, seconds_of
 from bloomery.components.core.modelling.plan import Need, Training
 from bloomery.components.core.modelling.reshaping import Followed
 from bloomery.components.core.modelling.shapes import Shape
@@ -44,7 +44,7 @@ def of_recipe(
     unknown = sorted(set(tokens) - set(trainings))
     if unknown:
         raise ConfigError(f"--tokens {unknown[0]}: no stage of this name trains; known: {', '.join(trainings)}")
-    counted = _counted(recipe, folder)
+    counted = _counted(recipe, folder) if set(trainings) - set(tokens) else {}
     told = []
     surgery: list[dict[str, Any]] = []
     for stage, given, made in _reshaped(recipe, folder, shape):
@@ -135,7 +135,7 @@ def _smaller(
             need = Need(beside, peak, "answers of a sub-network", 0, "")
         judged = config.population * (config.generations + 1)
         operations += 2.0 * judged * config.validation_rows * tokens * made.active
-    seconds = operations / (card.flops * utilisation) if card.flops and operations else None
+    seconds = seconds_of(operations, card, utilisation) if operations else None
     return {
         "stage": name,
         "parameters": given.parameters,
@@ -199,7 +199,7 @@ def _stage(
     fits = need.peak <= card.memory_bytes
     fix = None if fits else plan.cheapest_fix(shape, training, card, cards=cards)
     operations = plan.flops(shape, training, tokens, epochs=config.epochs, length=length)
-    seconds = operations / (card.flops * utilisation * cards) if card.flops else None
+    seconds = seconds_of(operations, card, utilisation, cards)
     return {
         "stage": stage.name,
         "trained": need.trained,
@@ -216,6 +216,7 @@ def _stage(
         "bytes": need.parts,
         "peak_bytes": need.peak,
         "peak_at": need.moment,
+        "host_bytes": plan.of_host(shape, training, card, min(cards, NODE)) if card.is_gpu else None,
         "fits": fits,
         "fix": {"settings": fix[0], "peak_bytes": fix[2].peak} if fix else None,
         "epochs": config.epochs,
@@ -246,8 +247,7 @@ def _at_once(recipe: Recipe, shape: Shape) -> tuple[int, int]:
     """(sequences of the largest batch of answers, tokens of each with its prompt)."""
     most = max((task.max_new_tokens for task in recipe.tasks.values()), default=1)
     length = min(2 * most, shape.context or 2 * most)
-    rows = max(1, likelihood.LOGIT_BYTES // (4 * shape.vocabulary))
-    return max(1, min(rows, generation.MAX_BATCH_TOKENS // length)), length
+    return max(1, min(likelihood.LOGIT_BYTES // (4 * shape.vocabulary), generation.MAX_BATCH_TOKENS // length)), length
 
 
 def _counted(recipe: Recipe, folder: Path) -> dict[str, tuple[int, float]]:

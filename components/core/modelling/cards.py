@@ -19,6 +19,13 @@ from pathlib import Path
 from bloomery.components.core.errors import ConfigError
 
 MIB = 2**20
+NODE = 8
+"""Cards of a node that are linked with each other, as those of HGX and DGX are."""
+OVER_NODES = (5_605 / 5_762) ** (1 / 4)
+"""Share of a card's speed that is left each time as many nodes again share a training: Llama 3.1 8B in parts by FSDP2
+makes 5,762 tokens a second on each of 8 H100s and 5,605 on each of 128, with 400 Gb/s a card between nodes (TorchTitan,
+arXiv 2410.06511, in the tables 1 and 3 that its repository holds, benchmarks/llama3_h100_202412_torchtitan.md). Beyond
+128 it goes on so; on one node it is 1, which was not measured."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,12 @@ def named(name: str, flag: str = "--gpu") -> Card:
     near = difflib.get_close_matches(plain, CARDS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(CARDS)}"
     raise ConfigError(f"{flag} {name}: no such card; {hint}")
+
+
+def seconds_of(operations: float, card: Card, utilisation: float, number: int = 1) -> float | None:
+    """Seconds that `number` cards take together, each at this share of its peak; None where that is not known."""
+    together = number * (math.pow(OVER_NODES, math.log2(number / NODE)) if number > NODE else 1.0)
+    return operations / (card.flops * utilisation * together) if card.flops else None
 
 
 def here() -> Card:

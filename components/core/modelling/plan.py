@@ -282,6 +282,13 @@ def _forward_numbers(shape: Shape) -> float:
     return 3 * shape.hidden + 3 * shape.intermediate
 
 
+def of_host(shape: Shape, training: Training, card: Card, processes: int) -> float:
+    """Bytes beside the GPUs of a node: each of its processes reads all weights before it gives them to its card.
+    QLoRA's go there as they are read. It is counted and was not measured."""
+    is_in_4_bits = training.adapter is not None and training.adapter.kind == "qlora"
+    return processes * (IMPORTS + (0 if is_in_4_bits else shape.parameters * _weight_width(shape, training, card)[0]))
+
+
 def of_generation(shape: Shape, card: Card, *, sequences: int, length: int) -> Need:
     """What it takes to answer `sequences` at once, each of `length` tokens with its prompt, in the stored dtype."""
     width = shape.own_bytes

@@ -284,5 +284,10 @@ def test_cards_are_found_by_name():
         cards.named("H10")
 
 
+def test_beside_the_cards_each_process_reads_all_weights(llama):
+    assert plan.of_host(llama, training(precision="fp32"), H100, 8) == 8 * (580e6 + 4 * llama.parameters)
+    assert plan.of_host(llama, training(adapter={"kind": "qlora"}), H100, 2) == 2 * 580e6
+
+
 def test_an_adapter_is_planned_as_it_is_configured():
     assert Training.model_validate({"batch_size": 1, "max_length": 8, "adapter": {}}).adapter == AdapterConfig()
