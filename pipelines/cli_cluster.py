@@ -38,7 +38,8 @@ def submit(
     """Submit a recipe to a Kubeflow Pipelines cluster, and print the id of its run.
 
     Files of this machine are refused, or with --upload put where pods read them. Exit codes: 2 for what the API
-    refuses, 7 if it does not answer; with --wait 1 if the run fails.
+    refuses, 7 if it does not answer; with --wait those of `bloomery run`: 0 promoted, 5 rejected by the gate, else that
+    of the error, or 1 where its kind is not known.
 
     Examples:
 
@@ -69,7 +70,7 @@ def status(
 ) -> None:
     """Show how far a run on a cluster is: its stages with their states and times, and why one failed or waits.
 
-    Exit code 1 if the run has failed or was cancelled.
+    Exit codes: those of `bloomery submit --wait` once the run has ended, 0 before.
 
     Examples:
 
@@ -93,9 +94,8 @@ def status(
         for task in now.tasks:
             seconds = "" if task.seconds is None else f"{task.seconds:.0f} s"
             typer.echo(f"{task.stage:<24} {task.state:<9} {seconds:>8}  {task.message}".rstrip())
-        typer.echo(f"{now.name}: {now.state.lower()}", err=True)
-    if now.state in ("FAILED", "CANCELED"):
-        submission.raise_for(now)
+        typer.echo(f"{now.name}: {now.outcome}", err=True)
+    submission.raise_for(now)
 
 
 def logs(
@@ -145,7 +145,7 @@ COMMANDS = (submit, status, logs, cancel)
 
 
 def _follow(run: str, access: Any) -> None:
-    """Show a run until it has ended, and raise what ended it if it failed."""
+    """Show a run until it has ended, and raise why it has not ended well."""
     from bloomery.pipelines import submission
     from bloomery.pipelines.progress import Lines, Live
 
@@ -156,4 +156,5 @@ def _follow(run: str, access: Any) -> None:
     finally:
         show.close()
     submission.raise_for(ended)
-    typer.echo(f"{ended.name}: {ended.state.lower()}", err=True)
+    submission.raise_unless_known(ended)
+    typer.echo(f"{ended.name}: {ended.outcome}", err=True)

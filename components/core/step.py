@@ -102,7 +102,7 @@ def run_step(
         told = str(error).removeprefix(f"{stage}: ")  # a message may begin with the section of the recipe
         logger.error("%s: %s", stage, told)
         tracking.journal("failed", stage, error=type(error).__name__, message=told, exit_code=error.exit_code)
-        leave_word(told)
+        leave_word(f"{type(error).__name__}: {told}")
         sys.exit(error.exit_code)
     except Exception as error:
         tracking.journal("failed", stage, error=type(error).__name__, message=traceback.format_exc(), exit_code=1)
@@ -128,8 +128,8 @@ def run_step(
 
 
 def leave_word(message: str, file: Path = TERMINATION_LOG) -> None:
-    """Leave in a pod, by Kubernetes' own way, why it ends: its status, Argo's node and `bloomery status` then tell it
-    beside the exit code. Elsewhere there is no such file, and nothing is written."""
+    """Leave in a pod, by Kubernetes' own way, why it ends: its status, Argo's node and `bloomery status` then tell it.
+    Elsewhere there is no such file, and nothing is written."""
     with contextlib.suppress(OSError):
         if file.exists():
             file.write_bytes(message.encode()[:MOST_LAST_WORDS])

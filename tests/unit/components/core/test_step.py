@@ -51,7 +51,7 @@ def call(tmp_path, monkeypatch):
     (package.parent / "__init__.py").write_text("")
     (package / "__init__.py").write_text("")
     (package / "step.py").write_text(STEP)
-    numbers = tmp_path / "numbers"
+    words, numbers = tmp_path / "words", tmp_path / "numbers"
     numbers.mkdir()
 
     def run(config: dict, number: int = 3) -> tuple[int, str, list[dict]]:
@@ -60,13 +60,15 @@ def call(tmp_path, monkeypatch):
             sys.path.insert(0, {str(tmp_path / "code")!r})
             from pathlib import Path
             from bloomery.components.core import artifact
-            from bloomery.components.core.step import run_step
+            from bloomery.components.core.step import leave_word, run_step
+            leave_word.__defaults__ = (Path({str(words)!r}),)  # where a pod has it
             from counting.count.step import run
             folder = Path({str(numbers)!r})
             (folder / "n").write_text("{number}")
             artifact.seal(folder, "n/1")
             run_step(run, "count_2", {config!r}, {{"numbers": folder}}, {{"total": Path({str(tmp_path / "total")!r})}})
         """)
+        words.touch()
         journal = tmp_path / "journal.jsonl"
         journal.unlink(missing_ok=True)
         environment = {"BLOOMERY_STORE": str(tmp_path / "store"), "BLOOMERY_JOURNAL": str(journal)}
@@ -114,6 +116,7 @@ def test_a_user_error_is_one_line_with_its_exit_code_and_leaves_nothing(call, tm
     code, stderr, events = call({"mode": "bad"})
     assert code == 3 and "Traceback" not in stderr and "numbers: found none" in stderr
     assert events[-1]["event"] == "failed" and events[-1]["error"] == "DataError"
+    assert (tmp_path / "words").read_text() == "DataError: numbers: found none"
     assert not (tmp_path / "total").exists()
     assert not list((tmp_path / "store").rglob("*.unfinished"))
 
