@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import re
@@ -99,7 +98,7 @@ def submit(recipe: Recipe, access: Access, key: str | None = None) -> str:
             if known is not None:
                 return known.run_id
             try:
-                with contextlib.redirect_stdout(io.StringIO()):  # kfp prints a link there
+                with kubeflow.quietly():
                     experiment = client.create_experiment(recipe.name)
                     return client.run_pipeline(experiment.experiment_id, name, str(package)).run_id
             except Exception as error:

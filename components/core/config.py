@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -73,12 +73,39 @@ def parse(
     """Validate `values` as `model`; relative paths among them are made absolute from `folder`, where one is given, and
     those that lead to nothing here are put into `absent`, as they are written and made absolute.
 
-    Raises: ConfigError listing every problem as `place: what was found; what was expected`.
+    Raises: ConfigError listing every problem as `place: what was found; what was expected`, a password in a URL among
+            them: settings are copied into run folders, pipelines, MLflow and reports.
     """
+    lines = [f"{place}: {NO_PASSWORD}" for place in _passwords(values, where)]
     try:
-        return model.model_validate(values, context={"folder": folder, "absent": absent})
+        config = model.model_validate(values, context={"folder": folder, "absent": absent})
     except ValidationError as error:
-        raise ConfigError("\n".join(problems(model, error, where=where))) from None
+        raise ConfigError("\n".join([*lines, *problems(model, error, where=where)])) from None
+    if lines:
+        raise ConfigError("\n".join(lines))
+    return config
+
+
+NO_PASSWORD = (
+    "found a URL with a user or password in it, which would be written into run folders, pipelines and reports; take "
+    "it out: credentials come from the environment (AWS_*, HF_TOKEN, MLFLOW_TRACKING_*), and what needs a login of its "
+    "own is fetched first"
+)
+SECRET = "secret"
+"""The type of a pydantic error (`PydanticCustomError`) whose value is not to be shown."""
+_PASSWORD = re.compile(r"https?://[^\s/?#]+@|://[^\s/?#]*:[^\s/?#]*@")
+
+
+def _passwords(value: Any, place: str) -> Iterator[str]:
+    """The places in a raw config of URLs with credentials; in running text a URL is no address of ours."""
+    if isinstance(value, str) and _PASSWORD.search(value) and not re.search(r"\s", value):
+        yield place
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _passwords(item, f"{place}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _passwords(item, f"{place}.{index}".lstrip("."))
 
 
 def problems(model: type[BaseModel], error: ValidationError, *, where: str = "") -> list[str]:
@@ -97,6 +124,8 @@ def problems(model: type[BaseModel], error: ValidationError, *, where: str = "")
         elif not keys and item["type"] == "value_error":
             told = item["msg"].removeprefix("Value error, ").split("\n")
             lines += [f"{where}: {line}" if where else line for line in told]
+        elif item["type"] == SECRET:
+            lines.append(f"{place}: {item['msg']}")
         else:
             found = json.dumps(item["input"], ensure_ascii=False, default=str)
             found = found if len(found) <= 80 else found[:77] + "..."

@@ -24,7 +24,7 @@ from typing import Any, get_type_hints
 from bloomery.components.core import artifact, processes, sources, store, tracking
 from bloomery.components.core.config import Config, canonical, digest, parse, unpacked
 from bloomery.components.core.declare import declared
-from bloomery.components.core.errors import BloomeryError, ConfigError, from_os_error
+from bloomery.components.core.errors import BloomeryError, ConfigError, from_os_error, masked
 
 logger = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ def configure_logging(level: str | None = None) -> None:
     if os.environ.get("LOG_FORMAT") == "json":
         handler.setFormatter(_JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(levelname).1s %(name)s: %(message)s"))
+        handler.setFormatter(_PlainFormatter("%(levelname).1s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("bloomery").setLevel(chosen)
     # A run tells nobody what it does; and the thread that would tell reads the environment for its address while a run
@@ -68,13 +68,18 @@ def configure_logging(level: str | None = None) -> None:
             logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
+
+
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         facts = {
             "time": record.created,
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": masked(record.getMessage()),
         }
         return json.dumps(facts, ensure_ascii=False)
 
@@ -132,7 +137,7 @@ def leave_word(message: str, file: Path = TERMINATION_LOG) -> None:
     Elsewhere there is no such file, and nothing is written."""
     with contextlib.suppress(OSError):
         if file.exists():
-            file.write_bytes(message.encode()[:MOST_LAST_WORDS])
+            file.write_bytes(masked(message).encode()[:MOST_LAST_WORDS])
 
 
 def execute(
@@ -230,7 +235,7 @@ class _Warnings(logging.Handler):
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
+        message = masked(record.getMessage())
         if message not in self.messages and len(self.messages) < MOST_WARNINGS:
             self.messages.append(message)
             tracking.journal("warned", self.stage, message=message.removeprefix(f"{self.stage}: "))

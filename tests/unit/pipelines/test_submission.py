@@ -8,6 +8,7 @@ from kubeflow_api import WORKFLOW, KubeflowAPI
 from typer.testing import CliRunner
 
 from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, GateError, ServiceError
+from bloomery.components.promotion import step as promotion
 from bloomery.pipelines import kubeflow, recipe, submission
 from bloomery.pipelines.cli import app
 from bloomery.pipelines.kubeflow import Access
@@ -234,9 +235,10 @@ def test_a_run_that_has_ended_ends_the_command_as_run_would(api, submit, file, o
     with pytest.raises(ServiceError, match="shop-1: succeeded, but the API does not show the log of its promotion"):
         raise waited().exception
     pod = f"{WORKFLOW}-retry-system-container-impl-1001"
+    assert promotion.logger.name == submission.PROMOTION
     after = {"level": "INFO", "logger": "bloomery.components.core.store", "message": "done: that"}
     for told in ("rejected: t.test.accuracy 0.5 is not above 0.6", "promoted: all 7 legs passed"):
-        line = {"level": "INFO", "logger": "bloomery.components.promotion.step", "message": told}
+        line = {"level": "INFO", "logger": submission.PROMOTION, "message": told}
         api.logs[pod] = "\n".join(["I1128 launcher: starts", *map(json.dumps, (line, after)), "I1128 launcher: ends"])
         result = waited() if told.startswith("rejected") else run_cli(api, "status", "shop-1")
         assert told in result.stderr or f"shop-1: {told}" == str(result.exception)
