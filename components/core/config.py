@@ -73,39 +73,33 @@ def parse(
     """Validate `values` as `model`; relative paths among them are made absolute from `folder`, where one is given, and
     those that lead to nothing here are put into `absent`, as they are written and made absolute.
 
-    Raises: ConfigError listing every problem as `place: what was found; what was expected`, a password in a URL among
-            them: settings are copied into run folders, pipelines, MLflow and reports.
+    Raises: ConfigError listing every problem as `place: what was found; what was expected`.
     """
-    lines = [f"{place}: {NO_PASSWORD}" for place in _passwords(values, where)]
     try:
-        config = model.model_validate(values, context={"folder": folder, "absent": absent})
+        return model.model_validate(values, context={"folder": folder, "absent": absent})
     except ValidationError as error:
-        raise ConfigError("\n".join([*lines, *problems(model, error, where=where)])) from None
-    if lines:
-        raise ConfigError("\n".join(lines))
-    return config
+        raise ConfigError("\n".join(problems(model, error, where=where))) from None
 
 
-NO_PASSWORD = (
-    "found a URL with a user or password in it, which would be written into run folders, pipelines and reports; take "
-    "it out: credentials come from the environment (AWS_*, HF_TOKEN, MLFLOW_TRACKING_*), and what needs a login of its "
-    "own is fetched first"
-)
-SECRET = "secret"
-"""The type of a pydantic error (`PydanticCustomError`) whose value is not to be shown."""
 _PASSWORD = re.compile(r"https?://[^\s/?#]+@|://[^\s/?#]*:[^\s/?#]*@")
 
 
-def _passwords(value: Any, place: str) -> Iterator[str]:
-    """The places in a raw config of URLs with credentials; in running text a URL is no address of ours."""
+def passwords(value: Any, place: str = "") -> Iterator[str]:
+    """A line for each address with a user or password in it of a raw recipe, which is copied into run folders,
+    pipelines, MLflow and reports; a URL in running text is none."""
     if isinstance(value, str) and _PASSWORD.search(value) and not re.search(r"\s", value):
-        yield place
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            yield from _passwords(item, f"{place}.{key}".lstrip("."))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _passwords(item, f"{place}.{index}".lstrip("."))
+        yield (
+            f"{place}: found a URL with a user or password in it, which would be written into run folders, pipelines "
+            "and reports; take it out: credentials come from the environment (AWS_*, HF_TOKEN), and what needs a login "
+            "of its own is fetched first"
+        )
+    parts = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
+    for key, item in parts:
+        yield from passwords(item, f"{place}.{key}".lstrip("."))
+
+
+SECRET = "secret"
+"""The type of a pydantic error (`PydanticCustomError`) whose value is not to be shown."""
 
 
 def problems(model: type[BaseModel], error: ValidationError, *, where: str = "") -> list[str]:
