@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from bloomery.components.core.errors import ConfigError
 from bloomery.pipelines.cli_options import (
     EndpointOption,
     InImageOption,
     JsonOption,
     NamespaceOption,
-    RecipeArgument,
     RunArgument,
     SetOption,
     TokenOption,
@@ -23,7 +24,9 @@ from bloomery.pipelines.cli_options import (
 
 
 def submit(
-    recipe: RecipeArgument,
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe file, the name of one that comes with the package, or a compiled pipeline.")
+    ],
     set: SetOption = [],  # noqa: A002, B006
     upload: UploadOption = None,
     in_image: InImageOption = False,
@@ -35,7 +38,7 @@ def submit(
     namespace: NamespaceOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Submit a recipe to a Kubeflow Pipelines cluster, and print the id of its run.
+    """Submit a recipe, or a compiled pipeline as it is, to a Kubeflow Pipelines cluster, and print the id of its run.
 
     Files of this machine are refused, or with --upload put where pods read them. Exit codes: 2 for what the API
     refuses, 7 if it does not answer; with --wait those of `bloomery run`: 0 promoted, 5 rejected by the gate, else that
@@ -47,14 +50,23 @@ def submit(
 
         bloomery submit quickstart --upload s3://mlpipeline/bloomery --wait
 
+        bloomery tune my.yaml --over sft.adapter.rank=8,16,32 --sampler grid --compile search.yaml
+
+        bloomery submit search.yaml --key ranks
+
         KFP_ENDPOINT=https://kfp.example.com KFP_TOKEN=… bloomery submit my.yaml --namespace team-a --set seed=3
     """
     from bloomery.pipelines import launch, local_files, submission
     from bloomery.pipelines.kubeflow import Access
 
-    loaded = launch.load(recipe, set, prepare=bool(upload) and not in_image)
     access = Access(endpoint, namespace, token)
-    run = submission.submit(local_files.for_pods(loaded, upload, in_image=in_image), access, key)
+    if launch.name_of_compiled(Path(recipe)):
+        if set or in_image:
+            raise ConfigError(f"{recipe} is compiled: --set and --in-image belong to the command that compiles it")
+        run = submission.submit_compiled(Path(recipe), access, key)
+    else:
+        loaded = launch.load(recipe, set, prepare=bool(upload) and not in_image)
+        run = submission.submit(local_files.for_pods(loaded, upload, in_image=in_image), access, key)
     typer.echo(run)
     if wait:
         _follow(run, access)

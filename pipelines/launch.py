@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -61,6 +62,14 @@ def compile_pipeline(pipeline: Any, target: Path) -> None:
 
     target.parent.mkdir(parents=True, exist_ok=True)
     compiler.Compiler().compile(pipeline, str(target))
+
+
+def name_of_compiled(file: Path) -> str:
+    """The name of the pipeline in a compiled file; '' of any other file, or none."""
+    if not file.is_file():
+        return ""
+    found = re.search(r"^pipelineInfo:\n(?:  .*\n)*?  name: (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def built(recipe: Recipe, until: str | None = None) -> Any:

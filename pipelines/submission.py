@@ -89,29 +89,46 @@ def submit(recipe: Recipe, access: Access, key: str | None = None) -> str:
     after an answer that was lost, for the API may have made the run all the same.
     Raises: ConfigError with the API's reason for what it refuses, ServiceError if it does not answer.
     """
-    name = keys.check_key(key) if key else f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    name = _run_name(recipe.name, key)
     with tempfile.TemporaryDirectory() as folder, connected(access) as client:
         package = Path(folder) / "pipeline.yaml"
         launch.compile_to(recipe, package)
-        for wait in (*kubeflow.WAITS, None):
-            known = kubeflow.run_named(client, name)
-            if known is not None:
-                return known.run_id
-            try:
-                with kubeflow.quietly():
-                    experiment = client.create_experiment(recipe.name)
-                    return client.run_pipeline(experiment.experiment_id, name, str(package)).run_id
-            except Exception as error:
-                if not kubeflow.is_passing(error):
-                    raise
-                reason = kubeflow.reason_of(error)
-                if wait is None:
-                    raise ServiceError(
-                        f"Kubeflow Pipelines did not take the run {name}: {reason}; `bloomery submit … --key {name}` "
-                        "submits it, or finds it, and never makes two"
-                    ) from error
-                logger.info("submitting %s: %s; is looked for, and submitted again, in %.0f s", name, reason, wait)
-                time.sleep(wait)
+        return _submitted(client, package, recipe.name, name)
+
+
+def submit_compiled(package: Path, access: Access, key: str | None = None) -> str:
+    """Submit the pipeline in a file, of a recipe or of a search, as `submit` does; its experiment is named after it."""
+    pipeline = launch.name_of_compiled(package)
+    name = _run_name(pipeline, key)
+    with connected(access) as client:
+        return _submitted(client, package, pipeline, name)
+
+
+def _run_name(pipeline: str, key: str | None) -> str:
+    return keys.check_key(key) if key else f"{pipeline}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def _submitted(client: Any, package: Path, experiment: str, name: str) -> str:
+    """The id of the run `name` of the pipeline in a file, which is looked for before each attempt to make it."""
+    for wait in (*kubeflow.WAITS, None):
+        known = kubeflow.run_named(client, name)
+        if known is not None:
+            return known.run_id
+        try:
+            with kubeflow.quietly():
+                made = client.create_experiment(experiment)
+                return client.run_pipeline(made.experiment_id, name, str(package)).run_id
+        except Exception as error:
+            if not kubeflow.is_passing(error):
+                raise
+            reason = kubeflow.reason_of(error)
+            if wait is None:
+                raise ServiceError(
+                    f"Kubeflow Pipelines did not take the run {name}: {reason}; `bloomery submit … --key {name}` "
+                    "submits it, or finds it, and never makes two"
+                ) from error
+            logger.info("submitting %s: %s; is looked for, and submitted again, in %.0f s", name, reason, wait)
+            time.sleep(wait)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 

