@@ -187,11 +187,13 @@ def place(
     accelerated: bool | Literal["all"],
     cached: bool,
     credentials: tuple[str, ...] = (),
+    shared: tuple[str, ...] = secrets.KEYS,
 ) -> PipelineTask:
     """Say where `task`, an instance of the step `step_name` (the name of its folder), runs; returns the task.
 
     `accelerated` steps get the recipe's accelerator, where it names one, and those of `all` as many as it says; of
-    `cached` ones an earlier result may be taken; `credentials` are keys of the Secret that this step alone gets.
+    `cached` ones an earlier result may be taken; `credentials` are keys of the Secret that this step alone gets,
+    `shared` those that it has in common with others: of what is no step, fewer.
     """
     from kfp import kubernetes
     from kubernetes.utils import parse_quantity
@@ -233,7 +235,7 @@ def place(
     if "://" in kept:  # a folder of this machine is none of a pod
         task.set_env_variable("BLOOMERY_STORE", kept)
     settings.mount(task)
-    secrets.mount(task, credentials, resources.secret)
+    secrets.mount(task, (*shared, *credentials), resources.secret)
     if resources.retries:
         task.set_retry(
             resources.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s"

@@ -23,16 +23,17 @@ MAX_PAUSE_SECONDS = 30.0
 
 
 def send(webhook: str, message: dict[str, Any], *, pause_seconds: float = PAUSE_SECONDS) -> bool:
-    """POST `message` as JSON to `webhook`, an address or the name of the environment variable that holds one.
+    """POST `message` as JSON to the address that the environment variable `webhook` holds.
 
     Tries again where the receiver does not answer, is overloaded or fails, and not where it refuses. Returns True if
     it was taken; never raises: an alert that cannot be sent is logged, and the check goes on. The log names the host
     alone, for whoever knows such an address can write to it.
     """
-    address = webhook if "://" in webhook else os.environ.get(webhook, "")
+    address = os.environ.get(webhook, "")
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        logger.warning("no alert was sent: %s", _fault(webhook, address))
+        state = "holds no http or https address" if address else "is not set"
+        logger.warning("no alert was sent: the variable %s of monitoring.alerts.webhook %s", webhook, state)
         return False
     body = json.dumps(message, ensure_ascii=False).encode()
     problem = ""
@@ -54,10 +55,3 @@ def send(webhook: str, message: dict[str, Any], *, pause_seconds: float = PAUSE_
             time.sleep(pause)
     logger.warning("no alert was sent: %s answered with %s", parts.hostname, problem)
     return False
-
-
-def _fault(webhook: str, address: str) -> str:
-    if "://" in webhook:
-        return "monitoring.alerts.webhook is no http or https address"
-    state = "holds no http or https address" if address else "is not set"
-    return f"the environment variable {webhook} of monitoring.alerts.webhook {state}"

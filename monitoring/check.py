@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,7 +18,7 @@ from pydantic import BaseModel, ValidationError
 from bloomery.components.core.artifact import write_atomically
 from bloomery.components.core.config import parse
 from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError, from_os_error
-from bloomery.components.core.step import configure_logging
+from bloomery.components.core.step import ending
 from bloomery.monitoring import alerts, drift, embedding, hold, page, policy, snapshot, trigger
 from bloomery.monitoring.config import MonitoringConfig
 from bloomery.monitoring.drift import DriftReport
@@ -303,22 +302,16 @@ def check_task(
     metrics: Any,
 ) -> None:
     """`check` as a pipeline task, in a workdir that may be a store's URI: writes the pages to the kfp artifacts
-    `decision` and `drift_page`, and what was found to `metrics`. A BloomeryError is logged without traceback and ends
-    the process with its exit code."""
-    configure_logging()
-    try:
-        with at(workdir) as home:
-            monitoring = parse(MonitoringConfig, config, where="monitoring")
-            result = check(recipe, home, log, monitoring, settings=settings)
-            for artifact, name in ((decision, "decision.md"), (drift_page, "drift.html")):
-                page_file = home.folder / str(result["window"]) / name
-                home.fetch(f"{result['window']}/{name}")  # of a window that was judged before
-                text = page_file.read_text(encoding="utf-8") if result["window"] else result["reason"]
-                Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
-                Path(artifact.path).write_text(text, encoding="utf-8")
-    except BloomeryError as error:
-        logger.error("drift_check: %s", error)
-        sys.exit(error.exit_code)
+    `decision` and `drift_page`, and what was found to `metrics`."""
+    with ending("drift_check"), at(workdir) as home:
+        monitoring = parse(MonitoringConfig, config, where="monitoring")
+        result = check(recipe, home, log, monitoring, settings=settings)
+        for artifact, name in ((decision, "decision.md"), (drift_page, "drift.html")):
+            page_file = home.folder / str(result["window"]) / name
+            home.fetch(f"{result['window']}/{name}")  # of a window that was judged before
+            text = page_file.read_text(encoding="utf-8") if result["window"] else result["reason"]
+            Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
+            Path(artifact.path).write_text(text, encoding="utf-8")
     logger.info("%s: %s", result["action"], result["reason"])
     found = {
         "drift_check/drifted_signals": float(len(result["drifted_signals"])),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 from zoneinfo import ZoneInfo
 
 from pydantic import Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import SECRET, Config
 
 CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$"
 
@@ -66,11 +68,23 @@ class AlertsConfig(Config):
     """Who is told."""
 
     webhook: str | None = None
-    """Address that takes a JSON object by POST with the field `text`, as Slack's incoming webhooks do, or the name of
-    the environment variable that holds it: such addresses are secrets. None: nobody is told."""
+    """Name of the environment variable, on a cluster of the key of the Secret, with the address that takes a JSON
+    object by POST with the field `text`, as Slack's incoming webhooks do. The address itself is a secret, and a recipe
+    is copied into pipelines and reports. None: nobody is told."""
     on: list[Literal["retrain", "wait", "failed"]] = ["retrain", "failed"]
     """`retrain`: a retraining was started; `wait`: a window has drifted, and a rule says not now; `failed`: a
     retraining could not be started."""
+
+    @field_validator("webhook")
+    @classmethod
+    def _is_a_name(cls, webhook: str | None) -> str | None:
+        if webhook is not None and not re.fullmatch(r"[A-Za-z_]\w*", webhook):
+            raise PydanticCustomError(
+                SECRET,
+                "expected the name of an environment variable that holds the address, such as TEAM_WEBHOOK: whoever "
+                "knows the address can write to it, and a recipe is copied into pipelines and reports",
+            )
+        return webhook
 
 
 class MonitoringConfig(Config):

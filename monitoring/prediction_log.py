@@ -4,9 +4,9 @@
     LOG/labels/date=2026-11-24/20261124T080000-4f1c09a2b7de-000007.parquet   label/1, by the day of arrival
 
 A writer puts what it has gathered into a new file of its own, so writers need no lock, and a file appears under its
-name only when it is whole: by a rename on a disk, by one put in an object store. What a killed writer had not yet
-written, at most `flush_seconds` of rows, is lost; what it had written stands. Personal data is masked before it is
-written, by the rules of data_curation.
+name only when it is whole: by a rename on a disk, by one put on an object store (`s3://`). What a killed writer had
+not yet written, at most `flush_seconds` of rows, is lost; what it had written stands. Personal data is masked before it
+is written, by the rules of data_curation.
 """
 
 from __future__ import annotations
@@ -17,18 +17,17 @@ import json
 import logging
 import os
 import re
-import shutil
-import tempfile
 import threading
 import uuid
 from collections import Counter, defaultdict, deque
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
+from bloomery.components.core import s3
 from bloomery.components.core.artifact import MANIFEST
 from bloomery.components.core.config import Config
 from bloomery.components.core.data import pii, tables
@@ -45,7 +44,7 @@ MAX_WAITING_BYTES = 256 * 2**20
 """Files that wait while their store does not answer; beyond it the oldest are given up, and counted."""
 _READ_AS_WELL = {"prediction/2": ("prediction/1",)}
 """Older versions whose rows are still read: a log is not written again."""
-_DAY = re.compile(r"date=(\d{4}-\d{2}-\d{2})$")
+_DAY = re.compile(r"date=(\d{4}-\d{2}-\d{2})/$")
 
 
 class _File(NamedTuple):
@@ -57,15 +56,18 @@ class _File(NamedTuple):
 
 
 class PredictionLog:
-    """Appends to the log at `uri`, a folder or a store's URI, from a thread of its own; any thread may call it."""
+    """Appends to the log at `uri`, a folder or `s3://bucket/prefix`, from a thread of its own; any thread may call
+    it."""
 
     def __init__(self, uri: str, *, flush_rows: int = 1000, flush_seconds: float = 30.0) -> None:
         """Write when `flush_rows` have gathered, or `flush_seconds` after the first of them.
 
-        Raises: DataError if `uri` is a file.
+        Raises: DataError if `uri` is a file, ConfigError if it is another store's than S3.
         """
-        if Path(_local(uri)).is_file():
-            raise DataError(f"{uri}: is a file; a prediction log is written to a folder or a store's URI")
+        if _is_remote(uri):
+            s3.is_uri(uri)
+        elif _path(uri).is_file():
+            raise DataError(f"{uri}: is a file; a prediction log is written to a folder or s3://bucket/prefix")
         self.uri = uri.rstrip("/")
         self.num_written = 0
         """Rows that stand in the log."""
@@ -95,7 +97,8 @@ class PredictionLog:
         self._take([Label(id=request_id, time=moment, feedback=feedback, label=label)])
 
     def flush(self) -> None:
-        """Write everything taken so far. Raises: ServiceError if the store refuses; the rows are kept for the next."""
+        """Write everything taken so far. Raises: ServiceError if the disk or store does not take it, ConfigError if the
+        store refuses; the rows are kept for the next."""
         with self._writing:
             with self._gathering:
                 rows, self._rows = self._rows, []
@@ -107,7 +110,7 @@ class PredictionLog:
                 self.num_written += self._files.popleft().num_rows
 
     def close(self) -> None:
-        """Write everything, and take no more. Raises: ServiceError as `flush`."""
+        """Write everything, and take no more. Raises: as `flush`."""
         with self._gathering:
             self._is_closed = True
             self._gathering.notify()
@@ -268,7 +271,7 @@ class Reading:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with _opened(file) as stream:
+        with tables.opened(file) as stream:
             number = 0
             try:
                 content = pq.ParquetFile(stream, page_checksum_verification=True)
@@ -292,14 +295,20 @@ def parse_time(text: str) -> datetime:
 
 
 def exists(uri: str) -> bool:
-    """Whether there is a file or folder, or anything under a store's prefix. Raises: ServiceError if the store does not
-    answer."""
-    import fsspec
+    """Whether there is a file or folder, something that a glob names, or anything under a store's prefix.
 
-    with _store(uri):
-        system, path = fsspec.core.url_to_fs(uri)
-        system.invalidate_cache()
-        return bool(system.glob(path)) if glob.has_magic(path) else bool(system.exists(path))
+    Raises: ServiceError if the store does not answer, ConfigError what it refuses.
+    """
+    if not _is_remote(uri):
+        path = _path(uri)
+        with _disk(uri):
+            return path.exists() or bool(glob.glob(str(path)))
+    if uri.startswith(s3.SCHEME) and s3.listed(uri):
+        return True
+    try:
+        return bool(tables.list_files(uri))
+    except DataError:
+        return False
 
 
 def _other_schema(found: Any, kind: type[Record]) -> str:
@@ -316,44 +325,52 @@ def _other_schema(found: Any, kind: type[Record]) -> str:
 def _files(folder: str, first: date | None, last: date | None) -> list[str] | None:
     """The visible files of the days [first, last] of a folder, and those beside its days, by name; None if it has no
     days."""
-    import fsspec
+    names = _names(folder)
+    days = {name: found[1] for name in names if (found := _DAY.match(name))}
+    if not days:
+        return None
+    wanted = [
+        name
+        for name in names
+        if name != f"{LABELS}/"
+        and (
+            name not in days
+            or (first is None or days[name] >= first.isoformat())
+            and (last is None or days[name] <= last.isoformat())
+        )
+    ]
+    found = [file for name in wanted for file in _under(folder, name)]
+    return sorted(file for file in found if not Path(file).name.startswith("."))
 
-    with _store(folder):
-        system, root = fsspec.core.url_to_fs(folder)
-        system.invalidate_cache()  # a store's client remembers listings, and other writers add files
-        if not system.isdir(root):
-            return None
-        names = system.ls(root, detail=False)
-        days = {name: found[1] for name in names if (found := _DAY.search(name.rstrip("/")))}
-        if not days:
-            return None
-        wanted = [
-            name
-            for name in names
-            if Path(name).name != LABELS
-            and (
-                name not in days
-                or (first is None or days[name] >= first.isoformat())
-                and (last is None or days[name] <= last.isoformat())
-            )
-        ]
-        found = [file for name in wanted for file in system.find(name)]
-    visible = (file for file in found if not Path(file).name.startswith("."))
-    return sorted(file if _is_local(folder) else system.unstrip_protocol(file) for file in visible)
+
+def _names(folder: str) -> list[str]:
+    """Names next under a folder, those of folders with a / at their end; none where there is no such folder."""
+    if _is_remote(folder):
+        return s3.listed(folder) if folder.startswith(s3.SCHEME) else []
+    with _disk(folder):
+        there = _path(folder)
+        return [f"{one.name}/" if one.is_dir() else one.name for one in there.iterdir()] if there.is_dir() else []
+
+
+def _under(folder: str, name: str) -> list[str]:
+    """The file `name` of a folder, or all those of the folder `name` in it."""
+    if not name.endswith("/"):
+        return [f"{folder}/{name}"]
+    if _is_remote(folder):
+        return [f"{folder}/{name}{file}" for file in s3.names(f"{folder}/{name}")]
+    with _disk(folder):
+        return [str(file) for file in (_path(folder) / name).rglob("*") if file.is_file()]
 
 
 def _write(uri: str, data: bytes) -> None:
     """Write a file that appears whole or not at all."""
-    with _store(uri):
-        if not _is_local(uri):
-            import fsspec
-
-            system, path = fsspec.core.url_to_fs(uri)
-            system.pipe_file(path, data)
-            return
-        target = Path(_local(uri)).expanduser()
+    if _is_remote(uri):
+        s3.put_bytes(uri, data)
+        return
+    target = _path(uri)
+    temporary = target.with_name(f".{target.name}")
+    with _disk(uri):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f".{target.name}")
         with temporary.open("wb") as stream:
             stream.write(data)
             stream.flush()
@@ -362,40 +379,16 @@ def _write(uri: str, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _opened(uri: str) -> Iterator[IO[bytes]]:
-    """The bytes of a file; a remote one is fetched whole first: a failing network must not look like a torn file."""
-    if _is_local(uri):
-        with _store(uri):
-            stream = Path(_local(uri)).expanduser().open("rb")
-        with stream:
-            yield stream
-        return
-    import fsspec
-
-    with tempfile.TemporaryFile() as copy:
-        with _store(uri), fsspec.open(uri, "rb") as remote:
-            shutil.copyfileobj(remote, copy)
-        copy.seek(0)
-        yield copy
-
-
-def _is_local(uri: str) -> bool:
-    return "://" not in uri or uri.startswith("file://")
-
-
-def _local(uri: str) -> str:
-    return uri.removeprefix("file://")
-
-
-@contextlib.contextmanager
-def _store(uri: str) -> Iterator[None]:
-    """Tell the errors of a disk or of a store's client as ours."""
+def _disk(uri: str) -> Iterator[None]:
     try:
         yield
-    except BloomeryError:
-        raise
-    except Exception as error:
-        if _is_local(uri) and isinstance(error, OSError):
-            raise from_os_error(error, f"using the prediction log {uri}") from error
-        reason = str(error).split("\n")[0][:300] or type(error).__name__
-        raise ServiceError(f"{uri}: the store did not answer: {reason}; check the network and credentials") from error
+    except OSError as error:
+        raise from_os_error(error, f"using the prediction log {uri}") from error
+
+
+def _is_remote(uri: str) -> bool:
+    return "://" in uri and not uri.startswith("file://")
+
+
+def _path(uri: str) -> Path:
+    return Path(uri.removeprefix("file://")).expanduser()

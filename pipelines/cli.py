@@ -160,9 +160,8 @@ def compile_(
     loaded = launch.load(recipe, set, prepare=False)
     fits.check(loaded)
     launch.compile_to(loaded, output)
-    if here := local_files.found(loaded):
-        told = "\n".join(f"warning: {line}" for line in local_files.refusal(here))
-        typer.echo(f"{told}\n`bloomery submit --upload s3://bucket/prefix` puts them where pods read them", err=True)
+    if told := local_files.warning(loaded):
+        typer.echo(f"{told}; an option of `bloomery submit`", err=True)
     typer.echo(str(output))
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from bloomery.components.core.errors import ConfigError
 from bloomery.pipelines.cli_options import (
     EndpointOption,
     InImageOption,
     JsonOption,
     NamespaceOption,
-    RecipeArgument,
     RunArgument,
     SetOption,
     TokenOption,
@@ -23,7 +24,9 @@ from bloomery.pipelines.cli_options import (
 
 
 def submit(
-    recipe: RecipeArgument,
+    recipe: Annotated[
+        str, typer.Argument(help="Recipe file, the name of one that comes with the package, or a compiled pipeline.")
+    ],
     set: SetOption = [],  # noqa: A002, B006
     upload: UploadOption = None,
     in_image: InImageOption = False,
@@ -35,10 +38,11 @@ def submit(
     namespace: NamespaceOption = None,
     token: TokenOption = None,
 ) -> None:
-    """Submit a recipe to a Kubeflow Pipelines cluster, and print the id of its run.
+    """Submit a recipe, or a compiled pipeline as it is, to a Kubeflow Pipelines cluster, and print the id of its run.
 
     Files of this machine are refused, or with --upload put where pods read them. Exit codes: 2 for what the API
-    refuses, 7 if it does not answer; with --wait 1 if the run fails.
+    refuses, 7 if it does not answer; with --wait those of `bloomery run`: 0 promoted, 5 rejected by the gate, else that
+    of the error, or 1 where its kind is not known.
 
     Examples:
 
@@ -46,15 +50,24 @@ def submit(
 
         bloomery submit quickstart --upload s3://mlpipeline/bloomery --wait
 
+        bloomery tune my.yaml --over sft.adapter.rank=8,16,32 --sampler grid --compile search.yaml
+
+        bloomery submit search.yaml --key ranks
+
         KFP_ENDPOINT=https://kfp.example.com KFP_TOKEN=… bloomery submit my.yaml --namespace team-a --set seed=3
     """
     from bloomery.pipelines import fits, launch, local_files, submission
     from bloomery.pipelines.kubeflow import Access
 
-    loaded = launch.load(recipe, set, prepare=bool(upload) and not in_image)
-    fits.check(loaded)
     access = Access(endpoint, namespace, token)
-    run = submission.submit(local_files.for_pods(loaded, upload, in_image=in_image), access, key)
+    if launch.name_of_compiled(Path(recipe)):
+        if set or in_image:
+            raise ConfigError(f"{recipe} is compiled: --set and --in-image belong to the command that compiles it")
+        run = submission.submit_compiled(Path(recipe), access, key)
+    else:
+        loaded = launch.load(recipe, set, prepare=bool(upload) and not in_image)
+        fits.check(loaded)
+        run = submission.submit(local_files.for_pods(loaded, upload, in_image=in_image), access, key)
     typer.echo(run)
     if wait:
         _follow(run, access)
@@ -70,7 +83,7 @@ def status(
 ) -> None:
     """Show how far a run on a cluster is: its stages with their states and times, and why one failed or waits.
 
-    Exit code 1 if the run has failed or was cancelled.
+    Exit codes: those of `bloomery submit --wait` once the run has ended, 0 before.
 
     Examples:
 
@@ -94,9 +107,8 @@ def status(
         for task in now.tasks:
             seconds = "" if task.seconds is None else f"{task.seconds:.0f} s"
             typer.echo(f"{task.stage:<24} {task.state:<9} {seconds:>8}  {task.message}".rstrip())
-        typer.echo(f"{now.name}: {now.state.lower()}", err=True)
-    if now.state in ("FAILED", "CANCELED"):
-        submission.raise_for(now)
+        typer.echo(f"{now.name}: {now.outcome}", err=True)
+    submission.raise_for(now)
 
 
 def logs(
@@ -146,7 +158,7 @@ COMMANDS = (submit, status, logs, cancel)
 
 
 def _follow(run: str, access: Any) -> None:
-    """Show a run until it has ended, and raise what ended it if it failed."""
+    """Show a run until it has ended, and raise why it has not ended well."""
     from bloomery.pipelines import submission
     from bloomery.pipelines.progress import Lines, Live
 
@@ -157,4 +169,5 @@ def _follow(run: str, access: Any) -> None:
     finally:
         show.close()
     submission.raise_for(ended)
-    typer.echo(f"{ended.name}: {ended.state.lower()}", err=True)
+    submission.raise_unless_known(ended)
+    typer.echo(f"{ended.name}: {ended.outcome}", err=True)

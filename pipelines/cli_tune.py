@@ -8,7 +8,15 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from bloomery.pipelines.cli_options import WORKDIR, JsonOption, RecipeArgument, SetOption, WorkdirOption
+from bloomery.pipelines.cli_options import (
+    WORKDIR,
+    InImageOption,
+    JsonOption,
+    RecipeArgument,
+    SetOption,
+    UploadOption,
+    WorkdirOption,
+)
 
 
 def tune(
@@ -34,6 +42,8 @@ def tune(
         ),
     ] = None,
     parallel: Annotated[int, typer.Option(min=1, help="With --compile: trials at a time.")] = 4,
+    upload: UploadOption = None,
+    in_image: InImageOption = False,
     workdir: WorkdirOption = WORKDIR,
     set: SetOption = [],  # noqa: A002, B006
     as_json: JsonOption = False,
@@ -43,6 +53,9 @@ def tune(
     What trials have in common is computed once, trials worse than the median are ended early, and the same command goes
     on with a study that was interrupted. Afterwards run the recipe with the settings that are printed.
 
+    With --compile the trials run side by side on a cluster, by `bloomery submit FILE`; one that fails is told as
+    failed, and the others go on. Files of this machine are put where pods read them by --upload.
+
     Examples:
 
         bloomery tune my.yaml --over sft.learning_rate=1e-5..1e-3 --over sft.adapter.rank=8,16,32
@@ -51,12 +64,27 @@ def tune(
 
         bloomery tune my.yaml --over cpt.replay_share=0,0.05,0.2 --sampler grid --measure cpt/general_perplexity_after
 
-        bloomery tune my.yaml --over sft.adapter.rank=8,16,32 --sampler grid --compile search.yaml --parallel 3
+        bloomery tune my.yaml --over sft.adapter.rank=8,16,32 --sampler grid --compile search.yaml --upload s3://b/shop
     """
     from bloomery.pipelines import tune as search
 
     if compile_:
-        _compile(compile_, recipe, set, over, trials, sampler, measure, maximise, parallel)
+        from bloomery.pipelines import launch
+
+        pipeline = _pipeline(
+            recipe,
+            set,
+            over,
+            upload=None if in_image else upload,
+            in_image=in_image,
+            trials=trials,
+            sampler=sampler,
+            measure=measure,
+            maximise=maximise,
+            parallel=parallel,
+        )
+        launch.compile_pipeline(pipeline, compile_)
+        typer.echo(str(compile_))
         return
     from bloomery.infra import surroundings
 
@@ -92,31 +120,24 @@ def tune(
     raise typer.Exit(0 if study.best else 4)
 
 
-def _compile(
-    target: Path,
-    recipe: str,
-    settings: list[str],
-    over: list[str],
-    trials: int,
-    sampler: str,
-    measure: str,
-    maximise: bool,
-    parallel: int,
-) -> None:
-    """Write the pipeline of the search."""
+def _pipeline(
+    recipe: str, settings: list[str], over: list[str], *, upload: str | None, in_image: bool, **search: Any
+) -> Any:
+    """The pipeline of a search, with files of this machine under `upload`, or a warning of those that no pod reads."""
     from bloomery.infra.short_stacks import short_stacks
-    from bloomery.pipelines import launch, tune_pipeline
+    from bloomery.pipelines import local_files, tune_pipeline
+    from bloomery.pipelines.recipe import Recipe
+
+    warned: set[str] = set()
+
+    def for_pods(loaded: Recipe) -> Recipe:
+        if upload:
+            return local_files.for_pods(loaded, upload)
+        told = "" if in_image else local_files.warning(loaded)
+        if told not in warned | {""}:
+            typer.echo(told, err=True)
+        warned.add(told)
+        return loaded
 
     with short_stacks():
-        pipeline = tune_pipeline.build(
-            recipe,
-            settings,
-            over,
-            trials=trials,
-            sampler=sampler,
-            measure=measure,
-            maximise=maximise,
-            parallel=parallel,
-        )
-    launch.compile_pipeline(pipeline, target)
-    typer.echo(str(target))
+        return tune_pipeline.build(recipe, settings, over, prepare=bool(upload), for_pods=for_pods, **search)

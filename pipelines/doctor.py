@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
 import socket
 import subprocess
@@ -17,7 +16,7 @@ from typing import Literal, NamedTuple
 from urllib.parse import urlsplit
 
 from bloomery.components.core import s3, uploads
-from bloomery.components.core.errors import BloomeryError
+from bloomery.components.core.errors import BloomeryError, masked
 
 SECONDS = 20.0
 """Time of one check."""
@@ -190,7 +189,7 @@ def credentials(bucket: str | None) -> Iterable[Finding]:
 def mlflow() -> Iterable[Finding]:
     """Whether the tracking server answers, and takes the user."""
     uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-    shown = re.sub("//[^@/]*@", "//", uri)
+    shown = masked(uri)
     if not uri.startswith(("http://", "https://")):
         yield Finding("MLflow", "ok", shown or "MLFLOW_TRACKING_URI is not set: each workdir has a SQLite file")
         return
@@ -223,11 +222,11 @@ def reachable(webhook: str | None) -> Iterable[Finding]:
     if not webhook:
         yield Finding("webhook", "ok", "none named (monitoring.alerts.webhook): nobody is told of drift")
         return
-    address = webhook if "://" in webhook else os.environ.get(webhook, "")
+    address = os.environ.get(webhook, "")
     parts = urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        told = f"the environment variable {webhook} holds no address" if "://" not in webhook else "no http(s) address"
-        yield Finding("webhook", "fix", told, "set monitoring.alerts.webhook, or the variable that it names")
+        told = f"the environment variable {webhook} holds no http or https address"
+        yield Finding("webhook", "fix", told, "set the variable, or correct monitoring.alerts.webhook")
         return
     port = parts.port or (443 if parts.scheme == "https" else 80)
     try:

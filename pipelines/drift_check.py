@@ -31,7 +31,7 @@ def build(recipe: Recipe, recipe_path: str, log: str, workdir: str, settings: Se
     Retraining is submitted where `recipe.monitoring.runner` is `cluster`; `local` would end with the pod.
     """
     webhook = recipe.monitoring.alerts.webhook
-    secret = (webhook,) if webhook and "://" not in webhook else ()
+    secret = (webhook,) if webhook else ()
     watched, handed_on = parameters(recipe.monitoring), list(settings)
 
     @dsl.pipeline(

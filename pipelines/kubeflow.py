@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
@@ -57,6 +58,11 @@ def connected(access: Access) -> Iterator[Any]:
         raise
     except Exception as error:  # kfp passes on whatever urllib3, its own client or the API raised
         raise _told(error, where) from error
+
+
+def quietly() -> contextlib.redirect_stdout[io.StringIO]:
+    """Without the links that kfp prints to what it makes, which hold the address as it was given."""
+    return contextlib.redirect_stdout(io.StringIO())
 
 
 def _client(access: Access) -> Any:

@@ -8,6 +8,7 @@ import importlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -65,6 +66,14 @@ def compile_pipeline(pipeline: Any, target: Path) -> None:
     for image in sorted({executors[name]["container"]["image"] for name in executors}):
         if "@sha256:" not in image:
             logger.warning("%s is a tag, which may be another image tomorrow: name images by digest", image)
+
+
+def name_of_compiled(file: Path) -> str:
+    """The name of the pipeline in a compiled file; '' of any other file, or none."""
+    if not file.is_file():
+        return ""
+    found = re.search(r"^pipelineInfo:\n(?:  .*\n)*?  name: (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    return found[1] if found else ""
 
 
 def built(recipe: Recipe, until: str | None = None) -> Any:

@@ -86,6 +86,12 @@ def refusal(here: list[Here]) -> list[str]:
     return [f"{setting.key}: {setting.path} is of this machine, and pods cannot read it" for setting in here]
 
 
+def warning(recipe: Recipe) -> str:
+    """What is told beside a pipeline that is compiled with paths of this machine; '' where it has none."""
+    told = [f"warning: {line}" for line in refusal(found(recipe))]
+    return "\n".join([*told, "--upload s3://bucket/prefix puts them where pods read them"]) if told else ""
+
+
 def _put(setting: Here, prefix: str) -> str:
     """The URI of a file, of a folder with the files of it that would be read, or of what a glob names."""
     root = _root(setting.path)

@@ -12,6 +12,7 @@ from kfp import dsl
 from bloomery.components.core import pipeline_run
 from bloomery.components.core.config import digest, packed, parameters
 from bloomery.components.core.modelling.named_models import START
+from bloomery.components.core.step import TRIAL
 from bloomery.infra.resources import place
 from bloomery.pipelines import steps
 from bloomery.pipelines.recipe import Recipe
@@ -41,29 +42,38 @@ def variants(recipe: Recipe) -> list[dict[str, Any]]:
     ]
 
 
-def task_maker(recipe: Recipe) -> Callable[..., dict[str, Any]]:
-    """What makes a task that runs a step as a stage, with a config and inputs, placed as the recipe says, and returns
-    its outputs by port."""
-    told = {
+def facts_of(recipe: Recipe) -> dict[str, str]:
+    """The variables by which a task finds the MLflow run of its pipeline run."""
+    return {
         pipeline_run.RECIPE: recipe.name,
         pipeline_run.RECIPE_DIGEST: digest(recipe.model_dump(mode="json")),
     }
 
-    def task(name: str, stage: Any, config: Any, **inputs: Any) -> dict[str, Any]:
+
+def task_maker(recipe: Recipe) -> Callable[..., dict[str, Any]]:
+    """What makes a task that runs a step as a stage, with a config and inputs, placed as the recipe says, and returns
+    its outputs by port."""
+    told = facts_of(recipe)
+
+    def task(
+        name: str, stage: Any, config: Any, *, title: str = "", is_trial: bool = False, **inputs: Any
+    ) -> dict[str, Any]:
         step = steps.find(name)
         # In a loop the name of the stage is known when it runs.
-        title = stage if isinstance(stage, str) else f"{name}_of_variant"
+        title = title or (stage if isinstance(stage, str) else f"{name}_of_variant")
         created = step.component(title)(stage=stage, config=config, **inputs).set_display_name(title)
         for variable, value in told.items():
             created.set_env_variable(variable, value)
         if name == "promotion":
             created.set_env_variable(pipeline_run.LAST, "1")
+        if is_trial:
+            created.set_env_variable(TRIAL, "1")
         return place(
             created,
             name,
             recipe.resources,
             accelerated=step.accelerator,
-            cached=step.is_cached,
+            cached=step.is_cached and not is_trial,  # the backend would keep a trial's failure, the store does not
             credentials=step.secrets,
         ).outputs
 

@@ -10,7 +10,16 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from bloomery.components.chat_curation.config import ChatCurationConfig
-from bloomery.components.core.config import MOST_PACKED, Config, ModelName, TemplateName, packed, parameters, parse
+from bloomery.components.core.config import (
+    MOST_PACKED,
+    Config,
+    ModelName,
+    TemplateName,
+    packed,
+    parameters,
+    parse,
+    passwords,
+)
 from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.modelling import named_models
@@ -334,7 +343,7 @@ def parse_recipe(values: dict[str, Any], folder: Path, absent: dict[str, str] | 
     for variant in variants if isinstance(variants, list) else []:
         if isinstance(variant, dict) and isinstance(variant.get("qat"), dict):
             variant["qat"].setdefault("seed", seed)
-    problems = [
+    problems = [*passwords(values)] + [
         f"{name}: a step is no key of its own: put it into the list `stages`, in its place: `- {name}: {{…}}`"
         for name in steps.names()
         if name in values and name not in Recipe.model_fields

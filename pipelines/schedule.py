@@ -107,7 +107,8 @@ def schedule(
         wanted[f"{recipe.name}-retraining"] = six_fields(retrain), launch.built(recipe)
     made = {}
     with tempfile.TemporaryDirectory() as folder, connected(access) as client:
-        experiment = client.create_experiment(recipe.name)
+        with kubeflow.quietly():
+            experiment = client.create_experiment(recipe.name)
         for name, (cron, pipeline) in wanted.items():
             package = f"{folder}/{name}.yaml"
             compiler.Compiler().compile(pipeline, package)
@@ -134,12 +135,16 @@ def path_in_the_cluster(recipe: str) -> str:
 
 
 def _recurring_runs(client: Any, name: str) -> list[str]:
-    """Ids of the recurring runs of that name."""
+    """Ids of the recurring runs of that name, in the profile of whoever asks: unlike of runs, kfp's client does not put
+    it in by itself."""
     found: list[str] = []
     token = ""
     while True:
         page = client.list_recurring_runs(
-            page_token=token, page_size=100, filter=kubeflow.equals("display_name", name)
+            page_token=token,
+            page_size=100,
+            namespace=client.get_user_namespace() or None,
+            filter=kubeflow.equals("display_name", name),
         )
         found += [run.recurring_run_id for run in page.recurring_runs or []]
         token = page.next_page_token

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import logging
 import re
@@ -16,7 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError
+from bloomery.components.core import errors
+from bloomery.components.core.errors import BloomeryError, ConfigError, GateError, ServiceError
 from bloomery.pipelines import keys, kubeflow, launch
 from bloomery.pipelines.kubeflow import Access, connected
 from bloomery.pipelines.recipe import Recipe
@@ -68,6 +68,13 @@ class Seen:
     state: str
     tasks: tuple[Task, ...]
     """In the order in which they can run."""
+    verdict: str = ""
+    """What promotion has told, `promoted: why` or `rejected: why`; '' before, or where its log is gone."""
+
+    @property
+    def outcome(self) -> str:
+        """Its verdict, or where there is none its state."""
+        return self.verdict or self.state.lower()
 
     @property
     def failure(self) -> str:
@@ -82,29 +89,46 @@ def submit(recipe: Recipe, access: Access, key: str | None = None) -> str:
     after an answer that was lost, for the API may have made the run all the same.
     Raises: ConfigError with the API's reason for what it refuses, ServiceError if it does not answer.
     """
-    name = keys.check_key(key) if key else f"{recipe.name}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    name = _run_name(recipe.name, key)
     with tempfile.TemporaryDirectory() as folder, connected(access) as client:
         package = Path(folder) / "pipeline.yaml"
         launch.compile_to(recipe, package)
-        for wait in (*kubeflow.WAITS, None):
-            known = kubeflow.run_named(client, name)
-            if known is not None:
-                return known.run_id
-            try:
-                with contextlib.redirect_stdout(io.StringIO()):  # kfp prints a link there
-                    experiment = client.create_experiment(recipe.name)
-                    return client.run_pipeline(experiment.experiment_id, name, str(package)).run_id
-            except Exception as error:
-                if not kubeflow.is_passing(error):
-                    raise
-                reason = kubeflow.reason_of(error)
-                if wait is None:
-                    raise ServiceError(
-                        f"Kubeflow Pipelines did not take the run {name}: {reason}; `bloomery submit … --key {name}` "
-                        "submits it, or finds it, and never makes two"
-                    ) from error
-                logger.info("submitting %s: %s; is looked for, and submitted again, in %.0f s", name, reason, wait)
-                time.sleep(wait)
+        return _submitted(client, package, recipe.name, name)
+
+
+def submit_compiled(package: Path, access: Access, key: str | None = None) -> str:
+    """Submit the pipeline in a file, of a recipe or of a search, as `submit` does; its experiment is named after it."""
+    pipeline = launch.name_of_compiled(package)
+    name = _run_name(pipeline, key)
+    with connected(access) as client:
+        return _submitted(client, package, pipeline, name)
+
+
+def _run_name(pipeline: str, key: str | None) -> str:
+    return keys.check_key(key) if key else f"{pipeline}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+
+
+def _submitted(client: Any, package: Path, experiment: str, name: str) -> str:
+    """The id of the run `name` of the pipeline in a file, which is looked for before each attempt to make it."""
+    for wait in (*kubeflow.WAITS, None):
+        known = kubeflow.run_named(client, name)
+        if known is not None:
+            return known.run_id
+        try:
+            with kubeflow.quietly():
+                made = client.create_experiment(experiment)
+                return client.run_pipeline(made.experiment_id, name, str(package)).run_id
+        except Exception as error:
+            if not kubeflow.is_passing(error):
+                raise
+            reason = kubeflow.reason_of(error)
+            if wait is None:
+                raise ServiceError(
+                    f"Kubeflow Pipelines did not take the run {name}: {reason}; `bloomery submit … --key {name}` "
+                    "submits it, or finds it, and never makes two"
+                ) from error
+            logger.info("submitting %s: %s; is looked for, and submitted again, in %.0f s", name, reason, wait)
+            time.sleep(wait)
     raise AssertionError("unreachable: the last attempt returns or raises")
 
 
@@ -229,11 +253,13 @@ def _seen(client: Any, run: Any) -> Seen:
         state = STATES.get(detail.state, "·") if detail else "·"
         message = _message(nodes) if state in ("failed", "running", "waiting") else ""
         if state == "failed" and not message and pods:
-            message = _last_error(client, run.run_id, pods[-1])
+            message = _last_told(client, run.run_id, pods[-1], level="ERROR")
         tasks.append(
             Task(stage, state, _time(detail and detail.start_time), _time(detail and detail.end_time), message, pods)
         )
-    return Seen(run.run_id, run.display_name, run.state or "PENDING", tuple(tasks))
+    judged = next((task for task in tasks if task.stage == "promotion" and task.state == "done" and task.pods), None)
+    verdict = _last_told(client, run.run_id, judged.pods[-1], logger=PROMOTION) if judged else ""
+    return Seen(run.run_id, run.display_name, run.state or "PENDING", tuple(tasks), verdict)
 
 
 def _stages(spec: dict[str, Any]) -> dict[str, str]:
@@ -309,20 +335,48 @@ def _message(nodes: list[dict[str, Any]]) -> str:
     return " ".join((told or ("" if "Error (exit" in said else said)).split())[:500]
 
 
-def _last_error(client: Any, run_id: str, pod: str) -> str:
-    """The last error in a pod's log, whose lines are JSON; '' if there is none, or no log."""
+PROMOTION = "bloomery.components.promotion.step"
+"""The logger whose last line is the verdict. The API tells neither metrics nor artifacts of a task (2.17)."""
+
+
+def _last_told(client: Any, run_id: str, pod: str, **wanted: str) -> str:
+    """The last message with the `wanted` facts of a pod's log, whose lines are JSON; '' if there is none, or no log."""
     from kfp_server_api.exceptions import ApiException
 
     with contextlib.suppress(ApiException):
         for line in reversed(_log(client, run_id, pod).splitlines()):
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 told = json.loads(line)
-                if told["level"] == "ERROR":
+                if all(told[fact] == value for fact, value in wanted.items()):
                     return " ".join(str(told["message"]).split())[:500]
     return ""
 
 
+KIND = re.compile(r"(?<=: )(\w+Error): ")
+"""How a step's last words begin: with the kind of its error, which has an exit code."""
+
+
 def raise_for(now: Seen) -> None:
-    """Raise what ended a run that has not succeeded."""
-    if now.state != "SUCCEEDED":
-        raise BloomeryError(now.failure or f"the run {now.name} ended {now.state.lower()}")
+    """Raise why a run has not ended well, as `bloomery run` would: a stage's error, or the gate's refusal.
+
+    Raises: BloomeryError, of the kind that the stage told; GateError if the candidate was rejected.
+    """
+    if now.verdict.startswith("rejected"):
+        raise GateError(f"{now.name}: {now.verdict}")
+    if now.state not in ENDED or now.state == "SUCCEEDED":
+        return
+    told = now.failure or f"the run {now.name} ended {now.state.lower()}"
+    kind = KIND.search(told)
+    known = getattr(errors, kind[1], None) if kind else None
+    if known is None:
+        raise BloomeryError(told)
+    raise known(KIND.sub("", told, count=1))
+
+
+def raise_unless_known(now: Seen) -> None:
+    """Raise ServiceError if a run has judged a candidate, and what it came to cannot be read."""
+    if not now.verdict and any(task.stage == "promotion" and task.state == "done" for task in now.tasks):
+        raise ServiceError(
+            f"{now.name}: succeeded, but the API does not show the log of its promotion, so whether the candidate was "
+            "promoted is not known here; MLflow has it: `bloomery models list`"
+        )

@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -19,7 +20,7 @@ import yaml
 
 from bloomery.components.core import artifact
 from bloomery.components.core.config import digest
-from bloomery.components.core.errors import ConfigError, MissingExtraError
+from bloomery.components.core.errors import ConfigError, MissingExtraError, ServiceError
 from bloomery.pipelines import fork_server, launch
 from bloomery.pipelines.recipe import Recipe
 
@@ -104,21 +105,24 @@ def search(
 
     `measure` is `stage/metric`; none: `validation_loss` of the last stage that a searched key names. `storage` is the
     URL of Optuna's database; none: SQLite in `workdir`. `show` gets the events of a trial, `told` each ended trial.
-    Raises: ConfigError if a key or an end of its values is refused by the recipe, or no trial has the measure.
+    Raises: ConfigError if a key or an end of its values is refused by the recipe, or no trial has the measure;
+            ServiceError if the database does not answer.
     """
     optuna = optuna_quietly()
     base, stage, metric = checked(recipe, settings, over, measure, prepare=True)
     name = study_name(base, settings, over, f"{stage}/{metric}")
     folder = workdir.absolute() / "tune"
     folder.mkdir(parents=True, exist_ok=True)
-    study = optuna.create_study(
-        study_name=name,
-        storage=storage or f"sqlite:///{folder / 'studies.db'}",
-        load_if_exists=True,
-        direction="maximize" if maximise else "minimize",
-        sampler=sampler_of(optuna, sampler, over, base.seed),
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_TRIALS),
-    )
+    chooser = sampler_of(optuna, sampler, over, base.seed)
+    with answering("--storage"):
+        study = optuna.create_study(
+            study_name=name,
+            storage=with_driver(storage) if storage else f"sqlite:///{folder / 'studies.db'}",
+            load_if_exists=True,
+            direction="maximize" if maximise else "minimize",
+            sampler=chooser,
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_TRIALS),
+        )
 
     def run(trial: Any) -> float:
         chosen = [setting(each.key, each.suggest(trial)) for each in over]
@@ -170,6 +174,30 @@ def optuna_quietly() -> Any:
         raise MissingExtraError("bloomery tune: pip install 'bloomery[tune]'") from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna
+
+
+def with_driver(url: str) -> str:
+    """The URL of a database with the driver of PostgreSQL that our images hold: SQLAlchemy 2.1 would take another."""
+    return re.sub(r"^postgres(ql)?://", "postgresql+psycopg2://", url)
+
+
+@contextlib.contextmanager
+def answering(told: str) -> Iterator[None]:
+    """Tell the errors of the database of studies, which is named by what is `told`, as ours."""
+    optuna_quietly()
+    from optuna.exceptions import StorageInternalError
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        yield
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{told}: the driver of this database is not installed: {error.__cause__ or error}; of PostgreSQL: pip "
+            "install psycopg2-binary"
+        ) from None
+    except (StorageInternalError, SQLAlchemyError) as error:
+        reason = str(error.__cause__ or error).split("\n")[0][:300]
+        raise ServiceError(f"{told}: the database of the study did not do its part: {reason}") from error
 
 
 def setting(key: str, value: Any) -> str:

@@ -3,16 +3,17 @@ last task tells the best.
 
 The trials of a grid, or those drawn at random, are known when it is compiled. Where a sampler chooses by what others
 have come to, each trial asks the study, in a database that all pods reach, when its turn comes, and tells it what it
-came to.
+came to. A trial whose stage fails is told as failed, and the search goes on; what kills its pod ends the search.
 
 kfp reads the annotations of the pipeline function, so this module must not postpone them.
 """
 
 import inspect
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from bloomery.components.core import pipeline_run
 from bloomery.components.core.config import packed, parameters
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import named_models
@@ -21,7 +22,7 @@ from bloomery.pipelines import launch, tune
 from bloomery.pipelines.chain import MODEL, Stage
 from bloomery.pipelines.recipe import Recipe
 from bloomery.pipelines.tune import Search
-from bloomery.pipelines.tune_trials import FIXED, trial_of
+from bloomery.pipelines.tune_trials import FIXED, name_in_trial, trial_of
 
 
 def build(
@@ -34,15 +35,18 @@ def build(
     measure: str = "",
     maximise: bool = False,
     parallel: int = 4,
+    prepare: bool = False,
+    for_pods: Callable[[Recipe], Recipe] = lambda loaded: loaded,
 ) -> Any:
     """The pipeline of a search, `over` written as `tune.parse_over` reads it: stages before the first that trials
     differ in run once, those from it to the measured one in every trial, `parallel` trials at a time. Nothing is
-    evaluated or promoted.
+    evaluated or promoted. `for_pods` makes of a recipe one that pods can read; `prepare` makes the demo's files for it.
 
     Raises: ConfigError as `tune.search`, and for keys that are no settings of stages, or that change the chain.
     """
     searches = [tune.parse_over(text) for text in over]
-    base, stage, metric = tune.checked(recipe, settings, searches, measure, prepare=False)
+    base, stage, metric = tune.checked(recipe, settings, searches, measure, prepare=prepare)
+    base = for_pods(base)
     names = [one.name for one in base.stages]
     varied = [each.key.partition(".")[0] for each in searches]
     if outside := [each.key for each, name in zip(searches, varied, strict=True) if name not in names]:
@@ -71,7 +75,8 @@ def build(
         found = settings_of(searches, sampler, trials, base.seed)
         search["trials"] = len(found)
         given["trials"] = [
-            trial_of(number, chosen, load(chosen).stages[first : len(stages)]) for number, chosen in enumerate(found)
+            trial_of(number, chosen, for_pods(load(chosen)).stages[first : len(stages)])
+            for number, chosen in enumerate(found)
         ]
     else:
         tune.sampler_of(tune.optuna_quietly(), sampler, searches, None)  # type: ignore[arg-type]
@@ -117,8 +122,9 @@ def _pipeline(
     from kfp import dsl
 
     from bloomery.infra.resources import place
+    from bloomery.infra.secrets import STUDIES, TRACKER
     from bloomery.pipelines import tune_tasks
-    from bloomery.pipelines.post_training import task_maker
+    from bloomery.pipelines.post_training import facts_of, task_maker
 
     def search(*values: Any) -> None:
         known = dict(zip(given, values, strict=True))
@@ -127,34 +133,40 @@ def _pipeline(
         newest = {schema: checked[port] for port, schema in base.start().items()}
         models = {START: checked["start"]}
 
-        def run(stage: Stage, config: Any) -> dict[str, Any]:
-            made = task(stage.step, stage.name, config, **stage.inputs(newest, models))
+        def run(stage: Stage, config: Any, trial: Any = None) -> dict[str, Any]:
+            name = stage.name if trial is None else getattr(trial, name_in_trial(stage))
+            known_here = {"title": stage.name, "is_trial": trial is not None}
+            made = task(stage.step, name, config, **known_here, **stage.inputs(newest, models))
             newest.update({schema: made[port] for port, schema in stage.writes.items()})
             if MODEL in stage.writes.values():
                 models[stage.name] = newest[MODEL]
             return made
 
-        def own(component: Any, *, cached: bool = False, **inputs: Any) -> Any:
+        def own(component: Any, *keys: str, **inputs: Any) -> Any:
             created = component(search=known["search"], **inputs)
-            return place(created, "tune", base.resources, accelerated=False, cached=cached)
+            place(created, "tune", base.resources, accelerated=False, cached=False, shared=keys)
+            for variable, value in facts_of(base).items():
+                created.set_env_variable(variable, value)
+            return created
 
         def through(trial: Any) -> Any:
             for stage in within:
-                made = run(stage, getattr(trial, stage.name))
-            return own(tune_tasks.told, trial=trial, metrics=made["metrics"])
+                made = run(stage, getattr(trial, stage.name), trial)
+            return own(tune_tasks.told, *studies, trial=trial, metrics=made["metrics"])
 
+        studies = () if "trials" in known else (STUDIES,)
         for stage in before:
             run(stage, known[stage.name])
         if "trials" in known:
             with dsl.ParallelFor(known["trials"], parallelism=parallel) as trial:
                 row = through(trial)
         else:
-            study = own(tune_tasks.opened)
+            study = own(tune_tasks.opened, *studies)
             with dsl.ParallelFor(study.output, parallelism=parallel) as number:
-                asked = own(tune_tasks.asked, place=number)
+                asked = own(tune_tasks.asked, *studies, place=number)
                 with dsl.ParallelFor(asked.output) as trial:  # of one: only a loop's item can be taken apart
                     row = through(trial)
-        own(tune_tasks.collected, rows=dsl.Collected(row.output))
+        own(tune_tasks.collected, *TRACKER, rows=dsl.Collected(row.output)).set_env_variable(pipeline_run.LAST, "1")
 
     parameters_of = [
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=value, annotation=type(value))

@@ -9,30 +9,39 @@ from bloomery.infra.images import CPU_IMAGE
 @dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
 def opened(search: dict) -> list:
     """The numbers of the trials to run, once the study of a search is there."""
+    from bloomery.components.core.step import ending
     from bloomery.pipelines.tune_trials import open_study
 
-    return open_study(search)
+    with ending("opened"):
+        return open_study(search)
 
 
 @dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
 def asked(search: dict, place: int) -> list:
     """One trial, as the study chooses it by what others have told so far."""
+    from bloomery.components.core.step import ending
     from bloomery.pipelines.tune_trials import ask
 
-    return ask(search)
+    with ending("asked"):
+        return ask(search)
 
 
 @dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
 def told(search: dict, trial: dict, metrics: Input[Metrics]) -> dict:
-    """The row of a trial: its number, its settings and what the measured stage told; the study is told it too."""
+    """The row of a trial: its number, its settings and what the measured stage told, or why it failed; the study is
+    told it too."""
+    from bloomery.components.core.step import ending
     from bloomery.pipelines.tune_trials import tell
 
-    return tell(search, trial, metrics.path)
+    with ending("told"):
+        return tell(search, trial, metrics.path)
 
 
 @dsl.component(base_image=CPU_IMAGE, install_kfp_package=False)
 def collected(search: dict, rows: list, best: Output[Artifact], page: Output[HTML]):
     """The best trial, as JSON, and the page about the search."""
+    from bloomery.components.core.step import ending
     from bloomery.pipelines.tune_trials import write_best
 
-    write_best(search, rows, best.path, page.path)
+    with ending("collected"):
+        write_best(search, rows, best.path, page.path)

@@ -7,6 +7,7 @@ import subprocess
 from pathlib import Path
 
 import yaml
+from canaries import CANARY, ENVIRONMENT
 from service import BLOOMERY
 
 
@@ -80,10 +81,12 @@ def write_recipe(folder: Path, base: Path) -> Path:
 
 
 def bloomery(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
+    """Run a command, among secrets that it must not tell."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "BLOOMERY"))}
-    return subprocess.run(
-        [BLOOMERY, *arguments], cwd=project, capture_output=True, text=True, env={**env, **environment}
-    )
+    env |= {**ENVIRONMENT, **environment}
+    result = subprocess.run([BLOOMERY, *arguments], cwd=project, capture_output=True, text=True, env=env)
+    assert CANARY not in result.stdout + result.stderr
+    return result
 
 
 def run(project: Path, workdir: str, *settings: str, **environment: str) -> dict:

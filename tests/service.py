@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import requests
+from canaries import CANARY, ENVIRONMENT
 
 BLOOMERY = str(Path(sys.executable).parent / "bloomery")
 
@@ -27,7 +28,7 @@ class Service:
         self.output = folder / f"serve-{port}.log"
         settings = ("poll_seconds=0.3", "max_batch=8", "max_waiting=32")
         values = [part for setting in settings for part in ("--set", f"serving.{setting}")]
-        env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")}
+        env = {key: value for key, value in os.environ.items() if not key.startswith("MLFLOW")} | ENVIRONMENT
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
                 [BLOOMERY, "serve", recipe, "--workdir", workdir, "--port", str(port), *values],
@@ -59,4 +60,5 @@ class Service:
     def stop(self) -> None:
         self.process.send_signal(signal.SIGTERM)
         assert self.process.wait(60) == 0, self.output.read_text()
-        assert "Traceback" not in self.output.read_text()
+        told = self.output.read_text()
+        assert "Traceback" not in told and CANARY not in told

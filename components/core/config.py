@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -81,6 +81,27 @@ def parse(
         raise ConfigError("\n".join(problems(model, error, where=where))) from None
 
 
+_PASSWORD = re.compile(r"https?://[^\s/?#]+@|://[^\s/?#]*:[^\s/?#]*@")
+
+
+def passwords(value: Any, place: str = "") -> Iterator[str]:
+    """A line for each address with a user or password in it of a raw recipe, which is copied into run folders,
+    pipelines, MLflow and reports; a URL in running text is none."""
+    if isinstance(value, str) and _PASSWORD.search(value) and not re.search(r"\s", value):
+        yield (
+            f"{place}: found a URL with a user or password in it, which would be written into run folders, pipelines "
+            "and reports; take it out: credentials come from the environment (AWS_*, HF_TOKEN), and what needs a login "
+            "of its own is fetched first"
+        )
+    parts = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else ()
+    for key, item in parts:
+        yield from passwords(item, f"{place}.{key}".lstrip("."))
+
+
+SECRET = "secret"
+"""The type of a pydantic error (`PydanticCustomError`) whose value is not to be shown."""
+
+
 def problems(model: type[BaseModel], error: ValidationError, *, where: str = "") -> list[str]:
     """One line per problem of a pydantic error, in the order of the fields."""
     lines = []
@@ -97,6 +118,8 @@ def problems(model: type[BaseModel], error: ValidationError, *, where: str = "")
         elif not keys and item["type"] == "value_error":
             told = item["msg"].removeprefix("Value error, ").split("\n")
             lines += [f"{where}: {line}" if where else line for line in told]
+        elif item["type"] == SECRET:
+            lines.append(f"{place}: {item['msg']}")
         else:
             found = json.dumps(item["input"], ensure_ascii=False, default=str)
             found = found if len(found) <= 80 else found[:77] + "..."

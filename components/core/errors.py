@@ -9,18 +9,30 @@
     ├── MissingExtraError  6   an optional dependency is not installed; the message holds the pip line
     └── ServiceError       7   a store, tracker or endpoint did not answer: the only kind worth retrying
 
-A message says what was found, what was expected, where, and what to do. These errors are shown without a traceback.
+A message says what was found, what was expected, where, and what to do, and no password that stands in a URL. These
+errors are shown without a traceback.
 """
 
 from __future__ import annotations
 
 import errno
+import re
+
+_USER = re.compile(r"""(?<=://)[^\s/?#\\"',;]+@""")
+
+
+def masked(text: str) -> str:
+    """`text` without the users and passwords that stand in its URLs, for whatever is told, logged or kept."""
+    return _USER.sub("***@", text)
 
 
 class BloomeryError(Exception):
     """Base of every error that a user can act on."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return masked(super().__str__())
 
 
 class ConfigError(BloomeryError):

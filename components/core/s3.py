@@ -98,6 +98,13 @@ def put(files: Mapping[str, Path]) -> None:
                 future.result()
 
 
+def put_bytes(uri: str, content: bytes) -> None:
+    """Write a small object, whole or not at all. Raises: as `put`."""
+    bucket, key = _split(uri)
+    with _told(f"writing {uri}"):
+        _client().put_object(Bucket=bucket, Key=key, Body=content)
+
+
 def put_text(uri: str, content: str, *, first: bool = False) -> bool:
     """Write a small object, whole or not at all; with `first` only where there is none yet. Returns whether what is
     there now is this content. Raises: as `put`.
@@ -205,6 +212,20 @@ def names(uri: str) -> list[str]:
     with _told(f"listing {uri}"):
         pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key)
         return [entry["Key"].removeprefix(key) for page in pages for entry in page.get("Contents", ())]
+
+
+def listed(uri: str) -> list[str]:
+    """Names next under `uri`: of objects, and of folders, these with a / at their end. Raises: as `put`."""
+    bucket, key = _split(f"{uri.rstrip('/')}/")
+    with _told(f"listing {uri}"):
+        pages = _client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key, Delimiter="/")
+        found = [
+            entry[name].removeprefix(key)
+            for page in pages
+            for kind, name in (("Contents", "Key"), ("CommonPrefixes", "Prefix"))
+            for entry in page.get(kind, ())
+        ]
+    return [name for name in found if name]
 
 
 def delete(uri: str, but: Collection[str] = ()) -> None:

@@ -14,22 +14,27 @@ import json
 import logging
 import os
 import random
+import shutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
 from bloomery.components.core import artifact, processes, sources, store, tracking, unfinished
 from bloomery.components.core.config import Config, canonical, digest, parse, unpacked
 from bloomery.components.core.declare import declared
-from bloomery.components.core.errors import BloomeryError, ConfigError, from_os_error
+from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, from_os_error, masked
 
 logger = logging.getLogger(__name__)
 
 MOST_WARNINGS = 20
 """Different warnings of a step that are passed on; its log holds all."""
+TRIAL = "BLOOMERY_TRIAL"
+"""Environment of the tasks of a search's trial on a cluster: one that fails ends well, and hands on why."""
+FAILED = "failed.txt"
+"""In the place of a failed trial's artifacts: why there are none. Its metrics have the same under `failed`."""
 TERMINATION_LOG = Path("/dev/termination-log")
 """Where Kubernetes reads a container's last words."""
 MOST_LAST_WORDS = 2048
@@ -56,7 +61,7 @@ def configure_logging(level: str | None = None) -> None:
     if os.environ.get("LOG_FORMAT") == "json":
         handler.setFormatter(_JsonFormatter())
     else:
-        handler.setFormatter(logging.Formatter("%(levelname).1s %(name)s: %(message)s"))
+        handler.setFormatter(_PlainFormatter("%(levelname).1s %(name)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("bloomery").setLevel(chosen)
     # A run tells nobody what it does; and the thread that would tell reads the environment for its address while a run
@@ -68,13 +73,18 @@ def configure_logging(level: str | None = None) -> None:
             logging.getLogger(chatty).setLevel(logging.CRITICAL)
 
 
+class _PlainFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return masked(super().format(record))
+
+
 class _JsonFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         facts = {
             "time": record.created,
             "level": record.levelname,
             "logger": record.name,
-            "message": record.getMessage(),
+            "message": masked(record.getMessage()),
         }
         return json.dumps(facts, ensure_ascii=False)
 
@@ -91,22 +101,29 @@ def run_step(
 
     `inputs` and `outputs` map the argument names of `run` to paths, or to kfp artifacts with a `.path`, an input also
     to a list of them, or to None where an optional one is not there; `metrics` is a kfp Metrics artifact or None.
-    Returns the metrics. A BloomeryError is logged without traceback and ends the process with its exit code.
+    Returns the metrics. A BloomeryError is logged without traceback and ends the process with its exit code; in a trial
+    of a search it is handed on, so that the trial fails and not the search.
     """
     configure_logging()
     started = time.perf_counter()
     try:
         given = {name: _path(item) for name, item in inputs.items() if item is not None}
+        _raise_if_failed(given)
         result = execute(run, stage, config, given, _paths(outputs))
     except BloomeryError as error:
         told = str(error).removeprefix(f"{stage}: ")  # a message may begin with the section of the recipe
         logger.error("%s: %s", stage, told)
         tracking.journal("failed", stage, error=type(error).__name__, message=told, exit_code=error.exit_code)
-        leave_word(told)
+        leave_word(f"{type(error).__name__}: {told}")
+        if _handed_on(told, _paths(outputs), metrics):
+            return {}
         sys.exit(error.exit_code)
     except Exception as error:
         tracking.journal("failed", stage, error=type(error).__name__, message=traceback.format_exc(), exit_code=1)
         leave_word(f"{type(error).__name__}: {error}")
+        if _handed_on(f"{type(error).__name__}: {error}", _paths(outputs), metrics):
+            logger.error("%s: %s", stage, traceback.format_exc())
+            return {}
         raise
     tracking.journal(
         "finished",
@@ -127,12 +144,50 @@ def run_step(
     return result["metrics"]
 
 
+def _raise_if_failed(inputs: Mapping[str, Path | list[Path]]) -> None:
+    """Raise what has ended the trial of a search before this stage of it."""
+    for name, given in inputs.items():
+        for _, path in _each(name, given):
+            if (path / FAILED).is_file():
+                raise DataError((path / FAILED).read_text(encoding="utf-8"))
+
+
+def _handed_on(why: str, outputs: Mapping[str, Path], metrics: Any) -> bool:
+    """In a trial of a search, put why it failed in the place of what it would have written; True if this is one.
+
+    A process that is killed hands on nothing, and its task fails.
+    """
+    if not os.environ.get(TRIAL):
+        return False
+    for path in outputs.values():
+        shutil.rmtree(path, ignore_errors=True)
+        path.mkdir(parents=True, exist_ok=True)
+        (path / FAILED).write_text(masked(why), encoding="utf-8")
+    if metrics is not None:
+        Path(metrics.path).parent.mkdir(parents=True, exist_ok=True)
+        Path(metrics.path).write_text(json.dumps({"failed": masked(why)}), encoding="utf-8")
+    return True
+
+
+@contextlib.contextmanager
+def ending(task: str) -> Iterator[None]:
+    """Run what is no step as a task: a BloomeryError is logged without traceback, left as the pod's last word, and ends
+    the process with its exit code."""
+    configure_logging()
+    try:
+        yield
+    except BloomeryError as error:
+        logger.error("%s: %s", task, error)
+        leave_word(f"{type(error).__name__}: {error}")
+        sys.exit(error.exit_code)
+
+
 def leave_word(message: str, file: Path = TERMINATION_LOG) -> None:
-    """Leave in a pod, by Kubernetes' own way, why it ends: its status, Argo's node and `bloomery status` then tell it
-    beside the exit code. Elsewhere there is no such file, and nothing is written."""
+    """Leave in a pod, by Kubernetes' own way, why it ends: its status, Argo's node and `bloomery status` then tell it.
+    Elsewhere there is no such file, and nothing is written."""
     with contextlib.suppress(OSError):
         if file.exists():
-            file.write_bytes(message.encode()[:MOST_LAST_WORDS])
+            file.write_bytes(masked(message).encode()[:MOST_LAST_WORDS])
 
 
 def execute(
@@ -231,7 +286,7 @@ class _Warnings(logging.Handler):
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
+        message = masked(record.getMessage())
         if message not in self.messages and len(self.messages) < MOST_WARNINGS:
             self.messages.append(message)
             tracking.journal("warned", self.stage, message=message.removeprefix(f"{self.stage}: "))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bloomery.components.core import pipeline_run
+from bloomery.components.core.errors import masked
 
 logger = logging.getLogger(__name__)
 
@@ -151,7 +152,7 @@ def journal(event: str, stage: str, **facts: Any) -> None:
     if path:
         line = json.dumps({"time": round(time.time(), 3), "event": event, "stage": stage, **facts}, ensure_ascii=False)
         with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write(line + "\n")
+            stream.write(masked(line) + "\n")
 
 
 def _allowed(metrics: dict[str, float]) -> dict[str, float]:

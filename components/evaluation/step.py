@@ -25,7 +25,7 @@ from bloomery.components.evaluation.config import EvaluationConfig
 logger = logging.getLogger(__name__)
 
 
-@declare(accelerator=True, secrets=("HF_TOKEN", "OPENAI_API_KEY"))
+@declare(accelerator=True, secrets=("HF_TOKEN",))
 def run(
     config: EvaluationConfig,
     *,

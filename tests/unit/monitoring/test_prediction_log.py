@@ -3,18 +3,18 @@ import os
 import signal
 import subprocess
 import sys
-import uuid
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import fsspec
 import pyarrow.parquet as pq
 import pytest
 
+from bloomery.components.core import s3
 from bloomery.components.core.data.chats import as_json, as_text, chat, message
-from bloomery.components.core.errors import DataError, ServiceError
+from bloomery.components.core.errors import ConfigError, DataError, ServiceError
 from bloomery.components.core.records import Label, Prediction
 from bloomery.components.core.scoring.tasks import Template, ask
+from bloomery.monitoring import prediction_log
 from bloomery.monitoring.prediction_log import PredictionLog, Reading
 
 START = datetime(2025, 1, 6, 9, tzinfo=UTC)
@@ -57,13 +57,20 @@ def files(folder: Path) -> list[str]:
 
 @pytest.fixture(params=["disk", "store"])
 def uri(request, tmp_path):
-    """A folder, and an object store: fsspec's own, in memory."""
+    """A folder, and a prefix of an object store."""
     if request.param == "disk":
-        yield str(tmp_path / "log")
+        return str(tmp_path / "log")
+    return f"{request.getfixturevalue('object_store').uri}/log"
+
+
+def tear(uri: str, day: str) -> None:
+    """Let the file of a day be torn."""
+    if "://" not in uri:
+        (file,) = (Path(uri) / day).iterdir()
+        file.write_bytes(b"torn")
     else:
-        name = f"memory://{uuid.uuid4().hex}"
-        yield name
-        fsspec.filesystem("memory").rm(name, recursive=True)
+        (name,) = s3.names(f"{uri}/{day}")
+        s3.put_bytes(f"{uri}/{day}/{name}", b"torn")
 
 
 def test_rows_come_back_as_they_were(uri):
@@ -80,9 +87,8 @@ def test_a_row_lies_under_the_day_of_its_own_time_in_utc(tmp_path):
 
 def test_only_the_days_asked_for_are_opened(uri):
     write(uri, [row(index) for index in range(72)])  # four days: 15, 24, 24 and 9 rows
-    system, root = fsspec.core.url_to_fs(uri)
-    system.pipe_file(system.find(f"{root}/date=2025-01-06")[0], b"torn")
-    system.pipe_file(system.find(f"{root}/date=2025-01-09")[0], b"torn")
+    tear(uri, "date=2025-01-06")
+    tear(uri, "date=2025-01-09")
     reading = Reading(uri, START + timedelta(hours=20), START + timedelta(hours=30))
     assert sorted(item.id for _, item in reading) == [f"r{index:05d}" for index in range(20, 30)]
     assert reading.quarantined == {}
@@ -244,6 +250,59 @@ def test_rows_wait_while_the_disk_refuses(tmp_path):
     blocked.unlink()
     log.close()
     assert log.num_written == 1 and [item.id for item in read(tmp_path / "log")] == ["r00000"]
+
+
+@pytest.fixture
+def log(object_store):
+    made = PredictionLog(f"{object_store.uri}/log")
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("fault", ["503", "reset", "lost"])
+def test_a_store_that_fails_for_a_moment_has_each_row_once(log, object_store, fault):
+    """`lost`: it has taken the file, and its answer does not come."""
+    log.append([row(0)])
+    object_store.fail(fault, "PUT .*parquet", times=2)
+    log.flush()
+    assert len([asked for asked in object_store.requests if asked.startswith("PUT")]) == 3
+    assert [item.id for item in read(log.uri)] == ["r00000"] and log.num_written == 1
+
+
+def test_rows_wait_while_the_store_refuses(log, object_store, caplog):
+    log.append([row(0)])
+    object_store.fail("AccessDenied", "PUT")
+    with pytest.raises(ConfigError, match="AccessDenied.*s3:PutObject"):
+        log.flush()
+    object_store.fail("500", "PUT", times=5)
+    with pytest.raises(ServiceError, match="did not answer in 5 attempts"):
+        log.flush()
+    log.append([row(1)])
+    assert log.num_written == 0 and not object_store.objects("store/log")
+    log.flush()
+    assert sorted(item.id for item in read(log.uri)) == ["r00000", "r00001"] and log.num_lost == 0
+
+
+@pytest.mark.parametrize("fault", ["500", "reset", "torn"])
+def test_a_failing_network_is_no_torn_file(log, object_store, fault):
+    log.append([row(index) for index in range(9)])
+    log.flush()
+    object_store.fail(fault, "GET .*parquet", times=2)
+    reading = Reading(log.uri)
+    assert len(list(reading)) == 9 and reading.quarantined == {}
+    object_store.fail("500", "GET .*parquet", times=5)
+    with pytest.raises(ServiceError, match="did not answer"):
+        read(log.uri)
+
+
+def test_whether_there_is_a_log_on_a_store(log, object_store):
+    assert not prediction_log.exists(log.uri)
+    log.append([row(0)])
+    log.flush()
+    object_store.requests.clear()
+    assert prediction_log.exists(log.uri) and len(object_store.requests) == 1
+    with pytest.raises(ConfigError, match="expected a folder or s3://bucket/prefix"):
+        PredictionLog("gs://bucket/log")
 
 
 def test_a_wrong_place_or_time_is_an_error(tmp_path):

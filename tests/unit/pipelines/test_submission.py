@@ -7,7 +7,8 @@ import yaml
 from kubeflow_api import WORKFLOW, KubeflowAPI
 from typer.testing import CliRunner
 
-from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError
+from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, GateError, ServiceError
+from bloomery.components.promotion import step as promotion
 from bloomery.pipelines import kubeflow, recipe, submission
 from bloomery.pipelines.cli import app
 from bloomery.pipelines.kubeflow import Access
@@ -20,9 +21,11 @@ PODS = {
     "evaluation-base.executor(0)": ("Pending", "Unschedulable: 0/1 nodes are available: 1 Insufficient cpu."),
     "sft": ("Failed", ""),
     "sft.executor(0)": ("Failed", "Error (exit code 1)"),
-    "sft.executor(1)": ("Failed", "main: Error (exit code 1): no chat survives max_length = 64"),
+    "sft.executor(1)": ("Failed", "main: Error (exit code 1): DataError: no chat survives max_length = 64"),
 }
 SAID = "no chat survives max_length = 64"
+TOLD = f"DataError: {SAID}"
+JUDGED = {"promotion": ("Succeeded", ""), "promotion.executor(0)": ("Succeeded", "")}
 
 
 @pytest.fixture
@@ -138,7 +141,7 @@ def test_a_failed_task_is_told_with_what_it_said(api, submit):
     assert tasks["preflight"].state == "done" and tasks["preflight"].seconds == 30
     assert tasks["evaluation_base"].state == "running"
     assert tasks["evaluation_base"].message.startswith("Unschedulable: 0/1 nodes")
-    assert now.failure == f"sft: {SAID}" and now.run_id == run
+    assert now.failure == f"sft: {TOLD}" and now.run_id == run
     assert tasks["sft"].pods == (
         f"{WORKFLOW}-retry-system-container-impl-1005",
         f"{WORKFLOW}-retry-system-container-impl-1006",
@@ -182,10 +185,9 @@ def test_the_commands(api, submit, monkeypatch):
     assert "no stage has begun" in str(run_cli(api, "logs", "shop-1").exception)
     api.play(api.kept["runs"][0], "FAILED", PODS)
     shown = run_cli(api, "status", "shop-1")
-    assert shown.exit_code == 1 and isinstance(shown.exception, BloomeryError)
-    assert str(shown.exception) == f"sft: {SAID}"
+    assert type(shown.exception) is DataError and str(shown.exception) == f"sft: {SAID}"
     (line,) = [line for line in shown.stdout.splitlines() if line.startswith("sft ")]
-    assert line.split() == ["sft", "failed", "30", "s", *SAID.split()]
+    assert line.split() == ["sft", "failed", "30", "s", *TOLD.split()]
     assert str(run_cli(api, "status", run, "--watch").exception) == f"sft: {SAID}"
     assert json.loads(run_cli(api, "status", run, "--json").stdout)["state"] == "FAILED"
     api.logs = {f"{WORKFLOW}-retry-system-container-impl-1006": "one\ntwo\n"}
@@ -218,5 +220,34 @@ def test_waiting_shows_each_change_once_and_ends_with_the_run(api, submit):
         ("evaluation_base", "warned"),
         ("sft", "failed"),
     ]
-    with pytest.raises(BloomeryError, match=f"sft: {SAID}"):
+    with pytest.raises(DataError, match=f"sft: {SAID}"):
         submission.raise_for(ended)
+
+
+def test_a_run_that_has_ended_ends_the_command_as_run_would(api, submit, file, on_a_short_stack):
+    submit("shop-1")
+    run = api.kept["runs"][0]
+
+    def waited():
+        return on_a_short_stack(lambda: run_cli(api, "submit", file, "--key", "shop-1", "--wait"))
+
+    api.play(run, "SUCCEEDED", JUDGED)
+    with pytest.raises(ServiceError, match="shop-1: succeeded, but the API does not show the log of its promotion"):
+        raise waited().exception
+    pod = f"{WORKFLOW}-retry-system-container-impl-1001"
+    assert promotion.logger.name == submission.PROMOTION
+    after = {"level": "INFO", "logger": "bloomery.components.core.store", "message": "done: that"}
+    for told in ("rejected: t.test.accuracy 0.5 is not above 0.6", "promoted: all 7 legs passed"):
+        line = {"level": "INFO", "logger": submission.PROMOTION, "message": told}
+        api.logs[pod] = "\n".join(["I1128 launcher: starts", *map(json.dumps, (line, after)), "I1128 launcher: ends"])
+        result = waited() if told.startswith("rejected") else run_cli(api, "status", "shop-1")
+        assert told in result.stderr or f"shop-1: {told}" == str(result.exception)
+        assert json.loads(run_cli(api, "status", "shop-1", "--json").stdout)["verdict"] == told
+        assert isinstance(result.exception, GateError) == told.startswith("rejected")
+    assert result.exit_code == 0
+    # What is told of no kind that has an exit code ends with 1, as does a run that somebody has ended.
+    for state, said in (("FAILED", "sft: RuntimeError: x"), ("CANCELED", "the run shop-1 ended canceled")):
+        nodes = {"sft": ("Failed", ""), "sft.executor": ("Failed", f"Error (exit code 1): {said[5:]}")}
+        api.play(run, state, nodes if state == "FAILED" else {})
+        failed = run_cli(api, "status", "shop-1").exception
+        assert type(failed) is BloomeryError and str(failed) == said

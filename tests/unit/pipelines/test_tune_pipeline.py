@@ -1,12 +1,14 @@
 """A search that is compiled for a cluster."""
 
 import json
+import math
 
 import pytest
 import yaml
+from kubeflow_api import KubeflowAPI
 from typer.testing import CliRunner
 
-from bloomery.components.core.errors import ConfigError, DataError
+from bloomery.components.core.errors import ConfigError, DataError, ServiceError
 from bloomery.pipelines import tune_pipeline, tune_trials
 from bloomery.pipelines.cli import app
 from bloomery.pipelines.tune import Search
@@ -73,7 +75,9 @@ def test_what_trials_share_runs_once_and_the_rest_side_by_side(compiled):
     rates = [(trial["_settings"]["sft.learning_rate"], trial["_settings"]["sft_2.epochs"]) for trial in trials]
     assert rates == [(rate, epochs) for rate in (1e-5, 1e-4, 1e-3) for epochs in (1, 2)]
     assert [(one["sft"]["learning_rate"], one["sft_2"]["epochs"]) for one in trials] == rates
-    assert set(trials[0]) == {"_number", "_settings", "sft", "rejection_sampling", "sft_2"}
+    names = {"NAME_sft", "NAME_rejection_sampling", "NAME_sft_2"}
+    assert set(trials[0]) == {"_number", "_settings", "sft", "rejection_sampling", "sft_2"} | names
+    assert trials[4]["NAME_sft_2"] == "sft_2_of_trial_4"
     given = found["root"]["inputDefinitions"]["parameters"]
     assert given.keys() == {"preflight", "data_curation", "cpt", "search", "trials"}
     assert given["search"]["defaultValue"]["trials"] == 6
@@ -116,6 +120,46 @@ def test_where_trials_choose_by_earlier_results_each_asks_when_its_turn_comes(co
     assert "BLOOMERY_STUDIES" in text and "postgresql" not in text  # the password stands in the Secret alone
 
 
+def test_a_compiled_search_is_submitted_and_its_files_are_put_where_pods_read_them(
+    compiled, tmp_path, object_store, on_a_short_stack, capsys
+):
+    for name in ("q.jsonl", "docs/a.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text('{"q": "a", "a": "b"}')
+    over = ("--over", "sft.learning_rate=1e-5,1e-4", "--sampler", "grid")
+    found = compiled(*over, "--upload", object_store.uri)
+    assert str(tmp_path) not in json.dumps(found)
+    assert len(object_store.objects()) == 3  # the questions once, and the folder with its listing
+    with KubeflowAPI() as api:
+        command = ["submit", str(tmp_path / "search.yaml"), "--key", "rates", "--endpoint", api.url]
+        first, second = (on_a_short_stack(lambda: CliRunner().invoke(app, command)).stdout for _ in range(2))
+        (run,) = api.kept["runs"]
+        assert first == second == f"{run['run_id']}\n" and run["display_name"] == "rates"
+        assert [one["display_name"] for one in api.kept["experiments"]] == ["mine-search"]
+        refused = CliRunner().invoke(app, [*command, "--set", "seed=3"])
+        assert "is compiled: --set and --in-image belong to the command" in str(refused.exception)
+
+
+def test_tasks_of_a_search_know_their_run_and_only_who_asks_has_the_database(compiled, tmp_path):
+    found = compiled("--over", "sft.learning_rate=1e-5..1e-3", "--trials", "2")
+    executors = found["deploymentSpec"]["executors"]
+    variables = {
+        name.removeprefix("exec-"): {pair["name"]: pair["value"] for pair in executor["container"].get("env", ())}
+        for name, executor in executors.items()
+    }
+    assert {name for name, given in variables.items() if "BLOOMERY_TRIAL" in given} == {"sft"}
+    assert {name for name, given in variables.items() if "BLOOMERY_LAST_TASK" in given} == {"collected"}
+    assert all(given["BLOOMERY_RECIPE"] == "mine" for given in variables.values())
+    _, platform = yaml.safe_load_all((tmp_path / "search.yaml").read_text())
+    secrets = {
+        name.removeprefix("exec-"): {pair["envVar"] for one in pod.get("secretAsEnv", ()) for pair in one["keyToEnv"]}
+        for name, pod in platform["platforms"]["kubernetes"]["deploymentSpec"]["executors"].items()
+    }
+    assert {name for name, keys in secrets.items() if keys == {"BLOOMERY_STUDIES"}} == {"opened", "asked", "told"}
+    assert secrets["collected"] == {"MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"}
+    assert not any("BLOOMERY_STUDIES" in secrets[name] for name in ("preflight", "cpt", "sft"))
+
+
 def test_pods_share_a_study(compiled, tmp_path, monkeypatch):
     """Two ask before either tells; the next one knows what they came to."""
     optuna = pytest.importorskip("optuna", reason="pip install 'bloomery[tune]'")
@@ -130,13 +174,22 @@ def test_pods_share_a_study(compiled, tmp_path, monkeypatch):
     assert first["_settings"]["sft.learning_rate"] != second["_settings"]["sft.learning_rate"]
     for trial in (first, second):
         chosen = {key.partition(".")[2]: value for key, value in trial["_settings"].items()}
-        assert set(trial) == {"_number", "_settings", "sft"} and chosen.items() <= trial["sft"].items()
+        assert set(trial) == {"_number", "_settings", "sft", "NAME_sft"} and chosen.items() <= trial["sft"].items()
     (tmp_path / "m.json").write_text('{"sft/validation_loss": 0.5}')
     for _ in range(2):  # a task that is started again tells it again
         row = tune_trials.tell(search, second, str(tmp_path / "m.json"))
     assert row == {"number": 1, "settings": second["_settings"], "value": 0.5}
     study = optuna.load_study(study_name=search["name"], storage=f"sqlite:///{tmp_path}/studies.db")
     assert [trial.state.name for trial in study.trials] == ["RUNNING", "COMPLETE"] and study.best_value == 0.5
+    # One that failed is known as failed, and the next is chosen all the same.
+    (tmp_path / "m.json").write_text('{"failed": "out of memory"}')
+    row = tune_trials.tell(search, first, str(tmp_path / "m.json"))
+    assert row == {"number": 0, "settings": first["_settings"], "error": "out of memory"}
+    assert [trial.state.name for trial in study.get_trials()] == ["FAIL", "COMPLETE"]
+    assert tune_trials.ask(search)[0]["_number"] == 2
+    monkeypatch.setenv("BLOOMERY_STUDIES", "postgresql://studies:secret@127.0.0.1:9/studies")
+    with pytest.raises(ServiceError, match="BLOOMERY_STUDIES: the database of the study did not .*refused"):
+        tune_trials.ask(search)
 
 
 def test_the_best_of_all_trials_is_told_with_a_page(tmp_path):
@@ -157,6 +210,19 @@ def test_the_best_of_all_trials_is_told_with_a_page(tmp_path):
     assert "Trial 1 is the best of 3" in page.read_text() and "<svg" in page.read_text()
     tune_trials.write_best({**search, "maximise": True}, rows, str(best), str(page))
     assert json.loads(best.read_text())["best"]["number"] == 2
+    # A trial without a number has failed, and says why; where all have, there is no best.
+    endings = (({"failed": "no chat survives"}, "no chat survives"), ({"sft/validation_loss": math.nan}, "is nan"))
+    for told, why in endings:
+        (tmp_path / "metrics.json").write_text(json.dumps(told))
+        failed = tune_trials.tell(search, {**trial, "_number": 3.0}, str(tmp_path / "metrics.json"))
+        assert failed.keys() == {"number", "settings", "error"} and failed["error"].endswith(why)
+    tune_trials.write_best(search, [*rows, failed], str(best), str(page))
+    told = json.loads(best.read_text())
+    assert told["best"]["number"] == 1 and [row["state"] for row in told["trials"]] == ["complete"] * 3 + ["fail"]
+    assert "validation_loss is nan" in page.read_text()
+    with pytest.raises(DataError, match="all 2 trials have failed; the first: sft/validation_loss is nan"):
+        tune_trials.write_best(search, [failed, failed], str(best), str(page))
+    (tmp_path / "metrics.json").write_text(json.dumps({"sft/validation_loss": 0.4, "sft/chats": 3.0}))
     with pytest.raises(DataError, match="--measure sft/accuracy: sft has chats, validation_loss"):
         tune_trials.tell({**search, "measure": "sft/accuracy"}, trial, str(tmp_path / "metrics.json"))
 

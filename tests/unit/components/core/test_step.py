@@ -51,25 +51,30 @@ def call(tmp_path, monkeypatch):
     (package.parent / "__init__.py").write_text("")
     (package / "__init__.py").write_text("")
     (package / "step.py").write_text(STEP)
-    numbers = tmp_path / "numbers"
+    words, numbers = tmp_path / "words", tmp_path / "numbers"
     numbers.mkdir()
 
-    def run(config: dict, number: int = 3) -> tuple[int, str, list[dict]]:
+    def run(config: dict, number: int | str = 3, **variables: str) -> tuple[int, str, list[dict]]:
         code = textwrap.dedent(f"""
             import sys
             sys.path.insert(0, {str(tmp_path / "code")!r})
             from pathlib import Path
+            from types import SimpleNamespace
             from bloomery.components.core import artifact
-            from bloomery.components.core.step import run_step
+            from bloomery.components.core.step import leave_word, run_step
+            leave_word.__defaults__ = (Path({str(words)!r}),)  # where a pod has it
             from counting.count.step import run
             folder = Path({str(numbers)!r})
             (folder / "n").write_text("{number}")
             artifact.seal(folder, "n/1")
-            run_step(run, "count_2", {config!r}, {{"numbers": folder}}, {{"total": Path({str(tmp_path / "total")!r})}})
+            metrics = SimpleNamespace(path={str(tmp_path / "metrics")!r}, metadata={{}})
+            outputs = {{"total": Path({str(tmp_path / "total")!r})}}
+            run_step(run, "count_2", {config!r}, {{"numbers": folder}}, outputs, metrics)
         """)
+        words.touch()
         journal = tmp_path / "journal.jsonl"
         journal.unlink(missing_ok=True)
-        environment = {"BLOOMERY_STORE": str(tmp_path / "store"), "BLOOMERY_JOURNAL": str(journal)}
+        environment = {"BLOOMERY_STORE": str(tmp_path / "store"), "BLOOMERY_JOURNAL": str(journal), **variables}
         import os
 
         result = subprocess.run(
@@ -114,8 +119,23 @@ def test_a_user_error_is_one_line_with_its_exit_code_and_leaves_nothing(call, tm
     code, stderr, events = call({"mode": "bad"})
     assert code == 3 and "Traceback" not in stderr and "numbers: found none" in stderr
     assert events[-1]["event"] == "failed" and events[-1]["error"] == "DataError"
+    assert (tmp_path / "words").read_text() == "DataError: numbers: found none"
     assert not (tmp_path / "total").exists()
     assert not list((tmp_path / "store").rglob("*.unfinished"))
+
+
+def test_a_trial_that_fails_hands_on_why_and_ends_well(call, tmp_path):
+    for given, why in (({"mode": "bad"}, "numbers: found none"), ({}, "ValueError: invalid literal")):
+        code, stderr, events = call(given, "three", BLOOMERY_TRIAL="1")
+        assert code == 0 and events[-1]["event"] == "failed" and why in stderr
+        assert json.loads((tmp_path / "metrics").read_text())["failed"].startswith(why)
+        assert [file.name for file in (tmp_path / "total").iterdir()] == ["failed.txt"]
+    # Outside of a trial it is the same error as ever, and what follows a failed stage hands its reason on.
+    assert call({"mode": "bad"})[0] == 3
+    (tmp_path / "numbers" / "failed.txt").write_text("sft: out of memory")
+    assert call({}, BLOOMERY_TRIAL="1")[0] == 0
+    assert (tmp_path / "total" / "failed.txt").read_text() == "sft: out of memory"
+    assert not list((tmp_path / "store").rglob("result.json"))
 
 
 def test_an_output_without_a_manifest_is_never_taken_for_whole(call, tmp_path):
