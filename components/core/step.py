@@ -1,9 +1,9 @@
 """The only adapter between a step and its surroundings: kfp, the command line and tests all come in here.
 
 `run_step` does, in order: logging, config, input manifests, reuse of a finished result, seeds, tracking, `run` (in
-several processes, where accelerators share a training), output manifests, metrics. A finished result is found by
-content: the code that the step can reach, its config and the digests of its inputs. So a changed file or setting
-re-runs exactly the steps that it reaches, and a killed run goes on where it was.
+several processes, where accelerators share a training, or on other machines, where nodes do), output manifests,
+metrics. A finished result is found by content: the code that the step can reach, its config and the digests of its
+inputs. So a changed file or setting re-runs exactly the steps that it reaches, and a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ import random
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from bloomery.components.core import artifact, processes, sources, store, tracking
+from bloomery.components.core import artifact, processes, s3, sources, store, tracking, train_job
 from bloomery.components.core.config import Config, canonical, digest, parse, unpacked
 from bloomery.components.core.declare import declared
-from bloomery.components.core.errors import BloomeryError, ConfigError, from_os_error
+from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError, from_os_error
 
 logger = logging.getLogger(__name__)
 
@@ -95,19 +95,9 @@ def run_step(
     """
     configure_logging()
     started = time.perf_counter()
-    try:
+    with ending(stage):
         given = {name: _path(item) for name, item in inputs.items() if item is not None}
         result = execute(run, stage, config, given, _paths(outputs))
-    except BloomeryError as error:
-        told = str(error).removeprefix(f"{stage}: ")  # a message may begin with the section of the recipe
-        logger.error("%s: %s", stage, told)
-        tracking.journal("failed", stage, error=type(error).__name__, message=told, exit_code=error.exit_code)
-        leave_word(told)
-        sys.exit(error.exit_code)
-    except Exception as error:
-        tracking.journal("failed", stage, error=type(error).__name__, message=traceback.format_exc(), exit_code=1)
-        leave_word(f"{type(error).__name__}: {error}")
-        raise
     tracking.journal(
         "finished",
         stage,
@@ -125,6 +115,24 @@ def run_step(
         Path(metrics.path).write_text(json.dumps(result["metrics"], indent=1))
         metrics.metadata.update(result["metrics"])
     return result["metrics"]
+
+
+@contextlib.contextmanager
+def ending(stage: str) -> Iterator[None]:
+    """Tell everywhere why what runs inside failed, if it does, and end the process: after a BloomeryError without a
+    traceback, and with its exit code."""
+    try:
+        yield
+    except BloomeryError as error:
+        told = str(error).removeprefix(f"{stage}: ")  # a message may begin with the section of the recipe
+        logger.error("%s: %s", stage, told)
+        tracking.journal("failed", stage, error=type(error).__name__, message=told, exit_code=error.exit_code)
+        leave_word(told)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        tracking.journal("failed", stage, error=type(error).__name__, message=traceback.format_exc(), exit_code=1)
+        leave_word(f"{type(error).__name__}: {error}")
+        raise
 
 
 def leave_word(message: str, file: Path = TERMINATION_LOG) -> None:
@@ -157,7 +165,8 @@ def execute(
         for name, path in _each(port, inputs[port])
     }
     is_reused = reuse(settings) if callable(reuse) else reuse
-    number = processes.asked(run)
+    job = train_job.asked(run)
+    number = job.processes if job else processes.asked(run)
 
     def work(given: Mapping[str, Path]) -> dict[str, Any]:
         result = _run(number, run, stage, settings, inputs, given, digests)
@@ -166,20 +175,39 @@ def execute(
         return result
 
     place = store.named() if is_reused else None
+    if job and not (place and s3.is_uri(place)):
+        raise ConfigError(
+            f"{stage}: found BLOOMERY_STORE {place or 'not set'}; several nodes share nothing but an object store: set "
+            "resources.store to s3://bucket/prefix"
+        )
     if place is None:
         return work(outputs)
     name = run.__module__.split(".")[-2]
     shared: list[Any] = [number] if number > 1 else []  # an optimiser step has the rows of all processes
     shared += ["sharded"] if processes.is_sharded(number) else []  # and checkpoints of another kind
+    shared += [f"{job.nodes} nodes"] if job else []  # of which each keeps a part
     key = digest([name, _code_digest(run), settings.model_dump(mode="json"), digests, *shared])
     entry = store.entry(place, f"{name}/{key[:24]}", writes)
     try:
         found = entry.take(outputs)
+        if found is None and job and isinstance(entry, store.OnObjects):
+            facts = {"step": run.__module__, "stage": stage, "config": settings.model_dump(mode="json")}
+            parts = dict(part for port, given in inputs.items() for part in _each(port, given))
+            train_job.train(job, entry.uri, {**facts, "digests": digests}, parts)
+            return _left(entry, outputs)
         if found is None:
             return entry.make(outputs, work)
     except OSError as error:
         raise from_os_error(error, f"{stage} writing to {place}") from error
     return {"warnings": [], "shown": {}, **found, "cached": True}
+
+
+def _left(entry: store.OnObjects, outputs: Mapping[str, Path]) -> dict[str, Any]:
+    """The result that other machines have left in the store."""
+    found = entry.take(outputs)
+    if found is None:
+        raise ServiceError(f"the nodes have ended well, and their result is not in {entry.uri}")
+    return found
 
 
 def config_class(run: Callable[..., Any]) -> type[Config]:

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from pydantic import Field
 
-from bloomery.components.core import unfinished
+from bloomery.components.core import processes, unfinished
 from bloomery.components.core.config import Config
 
 logger = logging.getLogger(__name__)
@@ -114,6 +114,9 @@ class Resuming:
                 written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 for keeper in resuming.keepers:
                     keeper.save(written)
+                _wait_for_others()
+                if not state.is_world_process_zero and not processes.local_rank():
+                    unfinished.keep_part(written)  # of another machine than the first
                 _wait_for_others()
                 if state.is_world_process_zero:
                     resuming._put(written)
