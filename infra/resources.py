@@ -154,8 +154,7 @@ class ResourcesConfig(Config):
         if self.accelerator is None and (self.node_pool or self.tolerations):
             raise ValueError("node_pool and tolerations are the accelerator's; name it, e.g. nvidia.com/gpu")
         most = max([self.accelerators, *(own.accelerators or 0 for own in self.steps.values())])
-        nodes = max([self.nodes, *(own.nodes or 1 for own in self.steps.values())])
-        if self.sharding == "full" and nodes == 1 and (self.accelerator is None or most == 1):
+        if self.sharding == "full" and self.most_nodes == 1 and (self.accelerator is None or most == 1):
             raise ValueError(
                 "sharding: found full, and no training has several accelerators; name the accelerator, e.g. "
                 "nvidia.com/gpu, and set accelerators to 2 or more, or nodes"
@@ -167,6 +166,11 @@ class ResourcesConfig(Config):
         own = self.steps.get(step_name, StepResources()).accelerators
         most = self.accelerators if own is None else own
         return 0 if self.accelerator is None else most if accelerated == "all" else min(most, int(accelerated))
+
+    @property
+    def most_nodes(self) -> int:
+        """Nodes of the step that has the most."""
+        return max([self.nodes, *(own.nodes or 1 for own in self.steps.values())])
 
     def spread(self, step_name: str, accelerated: bool | Literal["all"]) -> int:
         """Nodes that a task of the step trains on."""

@@ -37,6 +37,8 @@ SHARDING = "BLOOMERY_SHARDING"
 
 MOST = 64
 """Processes of one machine that may train together: more are a slip."""
+STOP_SECONDS = 110
+"""How long the processes of one of several machines have for a checkpoint after SIGTERM; their pods have 120."""
 MEET_SECONDS = 1800
 """How long a machine waits for the others: their images may have to be pulled first."""
 
@@ -93,6 +95,7 @@ def launch(work: tuple[Any, ...], number: int) -> dict[str, Any]:
         if machines.count > 1:
             configs = {"rank": machines.rank, "timeout": MEET_SECONDS}
             meeting = {"rdzv_backend": "static", "rdzv_endpoint": machines.address, "rdzv_configs": configs}
+            meeting["shutdown_timeout"] = STOP_SECONDS
         config = LaunchConfig(
             min_nodes=machines.count,
             max_nodes=machines.count,

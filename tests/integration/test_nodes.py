@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -174,6 +175,9 @@ def test_two_nodes_make_what_the_task_then_has(task, object_store, capsys):
     assert task.go("again")["cached"]
     created = [asked for asked in task.api.asked if asked.startswith("POST")]
     assert len(created) == 1 and f"namespaces/{NAMESPACE}/" in created[0]
+    # What the Role bloomery-train of infra/k8s allows, and no more.
+    calls = {re.sub(r" /.*/(trainjobs|pods)(/[^/]+)?(/log)?$", r" \1\3", asked) for asked in task.api.asked}
+    assert calls == {"POST trainjobs", "GET trainjobs", "DELETE trainjobs", "GET pods", "GET pods/log"}
 
 
 def complete(task: Task):
