@@ -6,6 +6,7 @@ cluster. Retries are not ignored there: a local run sets `retries: 0`, for a fai
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -13,11 +14,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
 
-from bloomery.components.core import processes, provenance, store
+from bloomery.components.core import processes, provenance, store, train_job
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import cards
-from bloomery.infra import images, secrets, settings, surroundings
+from bloomery.infra import images, secrets, settings, surroundings, train_jobs
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -43,11 +44,11 @@ PROFILES: dict[str, dict[str, Any]] = {
     "cpu-small": {},
     "gpu-1": _ONE_GPU,
     "gpu-8": {**_ONE_GPU, "accelerators": 8, "shm_gib": 64},
+    "multi-node": {**_ONE_GPU, "accelerators": 8, "shm_gib": 64, "nodes": 2, "sharding": "full"},
 }
 """What a recipe's `resources:` have where they do not say otherwise. `cpu-small`, the defaults below: a node of two
 cores that holds Kubeflow Pipelines too. `gpu-1` and `gpu-8`: one card of a node of eight, or all of them, with
-their share of its cores and memory."""
-
+their share of its cores and memory. `multi-node`: two such nodes, whose sixteen cards share out the weights."""
 
 
 class Toleration(Config):
@@ -73,14 +74,17 @@ class StepResources(Config):
     accelerators: int | None = Field(default=None, ge=0)
     """Accelerators on one node; 0 keeps the step on the CPU pool; none: those of the recipe. Of more than one a step
     makes use whose training is shared."""
+    nodes: int | None = Field(default=None, ge=1)
+    """Nodes that share the training of the step, each with those accelerators; none: those of the recipe."""
 
 
 class ResourcesConfig(Config):
     """The recipe's `resources:` section."""
 
-    profile: Literal["cpu-small", "gpu-1", "gpu-8"] = "cpu-small"
+    profile: Literal["cpu-small", "gpu-1", "gpu-8", "multi-node"] = "cpu-small"
     """Name of a set of values for what this section leaves out: `cpu-small`, `gpu-1` (one card for each step that uses
-    one) or `gpu-8` (eight of one node for a training that can be shared)."""
+    one), `gpu-8` (eight of one node for a training that can be shared) or `multi-node` (eight of each of two nodes, and
+    the weights shared out among them)."""
     cpu: Quantity = "2"
     """Cores that a task may use at most, and the number of its threads; 2 is what the quickstart was measured on."""
     cpu_request: Quantity = "1"
@@ -103,6 +107,11 @@ class ResourcesConfig(Config):
     """Accelerators on one node of every task whose training is shared by processes, one for each (cpt, sft, dpo,
     reward_model): an optimiser step then has as many times `batch_size` rows. What generates or trains alone gets
     one."""
+    nodes: int = Field(default=1, ge=1)
+    """Nodes that share a training, each with `accelerators` of them, or one process on its cores where there are none:
+    an optimiser step then has as many times the rows. Of more than one the task asks Kubeflow Trainer for them by a
+    TrainJob and waits; they need a `store` on objects, and infra/k8s/components/multi-node in the cluster. On one
+    machine (`bloomery run`) it is one node whatever stands here."""
     sharding: Literal["none", "full"] = "none"
     """What each of the accelerators that share a training holds: `none`: all weights, gradients and optimiser states
     (DDP), so that more of them are faster; `full`: its part of them (FSDP2, arXiv 2304.11277), so that they train what
@@ -158,10 +167,10 @@ class ResourcesConfig(Config):
         if self.accelerator is None and (self.node_pool or self.tolerations or self.card):
             raise ValueError("card, node_pool and tolerations are the accelerator's; name it, e.g. nvidia.com/gpu")
         most = max([self.accelerators, *(own.accelerators or 0 for own in self.steps.values())])
-        if self.sharding == "full" and (self.accelerator is None or most == 1):
+        if self.sharding == "full" and self.most_nodes == 1 and (self.accelerator is None or most == 1):
             raise ValueError(
                 "sharding: found full, and no training has several accelerators; name the accelerator, e.g. "
-                "nvidia.com/gpu, and set accelerators to 2 or more"
+                "nvidia.com/gpu, and set accelerators to 2 or more, or nodes"
             )
         return self
 
@@ -178,6 +187,15 @@ class ResourcesConfig(Config):
         cpu, _, memory = _size(self.steps.get(step_name, StepResources()), self, accelerators)
         return float(parse_quantity(cpu)), float(parse_quantity(memory))
 
+    @property
+    def most_nodes(self) -> int:
+        """Nodes of the step that has the most."""
+        return max([self.nodes, *(own.nodes or 1 for own in self.steps.values())])
+
+    def spread(self, step_name: str, accelerated: bool | Literal["all"]) -> int:
+        """Nodes that a task of the step trains on."""
+        return (self.steps.get(step_name, StepResources()).nodes or self.nodes) if accelerated == "all" else 1
+
 
 def place(
     task: PipelineTask,
@@ -193,19 +211,21 @@ def place(
 
     `accelerated` steps get the recipe's accelerator, where it names one, and those of `all` as many as it says; of
     `cached` ones an earlier result may be taken; `credentials` are keys of the Secret that this step alone gets,
-    `shared` those that it has in common with others: of what is no step, fewer.
+    `shared` those that it has in common with others: of what is no step, fewer. Where several nodes share a training,
+    the task waits for them on the CPU pool.
+    Raises: ConfigError if they have nothing to share their work by.
     """
     from kfp import kubernetes
-    from kubernetes.utils import parse_quantity
 
-    own = resources.steps.get(step_name, StepResources())
-    accelerators = resources.given(step_name, accelerated)
+    is_spread = resources.spread(step_name, accelerated) > 1
+    own = StepResources() if is_spread else resources.steps.get(step_name, StepResources())
+    accelerators = 0 if is_spread else resources.given(step_name, accelerated)
     cpu, request, memory = _size(own, resources, accelerators)
     task.set_cpu_request(request).set_cpu_limit(cpu).set_memory_request(memory).set_memory_limit(memory)
-    for name, value in surroundings.of(math.ceil(parse_quantity(cpu))).items():
+    image = _image(resources, accelerators)
+    task.set_container_image(image)
+    for name, value in _surroundings(cpu, image).items():
         task.set_env_variable(name, value)
-    image = resources.image or (images.GPU_IMAGE if accelerators else images.CPU_IMAGE)
-    task.set_container_image(image).set_env_variable(provenance.TASK_IMAGE, image)
     if pull_secret := os.environ.get(images.PULL_SECRET):
         kubernetes.set_image_pull_secrets(task, [pull_secret])
     # With what the backend sets itself (RuntimeDefault, no capabilities, no escalation) all that `restricted` asks for.
@@ -234,6 +254,8 @@ def place(
     kept = resources.store or store.named() or ""
     if "://" in kept:  # a folder of this machine is none of a pod
         task.set_env_variable("BLOOMERY_STORE", kept)
+    if is_spread:
+        _leave_to_nodes(task, step_name, resources, credentials)
     settings.mount(task)
     secrets.mount(task, (*shared, *credentials), resources.secret)
     if resources.retries:
@@ -242,6 +264,49 @@ def place(
         )
     task.set_caching_options(cached)
     return task
+
+
+def _leave_to_nodes(
+    task: PipelineTask, step_name: str, resources: ResourcesConfig, credentials: tuple[str, ...]
+) -> None:
+    """Give a task that is otherwise placed the TrainJob that it asks for and waits for."""
+    environment = dict(task.container_spec.env)
+    if "BLOOMERY_STORE" not in environment:
+        raise ConfigError(
+            f"resources.nodes: the nodes that share the training of {step_name} share nothing but an object store; set "
+            "resources.store to s3://bucket/prefix, or BLOOMERY_STORE where the pipeline is compiled"
+        )
+    accelerators = resources.given(step_name, "all")
+    size = _size(resources.steps.get(step_name, StepResources()), resources, accelerators)
+    image = _image(resources, accelerators)
+    if resources.sharding == "full":
+        task.set_env_variable(processes.SHARDING, "full")
+        environment[processes.SHARDING] = "full"
+    job = train_jobs.train_job(
+        image=image,
+        nodes=resources.spread(step_name, "all"),
+        accelerators={resources.accelerator: accelerators} if resources.accelerator and accelerators else {},
+        size=size,
+        environment={**environment, **_surroundings(size[0], image)},
+        keys=credentials,
+        secret=resources.secret,
+        labels=resources.labels,
+        node_pool=resources.node_pool if accelerators else resources.cpu_pool,
+        tolerations=[one.model_dump(exclude_none=True) for one in resources.tolerations] if accelerators else [],
+        shm_gib=resources.shm_gib,
+    )
+    task.set_env_variable(train_job.GIVEN, json.dumps(job))
+
+
+def _image(resources: ResourcesConfig, accelerators: int) -> str:
+    return resources.image or (images.GPU_IMAGE if accelerators else images.CPU_IMAGE)
+
+
+def _surroundings(cpu: str, image: str) -> dict[str, str]:
+    """What a process of ours is told of its pod: the threads that its cores are good for, and its image."""
+    from kubernetes.utils import parse_quantity
+
+    return {**surroundings.of(math.ceil(parse_quantity(cpu))), provenance.TASK_IMAGE: image}
 
 
 def _size(own: StepResources, resources: ResourcesConfig, accelerators: int) -> tuple[str, str, str]:

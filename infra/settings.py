@@ -17,6 +17,7 @@ KEYS = (
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
     "AWS_CA_BUNDLE",  # path in the pod of the certificate of whoever signed the store's
     "MLFLOW_TRACKING_URI",
+    "RAY_ADDRESS",  # of components/ray, where an overlay has it; the data steps send their batches there
 )
 """Keys that every task gets, each the name of the environment variable it becomes. Absent keys stay unset."""
 

@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from bloomery.infra import images, secrets
+from bloomery.components.core.train_job import KIND
+from bloomery.infra import images, secrets, train_jobs
 from bloomery.infra.resources import ResourcesConfig
 from bloomery.pipelines import kubeflow
 from bloomery.pipelines.doctor import ANSWER_SECONDS, Check, Finding
@@ -31,6 +32,8 @@ def of_the_cluster(access: Access, namespace: str, resources: ResourcesConfig) -
         "nodes": lambda core: nodes(core, resources),
         "services": lambda core: services(core, namespace),
     }
+    if resources.most_nodes > 1:
+        checks["trainer"] = lambda core: trainer(namespace)
     return {
         "pipelines": lambda: api(access),
         **{what: lambda what=what, check=check: _asked(what, check) for what, check in checks.items()},  # type: ignore
@@ -199,6 +202,24 @@ def nodes(core: Any, resources: ResourcesConfig) -> Iterable[Finding]:
     name = resources.accelerator
     if name and not any(_has(node, name, "1") for node in found):
         yield Finding("nodes", "fix", f"no node has {name} now", "add a pool, with its device plugin (autoscalers may)")
+
+
+def trainer(namespace: str) -> Iterable[Finding]:
+    """Whether the nodes that share a training can be asked for."""
+    from kubernetes import client
+    from kubernetes.client.exceptions import ApiException
+
+    wanted = (*KIND, namespace, "trainingruntimes", train_jobs.RUNTIME)
+    try:
+        client.CustomObjectsApi().get_namespaced_custom_object(*wanted, _request_timeout=ANSWER_SECONDS)
+    except ApiException as error:
+        if error.status != 404:
+            raise
+        told = f"{namespace} has no TrainingRuntime {train_jobs.RUNTIME}"
+        advice = "install Kubeflow Trainer 2.2 or later, and put components/multi-node into the overlay"
+        yield Finding("trainer", "fix", told, advice)
+        return
+    yield Finding("trainer", "ok", f"{namespace} has the TrainingRuntime {train_jobs.RUNTIME}")
 
 
 def _has(node: Any, name: str, need: str) -> bool:

@@ -162,12 +162,14 @@ def _execute(recipe: Recipe, workdir: Path, run_dir: Path, until: str | None, ne
 
 
 def _at(recipe: Recipe, workdir: Path) -> Recipe:
-    """The recipe with relative stores under `workdir`, no retries: on one machine a failing step would fail again; and
-    one quantised variant at a time."""
+    """The recipe with relative stores under `workdir`, no retries: on one machine a failing step would fail again; one
+    quantised variant at a time, and one node."""
     promotion = recipe.promotion
     if "://" not in promotion.models_uri:
         promotion = promotion.model_copy(update={"models_uri": str(workdir / promotion.models_uri)})
-    resources = recipe.resources.model_copy(update={"retries": 0, "parallel_variants": 1})
+    alone = {name: own.model_copy(update={"nodes": 1}) for name, own in recipe.resources.steps.items()}
+    here = {"retries": 0, "parallel_variants": 1, "nodes": 1, "steps": alone}
+    resources = recipe.resources.model_copy(update=here)
     return recipe.model_copy(update={"promotion": promotion, "resources": resources})
 
 

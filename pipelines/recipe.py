@@ -141,6 +141,8 @@ class Recipe(Config):
                 yield f"resources.steps.{name}.accelerators: {name} runs on CPUs; remove the key"
             elif (own.accelerators or 0) > 1 and name in known and steps.find(name).accelerator != "all":
                 yield f"resources.steps.{name}.accelerators: found {own.accelerators}; {name} uses one; set 1"
+            if (own.nodes or 1) > 1 and name in known and steps.find(name).accelerator != "all":
+                yield f"resources.steps.{name}.nodes: found {own.nodes}; {name} runs on one; remove the key"
 
     def _unknown_tasks(self) -> Iterator[str]:
         for stage in self.stages:
@@ -155,8 +157,9 @@ class Recipe(Config):
                 yield f"stages.{stage.name}.{problem}, under resources.sharding: full"
 
     def shared_by(self, stage: Stage) -> int:
-        """Accelerators that share the training of a stage, at least 1."""
-        return max(1, self.resources.given(stage.step, stage.declared.accelerator))
+        """Accelerators that share the training of a stage, of all its nodes, at least 1."""
+        accelerated = stage.declared.accelerator
+        return max(1, self.resources.given(stage.step, accelerated)) * self.resources.spread(stage.step, accelerated)
 
     def shards(self, stage: Stage) -> int | None:
         """Accelerators that share out the weights of a stage that trains; None where each holds all of them."""

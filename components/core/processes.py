@@ -1,9 +1,10 @@
-"""One training that several processes of this machine share, one for each accelerator: the same step runs in all.
+"""One training that several processes share, one for each accelerator: the same step runs in all.
 
 The step's process starts them by torch's elastic launcher, which is what `torchrun` is, and waits for them. Each runs
 the step from its beginning, and where it trains they train together: each with all weights (DDP), or with a part of
 them (FSDP2, `modelling/sharding.py`). When the training has ended, the first goes
-on alone to what is measured and written, and the others are done.
+on alone to what is measured and written, and the others are done. Where several machines share a training, each starts
+its processes so (`node_worker.py`), and they meet at the first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bloomery.components.core import unfinished
+from bloomery.components.core import nodes, unfinished
 from bloomery.components.core.declare import declared
 from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError
 
@@ -36,6 +37,10 @@ SHARDING = "BLOOMERY_SHARDING"
 
 MOST = 64
 """Processes of one machine that may train together: more are a slip."""
+STOP_SECONDS = 110
+"""How long the processes of one of several machines have for a checkpoint after SIGTERM; their pods have 120."""
+MEET_SECONDS = 1800
+"""How long a machine waits for the others: their images may have to be pulled first."""
 
 Item = TypeVar("Item")
 
@@ -72,7 +77,8 @@ def is_sharded(number: int) -> bool:
 
 
 def launch(work: tuple[Any, ...], number: int) -> dict[str, Any]:
-    """What `step.perform(*work)` returns in the first of `number` processes that run it.
+    """What `step.perform(*work)` returns in the first of `number` processes that run it on this machine; nothing on
+    another machine than the first of those that train together.
 
     Raises: the BloomeryError of the process that failed; ServiceError if one was killed; SystemExit after SIGTERM, of
     which all were told.
@@ -84,16 +90,20 @@ def launch(work: tuple[Any, ...], number: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="bloomery-") as name, _signals_kept():
         folder = Path(name)
         (folder / WORK).write_bytes(pickle.dumps((work, unfinished.current())))
+        machines = nodes.here()
+        meeting: dict[str, Any] = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "local_addr": "localhost"}
+        if machines.count > 1:
+            configs = {"rank": machines.rank, "timeout": MEET_SECONDS}
+            meeting = {"rdzv_backend": "static", "rdzv_endpoint": machines.address, "rdzv_configs": configs}
+            meeting["shutdown_timeout"] = STOP_SECONDS
         config = LaunchConfig(
-            min_nodes=1,
-            max_nodes=1,
+            min_nodes=machines.count,
+            max_nodes=machines.count,
             nproc_per_node=number,
-            run_id=folder.name,
-            rdzv_backend="c10d",
-            rdzv_endpoint="localhost:0",
-            local_addr="localhost",
+            run_id=folder.name if machines.count == 1 else "shared",
             max_restarts=0,
             logs_specs=DefaultLogsSpecs(str(folder / "logs")),
+            **meeting,
         )
         try:
             elastic_launch(config, sys.executable)("-m", WORKER, str(folder))
@@ -101,7 +111,7 @@ def launch(work: tuple[Any, ...], number: int) -> dict[str, Any]:
             sys.exit(128 + stopped.sigval)
         except ChildFailedError as failed:
             raise _cause(folder, {rank: failure.exitcode for rank, failure in failed.failures.items()}) from None
-        found: dict[str, Any] = pickle.loads((folder / RESULT).read_bytes())
+        found: dict[str, Any] = {} if machines.rank else pickle.loads((folder / RESULT).read_bytes())
         return found
 
 
@@ -146,6 +156,16 @@ def rank() -> int:
 def count() -> int:
     """Processes that train together."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def local_rank() -> int:
+    """Which of the processes of this machine this is, from 0."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def local_count() -> int:
+    """Processes of this machine that train together."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", count()))
 
 
 def gathered(items: list[Item]) -> list[Item]:

@@ -1,9 +1,9 @@
 """The only adapter between a step and its surroundings: kfp, the command line and tests all come in here.
 
 `run_step` does, in order: logging, config, input manifests, reuse of a finished result, seeds, tracking, `run` (in
-several processes, where accelerators share a training), output manifests, metrics. A finished result is found by
-content: the code that the step can reach, its config and the digests of its inputs. So a changed file or setting
-re-runs exactly the steps that it reaches, and a killed run goes on where it was.
+several processes, where accelerators share a training, or on other machines, where nodes do), output manifests,
+metrics. A finished result is found by content: the code that the step can reach, its config and the digests of its
+inputs. So a changed file or setting re-runs exactly the steps that it reaches, and a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from bloomery.components.core import artifact, processes, sources, store, tracking, unfinished
+from bloomery.components.core import artifact, processes, s3, sources, store, tracking, train_job, unfinished
 from bloomery.components.core.config import Config, canonical, digest, parse, unpacked
 from bloomery.components.core.declare import declared
-from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, from_os_error, masked
+from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, ServiceError, from_os_error, masked
 
 logger = logging.getLogger(__name__)
 
@@ -104,27 +104,19 @@ def run_step(
     Returns the metrics. A BloomeryError is logged without traceback and ends the process with its exit code; in a trial
     of a search it is handed on, so that the trial fails and not the search.
     """
-    configure_logging()
     started = time.perf_counter()
-    try:
-        given = {name: _path(item) for name, item in inputs.items() if item is not None}
-        _raise_if_failed(given)
-        result = execute(run, stage, config, given, _paths(outputs))
-    except BloomeryError as error:
-        told = str(error).removeprefix(f"{stage}: ")  # a message may begin with the section of the recipe
-        logger.error("%s: %s", stage, told)
-        tracking.journal("failed", stage, error=type(error).__name__, message=told, exit_code=error.exit_code)
-        leave_word(f"{type(error).__name__}: {told}")
-        if _handed_on(told, _paths(outputs), metrics):
+    with ending(stage):
+        try:
+            given = {name: _path(item) for name, item in inputs.items() if item is not None}
+            _raise_if_failed(given)
+            result = execute(run, stage, config, given, _paths(outputs))
+        except Exception as error:
+            if not os.environ.get(TRIAL):
+                raise
+            if not isinstance(error, BloomeryError):
+                logger.exception("%s failed", stage)
+            _hand_on(_tell(stage, error), _paths(outputs), metrics)
             return {}
-        sys.exit(error.exit_code)
-    except Exception as error:
-        tracking.journal("failed", stage, error=type(error).__name__, message=traceback.format_exc(), exit_code=1)
-        leave_word(f"{type(error).__name__}: {error}")
-        if _handed_on(f"{type(error).__name__}: {error}", _paths(outputs), metrics):
-            logger.error("%s: %s", stage, traceback.format_exc())
-            return {}
-        raise
     tracking.journal(
         "finished",
         stage,
@@ -152,13 +144,11 @@ def _raise_if_failed(inputs: Mapping[str, Path | list[Path]]) -> None:
                 raise DataError((path / FAILED).read_text(encoding="utf-8"))
 
 
-def _handed_on(why: str, outputs: Mapping[str, Path], metrics: Any) -> bool:
-    """In a trial of a search, put why it failed in the place of what it would have written; True if this is one.
+def _hand_on(why: str, outputs: Mapping[str, Path], metrics: Any) -> None:
+    """In a trial of a search, put why it failed in the place of what it would have written.
 
     A process that is killed hands on nothing, and its task fails.
     """
-    if not os.environ.get(TRIAL):
-        return False
     for path in outputs.values():
         shutil.rmtree(path, ignore_errors=True)
         path.mkdir(parents=True, exist_ok=True)
@@ -166,20 +156,35 @@ def _handed_on(why: str, outputs: Mapping[str, Path], metrics: Any) -> bool:
     if metrics is not None:
         Path(metrics.path).parent.mkdir(parents=True, exist_ok=True)
         Path(metrics.path).write_text(json.dumps({"failed": masked(why)}), encoding="utf-8")
-    return True
 
 
 @contextlib.contextmanager
 def ending(task: str) -> Iterator[None]:
-    """Run what is no step as a task: a BloomeryError is logged without traceback, left as the pod's last word, and ends
-    the process with its exit code."""
+    """Run a task: why it fails, if it does, is told everywhere, and a BloomeryError ends the process without traceback
+    and with its exit code."""
     configure_logging()
     try:
         yield
     except BloomeryError as error:
-        logger.error("%s: %s", task, error)
-        leave_word(f"{type(error).__name__}: {error}")
+        _tell(task, error)
         sys.exit(error.exit_code)
+    except Exception as error:
+        _tell(task, error)
+        raise
+
+
+def _tell(task: str, error: Exception) -> str:
+    """Tell the log, the journal and the pod why a task fails; returns it, in one line but for a BloomeryError."""
+    if isinstance(error, BloomeryError):
+        told = why = str(error).removeprefix(f"{task}: ")  # a message may begin with the section of the recipe
+        code, word = error.exit_code, f"{type(error).__name__}: {told}"
+        logger.error("%s: %s", task, told)
+    else:
+        code, told = 1, traceback.format_exc()
+        why = word = f"{type(error).__name__}: {error}"
+    tracking.journal("failed", task, error=type(error).__name__, message=told, exit_code=code)
+    leave_word(word)
+    return why
 
 
 def leave_word(message: str, file: Path = TERMINATION_LOG) -> None:
@@ -212,7 +217,8 @@ def execute(
         for name, path in _each(port, inputs[port])
     }
     is_reused = reuse(settings) if callable(reuse) else reuse
-    number = processes.asked(run)
+    job = train_job.asked(run)
+    number = job.processes if job else processes.asked(run)
 
     def work(given: Mapping[str, Path]) -> dict[str, Any]:
         result = _run(number, run, stage, settings, inputs, given, digests)
@@ -221,20 +227,39 @@ def execute(
         return result
 
     place = store.named() if is_reused else None
+    if job and not (place and s3.is_uri(place)):
+        raise ConfigError(
+            f"{stage}: found BLOOMERY_STORE {place or 'not set'}; several nodes share nothing but an object store: set "
+            "resources.store to s3://bucket/prefix"
+        )
     if place is None:
         return work(outputs)
     name = run.__module__.split(".")[-2]
     shared: list[Any] = [number] if number > 1 else []  # an optimiser step has the rows of all processes
     shared += ["sharded"] if processes.is_sharded(number) else []  # and checkpoints of another kind
+    shared += [f"{job.nodes} nodes"] if job else []  # of which each keeps a part
     key = digest([name, code_digest(run), settings.model_dump(mode="json"), digests, *shared])
     entry = store.entry(place, f"{name}/{key[:24]}", writes)
     try:
         found = entry.take(outputs)
+        if found is None and job and isinstance(entry, store.OnObjects):
+            facts = {"step": run.__module__, "stage": stage, "config": settings.model_dump(mode="json")}
+            parts = dict(part for port, given in inputs.items() for part in _each(port, given))
+            train_job.train(job, entry.uri, {**facts, "digests": digests}, parts)
+            return _left(entry, outputs)
         if found is None:
             return entry.make(outputs, work)
     except OSError as error:
         raise from_os_error(error, f"{stage} writing to {place}") from error
     return {"warnings": [], "shown": {}, **found, "cached": True}
+
+
+def _left(entry: store.OnObjects, outputs: Mapping[str, Path]) -> dict[str, Any]:
+    """The result that other machines have left in the store."""
+    found = entry.take(outputs)
+    if found is None:
+        raise ServiceError(f"the nodes have ended well, and their result is not in {entry.uri}")
+    return found
 
 
 def config_class(run: Callable[..., Any]) -> type[Config]:

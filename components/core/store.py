@@ -99,7 +99,7 @@ class OnObjects:
             return None
         for port, schema in self.writes.items():
             artifact.read_manifest(outputs[port], schema)
-        s3.delete(self._checkpoints)  # as that of a folder
+        s3.delete(self.checkpoints)  # as that of a folder
         return result
 
     def make(self, outputs: Outputs, work: Work) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class OnObjects:
 
         Raises: ConfigError or ServiceError where the store, asked for checkpoints before the work, is not there.
         """
-        with unfinished.kept_at(self._checkpoints):
+        with unfinished.kept_at(self.checkpoints):
             result = work(outputs)
         try:
             if not trees.put(self.uri, {port: outputs[port] for port in self.writes}, result, first=True):
@@ -118,11 +118,12 @@ class OnObjects:
         except BloomeryError as error:
             logger.warning("the result is not kept for another run: %s", error)
         else:
-            s3.delete(self._checkpoints)
+            s3.delete(self.checkpoints)
         return result
 
     @property
-    def _checkpoints(self) -> str:
+    def checkpoints(self) -> str:
+        """Where a step that has not ended keeps what it needs to go on."""
         return f"{self.uri}.checkpoints"
 
 

@@ -100,7 +100,7 @@ def track(stage: str, parameters: dict[str, Any]) -> Iterator[Tracker]:
     tracker = Tracker(stage, parameters)
     token = _current.set(tracker)
     try:
-        with _sigterm_raises():
+        with sigterm_raises():
             yield tracker
     except (KeyboardInterrupt, SystemExit):
         tracker.finish({}, "KILLED")
@@ -113,7 +113,7 @@ def track(stage: str, parameters: dict[str, Any]) -> Iterator[Tracker]:
 
 
 @contextlib.contextmanager
-def _sigterm_raises() -> Iterator[None]:
+def sigterm_raises() -> Iterator[None]:
     """SIGTERM, which a preempted or cancelled pod gets, unwinds the step, so that its run does not stay open for ever.
 
     A training puts a checkpoint before it. Where somebody else handles the signal, that stands.

@@ -3,6 +3,8 @@
 The key is a digest of code, config and inputs, so only the very same work finds it; what is kept goes when the result
 is there. With a store on a disk it lies there. With one on an object store it lies in a folder of this machine, from
 which `keep` copies it while the step goes on, and into which it comes back when the same work is begun on another.
+Where several machines train together, each has written a part of a folder: `keep_part` copies those of the others,
+before the first keeps its own, and each begins again with all of them.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
-from bloomery.components.core import s3, trees
-from bloomery.components.core.errors import BloomeryError
+from bloomery.components.core import nodes, s3, trees
+from bloomery.components.core.errors import BloomeryError, ServiceError
 
 logger = logging.getLogger(__name__)
 
 CONTENT = "content"
+OTHER = ".node-"
+"""Between the name of a folder and the number of the machine, in the name of a part."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +82,35 @@ def settle() -> None:
 def _copy(uri: str, folders: Sequence[Path]) -> None:
     try:
         there = set(trees.names(uri))
+        parts = {part for folder in folders for part in _parts(folder.name)}
+        if lacking := parts - there:
+            raise ServiceError(f"{', '.join(sorted(lacking))} was not kept")
         for folder in folders:
             if folder.name not in there:
                 trees.put(f"{uri}/{folder.name}", {CONTENT: folder})
-        for name in there - {folder.name for folder in folders}:
+        for name in there - parts - {folder.name for folder in folders}:
             s3.delete(f"{uri}/{name}")
     except BloomeryError as error:
         logger.warning("%s is kept on this machine alone: %s", folders[-1].name, error)
+
+
+def keep_part(folder: Path) -> None:
+    """On another machine than the first of those that train together: let what its processes have written into
+    `folder` be found by all of them, and delete it here. What the store does not take is told."""
+    here = _place.get()
+    rank = nodes.here().rank
+    if here is None or here.uri is None or not rank:
+        return
+    try:
+        trees.put(f"{here.uri}/{folder.name}{OTHER}{rank}", {CONTENT: folder})
+    except BloomeryError as error:
+        logger.warning("%s is not kept of machine %d: %s", folder.name, rank, error)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _parts(name: str) -> list[str]:
+    """Names of what the other machines keep of a folder."""
+    return [f"{name}{OTHER}{rank}" for rank in range(1, nodes.here().count)]
 
 
 @contextlib.contextmanager
@@ -104,12 +130,25 @@ def kept_at(uri: str) -> Iterator[None]:
     """
     with tempfile.TemporaryDirectory(prefix="bloomery-") as name:
         folder = Path(name)
-        for found in reversed(trees.names(uri)):
-            if trees.get(f"{uri}/{found}", {CONTENT: folder / found}) is not None:
+        for found in reversed([name for name in trees.names(uri) if OTHER not in name]):
+            if _fetched(uri, found, folder):
                 logger.info("%s of an earlier attempt was fetched", found)
                 break
         with lying_in(Place(folder, uri)):
             yield
+
+
+def _fetched(uri: str, name: str, folder: Path) -> bool:
+    """Whether what an object store keeps as `name` is whole; it then stands in `folder`, with the other machines'."""
+    names = [name, *_parts(name)]
+    if any(trees.get(f"{uri}/{one}", {CONTENT: folder / one}) is None for one in names):
+        for one in names:
+            shutil.rmtree(folder / one, ignore_errors=True)
+        return False
+    for part in names[1:]:
+        shutil.copytree(folder / part, folder / name, dirs_exist_ok=True, copy_function=shutil.move)
+        shutil.rmtree(folder / part)
+    return True
 
 
 @contextlib.contextmanager

@@ -52,8 +52,8 @@ def _take_device() -> None:
     import torch
 
     if torch.cuda.is_available():
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    torch.set_num_threads(max(1, torch.get_num_threads() // processes.count()))
+        torch.cuda.set_device(processes.local_rank())
+    torch.set_num_threads(max(1, torch.get_num_threads() // processes.local_count()))
 
 
 if __name__ == "__main__":

@@ -17,13 +17,13 @@ from pathlib import Path
 import pytest
 from chats import preference_row, write_chats
 
-from bloomery.components.core import artifact, processes, unfinished, worker
+from bloomery.components.core import artifact, processes, trees, unfinished, worker
 from bloomery.components.core.config import parse
 from bloomery.components.core.errors import ConfigError, DivergedError, ServiceError
 from bloomery.components.core.modelling import guards, training
 from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.components.core.records import Document, Preference, content_id
-from bloomery.components.core.step import config_class, execute, run_step
+from bloomery.components.core.step import config_class, execute, perform, run_step
 from bloomery.components.cpt.step import run as cpt
 from bloomery.components.dpo.step import run as dpo
 from bloomery.components.reward_model.step import run as reward_model
@@ -166,6 +166,35 @@ def test_killed_it_goes_on_from_a_checkpoint_to_the_same_digest(work, tmp_path, 
         assert min(size for _, size in files) > 0.7 * max(size for _, size in files)
     assert ended(shared(work, "sft", tmp_path / "killed", **often)) == [0, 0]
     assert digest(tmp_path / "killed") == digest(tmp_path / "whole")
+
+
+def on_two_machines(work, folder: Path, uri: str) -> list:
+    """sft in two forks that share nothing but what is kept at `uri`, as the first processes of two machines do."""
+    run, own, inputs = work["sft"]
+    often = {"checkpoint": {"every_minutes": 1e-4}, "num_validations": 0, "batch_size": 4}
+    config = parse(config_class(run), {**TRAINING, **own, **often}, where="sft")
+
+    def machine(rank: int) -> None:
+        os.environ.update({"LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1", "PET_NNODES": "2", "PET_NODE_RANK": str(rank)})
+        with unfinished.kept_at(uri):
+            perform(run, "sft", config, inputs, {"model": folder / f"{rank}" / "model"}, {})
+
+    return forked(machine, "full")
+
+
+def test_two_machines_go_on_from_the_parts_that_both_have_kept(work, tmp_path, object_store):
+    whole, killed = (f"{object_store.uri}/sft/{name}.checkpoints" for name in ("whole", "killed"))
+    assert ended(on_two_machines(work, tmp_path / "whole", whole)) == [0, 0]
+    started = on_two_machines(work, tmp_path / "killed", killed)
+    while started[0].is_alive() and all(unfinished.OTHER in name for name in trees.names(killed)):
+        time.sleep(0.01)
+    for process in started:
+        process.kill()
+    assert ended(started) == [-signal.SIGKILL, -signal.SIGKILL]
+    kept = {Path(name).stem for name in object_store.objects() if name.endswith(".distcp")}
+    assert kept == {"__0_0", "__1_0"}  # the first machine has written its part, and the second its own
+    assert ended(on_two_machines(work, tmp_path / "killed", killed)) == [0, 0]
+    assert digest(tmp_path / "killed" / "0") == digest(tmp_path / "whole" / "0")
 
 
 PER_LAYER = 4 * (4 * (32 + 32) + 3 * (32 + 64))

@@ -18,8 +18,9 @@ from typing import Any, Protocol
 
 from pydantic import Field
 
-from bloomery.components.core import unfinished
+from bloomery.components.core import processes, unfinished
 from bloomery.components.core.config import Config
+from bloomery.components.core.errors import ServiceError
 
 logger = logging.getLogger(__name__)
 
@@ -74,6 +75,9 @@ class Resuming:
         with the exit code 143 that a shell tells of it."""
         self.trainer = trainer
         newest = self._newest()
+        begins = processes.gathered([newest.name if newest else "the start"])
+        if len(set(begins)) > 1:  # a machine did not find what the others did
+            raise ServiceError(f"the processes that train together would go on from {', '.join(sorted(set(begins)))}")
         if newest is not None:
             for keeper in self.keepers:
                 keeper.load(newest)
@@ -116,6 +120,9 @@ class Resuming:
                 written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 for keeper in resuming.keepers:
                     keeper.save(written)
+                _wait_for_others()
+                if not state.is_world_process_zero and not processes.local_rank():
+                    unfinished.keep_part(written)  # of another machine than the first
                 _wait_for_others()
                 if state.is_world_process_zero:
                     resuming._put(written)

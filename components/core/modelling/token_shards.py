@@ -176,8 +176,8 @@ def tokenised(tokenizer: Any, parts: Sequence[Any], batches: Callable[[], Iterab
         name = f"tokens/{digest([state, list(parts), code])[:24]}"
         shared = store.shared(name) if state else None
         folder = shared or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bloomery-"))) / "tokens"
-        while processes.rank() and shared and not (folder / INDEX).is_file():
-            time.sleep(0.1)  # the first of the processes that train together writes it
+        while processes.local_rank() and shared and not (folder / INDEX).is_file():
+            time.sleep(0.1)  # the first process of this machine writes it
         if not (folder / INDEX).is_file() and not (state and store.fetch(name, folder)):
             _write(folder, batches(), len(tokenizer))
             if state:

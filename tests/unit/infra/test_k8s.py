@@ -9,10 +9,13 @@ from pathlib import Path
 
 import kubernetes_validate
 import pytest
+import trainer_schema
 import yaml
 
+from bloomery.components.core import train_job
 from bloomery.components.core.config import parse
-from bloomery.infra import images, secrets, settings
+from bloomery.components.core.errors import BloomeryError, ServiceError
+from bloomery.infra import images, secrets, settings, train_jobs
 from bloomery.infra.resources import ResourcesConfig
 from bloomery.pipelines import steps
 from bloomery.pipelines.drift_check import RECIPES_MAP
@@ -33,6 +36,24 @@ CUSTOM = {
             "env": [{"name": None, "value": None}],
             "volumes": None,
             "volumeMounts": None,
+        }
+    },
+    "RayCluster.ray.io/v1": {
+        "spec": {
+            "rayVersion": None,
+            "enableInTreeAutoscaling": None,
+            "autoscalerOptions": {"idleTimeoutSeconds": None},
+            "headGroupSpec": {"rayStartParams": FREE, "template": None},
+            "workerGroupSpecs": [
+                {
+                    "groupName": None,
+                    "replicas": None,
+                    "minReplicas": None,
+                    "maxReplicas": None,
+                    "rayStartParams": FREE,
+                    "template": None,
+                }
+            ],
         }
     },
     "ResourceFlavor.kueue.x-k8s.io/v1beta2": {"spec": {"nodeLabels": FREE, "tolerations": None}},
@@ -85,8 +106,8 @@ CUSTOM = {
         }
     },
 }
-"""Fields of other projects' kinds by kind and version, as far as our manifests use them: Kubernetes' own schemas hold
-none of these kinds, and would pass a misspelt field."""
+"""Fields of other projects' kinds by kind and version, as far as our manifests use them, where no package of Python
+brings their schema: Kubernetes' own hold none of these kinds, and would pass a misspelt field."""
 
 
 def documents(text: str) -> list[dict]:
@@ -108,7 +129,7 @@ def everything(folder: Path) -> list[dict]:
     """An overlay of one's own in `folder`, with every component, in a profile, from another registry by digest."""
     folder.mkdir()
     digest = "sha256:" + "ab" * 32
-    listed = ("profile", "serving", "gpu", "studies", "private-registry")
+    listed = ("profile", "serving", "gpu", "multi-node", "ray", "studies", "private-registry")
     kustomization = {
         "namespace": "team-a",
         "resources": [os.path.relpath(K8S / "base", folder)],
@@ -125,6 +146,13 @@ def everything(folder: Path) -> list[dict]:
 def check(manifest: dict) -> None:
     """Hold a manifest against its schema; raises for an unknown field."""
     kind = f"{manifest['kind']}.{manifest['apiVersion']}"
+    if manifest["kind"] in trainer_schema.KINDS:
+        assert not trainer_schema.problems(manifest)
+        return
+    if manifest["kind"] == "RayCluster":
+        for pod in pods_of(manifest):
+            template = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "r"}, "template": {"spec": pod}}
+            kubernetes_validate.validate(template, KUBERNETES, strict=True)
     if kind not in CUSTOM:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
         return
@@ -145,14 +173,19 @@ def unknown(value, known, place=""):
                 yield f"{place}.{key}"
 
 
-def pod_of(manifest: dict) -> dict:
-    """The pod spec of a workload; empty for anything else."""
+def pods_of(manifest: dict) -> list[dict]:
+    """The pod specs of a workload; none for anything else."""
     spec = manifest.get("spec", {})
-    return spec.get("jobTemplate", {}).get("spec", spec).get("template", {}).get("spec", {})
+    if manifest["kind"] == "RayCluster":
+        return [group["template"]["spec"] for group in (spec["headGroupSpec"], *spec["workerGroupSpecs"])]
+    if manifest["kind"] == "TrainingRuntime":
+        return [job["template"]["spec"]["template"]["spec"] for job in spec["template"]["spec"]["replicatedJobs"]]
+    found = spec.get("jobTemplate", {}).get("spec", spec).get("template", {}).get("spec")
+    return [found] if found else []
 
 
 def containers(manifests: list[dict]) -> list[dict]:
-    return [c for manifest in manifests for c in pod_of(manifest).get("containers", [])]
+    return [container for manifest in manifests for pod in pods_of(manifest) for container in pod["containers"]]
 
 
 def settings_of(manifests: list[dict]) -> dict[str, str]:
@@ -181,11 +214,11 @@ def test_an_overlay_renders_what_is_valid_in_a_namespace_that_is_there(name):
     names = {m["metadata"]["name"] for m in found if m["kind"] == "ConfigMap"}
     assert names == {RECIPES_MAP, settings.CONFIG_MAP}
     for manifest in found:
-        pod = pod_of(manifest)
-        used = {volume["configMap"]["name"] for volume in pod.get("volumes", []) if "configMap" in volume}
-        for container in pod.get("containers", []):
-            used |= {source["configMapRef"]["name"] for source in container.get("envFrom", [])}
-        assert used <= names
+        for pod in pods_of(manifest):
+            used = {volume["configMap"]["name"] for volume in pod.get("volumes", []) if "configMap" in volume}
+            for container in pod["containers"]:
+                used |= {source["configMapRef"]["name"] for source in container.get("envFrom", [])}
+            assert used <= names
         if manifest["kind"] == "RoleBinding":
             assert {subject["namespace"] for subject in manifest["subjects"]} == {"kubeflow"}
 
@@ -205,7 +238,8 @@ def test_one_entry_of_images_changes_the_containers_and_the_pods_of_runs_and_a_n
     assert told[images.GPU] == "r.example.com/gpu@sha256:" + "ab" * 32
     accounts = {m["metadata"]["name"]: m.get("imagePullSecrets") for m in found if m["kind"] == "ServiceAccount"}
     pull = [{"name": told[images.PULL_SECRET]}]
-    assert accounts == {"mlflow": pull, "bloomery-submit": pull, "bloomery-serve": pull, "mlflow-postgres": None}
+    pulling = dict.fromkeys(("mlflow", "bloomery-submit", "bloomery-serve", "bloomery-ray"), pull)
+    assert accounts == {**pulling, "mlflow-postgres": None, "bloomery-train": None}  # nodes are told by their TrainJob
 
 
 def test_the_images_of_the_base_are_those_that_pipelines_are_compiled_with():
@@ -232,19 +266,24 @@ def test_an_address_stands_in_one_place(tmp_path):
 def test_a_pod_asks_for_no_privilege(tmp_path):
     found = everything(tmp_path / "mine")
     accounts = {m["metadata"]["name"] for m in found if m["kind"] == "ServiceAccount"}
-    pods = [pod_of(manifest) for manifest in found if pod_of(manifest)]
-    assert len(pods) == 5
-    for pod in pods:
+    pods = [(manifest["kind"], pod) for manifest in found for pod in pods_of(manifest)]
+    assert len(pods) == 8
+    for kind, pod in pods:
+        is_shared = kind in ("RayCluster", "TrainingRuntime")  # they write anywhere; a training is told its resources
         security = pod["securityContext"]
         assert security["runAsNonRoot"] is True and security["runAsUser"] > 0
         assert security["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert pod["automountServiceAccountToken"] is False and pod["serviceAccountName"] in accounts
+        assert pod["serviceAccountName"] in accounts
+        is_head = pod["containers"][0]["name"] == "ray-head"  # whose autoscaler asks for workers
+        assert pod.get("automountServiceAccountToken", True) is is_head
         for container in pod["containers"]:
             limits = container["securityContext"]
-            assert limits["allowPrivilegeEscalation"] is False and limits["readOnlyRootFilesystem"] is True
+            assert limits["allowPrivilegeEscalation"] is False
+            assert is_shared or limits["readOnlyRootFilesystem"] is True
             assert limits["capabilities"] == {"drop": ["ALL"]}
-            assert {"cpu", "memory"} <= set(container["resources"]["requests"])
-            assert "memory" in container["resources"]["limits"]
+            if kind != "TrainingRuntime":
+                assert {"cpu", "memory"} <= set(container["resources"]["requests"])
+                assert "memory" in container["resources"]["limits"]
             assert not container["image"].endswith(":latest")
             for kind in ("livenessProbe", "readinessProbe"):
                 assert container.get(kind, {"timeoutSeconds": 10})["timeoutSeconds"] >= 10
@@ -306,10 +345,61 @@ def test_a_sample_is_valid(file):
     assert keys <= {*secrets.KEYS, "HF_TOKEN", "username", "password"}
 
 
+def component(name: str, kind: str) -> dict:
+    """The object of that kind in a component."""
+    files = sorted((K8S / "components" / name).glob("*.yaml"))
+    (found,) = [m for file in files for m in documents(file.read_text()) if m["kind"] == kind]
+    return found
+
+
 def test_an_unknown_field_of_a_custom_kind_is_found():
     queue = {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": "LocalQueue", "metadata": {}, "spec": {"clusterQeue": "b"}}
     with pytest.raises(AssertionError, match="clusterQeue"):
         check(queue)
+    runtime = component("multi-node", "TrainingRuntime")
+    runtime["spec"]["template"]["spec"]["failurePolicy"]["maxRestart"] = 3
+    with pytest.raises(AssertionError, match=r"failurePolicy\.maxRestart: no such field"):
+        check(runtime)
+    runtime["spec"]["template"]["spec"]["failurePolicy"] = {"maxRestarts": "3"}
+    with pytest.raises(ValueError, match="maxRestarts"):
+        check(runtime)
+    cluster = component("ray", "RayCluster")
+    cluster["spec"]["headGroupSpec"]["template"]["spec"]["container"] = []
+    with pytest.raises(kubernetes_validate.ValidationError, match="container"):
+        check(cluster)
+
+
+def test_a_job_begins_from_the_runtime_and_fails_at_once_where_a_user_has_to_act():
+    runtime = component("multi-node", "TrainingRuntime")
+    assert runtime["metadata"]["name"] == train_jobs.RUNTIME
+    (job,) = runtime["spec"]["template"]["spec"]["replicatedJobs"]
+    (rule,) = job["template"]["spec"]["podFailurePolicy"]["rules"]
+    ours = {kind.exit_code for kind in BloomeryError.__subclasses__()}
+    assert set(rule["onExitCodes"]["values"]) == ours - {ServiceError.exit_code}
+    (pod,) = pods_of(runtime)
+    assert pod["containers"][0]["name"] == rule["onExitCodes"]["containerName"] == train_job.CONTAINER
+    (verdict,) = runtime["spec"]["template"]["spec"]["failurePolicy"]["rules"]
+    assert (verdict["action"], verdict["onJobFailureReasons"]) == ("FailJobSet", ["PodFailurePolicy"])
+
+
+def test_a_task_that_asks_for_nodes_may_do_what_it_does_and_no_more():
+    """The calls that it makes are counted in tests/integration/test_nodes.py."""
+    rules = component("multi-node", "Role")["rules"]
+    found = {(*rule["apiGroups"], *rule["resources"]): set(rule["verbs"]) for rule in rules}
+    assert found == {
+        ("trainer.kubeflow.org", "trainjobs"): {"create", "get", "delete"},
+        ("", "pods"): {"list"},
+        ("", "pods/log"): {"get"},
+    }
+
+
+def test_tasks_find_the_ray_cluster_of_the_version_that_is_locked():
+    cluster = component("ray", "RayCluster")
+    (kustomization,) = documents((K8S / "components" / "ray" / "kustomization.yaml").read_text())
+    (told,) = kustomization["configMapGenerator"][0]["literals"]
+    assert told == f"RAY_ADDRESS=ray://{cluster['metadata']['name']}-head-svc:10001"
+    locked = (K8S.parents[1] / "constraints.txt").read_text().splitlines()
+    assert f"ray=={cluster['spec']['rayVersion']}" in locked
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

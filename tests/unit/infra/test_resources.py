@@ -188,6 +188,7 @@ def test_a_placed_task_runs_under_kfp_local(tmp_path):
         ({"acelerator": "nvidia.com/gpu"}, "did you mean 'accelerator'?"),
         ({"accelerator": "gpu", "sharding": "full"}, "no training has several accelerators"),
         ({"accelerators": 2, "sharding": "full"}, "no training has several accelerators"),
+        ({"nodes": 0}, "nodes: found 0"),
     ],
 )
 def test_a_wrong_section_says_what_is_wrong(values, message):

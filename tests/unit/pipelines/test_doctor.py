@@ -150,6 +150,11 @@ def test_a_cluster(kubernetes, monkeypatch):
         }
         checks = doctor_cluster.of_the_cluster(Access(api.url, "team-a"), "team-a", ResourcesConfig())
         states = {one.what: one.state for one in examined(checks)}
+        runtime = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/team-a/trainingruntimes/bloomery"
+        checks = doctor_cluster.of_the_cluster(Access(api.url, "team-a"), "team-a", ResourcesConfig(nodes=2))
+        for answer, state in ((404, {}), "fix"), ((200, {}), "ok"):
+            kubernetes.answers[runtime] = answer
+            assert [one.state for one in examined({"trainer": checks["trainer"]})] == [state]
     assert states == {
         **dict.fromkeys(("pipelines", "RBAC", "secret", "image pull", "quota", "services"), "ok"),
         "nodes": "?",

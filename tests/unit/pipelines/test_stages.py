@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from bloomery.components.core.errors import ConfigError
-from bloomery.pipelines import recipe, steps
+from bloomery.pipelines import launch, recipe, steps
 from bloomery.pipelines.post_training import build, stages
 
 TRAINING = {"learning_rate": 1e-3, "epochs": 1, "max_length": 64}
@@ -192,7 +192,17 @@ def test_resources_name_steps_and_no_accelerator_where_none_is_wanted(load):
         load(ROUNDS, resources={"accelerator": "nvidia.com/gpu", "steps": {"dedup": {"accelerators": 1}}})
     with pytest.raises(ConfigError, match="resources.steps.evaluation.accelerators: found 4; evaluation uses one"):
         load(ROUNDS, resources={"accelerator": "nvidia.com/gpu", "steps": {"evaluation": {"accelerators": 4}}})
+    with pytest.raises(ConfigError, match="resources.steps.grpo.nodes: found 2; grpo runs on one; remove the key"):
+        load(ROUNDS, resources={"steps": {"grpo": {"nodes": 2}}})
 
+
+def test_nodes_share_a_training_on_a_cluster_and_on_one_machine_there_is_one(load, tmp_path):
+    spread = load(ROUNDS, resources={"profile": "multi-node", "nodes": 4, "steps": {"dpo": {"nodes": 2}}})
+    shared = {stage.name: spread.shared_by(stage) for stage in spread.stages}
+    assert (shared["sft"], shared["dpo"], shared["rejection_sampling"], shared["dedup"]) == (32, 16, 1, 1)
+    assert spread.preflight().trainings["sft"].shards == 32
+    here = launch._at(spread, tmp_path)
+    assert {here.resources.spread(stage.step, "all") for stage in here.stages} == {1}
 
 def test_weights_are_shared_out_where_several_accelerators_train_and_nothing_wants_them_whole(load):
     resources = {"accelerator": "nvidia.com/gpu", "accelerators": 4, "sharding": "full"}
