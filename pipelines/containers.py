@@ -17,7 +17,7 @@ import bloomery.components
 from bloomery.components.core import provenance, store
 from bloomery.components.core.errors import ConfigError, ServiceError, from_os_error
 from bloomery.components.core.uploads import cache_folder
-from bloomery.infra import images, secrets, settings
+from bloomery.infra import images, secrets, settings, surroundings
 from bloomery.pipelines import local_files, steps
 from bloomery.pipelines.recipe import Recipe
 
@@ -108,7 +108,8 @@ def environment(network: str) -> dict[str, str]:
     """The variables of a container: our own; with a network, addresses and credentials too."""
     from huggingface_hub.constants import HF_HOME
 
-    names = {name for name in os.environ if name.startswith(OURS)}
+    # As many threads as processes have here, and not as a pod would: so that both come to the same sums.
+    names = {name for name in os.environ if name.startswith(OURS)} | set(surroundings.of(1))
     if network != NO_NETWORK:
         names |= {*secrets.KEYS, *settings.KEYS}.union(*(steps.find(name).secrets for name in steps.names()))
     given = {name: os.environ[name] for name in names if name in os.environ}

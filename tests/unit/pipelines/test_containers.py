@@ -67,11 +67,12 @@ def test_files_are_read_and_only_the_workdir_and_the_registry_are_written(
 def test_credentials_go_where_there_is_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     given = {"AWS_SECRET_ACCESS_KEY": "k", "HF_TOKEN": "t", "EDITOR": "e"}
-    given |= {"BLOOMERY_STORE": "store", "MLFLOW_RUN_ID": "r"}
+    given |= {"BLOOMERY_STORE": "store", "MLFLOW_RUN_ID": "r", "OMP_NUM_THREADS": "3"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     alone, reaching = containers.environment("none"), containers.environment("host")
     assert not {"AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "EDITOR"} & set(alone) and alone["HF_HUB_OFFLINE"] == "1"
+    assert alone["OMP_NUM_THREADS"] == "3"  # as processes have
     assert alone["BLOOMERY_STORE"] == str(tmp_path / "store") and alone["MLFLOW_RUN_ID"] == "r"
     assert reaching["AWS_SECRET_ACCESS_KEY"] == "k" and reaching["HF_TOKEN"] == "t"
     assert "EDITOR" not in reaching and "HF_HUB_OFFLINE" not in reaching
