@@ -200,6 +200,13 @@ def test_sigterm_writes_a_checkpoint_and_ends(work, tmp_path, monkeypatch):
     assert finished(work, "sft", tmp_path / "stopped", tmp_path / "other")[0] == expected
 
 
+def test_a_training_whose_result_is_kept_nowhere_keeps_no_checkpoint(work, tmp_path, monkeypatch):
+    monkeypatch.delenv("BLOOMERY_STORE", raising=False)
+    kind, settings, inputs = work["sft"]
+    told = execute(kind, "sft", {**settings, "epochs": 1, "num_validations": 0}, inputs, {"model": tmp_path / "m"})
+    assert told["history"] and artifact.read_manifest(tmp_path / "m", "model/1")
+
+
 def test_other_settings_do_not_find_the_checkpoint(work, tmp_path):
     kind, settings, inputs = work["sft"]
     process = started(work, "sft", tmp_path / "killed", tmp_path / "store")

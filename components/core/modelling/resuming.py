@@ -108,7 +108,8 @@ class Resuming:
                         setattr(resuming.trainer, name, value)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                is_due = time.monotonic() - self.written > 60 * resuming.config.every_minutes
+                waited = time.monotonic() - self.written
+                is_due = resuming.place is not None and waited > 60 * resuming.config.every_minutes
                 flags = is_due, unfinished.is_copying(), resuming.is_stopped
                 is_due, is_copying, is_stopped = _of_any_process(*flags)
                 resuming.is_stopped = is_stopped
