@@ -55,7 +55,8 @@ def make_model(folder: Path, hidden: int = 256, layers: int = 24) -> Path:
     from bloomery.components.core.modelling import checkpoints
 
     special = ["<pad>", "<eos>", "<u>", "<a>"]
-    words = special + [f"w{number}" for number in range(VOCABULARY - len(special))]
+    asked = ["What", "is", "this?", "An", "answer."]  # which templates are proven on
+    words = special + asked + [f"w{number}" for number in range(VOCABULARY - len(special) - len(asked))]
     backend = Tokenizer(WordLevel({word: index for index, word in enumerate(words)}, unk_token="<pad>"))
     backend.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     backend.add_special_tokens(special)
@@ -87,7 +88,7 @@ def chats(count: int, length: int, seed: int) -> list[dict[str, Any]]:
     chance = random.Random(seed)
 
     def text(words: int) -> str:
-        return " ".join(f"w{chance.randrange(VOCABULARY - 4)}" for _ in range(words))
+        return " ".join(f"w{chance.randrange(VOCABULARY - 9)}" for _ in range(words))
 
     half = length // 2
     return [{"messages": chat(text(half - 1), text(length - half - 2)), "tools": ""} for _ in range(count)]
