@@ -115,8 +115,6 @@ def environment(network: str) -> dict[str, str]:
     given = {name: os.environ[name] for name in names if name in os.environ}
     # `~` in a recipe is the home of who wrote it.
     given |= {"HOME": str(Path.home()), "HF_HOME": HF_HOME, "BLOOMERY_CACHE": str(cache_folder().absolute())}
-    if network == NO_NETWORK:
-        given["HF_HUB_OFFLINE"] = "1"
     if place := store.named():
         given["BLOOMERY_STORE"] = place if "://" in place else str(Path(place).absolute())
     if more := _more_steps():

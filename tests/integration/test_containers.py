@@ -57,7 +57,7 @@ def test_containers_come_to_the_results_of_processes_and_share_their_store(proje
     second = run(project, "c", *IN_CONTAINERS)
     assert second["status"] == "promoted" and not {"sft", "dpo", "promotion"} & set(second["cached_steps"])
     theirs, ours = digests(first), digests(second)
-    timed = {name for name in ours if name.endswith((".measurement", ".variants", ".verdict", ".champion"))}
+    timed = {name for name in ours if name.endswith((".measurement", ".variants", ".verdict"))}
     assert set(ours) == set(theirs)
     assert {name for name in ours if ours[name] != theirs[name]} <= timed
     assert all(file.stat().st_uid == os.getuid() for file in (project / "c").rglob("*"))
