@@ -68,7 +68,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
     tasks = [(stage.name, stage.step, stage.declared.accelerator) for stage in recipe.stages]
     for name, step, accelerated in (*tasks, ("evaluation", "evaluation", evaluation.accelerator)):
         number = resources.given(step, accelerated)
-        room = resources.room(step, min(number, cards.NODE))[1]
+        room = resources.room(step, number)[1]
         device = card if number else Card("its task", room, 0, 0, is_gpu=False)
         one = _planned(plan_on(device), name)
         if one is None:
@@ -81,7 +81,7 @@ def _problems(recipe: Recipe) -> Iterator[str]:
             most = _planned(plan_on(replace(device, memory_bytes=math.inf)), name)
             more = f"{memory}: {_gibibytes((most or one)['peak_bytes'])}"
             yield _line(name, one["peak_bytes"], "its task", device.memory_bytes, [more, _fix(one)])
-        if number and (one.get("host_bytes") or 0) > room:
+        if number and one.get("host_bytes", 0) > room:
             where = f"its task, beside {'its card' if number == 1 else f'{number} cards'},"
             yield _line(name, one["host_bytes"], where, room, [f"{memory}: {_gibibytes(one['host_bytes'])}"])
 

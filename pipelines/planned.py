@@ -13,7 +13,7 @@ from bloomery.components.core import uploads
 from bloomery.components.core.errors import BloomeryError, ConfigError, ModelError, ServiceError
 from bloomery.components.core.modelling import generation, likelihood, plan, reshaping, shapes
 from bloomery.components.core.modelling.calibration import CALIBRATION_TOKENS
-from bloomery.components.core.modelling.cards import NODE, Card, seconds_of
+from bloomery.components.core.modelling.cards import Card, seconds_of
 from bloomery.components.core.modelling.plan import Need, Training
 from bloomery.components.core.modelling.reshaping import Followed
 from bloomery.components.core.modelling.shapes import Shape
@@ -195,10 +195,16 @@ def _stage(
     price: float | None,
 ) -> dict[str, Any]:
     training, cards = Training.of(config, recipe.shards(stage)), recipe.shared_by(stage)
+    given = recipe.resources.given(stage.step, stage.declared.accelerator)
     need = plan.of_training(shape, training, card)
+<<<<<<< HEAD
     fits = need.peak <= card.memory_bytes
     fix = None if fits else plan.cheapest_fix(shape, training, card, cards=cards)
     operations = plan.flops(shape, training, tokens, epochs=config.epochs, length=length)
+=======
+    fix = None if need.peak <= card.memory_bytes else plan.cheapest_fix(shape, training, card, cards=cards)
+    operations = plan.flops(shape, training, tokens * config.epochs, length=length)
+>>>>>>> scale
     seconds = seconds_of(operations, card, utilisation, cards)
     return {
         "stage": stage.name,
@@ -216,8 +222,8 @@ def _stage(
         "bytes": need.parts,
         "peak_bytes": need.peak,
         "peak_at": need.moment,
-        "host_bytes": plan.of_host(shape, training, card, min(cards, NODE)) if card.is_gpu else None,
-        "fits": fits,
+        "host_bytes": plan.of_host(shape, training, card, given),
+        "fits": need.peak <= card.memory_bytes,
         "fix": {"settings": fix[0], "peak_bytes": fix[2].peak} if fix else None,
         "epochs": config.epochs,
         "tokens": tokens or None,
