@@ -197,14 +197,8 @@ def _stage(
     training, cards = Training.of(config, recipe.shards(stage)), recipe.shared_by(stage)
     given = recipe.resources.given(stage.step, stage.declared.accelerator)
     need = plan.of_training(shape, training, card)
-<<<<<<< HEAD
-    fits = need.peak <= card.memory_bytes
-    fix = None if fits else plan.cheapest_fix(shape, training, card, cards=cards)
-    operations = plan.flops(shape, training, tokens, epochs=config.epochs, length=length)
-=======
     fix = None if need.peak <= card.memory_bytes else plan.cheapest_fix(shape, training, card, cards=cards)
-    operations = plan.flops(shape, training, tokens * config.epochs, length=length)
->>>>>>> scale
+    operations = plan.flops(shape, training, tokens, epochs=config.epochs, length=length)
     seconds = seconds_of(operations, card, utilisation, cards)
     return {
         "stage": stage.name,
