@@ -126,10 +126,14 @@ def _grows(stage: Stage) -> bool:
 
 
 def _shared_by(recipe: Recipe, number: int) -> Recipe:
-    """The recipe with so many cards for every training that several can share."""
-    resources = recipe.resources
-    steps = {name: own.model_copy(update={"accelerators": None}) for name, own in resources.steps.items()}
-    changes = {"accelerator": resources.accelerator or "nvidia.com/gpu", "accelerators": number, "steps": steps}
+    """The recipe with so many cards, on nodes of `cards.NODE`, for every training that several can share."""
+    resources, shared = recipe.resources, {"accelerators": None, "nodes": None}
+    changes = {
+        "accelerator": resources.accelerator or "nvidia.com/gpu",
+        "accelerators": min(number, cards.NODE),
+        "nodes": max(1, number // cards.NODE),
+        "steps": {name: own.model_copy(update=shared) for name, own in resources.steps.items()},
+    }
     return recipe.model_copy(update={"resources": resources.model_copy(update=changes)})
 
 
