@@ -14,7 +14,7 @@ from bloomery.components.core.config import canonical, packed, parameters, unpac
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.infra.secrets import STUDIES
 from bloomery.pipelines import recipe as recipes
-from bloomery.pipelines import tune
+from bloomery.pipelines import recipe_files, tune
 from bloomery.pipelines.chain import Stage
 from bloomery.pipelines.tune import Search
 
@@ -49,7 +49,7 @@ def ask(search: Mapping[str, Any]) -> list[dict[str, Any]]:
         chosen = {each.key: each.suggest(trial) for each in over}
     values: dict[str, Any] = canonical(unpacked(search["recipe"]))
     for key, value in chosen.items():
-        recipes.apply_setting(values, tune.setting(key, value))
+        recipe_files.apply_setting(values, tune.setting(key, value))
     stages = recipes.parse_recipe(values, Path("/")).stages
     return [trial_of(trial.number, chosen, [one for one in stages if one.name in search["stages"]])]
 
