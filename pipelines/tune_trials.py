@@ -49,7 +49,7 @@ def ask(search: Mapping[str, Any]) -> list[dict[str, Any]]:
         chosen = {each.key: each.suggest(trial) for each in over}
     values: dict[str, Any] = canonical(unpacked(search["recipe"]))
     for key, value in chosen.items():
-        recipe_files.apply_setting(values, tune.setting(key, value))
+        recipe_files.apply(values, tune.setting(key, value), recipes.Recipe.model_fields)
     stages = recipes.parse_recipe(values, Path("/")).stages
     return [trial_of(trial.number, chosen, [one for one in stages if one.name in search["stages"]])]
 
