@@ -9,6 +9,7 @@ from typing import Any
 
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import MissingExtraError
+from bloomery.components.core.modelling import checkpoints
 from bloomery.components.quantisation import apart
 from bloomery.components.quantisation.calibration import calibration_texts
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
@@ -52,10 +53,7 @@ def export(
 
         details = int4.export(config, source, chats, target, tasks=tasks)
     elif config.scheme in APART:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(source)
-        texts = calibration_texts(tokenizer, chats, config.calibration_chats)
+        texts = calibration_texts(checkpoints.load_tokenizer(source), chats, config.calibration_chats)
         apart.export(config, source, texts, target)
     elif config.scheme.startswith("bitsandbytes"):
         _bitsandbytes(config, source, target)
@@ -87,7 +85,7 @@ def _quantise_cache(target: Path) -> None:
 
 def _bitsandbytes(config: QuantisationConfig, source: Path, target: Path) -> None:
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
     stored = json.loads((source / "config.json").read_text())
     settings = (
@@ -102,7 +100,7 @@ def _bitsandbytes(config: QuantisationConfig, source: Path, target: Path) -> Non
     )
     network = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype="auto")
     network.save_pretrained(target)
-    AutoTokenizer.from_pretrained(source).save_pretrained(target)
+    checkpoints.load_tokenizer(source).save_pretrained(target)
 
 
 def sort_header(file: Path) -> None:

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from bloomery.components.core.modelling import checkpoints
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 
 
@@ -18,7 +19,7 @@ def export(config: QuantisationConfig, source: Path, target: Path) -> None:
     warnings.filterwarnings("ignore", module="torchao")
     import torch
     from torchao.quantization import FqnToConfig
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TorchAoConfig
+    from transformers import AutoModelForCausalLM, TorchAoConfig
 
     embeddings, linear = _weights(config.scheme)
     names = dict.fromkeys(_names_of_embeddings(source), embeddings) if config.embeddings else {}
@@ -34,7 +35,7 @@ def export(config: QuantisationConfig, source: Path, target: Path) -> None:
         reason = str(error).splitlines()[0][:200]
         raise CannotRun(f"{config.name}: the layers of {kind} do not take torchao's weights: {reason}") from None
     network.save_pretrained(target)
-    AutoTokenizer.from_pretrained(source).save_pretrained(target)
+    checkpoints.load_tokenizer(source).save_pretrained(target)
     if network.config.tie_word_embeddings:
         _drop_tied_head(target)
 

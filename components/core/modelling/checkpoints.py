@@ -97,13 +97,16 @@ def _leave_routers_alone(model: Any) -> None:
 
 
 def load_tokenizer(path: Path) -> Any:
-    """The tokenizer of a checkpoint folder, with left padding. Raises: ModelError if it does not load."""
+    """The tokenizer of a checkpoint folder, with left padding; it is written without a word on how it was loaded, which
+    would make a model's digest depend on the environment (HF_HUB_OFFLINE). Raises: ModelError if it does not load."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
     except Exception as error:  # of any kind: a tokenizer is made by code of its class, after config.json
         raise ModelError(f"{path}: the tokenizer does not load: {_first_line(error)}") from None
+    for told in ("is_local", "local_files_only"):
+        tokenizer.init_kwargs.pop(told, None)
     if tokenizer.pad_token_id is None:
         with contextlib.suppress(ModelError):
             ends = templates.end_tokens(tokenizer)

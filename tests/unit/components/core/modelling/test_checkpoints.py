@@ -173,6 +173,15 @@ def test_what_ends_a_turn_stands_in_the_exported_generation_config(tiny_model, t
     assert stored["eos_token_id"] == [tokenizer.eos_token_id, 7]
 
 
+def test_a_written_tokenizer_does_not_say_how_it_was_loaded(tiny_model, tmp_path, monkeypatch):
+    checkpoints.load_tokenizer(tiny_model).save_pretrained(tmp_path / "one")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    loaded = checkpoints.load_tokenizer(tiny_model)
+    loaded.save_pretrained(tmp_path / "two")
+    one, two = (json.loads((tmp_path / name / "tokenizer_config.json").read_text()) for name in ("one", "two"))
+    assert one == two and not {"is_local", "local_files_only"} & set(one)
+
+
 def test_answers_do_not_depend_on_the_batch(tiny_model):
     generator = Generator.load(tiny_model)
     prompts = ["a", "a much longer question than the first one", "질문"]
