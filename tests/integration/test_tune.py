@@ -24,8 +24,8 @@ def project(tmp_path, tiny_model):
 def shorten(project, *kept: str) -> None:
     """Leave of the chain the stages with these names."""
     raw = yaml.safe_load((project / "recipe.yaml").read_text())
-    named = [(stage, next(iter(stage.items()))) for stage in raw["stages"] if isinstance(stage, dict)]
-    raw["stages"] = [stage for stage, (step, settings) in named if settings.get("as", step) in kept]
+    written = [stage if isinstance(stage, dict) else {stage: {}} for stage in raw["stages"]]
+    raw["stages"] = [stage for stage in written for name, own in stage.items() if own.get("as", name) in kept]
     (project / "recipe.yaml").write_text(yaml.safe_dump(raw))
 
 
@@ -36,7 +36,7 @@ def tune(project, *arguments):
 
 
 def test_a_grid_of_learning_rates(project):
-    shorten(project, "data_curation", "sft", "dpo")
+    shorten(project, "data_curation", "dedup", "sft", "sft_2")
     over = ("--over", "sft.learning_rate=1e-6,1e-2", "--sampler", "grid", "--set", "sft.num_validations=2")
     result, told = tune(project, *over)
     assert result.returncode == 0, result.stderr
@@ -49,7 +49,7 @@ def test_a_grid_of_learning_rates(project):
     runs = [json.loads(line) for file in project.glob("w/runs/*/journal.jsonl") for line in file.open()]
     finished = [(event["stage"], event["cached"]) for event in runs if event["event"] == "finished"]
     assert sorted(cached for stage, cached in finished if stage == "data_curation") == [False, True]
-    assert not any(stage.startswith(("evaluation", "promotion", "dpo")) for stage, _ in finished)
+    assert not any(stage.startswith(("evaluation", "promotion", "sft_2")) for stage, _ in finished)
     # The same command has nothing left to do.
     again, same = tune(project, *over)
     assert again.returncode == 0 and same["trials"] == told["trials"]
