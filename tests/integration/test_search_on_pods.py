@@ -35,7 +35,7 @@ def test_a_trial_that_fails_is_told_and_the_search_has_its_best(tmp_path, tiny_m
     file = str(project / "recipe.yaml")
     pipeline = on_a_short_stack(lambda: tune_pipeline.build(file, [], over, trials=2, sampler="grid", parallel=1))
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "p"), raise_on_error=True)
-    with fork_server.running(tmp_path / "tasks.log"):
+    with fork_server.running():
         pipeline()
     (best,) = (tmp_path / "p").rglob("best")
     told = json.loads(best.read_text())

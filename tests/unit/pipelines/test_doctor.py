@@ -82,10 +82,11 @@ def test_servers_that_are_not_there_or_refuse(server, monkeypatch):
     assert found.state == "fix" and found.found == f"{shown} answers 401" and "USERNAME" in found.fix
     server.answers["/api/2.0/mlflow/experiments/search"] = 200, {}
     assert [one.state for one in doctor.mlflow()] == ["ok"]
-    assert [one.state for one in doctor.reachable(f"{server.url}/services/s3same")] == ["ok"]
-    monkeypatch.delenv("ALERTS", raising=False)
+    monkeypatch.setenv("ALERTS", f"{server.url}/services/s3same")
+    assert [one.state for one in doctor.reachable("ALERTS")] == ["ok"]
+    monkeypatch.delenv("ALERTS")
     (found,) = doctor.reachable("ALERTS")
-    assert found.state == "fix" and found.found == "the environment variable ALERTS holds no address"
+    assert found.state == "fix" and found.found == "the environment variable ALERTS holds no http or https address"
 
 
 def listed(*items):

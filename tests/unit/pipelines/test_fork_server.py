@@ -98,14 +98,14 @@ with fork_server.running():
     os.killpg(0, signal.SIGINT)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     after = subprocess.run([sys.executable, "-m", "told_what", "0"], env={**os.environ, "TOLD": ""})
-    print(task.wait(10), after.returncode)
+    print(task.wait(10) != 0, after.returncode)
 """
 
 
 def test_an_interrupt_at_the_terminal_ends_tasks_and_not_the_server(tmp_path, ask):
     (tmp_path / "waits.py").write_text("import time; print('here', flush=True); time.sleep(60)")
     done = subprocess.run([PYTHON, "-c", INTERRUPTED], capture_output=True, text=True, start_new_session=True)
-    assert done.stdout.splitlines()[-1] == "-2 0", done.stderr
+    assert done.stdout.splitlines()[-1] == "True 0", done.stderr
 
 
 def test_the_server_ends_and_the_interpreter_is_itself_again(caplog):
