@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import inspect
 import re
@@ -43,6 +44,7 @@ HEAVY = (
 )
 
 
+@functools.cache
 def imports(file: Path, *, top_level_only: bool = False) -> set[str]:
     """Dotted names that a file imports; with `top_level_only` those run when it is imported."""
     tree = ast.parse(file.read_text(encoding="utf-8"))

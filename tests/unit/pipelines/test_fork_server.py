@@ -57,7 +57,7 @@ def test_a_killed_task_ends_as_a_shell_would_say(ask, tmp_path):
 def test_tasks_find_imported_what_they_need_once_one_works_for_long(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     (tmp_path / "look.py").write_text("import sys; print(*(m for m in sys.argv[1:] if m in sys.modules))")
-    busy = f"import time\nwhile time.process_time() < {fork_server.PATIENCE} + 2: pass"
+    busy = f"import time\nwhile time.process_time() < {fork_server.PATIENCE} + 1: pass"
     (tmp_path / "work.py").write_text(busy)
 
     def task(*arguments):
