@@ -311,10 +311,10 @@ class _Warnings(logging.Handler):
         self.messages: list[str] = []
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = masked(record.getMessage())
+        message = masked(record.getMessage()).removeprefix(f"{self.stage}: ")
         if message not in self.messages and len(self.messages) < MOST_WARNINGS:
             self.messages.append(message)
-            tracking.journal("warned", self.stage, message=message.removeprefix(f"{self.stage}: "))
+            tracking.journal("warned", self.stage, message=message)
 
 
 @functools.cache
