@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import re
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
+
+from json_api import JsonHandler
 
 IDENTITIES = {"experiments": "experiment_id", "runs": "run_id", "recurringruns": "recurring_run_id"}
 WORKFLOW = "quickstart-x7k2p"
@@ -67,16 +69,8 @@ class KubeflowAPI(ThreadingHTTPServer):
         run["run_details"] = {"task_details": details}
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JsonHandler):
     server: KubeflowAPI
-
-    def answer(self, value: Any, status: int = 200) -> None:
-        body = value.encode() if isinstance(value, str) else json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "text/plain" if isinstance(value, str) else "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
     def refuse(self, status: int, message: str) -> None:
         self.answer({"error": message, "code": 3, "message": message, "details": []}, status)
@@ -156,15 +150,3 @@ class _Handler(BaseHTTPRequestHandler):
         if version != "v1alpha1" or pod is None or pod[1] not in self.server.logs:
             return self.answer({"error_message": f'pods "{pod and pod[1]}" not found', "error_details": ""}, 500)
         return self.answer(self.server.logs[pod[1]])
-
-    def do_GET(self) -> None:
-        self.call("GET")
-
-    def do_POST(self) -> None:
-        self.call("POST")
-
-    def do_DELETE(self) -> None:
-        self.call("DELETE")
-
-    def log_message(self, *arguments: Any) -> None:
-        pass

@@ -7,13 +7,14 @@ import sys
 import threading
 from collections.abc import Callable
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import trainer_schema
 import yaml
+from json_api import JsonHandler
 
 NAMESPACE = "team-a"
 JOBS = f"/apis/trainer.kubeflow.org/v1alpha1/namespaces/{NAMESPACE}/trainjobs"
@@ -94,17 +95,9 @@ class TrainerAPI(ThreadingHTTPServer):
             self.changed.notify_all()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(JsonHandler):
     server: TrainerAPI
     protocol_version = "HTTP/1.1"
-
-    def answer(self, value: Any, status: int = 200) -> None:
-        body = json.dumps(value).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
 
     def refuse(self, status: int, message: str) -> None:
         self.answer({"kind": "Status", "status": "Failure", "message": message, "code": status}, status)
@@ -181,15 +174,3 @@ class _Handler(BaseHTTPRequestHandler):
             if not runs and not fresh:
                 self.wfile.write(b"0\r\n\r\n")
                 return
-
-    def do_GET(self) -> None:
-        self.call("GET")
-
-    def do_POST(self) -> None:
-        self.call("POST")
-
-    def do_DELETE(self) -> None:
-        self.call("DELETE")
-
-    def log_message(self, *arguments: Any) -> None:
-        pass

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from published import LLAMA_8B
 
 from bloomery.components.core.modelling import cards, shapes
 from bloomery.pipelines import recipe
@@ -27,18 +28,7 @@ ANSWERS = {
     "privacy": "open",
     "languages": "en",
 }
-MODEL = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "max_position_embeddings": 8192,
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-}
+MODEL = {**LLAMA_8B, "max_position_embeddings": 8192}
 
 
 @pytest.fixture(scope="module")

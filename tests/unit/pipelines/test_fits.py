@@ -7,23 +7,13 @@ import logging
 
 import pytest
 import yaml
+from published import LLAMA_8B
 from typer.testing import CliRunner
 
 from bloomery.components.core.errors import ConfigError
 from bloomery.pipelines import fits, recipe
 from bloomery.pipelines.cli import app
 
-LLAMA_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-}
 PARAMETERS = 8_030_261_248
 GPU = {"profile": "gpu-1", "card": "h100"}
 

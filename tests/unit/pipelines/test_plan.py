@@ -6,22 +6,12 @@ import json
 from pathlib import Path
 
 import pytest
+from published import LLAMA_8B
 from typer.testing import CliRunner
 
 from bloomery.components.core.errors import ConfigError, ModelError
 from bloomery.pipelines.cli import app
 
-MODEL = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "tie_word_embeddings": False,
-    "dtype": "bfloat16",
-}
 RECIPE = """
 name: plan-me
 registered_model: m
@@ -45,7 +35,7 @@ TRAIN = "learning_rate: 1.0e-5, epochs: 1, batch_size: 1, max_length: 512"
 @pytest.fixture
 def recipe(tmp_path):
     (tmp_path / "llama").mkdir()
-    (tmp_path / "llama" / "config.json").write_text(json.dumps(MODEL), encoding="utf-8")
+    (tmp_path / "llama" / "config.json").write_text(json.dumps(LLAMA_8B), encoding="utf-8")
     # With `user ` and `\nassistant ` before them 20 characters of turns: of 40 in all, 10 tokens.
     rows = [{"q": "q" * 12, "a": "a" * 12}] * 8
     (tmp_path / "qa.jsonl").write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")

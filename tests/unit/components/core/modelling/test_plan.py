@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 
 import pytest
+from published import LLAMA_8B
 
 from bloomery.components.core.errors import ConfigError, ModelError
 from bloomery.components.core.modelling import cards, plan, shapes
@@ -19,18 +20,8 @@ from bloomery.components.distillation.config import DistillationConfig
 from bloomery.components.dpo.config import DpoConfig
 from bloomery.components.grpo.config import GrpoConfig
 
-LLAMA_8B = {
-    "model_type": "llama",
-    "hidden_size": 4096,
-    "intermediate_size": 14336,
-    "num_attention_heads": 32,
-    "num_hidden_layers": 32,
-    "num_key_value_heads": 8,
-    "vocab_size": 128256,
-    "tie_word_embeddings": False,
-    "torch_dtype": "bfloat16",
-    "max_position_embeddings": 131072,
-}
+LLAMA = {**LLAMA_8B, "max_position_embeddings": 131072}
+LLAMA["torch_dtype"] = LLAMA.pop("dtype")  # as configs of before transformers 5 have it
 CPU = Card("CPU", math.inf, 0, 0, is_gpu=False)
 H100 = cards.named("h100")
 
@@ -42,7 +33,7 @@ def shape_of(folder: Path, config: dict[str, object]) -> shapes.Shape:
 
 @pytest.fixture
 def llama(tmp_path):
-    return shape_of(tmp_path, LLAMA_8B)
+    return shape_of(tmp_path, LLAMA)
 
 
 def training(**changes: object) -> Training:
@@ -198,7 +189,7 @@ def test_cards_that_share_a_training_anyway_share_out_the_weights_before_it_beco
 
 
 def test_the_cheapest_change_is_the_one_that_trains_the_same(tmp_path):
-    small = shape_of(tmp_path, {**LLAMA_8B, "num_hidden_layers": 4, "vocab_size": 8_000})
+    small = shape_of(tmp_path, {**LLAMA, "num_hidden_layers": 4, "vocab_size": 8_000})
     wanted = training(batch_size=128)
     assert plan.of_training(small, wanted, H100).peak > H100.memory_bytes
     settings, changed, _ = plan.cheapest_fix(small, wanted, H100)
