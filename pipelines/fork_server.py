@@ -50,7 +50,7 @@ imported has to wait."""
 FIRST = 2
 """Tasks that work in every run, however little is new: one opens the run in MLflow, preflight looks at the world."""
 PATIENCE = 2.0
-"""CPU seconds, which say the same on a busy machine; a task that reuses its result takes 0.3."""
+"""CPU seconds, which say the same on a busy machine; a task that reuses its result takes some tenths of one."""
 LOOK_SECONDS = 0.5
 """How often the server looks at what its tasks have taken, while that matters."""
 

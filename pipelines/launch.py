@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from bloomery.components.core import errors, pipeline_run, store
+from bloomery.components.core import errors, store
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ServiceError
 from bloomery.components.core.uploads import cache_folder
@@ -123,7 +123,9 @@ def run_local(
         error: BloomeryError | None = None
         with _environment(workdir, run_dir), journal.following():
             try:
-                _open_parent_run(recipe, run_dir)
+                tags = {"recipe_digest": digest(recipe.model_dump(mode="json"))}
+                tags["study"] = os.environ.get("BLOOMERY_STUDY", "")  # of a trial of a search
+                parent_run.opened(recipe.name, run_dir, tags)
                 _execute(_at(recipe, workdir), workdir, run_dir, until, network)
                 error = journal.lacking([until] if until else _stages(recipe))
             except BloomeryError as problem:
@@ -134,14 +136,14 @@ def run_local(
                 error = journal.failure() or BloomeryError(f"the pipeline failed: {problem}")
                 logger.debug("the pipeline failed", exc_info=problem)
             except BaseException:  # Ctrl-C
-                _close_parent_run(run_dir, "KILLED")
+                parent_run.closed(run_dir, "KILLED")
                 raise
             summary = _summary(recipe, journal, error, run_dir, time.perf_counter() - started)
             if until is None:
                 _write_report(run_dir, summary)
             elif not error:
                 summary |= {"status": "finished", "exit_code": 0, "report": None}
-            _close_parent_run(run_dir, "FAILED" if summary["status"] == "failed" else "FINISHED", summary)
+            parent_run.closed(run_dir, "FAILED" if summary["status"] == "failed" else "FINISHED", summary)
     return summary
 
 
@@ -214,28 +216,6 @@ def _environment(workdir: Path, run_dir: Path) -> Iterator[None]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-
-
-def _open_parent_run(recipe: Recipe, run_dir: Path) -> None:
-    """Raises: ServiceError if the tracking server does not answer: better now than after the training."""
-    tags = {"recipe_digest": digest(recipe.model_dump(mode="json"))}
-    tags["study"] = os.environ.get("BLOOMERY_STUDY", "")  # of a trial of a search
-    try:
-        parent_run.opened(recipe.name, run_dir, tags)
-    except RuntimeError as error:
-        raise ServiceError(
-            f"the MLflow tracking server at {os.environ['MLFLOW_TRACKING_URI']} did not answer: {error}; "
-            "check MLFLOW_TRACKING_URI"
-        ) from None
-
-
-def _close_parent_run(run_dir: Path, status: str, summary: dict[str, Any] | None = None) -> None:
-    if pipeline_run.PARENT not in os.environ:
-        return
-    try:
-        parent_run.closed(run_dir, status, summary)
-    except RuntimeError as error:
-        logger.warning("the run was not closed in MLflow: %s", error)
 
 
 def _summary(

@@ -7,6 +7,7 @@ own, which the forks' server (`fork_server.py`) has MLflow ready for, so that th
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -17,25 +18,39 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.components.core import pipeline_run
+from bloomery.components.core.errors import ServiceError
+
+logger = logging.getLogger(__name__)
 
 
 def opened(recipe: str, run_dir: Path, tags: dict[str, str]) -> None:
     """Open the run for what runs in `run_dir`, and name it to the tasks.
 
-    Raises: RuntimeError with the reason if the tracking server does not answer.
+    Raises: ServiceError if the tracking server does not answer: better now than after the training.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
-    os.environ.update(_told(run_dir, {"recipe": recipe, "tags": tags}))
+    try:
+        os.environ.update(_told(run_dir, {"recipe": recipe, "tags": tags}))
+    except RuntimeError as error:
+        raise ServiceError(
+            f"the MLflow tracking server at {os.environ['MLFLOW_TRACKING_URI']} did not answer: {error}; "
+            "check MLFLOW_TRACKING_URI"
+        ) from None
 
 
 def closed(run_dir: Path, status: str, summary: Mapping[str, Any] | None = None) -> None:
-    """End the run that is open, and tell it what a summary of it says. Raises: RuntimeError as `opened`."""
-    _told(run_dir, {"status": status, "summary": summary})
+    """End the run, if one was opened, and tell it what a summary of it says; what MLflow does not take is logged."""
+    if pipeline_run.PARENT not in os.environ:
+        return
+    try:
+        _told(run_dir, {"status": status, "summary": summary})
+    except RuntimeError as error:
+        logger.warning("the run was not closed in MLflow: %s", error)
 
 
 def _told(run_dir: Path, asked: dict[str, Any]) -> dict[str, str]:
-    """What a process told whom this was asked."""
+    """What a process told whom this was asked. Raises: RuntimeError with the reason why it could not."""
     with tempfile.TemporaryDirectory() as folder, (run_dir / "pipeline.log").open("ab") as log:
         Path(folder, "asked.json").write_text(json.dumps({"run_dir": str(run_dir), **asked}), encoding="utf-8")
         subprocess.run([sys.executable, "-m", __name__, folder], stdout=log, stderr=log)
