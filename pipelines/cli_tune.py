@@ -124,7 +124,6 @@ def _pipeline(
     recipe: str, settings: list[str], over: list[str], *, upload: str | None, in_image: bool, **search: Any
 ) -> Any:
     """The pipeline of a search, with files of this machine under `upload`, or a warning of those that no pod reads."""
-    from bloomery.infra.short_stacks import short_stacks
     from bloomery.pipelines import local_files, tune_pipeline
     from bloomery.pipelines.recipe import Recipe
 
@@ -139,5 +138,4 @@ def _pipeline(
         warned.add(told)
         return loaded
 
-    with short_stacks():
-        return tune_pipeline.build(recipe, settings, over, prepare=bool(upload), for_pods=for_pods, **search)
+    return tune_pipeline.build(recipe, settings, over, prepare=bool(upload), for_pods=for_pods, **search)

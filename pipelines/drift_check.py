@@ -14,6 +14,7 @@ from bloomery.components.core.config import parameters
 from bloomery.infra import images
 from bloomery.infra import settings as pod_settings
 from bloomery.infra.resources import place
+from bloomery.infra.short_stacks import short_stacks
 from bloomery.monitoring.component import drift_check as drift_check_step
 from bloomery.pipelines.recipe import Recipe
 
@@ -24,6 +25,7 @@ TOKEN_LABEL = "access-ml-pipeline"
 """Label of a pod that gets a token for the API in a Kubeflow profile; see infra/k8s/components/profile."""
 
 
+@short_stacks()
 def build(recipe: Recipe, recipe_path: str, log: str, workdir: str, settings: Sequence[str] = ()) -> Any:
     """The pipeline that watches `log` and retrains by `recipe_path` with the `--set` values `settings`, all as the task
     sees them; decisions and records last in `workdir`, the URI of a store.

@@ -30,6 +30,7 @@ from pathlib import Path
 
 from bloomery.components.core import interpreter
 from bloomery.components.core.errors import BloomeryError
+from bloomery.infra import surroundings
 
 logger = logging.getLogger(__name__)
 
@@ -69,14 +70,29 @@ sys.exit(ended[0] if ended else 1)
 
 @contextlib.contextmanager
 def running() -> Iterator[None]:
-    """Let `sys.executable`, and `PYTHON` of the environment, be a `python3 -m …` that forks a server, which ends with
-    the context or with this process; what it had to say is told if it has died before.
+    """Let `sys.executable`, and `PYTHON` of the environment, be a `python3 -m …` that forks a server: the one that the
+    environment names, which stays, else one that ends with the context.
 
     On Linux alone: elsewhere system libraries do not stand a fork after they were loaded, and nothing changes.
     """
     if sys.platform != "linux":
         yield
         return
+    python, given = sys.executable, os.environ.get(interpreter.PYTHON)
+    with contextlib.nullcontext(given) if given else serving() as program:
+        sys.executable = os.environ[interpreter.PYTHON] = program
+        try:
+            yield
+        finally:
+            sys.executable = python
+            if not given:
+                del os.environ[interpreter.PYTHON]
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[str]:
+    """The program that asks a server, which ends with the context or with this process; what it had to say is told if
+    it has died before."""
     python = sys.executable
     with (
         tempfile.TemporaryDirectory(prefix="bloomery-") as folder,
@@ -90,15 +106,17 @@ def running() -> Iterator[None]:
         program.chmod(0o700)
         command = [python, "-m", __name__, str(listener.fileno())]
         server = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=output, stderr=output, pass_fds=[listener.fileno()]
+            command,
+            stdin=subprocess.PIPE,
+            stdout=output,
+            stderr=output,
+            pass_fds=[listener.fileno()],
+            env={**os.environ, **surroundings.missing()},
         )
         listener.close()  # of the server alone: who asks it when it has died is refused
-        sys.executable = os.environ[interpreter.PYTHON] = str(program)
         try:
-            yield
+            yield str(program)
         finally:
-            sys.executable = python
-            del os.environ[interpreter.PYTHON]
             if server.poll() is not None:
                 output.seek(0)
                 logger.warning("the process that forks tasks has died: %s", output.read().strip() or "no word")

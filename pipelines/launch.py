@@ -78,11 +78,9 @@ def name_of_compiled(file: Path) -> str:
 
 def built(recipe: Recipe, until: str | None = None) -> Any:
     """The recipe's pipeline."""
-    from bloomery.infra.short_stacks import short_stacks
     from bloomery.pipelines.post_training import build
 
-    with short_stacks():
-        return build(recipe, until)
+    return build(recipe, until)
 
 
 def run_local(

@@ -14,6 +14,7 @@ from bloomery.components.core.config import digest, packed, parameters
 from bloomery.components.core.modelling.named_models import START
 from bloomery.components.core.step import TRIAL
 from bloomery.infra.resources import place
+from bloomery.infra.short_stacks import short_stacks
 from bloomery.pipelines import steps
 from bloomery.pipelines.recipe import Recipe
 
@@ -80,6 +81,7 @@ def task_maker(recipe: Recipe) -> Callable[..., dict[str, Any]]:
     return task
 
 
+@short_stacks()
 def build(recipe: Recipe, until: str | None = None) -> Any:
     """The pipeline of `recipe`: structure and resources are fixed, numbers are one struct parameter a stage.
 

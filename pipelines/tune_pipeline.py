@@ -18,6 +18,7 @@ from bloomery.components.core.config import packed, parameters
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import named_models
 from bloomery.components.core.modelling.named_models import START
+from bloomery.infra.short_stacks import short_stacks
 from bloomery.pipelines import launch, tune
 from bloomery.pipelines.chain import MODEL, Stage
 from bloomery.pipelines.recipe import Recipe
@@ -25,6 +26,7 @@ from bloomery.pipelines.tune import Search
 from bloomery.pipelines.tune_trials import FIXED, name_in_trial, trial_of
 
 
+@short_stacks()
 def build(
     recipe: str,
     settings: Sequence[str],

@@ -10,6 +10,8 @@ import yaml
 from canaries import CANARY, ENVIRONMENT
 from service import BLOOMERY
 
+from bloomery.components.core import interpreter
+
 
 def write_recipe(folder: Path, base: Path) -> Path:
     """Write to `folder` a recipe whose task is learnt in seconds: whatever the question, the colour is red."""
@@ -83,6 +85,7 @@ def write_recipe(folder: Path, base: Path) -> Path:
 def bloomery(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Run a command, among secrets that it must not tell."""
     env = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "BLOOMERY"))}
+    env |= {key: os.environ[key] for key in (interpreter.PYTHON,) if key in os.environ}  # the fixture `forks`
     env |= {**ENVIRONMENT, **environment}
     result = subprocess.run([BLOOMERY, *arguments], cwd=project, capture_output=True, text=True, env=env)
     assert CANARY not in result.stdout + result.stderr

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from chats import prompt_row, write_chats
 from s3_server import Server
 
-from bloomery.components.core import artifact, s3
+from bloomery.components.core import artifact, interpreter, s3
 from bloomery.components.core.modelling import checkpoints
+from bloomery.pipelines import fork_server
+
+
+@pytest.fixture(scope="session")
+def forks():
+    """Tasks of all runs of this process and its programs are forks of one server, which imports what they need once."""
+    with fork_server.serving() as program:
+        os.environ[interpreter.PYTHON] = program
+        yield
+        del os.environ[interpreter.PYTHON]
+
 
 TEMPLATE = (
     "{%- for message in messages -%}<|{{ message['role'] }}|>"
@@ -111,13 +122,6 @@ def make_tasks(tmp_path: Path):
         return folder
 
     return make
-
-
-@pytest.fixture
-def on_a_short_stack():
-    """Calls a function in a thread: kfp reads the whole stack for each setting of a task, and pytest's is long."""
-    with ThreadPoolExecutor(1) as pool:
-        yield lambda function, *arguments: pool.submit(function, *arguments).result()
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ from typing import Annotated
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
-from bloomery.components.core.errors import ModelError
-from bloomery.components.core.modelling import batches, checkpoints, named_models, templates, training
+from bloomery.components.core.errors import ConfigError, ModelError
+from bloomery.components.core.modelling import batches, checkpoints, context, named_models, templates, training
 from bloomery.components.core.modelling.fine_tuning import fine_tune, labelled_rows
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.core.scoring.validation import scorer
@@ -41,7 +41,8 @@ def run(
              distillation/kl_before and kl_after (nats a token, of the teacher from the student), agreement_before and
              agreement_after (share of tokens that both find likeliest).
     Raises:  ModelError if teacher and student have not the same tokens, or one of them is not made as it has to be;
-             DataError as sft; DivergedError before a non-finite step is taken.
+             ConfigError if rows may be longer than the positions that the teacher knows; DataError as sft;
+             DivergedError before a non-finite step is taken.
     """
     from transformers import GenerationConfig
 
@@ -49,11 +50,17 @@ def run(
     network, tokenizer = training.load(config, base_model)
     checkpoints.check_template(tokenizer, base_model)
     large, theirs = checkpoints.load(folder, on=checkpoints.device())
-    checkpoints.check_same_tokens("distillation", tokenizer, theirs, config.teacher.stage or config.teacher.model)
+    named = config.teacher.stage or config.teacher.model
+    checkpoints.check_same_tokens("distillation", tokenizer, theirs, named)
     if _have_same_weights(base_model, folder):
         raise ModelError(
-            f"distillation.teacher: {config.teacher.stage or config.teacher.model} has the weights of the student, "
-            "which learns nothing from itself; name a larger or a better model"
+            f"distillation.teacher: {named} has the weights of the student, which learns nothing from itself; name a "
+            "larger or a better model"
+        )
+    if config.max_length > (known := context.positions(large.config)):  # the student's are held against the rows
+        raise ConfigError(
+            f"distillation: max_length is {config.max_length} and the teacher {named} knows {known} positions "
+            f"(max_position_embeddings); set distillation.max_length to at most {known}"
         )
     if config.packing:
         batches.check_packs(large)

@@ -2,7 +2,7 @@
 
 `python tests/benchmarks/plan.py [NAME …]` (`planned`: without training anew) trains a Llama of some 20 M parameters
 with random weights for two steps of a row: full and with LoRA, with gradient checkpointing and without, at three
-lengths, and by dpo, whose row is a pair; writes plan.json beside it.
+lengths, and by dpo and reward_model, whose row is a pair; writes plan.json beside it.
 The peak is the most memory that was resident (VmHWM) from the start of the process to the written checkpoint, as a
 step has it, with glibc's settings of `infra/surroundings.py`; `imports` is the same after the imports alone, `nothing`
 that of training a model of next to nothing.
@@ -42,6 +42,8 @@ def combinations() -> dict[str, dict[str, Any]]:
     found["full, 128 tokens, best kept"] = {"max_length": 128, "num_validations": 2}
     found["dpo, full, 128 tokens"] = {"max_length": 128, "loss": "sigmoid"}
     found["dpo, lora, 128 tokens"] = {"max_length": 128, "loss": "sigmoid", "adapter": {"rank": 16}}
+    found["reward_model, full, 128 tokens"] = {"max_length": 128, "center": 0.01}
+    found["reward_model, lora, 128 tokens"] = {"max_length": 128, "center": 0.01, "adapter": {"rank": 16}}
     return found
 
 
@@ -105,28 +107,35 @@ def import_all() -> None:
     """What a step that trains imports; nothing that starts threads, which no fork would have."""
     import peft  # noqa: F401
     import trl.trainer.dpo_trainer
+    import trl.trainer.reward_trainer
     import trl.trainer.sft_trainer  # noqa: F401
 
     import bloomery.components.dpo.step
+    import bloomery.components.reward_model.step
     import bloomery.components.sft.step  # noqa: F401
 
 
 def config_of(settings: dict[str, Any]) -> Any:
-    """The config of the step `dpo`, if a `loss` is told, else `sft`, that trains one epoch."""
+    """The config of the step `dpo`, if a `loss` is told, of `reward_model`, if `center` is, else of `sft`, that trains
+    one epoch."""
     from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
     from bloomery.components.dpo.config import DpoConfig
+    from bloomery.components.reward_model.config import RewardModelConfig
 
     shared = {"learning_rate": 5e-4, "epochs": 1, "batch_size": BATCH}
     if "loss" in settings:
         return DpoConfig(**shared, **settings)
+    if "center" in settings:
+        return RewardModelConfig(**shared, **settings)
     return FineTuningConfig(**{**shared, "num_validations": 0, **settings})
 
 
 def prefer(folder: Path, config: Any) -> dict[str, float]:
-    """Train as the step `dpo` does. Returns: as `measure`."""
+    """Train as the step of `config` does. Returns: as `measure`."""
     from bloomery.components.core import artifact
     from bloomery.components.core.records import Preference
-    from bloomery.components.dpo.step import run
+    from bloomery.components.dpo import step as dpo
+    from bloomery.components.reward_model import step as reward_model
 
     told = [chats(4 * BATCH, config.max_length, seed) for seed in (0, 1)]
     rows = [
@@ -142,12 +151,16 @@ def prefer(folder: Path, config: Any) -> dict[str, float]:
     ]
     artifact.write_rows(folder / "pairs", Preference.SCHEMA, Preference.table(rows))
     started = time.perf_counter()
-    run(config, preferences=folder / "pairs", base_model=folder / "model", model=folder / "out")
+    given = {"preferences": folder / "pairs", "base_model": folder / "model"}
+    if config.METHOD == "reward_model":
+        reward_model.run(config, **given, reward_model=folder / "out")
+    else:
+        dpo.run(config, **given, model=folder / "out")
     return {"peak_bytes": peak_bytes(), "seconds": round(time.perf_counter() - started, 1)}
 
 
 def measure(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
-    """Train as the step `sft` does, or `dpo`. Returns: the peak in bytes, and the seconds of all."""
+    """Train as the step `sft` does, or `dpo`, or `reward_model`. Returns: the peak in bytes, and the seconds of all."""
     from bloomery.components.core import artifact
     from bloomery.components.core.modelling import checkpoints, training
     from bloomery.components.core.modelling.fine_tuning import fine_tune
@@ -155,7 +168,7 @@ def measure(folder: Path, settings: dict[str, Any]) -> dict[str, float]:
 
     length = settings["max_length"]
     config = config_of(settings)
-    if "loss" in settings:
+    if config.METHOD != "fine_tuning":
         return prefer(folder, config)
     rows = [
         {"id": str(number), "task": "", "origin": "seed", "parent": "", **chat}

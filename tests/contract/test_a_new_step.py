@@ -10,6 +10,8 @@ import colours
 import pytest
 import yaml
 
+from bloomery.components.core import interpreter
+
 CONFIG = '''
 """Settings of halving."""
 from pydantic import Field
@@ -96,7 +98,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
 
 
 def bloomery(project: Path, *arguments: str) -> subprocess.CompletedProcess:
-    return colours.bloomery(project, *arguments, BLOOMERY_STEPS=str(project / "steps"))
+    steps = str(project / "steps")  # which a server that tasks are forked from has to know when it starts
+    return colours.bloomery(project, *arguments, BLOOMERY_STEPS=steps, **{interpreter.PYTHON: ""})
 
 
 def test_it_is_run_evaluated_and_reported_as_a_stage(project):

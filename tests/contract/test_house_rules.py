@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -215,7 +214,7 @@ def test_building_the_pipeline_needs_no_torch() -> None:
 
 
 @pytest.mark.parametrize("file", sorted(recipe_files.RECIPES.glob("*.yaml")), ids=lambda f: f.stem)
-def test_every_shipped_recipe_validates_and_compiles(file: Path, tmp_path: Path, on_a_short_stack: Any) -> None:
+def test_every_shipped_recipe_validates_and_compiles(file: Path, tmp_path: Path) -> None:
     from google.protobuf.json_format import ParseDict
     from kfp import compiler
     from kfp.pipeline_spec import pipeline_spec_pb2
@@ -224,7 +223,7 @@ def test_every_shipped_recipe_validates_and_compiles(file: Path, tmp_path: Path,
 
     variables = dict.fromkeys(("quickstart", "smollm2", "BLOOMERY_DATA"), str(tmp_path))
     loaded = recipe.load(str(file), variables=variables)
-    compiler.Compiler().compile(on_a_short_stack(build, loaded), str(tmp_path / "pipeline.yaml"))
+    compiler.Compiler().compile(build(loaded), str(tmp_path / "pipeline.yaml"))
     spec = next(yaml.safe_load_all((tmp_path / "pipeline.yaml").read_text()))
     ParseDict(spec, pipeline_spec_pb2.PipelineSpec())
     # A task is told every field of its config, and reads the same config from that.

@@ -14,6 +14,11 @@ import colours
 import pytest
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _forked(forks):
+    pass
+
+
 @pytest.fixture(scope="session")
 def postgres_server():
     """A real server without data."""

@@ -13,6 +13,8 @@ from canaries import CANARY, leaks
 from colours import bloomery, run
 from service import BLOOMERY
 
+from bloomery.components.core import interpreter
+
 REUSED_ALWAYS = {"preflight", "promotion"}
 
 
@@ -79,6 +81,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_model(project, first, tmp_p
         cwd=project,
         stderr=subprocess.DEVNULL,
         start_new_session=True,
+        env={key: value for key, value in os.environ.items() if key != interpreter.PYTHON},  # tasks that die with it
     )
     deadline = time.monotonic() + 300
     while time.monotonic() < deadline:

@@ -13,7 +13,7 @@ from bloomery.pipelines import fork_server, tune_pipeline
 pytest.importorskip("optuna", reason="pip install 'bloomery[tune]'")
 
 
-def test_a_trial_that_fails_is_told_and_the_search_has_its_best(tmp_path, tiny_model, monkeypatch, on_a_short_stack):
+def test_a_trial_that_fails_is_told_and_the_search_has_its_best(tmp_path, tiny_model, monkeypatch):
     from mlflow import MlflowClient
 
     project = colours.write_recipe(tmp_path / "project", tiny_model)
@@ -33,7 +33,7 @@ def test_a_trial_that_fails_is_told_and_the_search_has_its_best(tmp_path, tiny_m
         monkeypatch.delenv(name, raising=False)
     over = ["sft.max_length=64,3"]  # nothing is left of a chat in three tokens
     file = str(project / "recipe.yaml")
-    pipeline = on_a_short_stack(lambda: tune_pipeline.build(file, [], over, trials=2, sampler="grid", parallel=1))
+    pipeline = tune_pipeline.build(file, [], over, trials=2, sampler="grid", parallel=1)
     local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / "p"), raise_on_error=True)
     with fork_server.running():
         pipeline()

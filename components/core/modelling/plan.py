@@ -73,6 +73,8 @@ class Training(Config):
     """Activations are computed again in the backward pass."""
     pairs: bool = False
     """A row is two sequences."""
+    scores: bool = False
+    """A row is given one number, by a head of one, and no token any logits."""
     reference: Literal["before", "beside"] | None = None
     """What is trained is compared with the model that it began as: `before`: that has read the rows before the first
     step, and no copy of it is kept; `beside`: it reads them in every step, under an adapter as the model without that,
@@ -88,7 +90,7 @@ class Training(Config):
     def of(cls, config: TrainingConfig, shards: int | None = None) -> Training:
         """That of a step's config, its weights shared out among `shards` devices."""
         validates = bool(getattr(config, "num_validations", 0))
-        is_preference = config.METHOD == "preference"
+        is_preference, is_scored = config.METHOD == "preference", config.METHOD == "reward_model"
         is_beside = config.METHOD == "reinforcement" and getattr(config, "beta", 0) > 0
         return cls(
             batch_size=config.batch_size,
@@ -99,7 +101,8 @@ class Training(Config):
             adapter=config.adapter,
             trained=getattr(config, "trained", "all"),
             checkpointing=config.gradient_checkpointing,
-            pairs=is_preference and getattr(config, "loss", "") != "kto",
+            pairs=is_scored or (is_preference and getattr(config, "loss", "") != "kto"),  # at most: scores come alone
+            scores=is_scored,
             reference="before" if is_preference else "beside" if is_beside else None,
             best=validates and getattr(config, "keep", "") == "best",
             teachers=[one.model if Path(one.model).is_dir() else "" for one in named_models.within(config)],
@@ -130,10 +133,11 @@ def of_training(shape: Shape, training: Training, card: Card) -> Need:
     """What `training` of a model takes of one device of `card`'s kind."""
     trained = trained_numbers(shape, training)
     width, dtype = _weight_width(shape, training, card)
-    base = shape.parameters * width
+    parameters = _parameters(shape, training)
+    base = parameters * width
     if training.adapter and training.adapter.kind == "qlora":
         inner = sum(rows * columns * count for _, rows, columns, count in shape.linear)
-        base, dtype = inner * NF4_BYTES + (shape.parameters - inner) * width, "nf4"
+        base, dtype = inner * NF4_BYTES + (parameters - inner) * width, "nf4"
     if training.adapter and training.adapter.is_soft and shape.tied:
         base += shape.embedded * width  # the head is taken apart
     own = 4 if training.adapter else width
@@ -149,7 +153,7 @@ def of_training(shape: Shape, training: Training, card: Card) -> Need:
         "gradients": trained * own / shards,
         "optimiser": trained * states / shards,
         "activations": kept,
-        "logits": _loss(shape, training, card),
+        "logits": 0.0 if training.scores else _loss(shape, training, card),
         "reference": base if training.reference == "beside" and not training.adapter else 0.0,
         "best": trained * own / shards if training.best else 0.0,
         "teacher": float(sum(_teacher_bytes(shape, training))),
@@ -188,13 +192,18 @@ def _teacher_bytes(shape: Shape, training: Training) -> list[float]:
     return [checkpoints.num_bytes(Path(folder)) if folder else own for folder in training.teachers]
 
 
+def _parameters(shape: Shape, training: Training) -> int:
+    """Numbers of the model: of one that scores without a head of the vocabulary that is apart from the embeddings."""
+    return shape.parameters - (shape.embedded if training.scores and not shape.tied else 0)
+
+
 def trained_numbers(shape: Shape, training: Training) -> int:
     """Numbers that are trained: of LoRA and its kin r (rows + columns) of each matrix (2106.09685, section 4); of a
     soft prompt its embeddings, and the LSTM and layers that they come out of."""
     adapter = training.adapter
     if adapter is None:
         if training.trained == "all":
-            return shape.parameters
+            return _parameters(shape, training)
         head = shape.embedded
         inner = (shape.parameters - head * (1 if shape.tied else 2)) // shape.layers
         return head + inner * training.trained if isinstance(training.trained, int) else head
@@ -263,8 +272,8 @@ def _loss(shape: Shape, training: Training, card: Card) -> float:
 
 
 def _head(shape: Shape, training: Training) -> int:
-    """Numbers of the head, if it learns."""
-    return 0 if training.adapter or training.trained == "bias" else shape.embedded
+    """Numbers of the vocabulary's head, if it learns."""
+    return 0 if training.adapter or training.scores or training.trained == "bias" else shape.embedded
 
 
 def _step_bytes(shape: Shape, training: Training, own: float, largest: int) -> float:
@@ -326,10 +335,11 @@ def flops(
     base is frozen and only passes gradients on, 2 more where activations are computed again or a reference reads
     along; where it has read them before, 2 once."""
     trained = trained_numbers(shape, training)
-    each = (4.0 if training.adapter else 6.0) * shape.active + (6.0 * trained if training.adapter else 0)
+    active = shape.active - (shape.embedded if training.scores else 0)
+    each = (4.0 if training.adapter else 6.0) * active + (6.0 * trained if training.adapter else 0)
     seen = (length or training.max_length) / 2  # a token sees half of the row on average
     attention = 4.0 * shape.layers * shape.heads * shape.head_size * seen  # of a forward pass
-    read = 2.0 * shape.active + attention
+    read = 2.0 * active + attention
     again = training.checkpointing + (training.reference == "beside")
     before = training.reference == "before"
     return tokens * (epochs * (each + 3 * attention + again * read) + before * read)

@@ -8,6 +8,7 @@ from bloomery.components.core.errors import ConfigError
 from bloomery.infra import secrets, settings, surroundings
 from bloomery.infra.images import CPU_IMAGE, GPU_IMAGE
 from bloomery.infra.resources import ResourcesConfig, place
+from bloomery.infra.short_stacks import short_stacks
 from bloomery.pipelines.steps import find
 
 GPU_POOL = {
@@ -34,6 +35,7 @@ def compiled(resources: ResourcesConfig, tmp_path: Any, *steps: str) -> tuple[di
     import yaml
 
     @dsl.pipeline(name="placed")
+    @short_stacks()
     def pipeline() -> None:
         for step in steps:
             known = find(step)
@@ -172,6 +174,7 @@ def test_a_store_on_objects_is_told_to_pods_and_a_folder_is_not(tmp_path, monkey
 
 def test_a_placed_task_runs_under_kfp_local(tmp_path):
     @dsl.pipeline(name="placed")
+    @short_stacks()
     def pipeline() -> int:
         task = answer(question=41)
         return place(task, "sft", ResourcesConfig.model_validate(GPU_POOL), accelerated=True, cached=True).output

@@ -14,6 +14,7 @@ from bloomery.components.core.errors import ConfigError
 from bloomery.infra import secrets, settings
 from bloomery.infra.images import CPU_IMAGE, GPU_IMAGE
 from bloomery.infra.resources import ResourcesConfig, place
+from bloomery.infra.short_stacks import short_stacks
 from bloomery.pipelines.steps import find
 
 GOLDEN = Path(__file__).parent / "train_job.yaml"
@@ -37,6 +38,7 @@ def compiled(resources: dict, tmp_path: Path, *steps: str) -> tuple[dict, dict]:
     """(container, settings of its pod) of tasks of `steps`, by step."""
 
     @dsl.pipeline(name="placed")
+    @short_stacks()
     def pipeline() -> None:
         for name in steps:
             step, task = find(name), answer(question=1).set_display_name(name)

@@ -92,7 +92,7 @@ def test_every_combination_of_answers_is_a_recipe(llama):
         {"goal": "facts", "document_tokens": 20_000_000, "examples": 800, "pairs": 700, "general": "g.jsonl"},
     ],
 )
-def test_what_is_written_loads_and_compiles(changes, tmp_path, on_a_short_stack):
+def test_what_is_written_loads_and_compiles(changes, tmp_path):
     from kfp import compiler
 
     from bloomery.pipelines.post_training import build
@@ -101,7 +101,7 @@ def test_what_is_written_loads_and_compiles(changes, tmp_path, on_a_short_stack)
     advice = advise(answers)
     (tmp_path / "advised.yaml").write_text(written(answers, advice), encoding="utf-8")
     loaded = recipe.load(str(tmp_path / "advised.yaml"))
-    compiler.Compiler().compile(on_a_short_stack(build, loaded), str(tmp_path / "pipeline.yaml"))
+    compiler.Compiler().compile(build(loaded), str(tmp_path / "pipeline.yaml"))
     text = written(answers, advice).split("\n")
     assert text[0].startswith("# yaml-language-server: $schema=/") and Path(text[0].partition("=")[2]).is_file()
     for number, line in enumerate(text):

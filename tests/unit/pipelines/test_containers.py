@@ -79,7 +79,7 @@ def test_credentials_go_where_there_is_a_network(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_compiled_pipeline_tells_of_images_that_are_no_digests(
-    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, on_a_short_stack
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     from bloomery.pipelines import launch
 
@@ -87,7 +87,7 @@ def test_a_compiled_pipeline_tells_of_images_that_are_no_digests(
     for image in (digest, "registry.example.com/bloomery:1"):
         monkeypatch.setattr(images, "CPU_IMAGE", image)
         caplog.clear()
-        on_a_short_stack(launch.compile_to, recipe.load(str(project / "recipe.yaml")), tmp_path / "p.yaml")
+        launch.compile_to(recipe.load(str(project / "recipe.yaml")), tmp_path / "p.yaml")
         assert f"image: {image}\n" in (tmp_path / "p.yaml").read_text()
         told = [record.getMessage() for record in caplog.records if "digest" in record.getMessage()]
         assert len(told) == (image != digest) and all(line.startswith(image) for line in told)

@@ -25,6 +25,11 @@ sys.exit(int(sys.argv[1]))
 """
 
 
+@pytest.fixture(autouse=True)
+def _no_server_is_given(monkeypatch):
+    monkeypatch.delenv(interpreter.PYTHON, raising=False)
+
+
 @pytest.fixture
 def ask(tmp_path, monkeypatch):
     (tmp_path / "told_what.py").write_text(PROGRAM)
@@ -114,6 +119,16 @@ def test_the_server_ends_and_the_interpreter_is_itself_again(caplog):
         assert os.environ[interpreter.PYTHON] == sys.executable
     assert sys.executable == PYTHON and not os.path.exists(folder) and not caplog.messages
     assert interpreter.PYTHON not in os.environ
+
+
+def test_a_server_that_the_environment_names_is_asked_and_stays(ask, monkeypatch):
+    with fork_server.serving() as program:
+        monkeypatch.setenv(interpreter.PYTHON, program)
+        for _ in range(2):
+            with fork_server.running():
+                assert sys.executable == program
+                assert ask("3").returncode == 3
+        assert (sys.executable, os.environ[interpreter.PYTHON]) == (PYTHON, program)
 
 
 def test_a_server_that_died_has_its_last_words_told(tmp_path, monkeypatch, caplog):

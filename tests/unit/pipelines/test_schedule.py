@@ -24,15 +24,12 @@ def recipe(tmp_path):
     return launch.load("quickstart", ["monitoring.runner=cluster"], prepare=False)
 
 
-def test_a_schedule_replaces_the_one_before(kubeflow, recipe, on_a_short_stack):
+def test_a_schedule_replaces_the_one_before(kubeflow, recipe):
     made = [
-        on_a_short_stack(
-            lambda check: schedule(
-                *(recipe, "quickstart", "s3://logs/shop", check, "0 3 * * 1", Access(kubeflow.url)),
-                workdir="s3://logs/state",
-                settings=["seed=3"],
-            ),
-            check,
+        schedule(
+            *(recipe, "quickstart", "s3://logs/shop", check, "0 3 * * 1", Access(kubeflow.url)),
+            workdir="s3://logs/state",
+            settings=["seed=3"],
         )
         for check in ("*/15 * * * *", "30 */5 * * * *")
     ]

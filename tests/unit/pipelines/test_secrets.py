@@ -60,9 +60,9 @@ def test_what_is_searched_is_found(tmp_path):
     assert len(leaks(tmp_path)) == 2
 
 
-def test_the_cluster_is_told_no_secret(api, file, tmp_path, on_a_short_stack, capfd):
+def test_the_cluster_is_told_no_secret(api, file, tmp_path, capfd):
     def go(*arguments):
-        result = on_a_short_stack(lambda: CliRunner().invoke(app, [*map(str, arguments)]))
+        result = CliRunner().invoke(app, [*map(str, arguments)])
         assert CANARY not in f"{result.output} {result.exception}"
         assert result.exception is None or isinstance(result.exception, BloomeryError | SystemExit), result.exception
         return result

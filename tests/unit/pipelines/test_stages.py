@@ -27,9 +27,9 @@ def load(tmp_path):
     return go
 
 
-def wiring(loaded, on_a_short_stack) -> dict[str, dict[str, str]]:
+def wiring(loaded) -> dict[str, dict[str, str]]:
     """By stage, the stage and output that each of its inputs comes from, in the compiled pipeline."""
-    dag = on_a_short_stack(build, loaded).pipeline_spec.root.dag
+    dag = build(loaded).pipeline_spec.root.dag
     shown = {name: task.task_info.name for name, task in dag.tasks.items()}
     found: dict[str, dict[str, str]] = {}
     for name, task in dag.tasks.items():
@@ -54,8 +54,8 @@ ROUNDS = [
 ]
 
 
-def test_a_stage_reads_the_newest_artifact_of_each_schema(load, on_a_short_stack):
-    found = wiring(load(ROUNDS), on_a_short_stack)
+def test_a_stage_reads_the_newest_artifact_of_each_schema(load):
+    found = wiring(load(ROUNDS))
     assert found["sft"] == {
         "chats": "synthetic_data.chats",
         "tasks": "preflight.tasks",
@@ -72,10 +72,10 @@ def test_a_stage_reads_the_newest_artifact_of_each_schema(load, on_a_short_stack
     assert found["promotion"]["duplicates"] == "dedup.duplicates" and "chats" not in found["promotion"]
 
 
-def test_continued_pre_training_alone_is_a_chain(load, on_a_short_stack):
+def test_continued_pre_training_alone_is_a_chain(load):
     tasks = {"d": {**TEXTS, "splits": {"test": {"path": "t.jsonl"}}}}
     loaded = load([CURATION, "dedup", {"cpt": TRAINING}], tasks=tasks)
-    found = wiring(loaded, on_a_short_stack)
+    found = wiring(loaded)
     assert found["cpt"] == {"documents": "dedup.kept", "base_model": "preflight.start"}
     assert stages(loaded) == (
         *("preflight", "evaluation_base", "data_curation", "dedup", "cpt", "evaluation_cpt"),
@@ -83,12 +83,12 @@ def test_continued_pre_training_alone_is_a_chain(load, on_a_short_stack):
     )
 
 
-def test_chats_are_read_by_continued_pre_training_where_it_replays_exercises(load, on_a_short_stack):
+def test_chats_are_read_by_continued_pre_training_where_it_replays_exercises(load):
     def chain(**settings):
         return [CURATION, "dedup", "synthetic_data", {"cpt": {**TRAINING, **settings}}]
 
-    assert "chats" not in wiring(load(chain()), on_a_short_stack)["cpt"]  # so that no change of them trains it anew
-    found = wiring(load(chain(replay_exercises=0.5)), on_a_short_stack)
+    assert "chats" not in wiring(load(chain()))["cpt"]  # so that no change of them trains it anew
+    found = wiring(load(chain(replay_exercises=0.5)))
     assert found["cpt"]["chats"] == "synthetic_data.chats"
     tasks = {"d": {**TEXTS, "splits": {"test": {"path": "t.jsonl"}}}}
     with pytest.raises(ConfigError, match="stages.cpt: reads chats .* which nothing before it writes"):
@@ -106,8 +106,8 @@ def test_the_share_that_is_replayed_has_one_name(load):
     assert {stage.name: stage.config.replay_share for stage in found} == {"cpt": 0.05, "sft": None}
 
 
-def test_without_quantisation_the_last_model_is_asked_again_for_its_noise(load, on_a_short_stack):
-    pipeline = on_a_short_stack(build, load([CURATION, "dedup", "synthetic_data", {"sft": TRAINING}])).pipeline_spec
+def test_without_quantisation_the_last_model_is_asked_again_for_its_noise(load):
+    pipeline = build(load([CURATION, "dedup", "synthetic_data", {"sft": TRAINING}])).pipeline_spec
     asked = {
         task.task_info.name: task.inputs.parameters["config"].component_input_parameter
         for task in pipeline.root.dag.tasks.values()
@@ -214,12 +214,12 @@ def test_weights_are_shared_out_where_several_accelerators_train_and_nothing_wan
         load(ROUNDS, ["sft.optimizer=muon"], resources=resources)
 
 
-def test_large_settings_are_packed_and_too_large_ones_are_refused(load, on_a_short_stack):
+def test_large_settings_are_packed_and_too_large_ones_are_refused(load):
     from bloomery.components.core.config import unpacked
 
     cities = {f"city {n}": [f"city {n}", f"도시 {n}"] for n in range(4000)}
     chain = [CURATION, "dedup", {"synthetic_data": {"entities": {"city": cities}}}, {"sft": TRAINING}]
-    spec = on_a_short_stack(build, load(chain)).pipeline_spec
+    spec = build(load(chain)).pipeline_spec
     value = spec.root.input_definitions.parameters["synthetic_data"].default_value.struct_value
     assert list(value) == ["packed"] and len(value["packed"]) < 65_536
     assert unpacked(dict(value))["entities"]["city"] == cities
@@ -233,10 +233,10 @@ def test_every_step_is_found_by_its_folder():
     assert set(steps.names()) == {file.parent.name for file in root.glob("*/component.py")}
 
 
-def test_files_of_chats_and_pairs_are_curated_first(load, on_a_short_stack):
+def test_files_of_chats_and_pairs_are_curated_first(load):
     files = {"chats": [{"name": "own", "path": "own.jsonl"}], "preferences": [{"name": "pairs", "path": "p.jsonl"}]}
     tasks = {"t": {**QUESTIONS, "splits": {"test": {"path": "t.jsonl"}}}}
-    found = wiring(load([{"sft": TRAINING}, {"dpo": TRAINING}], tasks=tasks, **files), on_a_short_stack)
+    found = wiring(load([{"sft": TRAINING}, {"dpo": TRAINING}], tasks=tasks, **files))
     assert found["chat_curation"] == {"sources": "preflight.sources", "tasks": "preflight.tasks"}
     assert found["sft"]["chats"] == "chat_curation.chats" and found["dpo"]["preferences"] == "chat_curation.preferences"
     judged = {port: found["promotion"].get(port) for port in ("chats", "preferences", "duplicates")}
@@ -347,7 +347,7 @@ def test_a_key_is_documented_where_a_user_would_look(load):
     assert documentation("evaluation.lm_eval.tasks").startswith("tasks (list[str], required)\n")
 
 
-def test_a_stage_goes_on_from_the_model_that_it_names_and_reads_those_of_others(load, on_a_short_stack):
+def test_a_stage_goes_on_from_the_model_that_it_names_and_reads_those_of_others(load):
     merging = {"method": "ties", "density": 0.2, "models": [{"stage": "b"}, {"model": "org/other"}, {"stage": "a"}]}
     again = {"as": "half", "method": "linear", "models": [{"stage": "start"}, {"stage": "merging"}]}
     chain = [
@@ -358,7 +358,7 @@ def test_a_stage_goes_on_from_the_model_that_it_names_and_reads_those_of_others(
         {"merging": again},
     ]
     loaded = load(chain, ["b.from=start", "merging.density=0.3"])
-    found = wiring(loaded, on_a_short_stack)
+    found = wiring(loaded)
     assert found["b"]["base_model"] == "preflight.start"
     read = {"base_model": "preflight.start", "outside": "preflight.outside"}
     assert found["merging"] == {**read, "first": "b.model", "second": "a.model"}
@@ -370,7 +370,7 @@ def test_a_stage_goes_on_from_the_model_that_it_names_and_reads_those_of_others(
     assert loaded.model_dump(mode="json")["stages"][1]["sft"]["from"] == "start"
 
 
-def test_a_model_is_pruned_healed_and_gone_back_with(load, on_a_short_stack):
+def test_a_model_is_pruned_healed_and_gone_back_with(load):
     chain = [
         {"sft": TRAINING},
         {"nas": {"num_hidden_layers": [2], "max_bytes": 9}},
@@ -379,7 +379,7 @@ def test_a_model_is_pruned_healed_and_gone_back_with(load, on_a_short_stack):
         {"pruning": {"as": "ticket", "sparsity": "2:4", "importance": "magnitude", "rewind": {"stage": "sft"}}},
         {"sft": {"as": "last", "keep_zeros": True, **TRAINING}},
     ]
-    found = wiring(load(chain), on_a_short_stack)
+    found = wiring(load(chain))
     chats = found["sft"]["chats"]
     assert found["nas"] == {"base_model": "sft.model", "chats": chats, "tasks": "preflight.tasks"}
     assert found["pruning"] == {"base_model": "nas.model", "chats": chats}
@@ -439,24 +439,24 @@ def test_models_that_no_stage_before_writes_are_told(load, chain, told):
     assert told in str(error.value), str(error.value)
 
 
-def test_a_reward_model_is_read_where_there_is_one_and_missed_where_the_settings_need_it(load, on_a_short_stack):
+def test_a_reward_model_is_read_where_there_is_one_and_missed_where_the_settings_need_it(load):
     learning = [{"sft": TRAINING}, "rejection_sampling", {"reward_model": TRAINING}, {"grpo": TRAINING}]
-    found = wiring(load(learning), on_a_short_stack)
+    found = wiring(load(learning))
     assert found["grpo"]["reward_model"] == "reward_model.reward_model"
     assert found["grpo"]["base_model"] == "sft.model" and "reward_model" not in found["rejection_sampling"]
-    assert "reward_model" not in wiring(load([{"grpo": TRAINING}]), on_a_short_stack)["grpo"]
+    assert "reward_model" not in wiring(load([{"grpo": TRAINING}]))["grpo"]
     alone = {"grpo": {**TRAINING, "rewards": {"verifier": 0}}}
     with pytest.raises(ConfigError, match="stages.grpo: reads reward_model .* add a stage reward_model"):
         load([alone])
     with pytest.raises(ConfigError, match="stages.rejection_sampling: reads reward_model"):
         load([{"rejection_sampling": {"judge": "reward_model"}}, {"sft": TRAINING}])
-    assert wiring(load([{"sft": TRAINING}, "rejection_sampling", {"reward_model": TRAINING}, alone]), on_a_short_stack)
+    assert wiring(load([{"sft": TRAINING}, "rejection_sampling", {"reward_model": TRAINING}, alone]))
 
 
-def test_a_task_has_the_name_of_its_stage(load, on_a_short_stack):
+def test_a_task_has_the_name_of_its_stage(load):
     chain = [{"sft": TRAINING}, {"sft": {"as": "again", **TRAINING}}]
     loaded = load(chain, quantisation=[{"scheme": "int8_weight_only"}])
-    spec = on_a_short_stack(build, loaded).pipeline_spec
+    spec = build(loaded).pipeline_spec
     named = {task.task_info.name: key for key, task in spec.root.dag.tasks.items()}
     # The key is what the API and the pods' nodes are called by; Kubernetes has no underscores.
     single = [stage for stage in stages(loaded) if not stage.startswith(("ptq_", "evaluation_ptq_"))]

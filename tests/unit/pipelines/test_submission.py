@@ -50,8 +50,8 @@ def file(tmp_path):
 
 
 @pytest.fixture
-def submit(api, file, on_a_short_stack):
-    return lambda key=None: on_a_short_stack(submission.submit, recipe.load(file), Access(api.url), key)
+def submit(api, file):
+    return lambda key=None: submission.submit(recipe.load(file), Access(api.url), key)
 
 
 def names(api):
@@ -96,7 +96,7 @@ def test_what_the_api_refuses_is_told_in_its_words_and_asked_once(api, submit):
     assert api.asked.count("POST runs") == 1
 
 
-def test_nobody_there(file, on_a_short_stack, api):
+def test_nobody_there(file, api):
     with pytest.raises(ServiceError, match="127.0.0.1:9 did not answer"):
         submission.seen("shop-1", Access("http://127.0.0.1:9"))
 
@@ -108,9 +108,9 @@ def shared(api):
         yield server
 
 
-def test_an_api_of_several_users_is_asked_with_profile_and_token(shared, file, on_a_short_stack, monkeypatch, tmp_path):
+def test_an_api_of_several_users_is_asked_with_profile_and_token(shared, file, monkeypatch, tmp_path):
     def submit(*access):
-        return on_a_short_stack(submission.submit, recipe.load(file), Access(shared.url, *access), "shop-1")
+        return submission.submit(recipe.load(file), Access(shared.url, *access), "shop-1")
 
     with pytest.raises(ConfigError, match="several users; name your profile by --namespace"):
         submit()
@@ -224,12 +224,12 @@ def test_waiting_shows_each_change_once_and_ends_with_the_run(api, submit):
         submission.raise_for(ended)
 
 
-def test_a_run_that_has_ended_ends_the_command_as_run_would(api, submit, file, on_a_short_stack):
+def test_a_run_that_has_ended_ends_the_command_as_run_would(api, submit, file):
     submit("shop-1")
     run = api.kept["runs"][0]
 
     def waited():
-        return on_a_short_stack(lambda: run_cli(api, "submit", file, "--key", "shop-1", "--wait"))
+        return run_cli(api, "submit", file, "--key", "shop-1", "--wait")
 
     api.play(run, "SUCCEEDED", JUDGED)
     with pytest.raises(ServiceError, match="shop-1: succeeded, but the API does not show the log of its promotion"):

@@ -39,12 +39,12 @@ RECIPE = {
 
 
 @pytest.fixture
-def compiled(tmp_path, on_a_short_stack):
+def compiled(tmp_path):
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(RECIPE))
 
     def go(*arguments):
         command = ["tune", str(tmp_path / "recipe.yaml"), "--compile", str(tmp_path / "search.yaml"), *arguments]
-        result = on_a_short_stack(lambda: CliRunner().invoke(app, command))
+        result = CliRunner().invoke(app, command)
         if result.exception and not isinstance(result.exception, SystemExit):
             raise result.exception
         return next(yaml.safe_load_all((tmp_path / "search.yaml").read_text()))
@@ -121,7 +121,7 @@ def test_where_trials_choose_by_earlier_results_each_asks_when_its_turn_comes(co
 
 
 def test_a_compiled_search_is_submitted_and_its_files_are_put_where_pods_read_them(
-    compiled, tmp_path, object_store, on_a_short_stack, capsys
+    compiled, tmp_path, object_store, capsys
 ):
     for name in ("q.jsonl", "docs/a.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -132,7 +132,7 @@ def test_a_compiled_search_is_submitted_and_its_files_are_put_where_pods_read_th
     assert len(object_store.objects()) == 3  # the questions once, and the folder with its listing
     with KubeflowAPI() as api:
         command = ["submit", str(tmp_path / "search.yaml"), "--key", "rates", "--endpoint", api.url]
-        first, second = (on_a_short_stack(lambda: CliRunner().invoke(app, command)).stdout for _ in range(2))
+        first, second = (CliRunner().invoke(app, command).stdout for _ in range(2))
         (run,) = api.kept["runs"]
         assert first == second == f"{run['run_id']}\n" and run["display_name"] == "rates"
         assert [one["display_name"] for one in api.kept["experiments"]] == ["mine-search"]

@@ -194,6 +194,11 @@ def test_a_teacher_with_other_tokens_is_refused(distil, talking_model, tmp_path)
         distil(teacher=other)
 
 
+def test_a_teacher_of_fewer_positions_than_rows_may_have_is_refused(distil):
+    with pytest.raises(ConfigError, match="max_length is 300 and the teacher big knows 256 positions"):
+        distil(max_length=300)
+
+
 def test_an_architecture_without_such_vectors_has_no_relations_to_compare(distil, tmp_path, talking_model):
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 

@@ -22,7 +22,7 @@ def lists(step: str) -> list[list]:
 
 
 @pytest.fixture
-def wiring(tmp_path, on_a_short_stack):
+def wiring(tmp_path):
     """By stage, the stage and output that each of its inputs comes from, in the compiled pipeline."""
 
     def go(chain):
@@ -32,7 +32,7 @@ def wiring(tmp_path, on_a_short_stack):
         values["tasks"] = {"t": {"role": "domain", **question, "splits": rows}}
         (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(values))
         loaded = recipe.load(str(tmp_path / "recipe.yaml"))
-        dag = on_a_short_stack(build, loaded).pipeline_spec.root.dag
+        dag = build(loaded).pipeline_spec.root.dag
         shown = {name: task.task_info.name for name, task in dag.tasks.items()}
         found: dict[str, dict[str, str]] = {}
         for name, task in dag.tasks.items():

@@ -19,6 +19,7 @@ from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.components.distillation.config import DistillationConfig
 from bloomery.components.dpo.config import DpoConfig
 from bloomery.components.grpo.config import GrpoConfig
+from bloomery.components.reward_model.config import RewardModelConfig
 
 LLAMA = {**LLAMA_8B, "max_position_embeddings": 131072}
 LLAMA["torch_dtype"] = LLAMA.pop("dtype")  # as configs of before transformers 5 have it
@@ -105,6 +106,14 @@ def test_what_is_trained_is_counted(llama):
     dora = plan.trained_numbers(llama, training(adapter={"rank": 16, "kind": "dora"}))
     # One magnitude a row: q and o 4096, k and v 1024, gate and up 14336, down 4096.
     assert dora - 41_943_040 == 32 * (4096 + 1024 + 1024 + 4096 + 14336 + 14336 + 4096)
+
+
+def test_a_model_that_scores_has_no_logits_and_no_head_of_the_vocabulary(llama):
+    scoring = Training.of(RewardModelConfig(learning_rate=1e-5, epochs=1, batch_size=2, max_length=100))
+    assert scoring.tokens == 2 * 2 * 100  # a row is a pair
+    need = plan.of_training(llama, scoring, H100)
+    assert not llama.tied and need.trained == llama.parameters - 128_256 * 4096
+    assert "logits" not in need.parts and "logits" in plan.of_training(llama, training(), H100).parts
 
 
 def test_weights_gradients_and_moments_of_adamw_are_16_bytes_a_parameter(llama):
