@@ -4,10 +4,10 @@
 
 RUN is a run of the recipe `smollm2`, whose checked model, chats and questions are used. Each method trains the model on
 the same 512 chats, once, in a process of its own, by the same step as a run; all but the learning rate and what is
-trained is alike. Writes methods.json: numbers that are trained, peak memory of the process (GiB) and its CPU seconds,
-which other programs disturb less than they do a clock, chrF of 100 shell commands, exact repetitions of 100 sentences
-and ROUGE-L of 100 instructions that are never trained with, each with its standard error, and the perplexity of 100
-PEPs.
+trained is alike. Writes methods.json, which two processes with methods of their own may share: numbers that are
+trained, peak memory of the process (GiB) and its CPU seconds, which other programs disturb less than they do a clock,
+chrF of 100 shell commands, exact repetitions of 100 sentences and ROUGE-L of 100 instructions that are never trained
+with, each with its standard error, and the perplexity of 100 PEPs.
 """
 
 from __future__ import annotations
@@ -102,13 +102,14 @@ def measured(settings: dict[str, Any], checked: Path, folder: Path) -> dict[str,
 def main() -> None:
     (checked,) = Path(sys.argv[1]).glob("pipeline/*/preflight")
     file = Path(__file__).with_suffix(".json")
-    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     chats = artifact.read_table(checked / "seeds", "chat/2").sort_by("id").slice(0, NUM_CHATS)
     for name in sys.argv[2:] or METHODS:
         with tempfile.TemporaryDirectory() as folder:
             artifact.write_rows(Path(folder) / "chats", "chat/2", chats)
-            found[name] = measured(METHODS[name], checked, Path(folder))
-        print(name, json.dumps(found[name], ensure_ascii=False), flush=True)
+            told = measured(METHODS[name], checked, Path(folder))
+        print(name, json.dumps(told, ensure_ascii=False), flush=True)
+        found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}  # of another process by now
+        found[name] = told
         file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
