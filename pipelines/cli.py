@@ -230,6 +230,9 @@ def step(
 ) -> None:
     """Run one step on artifacts: `--INPUT FOLDER` and `--OUTPUT FOLDER` for each name of its signature.
 
+    With BLOOMERY_STORE in the environment, a folder or s3://bucket/prefix, a result that is finished there is taken,
+    and a training that was killed goes on from its checkpoint; without it nothing is kept but the outputs.
+
     Examples:
 
         bloomery step dedup --documents curated --tasks tasks --kept unique --duplicates removed
