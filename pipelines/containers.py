@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import bloomery.components
-from bloomery.components.core import provenance, store
+from bloomery.components.core import interpreter, provenance, store
 from bloomery.components.core.errors import ConfigError, ServiceError, from_os_error
 from bloomery.components.core.uploads import cache_folder
 from bloomery.infra import images, secrets, settings, surroundings
@@ -112,6 +112,7 @@ def environment(network: str) -> dict[str, str]:
     names = {name for name in os.environ if name.startswith(OURS)} | set(surroundings.of(1))
     if network != NO_NETWORK:
         names |= {*secrets.KEYS, *settings.KEYS}.union(*(steps.find(name).secrets for name in steps.names()))
+    names.discard(interpreter.PYTHON)  # a program of this machine
     given = {name: os.environ[name] for name in names if name in os.environ}
     # `~` in a recipe is the home of who wrote it.
     given |= {"HOME": str(Path.home()), "HF_HOME": HF_HOME, "BLOOMERY_CACHE": str(cache_folder().absolute())}

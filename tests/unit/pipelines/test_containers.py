@@ -67,11 +67,11 @@ def test_files_are_read_and_only_the_workdir_and_the_registry_are_written(
 def test_credentials_go_where_there_is_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     given = {"AWS_SECRET_ACCESS_KEY": "k", "HF_TOKEN": "t", "EDITOR": "e"}
-    given |= {"BLOOMERY_STORE": "store", "MLFLOW_RUN_ID": "r", "OMP_NUM_THREADS": "3"}
+    given |= {"BLOOMERY_STORE": "store", "MLFLOW_RUN_ID": "r", "OMP_NUM_THREADS": "3", "BLOOMERY_PYTHON": "/here"}
     for name, value in given.items():
         monkeypatch.setenv(name, value)
     alone, reaching = containers.environment("none"), containers.environment("host")
-    assert not {"AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "EDITOR"} & set(alone)
+    assert not {"AWS_SECRET_ACCESS_KEY", "HF_TOKEN", "EDITOR", "BLOOMERY_PYTHON"} & set(alone)
     assert alone["OMP_NUM_THREADS"] == "3"  # as processes have
     assert alone["BLOOMERY_STORE"] == str(tmp_path / "store") and alone["MLFLOW_RUN_ID"] == "r"
     assert reaching["AWS_SECRET_ACCESS_KEY"] == "k" and reaching["HF_TOKEN"] == "t"
