@@ -1,8 +1,8 @@
 """Peak memory of trainings as `plan` predicts it and as it is measured, each in a fresh process.
 
 `python tests/benchmarks/plan.py [NAME …]` (`planned`: without training anew) trains a Llama of some 20 M parameters
-with random weights for two steps of a row: full and with LoRA, with gradient checkpointing and without, at three
-lengths, and by dpo and reward_model, whose row is a pair; writes plan.json beside it.
+with random weights for two steps of a row: full, with LoRA and with QLoRA, with gradient checkpointing and without, at
+three lengths, and by dpo and reward_model, whose row is a pair; writes plan.json beside it.
 The peak is the most memory that was resident (VmHWM) from the start of the process to the written checkpoint, as a
 step has it, with glibc's settings of `infra/surroundings.py`; `imports` is the same after the imports alone, `nothing`
 that of training a model of next to nothing.
@@ -38,6 +38,9 @@ def combinations() -> dict[str, dict[str, Any]]:
             for checkpointing in (False, True):
                 name = f"{'lora' if adapter else 'full'}, {length} tokens{', checkpointing' if checkpointing else ''}"
                 found[name] = {"max_length": length, "adapter": adapter, "gradient_checkpointing": checkpointing}
+    for length in LENGTHS:
+        found[f"qlora, {length} tokens"] = {"max_length": length, "adapter": {"kind": "qlora", "rank": 16}}
+    found["qlora, 512 tokens, checkpointing"] = {**found["qlora, 512 tokens"], "gradient_checkpointing": True}
     found["full, 128 tokens, muon"] = {"max_length": 128, "optimizer": "muon"}
     found["full, 128 tokens, best kept"] = {"max_length": 128, "num_validations": 2}
     found["dpo, full, 128 tokens"] = {"max_length": 128, "loss": "sigmoid"}

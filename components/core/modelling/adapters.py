@@ -182,7 +182,12 @@ def load_in_4_bits(path: Path) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
     )
-    return AutoModelForCausalLM.from_pretrained(path, quantization_config=settings, use_safetensors=True)
+    network = AutoModelForCausalLM.from_pretrained(path, quantization_config=settings, use_safetensors=True)
+    if network.device.type == "cpu":
+        for weight in network.parameters():
+            if weight.is_floating_point():  # as it was stored: a view of the file, all pages of which it would keep
+                weight.data = weight.data.clone()
+    return network
 
 
 def remember_start(model: Any) -> None:

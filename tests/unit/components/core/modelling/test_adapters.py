@@ -1,6 +1,7 @@
 """Each way to train a part of a model: it learns, merges into plain weights, and leaves alone what it should."""
 
 import json
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -107,6 +108,13 @@ def test_an_adapter_that_does_not_fit_is_told(learn, tiny_model, tmp_path):
             adapter_folders.attached(checkpoints.load(tiny_model)[0], [("it", folder / "adapter")], "the base")
     with pytest.raises(ModelError, match=r"it holds no adapter_config\.json"):
         adapter_folders.found("it", tiny_model)
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="what a process has mapped is told by Linux")
+def test_what_is_loaded_in_4_bits_lets_go_of_its_file(tiny_model):
+    pytest.importorskip("bitsandbytes", reason="pip install 'bloomery[bitsandbytes]'")
+    network = adapters.load_in_4_bits(tiny_model)
+    assert str(tiny_model) not in Path("/proc/self/maps").read_text() and network.get_input_embeddings().weight.numel()
 
 
 def test_qlora_trains_on_4_bits_and_merges_into_the_weights_as_they_were(learn, tiny_model, tmp_path):
