@@ -11,6 +11,7 @@ from canaries import CANARY, ENVIRONMENT
 from service import BLOOMERY
 
 from bloomery.components.core import interpreter
+from bloomery.pipelines import run_outputs
 
 
 def write_recipe(folder: Path, base: Path) -> Path:
@@ -97,3 +98,8 @@ def run(project: Path, workdir: str, *settings: str, **environment: str) -> dict
     assert "Traceback" not in result.stderr, result.stderr
     assert result.stdout, result.stderr
     return json.loads(result.stdout.rstrip("\n").split("\n")[-1])
+
+
+def outputs(summary: dict) -> run_outputs.Outputs:
+    """What a run's stages have written."""
+    return run_outputs.read(Path(summary["run"]))[2]

@@ -10,19 +10,12 @@ from pathlib import Path
 
 import pytest
 from canaries import CANARY, leaks
-from colours import bloomery, run
+from colours import bloomery, outputs, run
 from service import BLOOMERY
 
 from bloomery.components.core import interpreter
 
 REUSED_ALWAYS = {"preflight", "promotion"}
-
-
-def digest_of(project: Path, summary: dict, stage: str, port: str) -> str:
-    journal = Path(summary["run"]) / "journal.jsonl"
-    events = [json.loads(line) for line in journal.read_text().split("\n") if line]
-    outputs = next(e["outputs"] for e in events if e["event"] == "finished" and e["stage"] == stage)
-    return json.loads((Path(outputs[port]) / "manifest.json").read_text())["digest"]
 
 
 def test_raw_text_becomes_a_promoted_model(project, first):
@@ -95,7 +88,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_model(project, first, tmp_p
     assert resumed["status"] == "promoted"
     assert {"data_curation", "dedup", "synthetic_data", "cpt"} <= set(resumed["cached_steps"])
     assert "sft" not in resumed["cached_steps"]
-    assert digest_of(project, resumed, "ptq", "model") == digest_of(project, first, "ptq", "model")
+    ours, before = (outputs(summary)["ptq", "model"].manifest.digest for summary in (resumed, first))
+    assert ours == before
 
 
 def test_the_registry_commands_tell_and_turn_back(project, first):
@@ -110,7 +104,7 @@ def test_the_registry_commands_tell_and_turn_back(project, first):
 
 
 def test_a_step_runs_alone_on_artifacts(project, first, tmp_path):
-    model, tasks = (_output(first, *port) for port in (("ptq", "model"), ("preflight", "tasks")))
+    model, tasks = (str(outputs(first)[port].path) for port in (("ptq", "model"), ("preflight", "tasks")))
     ports = ("--model", model, "--tasks", tasks, "--results", str(tmp_path / "r"))
     result = bloomery(project, "step", "evaluation", *ports, "--set", "repeats=3")
     assert result.returncode == 0, result.stderr
@@ -118,11 +112,6 @@ def test_a_step_runs_alone_on_artifacts(project, first, tmp_path):
     wrong = bloomery(project, "step", "evaluation", "--model", model, "--task", tasks)
     assert wrong.returncode == 2
     assert "missing --tasks FOLDER (tasks/1)" in wrong.stderr and "unknown argument --task" in wrong.stderr
-
-
-def _output(summary: dict, stage: str, port: str) -> str:
-    events = [json.loads(line) for line in (Path(summary["run"]) / "journal.jsonl").read_text().split("\n") if line]
-    return next(e["outputs"][port] for e in events if e["event"] == "finished" and e["stage"] == stage)
 
 
 def test_no_secret_of_the_environment_is_written_anywhere(project, first):

@@ -139,7 +139,7 @@ def test_continued_pre_training_alone_is_judged_by_perplexity(project):
     (project / "recipe.yaml").write_text(yaml.safe_dump(recipe))
     summary = colours.run(project, "w")
     assert summary["status"] == "promoted", summary["reason"]
-    verdict = json.loads(Path(_output(summary, "promotion", "verdict"), "verdict.json").read_text())
+    verdict = json.loads((colours.outputs(summary)["promotion", "verdict"].path / "verdict.json").read_text())
     (leg,) = [leg for leg in verdict["legs"] if leg["kind"] == "task"]
     assert leg["name"] == "pages.test perplexity against base" and leg["value"] < leg["baseline"]
 
@@ -177,8 +177,3 @@ def test_two_fine_tunings_of_one_base_are_merged_and_a_deeper_model_is_healed(pr
     again = colours.run(project, "w")
     assert {"red", "shy", "mean"} <= set(again["cached_steps"]) and "arc" not in again["cached_steps"]
     assert "last" in again["cached_steps"]
-
-
-def _output(summary: dict, stage: str, port: str) -> str:
-    events = [json.loads(line) for line in (Path(summary["run"]) / "journal.jsonl").read_text().split("\n") if line]
-    return next(e["outputs"][port] for e in events if e["event"] == "finished" and e["stage"] == stage)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
-from colours import bloomery, run
+from colours import bloomery, outputs, run
 from service import BLOOMERY
 
-from bloomery.components.core import artifact, provenance
+from bloomery.components.core import provenance
 from bloomery.infra import images
 
 IN_CONTAINERS = ("--runner", "docker")
@@ -42,13 +40,7 @@ def engine():
 
 def digests(summary: dict) -> dict[str, str]:
     """By stage and output of a run."""
-    events = [json.loads(line) for line in (Path(summary["run"]) / "journal.jsonl").read_text().split("\n") if line]
-    outputs = {event["stage"]: event["outputs"] for event in events if event["event"] == "finished"}
-    return {
-        f"{stage}.{name}": artifact.read_manifest(Path(path)).digest
-        for stage, ports in outputs.items()
-        for name, path in ports.items()
-    }
+    return {f"{one.stage}.{one.name}": one.manifest.digest for one in outputs(summary).values()}
 
 
 def test_containers_come_to_the_results_of_processes_and_share_their_store(project, first, engine):
