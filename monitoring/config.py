@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 from pydantic import Field, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from bloomery.components.core.config import SECRET, Config
+from bloomery.components.core.config import SECRET, Config, Seed
 
 CLOCK = r"^([01]\d|2[0-3]):[0-5]\d$"
 
@@ -126,7 +126,7 @@ class MonitoringConfig(Config):
     `{drifted}` for that of the drifted slices of all windows in a row that led to the decision, so that
     `tasks.sql.splits.unlabelled={path: "{drifted}", templates: [{prompt: "{prompt}", answer: "{label}"}]}` samples
     from what is new; `{messages: messages, answer: "{label}"}` takes conversations of several turns as such."""
-    seed: int = 17
+    seed: Seed = 17
     """Seed of the classifiers' folds and of the drifted slice's topics."""
 
     @model_validator(mode="after")

@@ -111,6 +111,9 @@ def run(
         show: Any = Live(stages(loaded)) if sys.stderr.isatty() else Lines()
         try:
             summary = launch.run_local(loaded, workdir, show, key, network=network if runner == "docker" else None)
+        except KeyboardInterrupt:
+            typer.echo("interrupted; the same command goes on from the stages that are finished", err=True)
+            raise typer.Exit(130) from None
         finally:
             show.close()
     model = summary["model"]

@@ -29,7 +29,8 @@ def check(
 ) -> None:
     """Tell what a model is, which tokens of a chat it would be trained on, what it lacks, and why it is refused.
 
-    Nothing is trained and no weight is read. Exit code 4 if the model is refused.
+    Nothing is trained and no weight is read. Exit code 4 if the model is refused, 3 if no row of a file of the recipe
+    is a chat, or a pair.
 
     Examples:
 
@@ -45,6 +46,7 @@ def check(
 
     rows: dict[str, Any] = {}
     if recipe:
+        from bloomery.components.core.data import chat_forms
         from bloomery.pipelines import launch
 
         loaded = launch.load(recipe, set, prepare=model is None)
@@ -52,6 +54,10 @@ def check(
             model, revision = loaded.base_model, loaded.revision
         chat_template = chat_template or loaded.chat_template
         checked = loaded.preflight()
+        for source in checked.chat_sources:
+            chat_forms.check_source(source, chat_forms.read_chat)
+        for source in checked.preference_sources:
+            chat_forms.check_source(source, chat_forms.read_pair)
         rows = {
             "chats": [*training_chats(loaded.tasks), *own_chats(checked.chat_sources)],
             "pairs": own_pairs(checked.preference_sources),

@@ -10,7 +10,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, errors
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.scoring.statistics import Z95, holm, mean_stderr
 from bloomery.components.evaluation.judge import Ask, Pair, judge, tally
@@ -107,7 +107,10 @@ def write_page(found: dict[str, Any], target: Path) -> None:
     page = environment.get_template("compare_template.html").render(
         found=found, charts=pictures, rows=[_tell(entry) for entry in found["sets"]]
     )
-    artifact.write_atomically(target, page)
+    try:
+        artifact.write_atomically(target, page)
+    except OSError as error:
+        raise errors.from_os_error(error, f"writing {target}") from error
 
 
 def _last_model(workdir: Path, run: str) -> tuple[str, dict[tuple[str, str], Rows]]:

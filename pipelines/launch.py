@@ -20,7 +20,7 @@ import yaml
 
 from bloomery.components.core import errors, store
 from bloomery.components.core.config import digest, parameters
-from bloomery.components.core.errors import BloomeryError, ServiceError
+from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError
 from bloomery.components.core.uploads import cache_folder
 from bloomery.infra import surroundings
 from bloomery.pipelines import containers, keys, parent_run, recipe_files
@@ -57,11 +57,19 @@ def compile_to(recipe: Recipe, target: Path) -> None:
 
 
 def compile_pipeline(pipeline: Any, target: Path) -> None:
-    """Write a pipeline as KFP IR YAML; an image that is named by a tag is told, since a run could not be repeated."""
+    """Write a pipeline as KFP IR YAML; an image that is named by a tag is told, since a run could not be repeated.
+
+    Raises: ConfigError for a file that is not called .yaml, and what an error of the file system is.
+    """
     from kfp import compiler
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    compiler.Compiler().compile(pipeline, str(target))
+    if target.suffix != ".yaml" or target.is_dir():
+        raise ConfigError(f"{target}: expected the name of a file that ends with .yaml")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        compiler.Compiler().compile(pipeline, str(target))
+    except OSError as error:
+        raise errors.from_os_error(error, f"writing {target}") from error
     executors = pipeline.pipeline_spec.deployment_spec["executors"]
     for image in sorted({executors[name]["container"]["image"] for name in executors}):
         if "@sha256:" not in image:

@@ -14,6 +14,7 @@ from bloomery.components.core.config import (
     MOST_PACKED,
     Config,
     ModelName,
+    Seed,
     TemplateName,
     packed,
     parameters,
@@ -66,7 +67,7 @@ class Recipe(Config):
     """Where training starts: the base model, or the champion as it was before quantisation (the base model while there
     is no champion). The gate compares with the base model either way, so that what is forgotten in many retrainings is
     counted from the beginning."""
-    seed: int = 17
+    seed: Seed = 17
     """Seed of every step that does not set its own."""
     tasks: dict[str, TaskConfig] = Field(min_length=1)
     """What the model is for, and what it must not forget."""

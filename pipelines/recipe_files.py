@@ -42,12 +42,7 @@ def read(recipe: str, variables: Mapping[str, str] | None, *, reads_data: bool) 
     Raises: ConfigError with every problem, one a line.
     """
     path = find(recipe)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: no text in UTF-8 ({error}); a recipe is a YAML file") from None
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
+    text = _text(path)
     known = {**os.environ, **(variables or {})}
     missing = sorted({name for name in _variables(text) if name not in known})
     if missing and reads_data:
@@ -58,6 +53,8 @@ def read(recipe: str, variables: Mapping[str, str] | None, *, reads_data: bool) 
         values = yaml.load(re.sub(r"\$\{(\w+)\}", lambda match: known.get(match[1], match[0]), text), _Loader)
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not YAML: {str(error)[:300]}") from None
+    except RecursionError:
+        raise ConfigError(f"{path}: not YAML: brackets within brackets, too many to be read") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: found {type(values).__name__}, expected a mapping of recipe keys")
     return unshared(values), path.parent.absolute()
@@ -103,8 +100,18 @@ def absent(values: dict[str, Any], lacking: Mapping[str, str], variables: Mappin
 
 
 def uses(recipe: str, variable: str) -> bool:
-    """True if the recipe's text contains `${variable}`."""
-    return variable in _variables(find(recipe).read_text(encoding="utf-8"))
+    """True if the recipe's text contains `${variable}`. Raises: ConfigError if it is no text."""
+    return variable in _variables(_text(find(recipe)))
+
+
+def _text(path: Path) -> str:
+    """The text of a recipe's file. Raises: ConfigError if there is none to be read."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: no text in UTF-8 ({error}); a recipe is a YAML file") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read: {error.strerror}") from None
 
 
 def _variables(text: str) -> set[str]:

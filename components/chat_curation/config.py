@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, model_validator
 
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import Config, Seed
 from bloomery.components.core.data import pii
 from bloomery.components.core.data.chats import ChatSource
 
@@ -25,7 +25,7 @@ class ChatCurationConfig(Config):
     contamination_overlap: float = Field(default=0.8, gt=0, le=1)
     """A chat is contaminated if it holds at least this share of an evaluation item's character n-grams in one place
     (dedup's value)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the MinHash permutations."""
 
     @property

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo
 
 from bloomery.components.core.errors import ConfigError
 
@@ -26,6 +26,10 @@ class Config(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, protected_namespaces=(), allow_inf_nan=False
     )
+
+
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""What chance begins with, as NumPy and torch both take it."""
 
 
 def absolute(path: str, info: ValidationInfo) -> str:

@@ -77,6 +77,7 @@ def run(
         parts += [artifact.read_manifest(chats).digest, config.replay_exercises, config.max_length]
     encode = functools.partial(_encoded, shards, tokenizer, config, found, domain_characters, chats)
     with token_shards.tokenised(tokenizer, parts, encode) as tokens:
+        tokens.check_embedded(network, tokenizer, "cpt")
         trainer = training.train(
             config,
             (SFTTrainer, SFTConfig),

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import Config, Seed
 from bloomery.components.core.data.pii import KINDS, Kind
 from bloomery.components.core.data.tables import SourceConfig
 from bloomery.components.data_curation.coverage import WantedSlice
@@ -49,7 +49,7 @@ class DataCurationConfig(Config):
     """What the corpus should hold, and how much of it; the report shows what is thin. Nothing is dropped for it."""
     num_topics: int = Field(default=8, ge=0, le=100)
     """Topics in the coverage report; 0: none."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the topics and of the learned quality's folds."""
 
     @property

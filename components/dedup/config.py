@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bloomery.components.core.config import Config, LocalPath, ModelName
+from bloomery.components.core.config import Config, LocalPath, ModelName, Seed
 
 
 class SemanticConfig(Config):
@@ -56,7 +56,7 @@ class DedupConfig(Config):
     known_index: LocalPath = ""
     """Folder of the `index` that an earlier run wrote with the same thresholds and lengths. Its documents are not read
     again, and copies of them go."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the MinHash permutations."""
 
     @model_validator(mode="after")

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import Config, Seed
 from bloomery.components.core.modelling.named_models import NamedModel
 
 
@@ -92,7 +92,7 @@ class MergingConfig(Config):
     removed_layers: int | None = Field(default=None, gt=0)
     """For `depth_up_scaling`: layers that are left out of either copy, so that n layers become 2 (n - removed_layers);
     SOLAR leaves out 8 of 32 (section 2). It has no default as it differs by depth."""
-    seed: int = 17
+    seed: Seed = 17
     """Seed of what `dare_linear` and `dare_ties` drop."""
 
     @model_validator(mode="after")

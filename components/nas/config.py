@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pydantic import Field, PositiveInt, model_validator
 
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import Config, Seed
 from bloomery.components.core.modelling.importance import Observed
 from bloomery.components.core.modelling.surgery import Cut
 
@@ -37,7 +37,7 @@ class NasConfig(Config):
     both is our own, of 144 in all; arXiv 1904.00420 takes 50 and 20 for a space of 4^20 (section 4)."""
     validation_rows: int = Field(default=64, gt=0)
     """Rows of the `validation` splits that judge each sub-network."""
-    seed: int = 17
+    seed: Seed = 17
     """Seed of the search."""
 
     @property

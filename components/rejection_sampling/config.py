@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import Config, Seed
 from bloomery.components.core.modelling.context import TooLong
 
 
@@ -47,7 +47,7 @@ class RejectionSamplingConfig(Config):
     makes one pair that prefers it to the likeliest of them (R-Tuning, arXiv 2311.09677, teaches such answers where the
     model was wrong). By the group of the prompt, where questions come in several languages: `{en: I do not know., ko:
     잘 모르겠습니다.}`; a group that is not named makes none. '': no such pairs."""
-    seed: int = 17
+    seed: Seed = 17
     """Seed of the sampling."""
 
     @field_validator("abstain")

@@ -7,7 +7,7 @@ from string import Formatter
 
 from pydantic import Field, field_validator, model_validator
 
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import Config, Seed
 
 
 class ExtractConfig(Config):
@@ -92,7 +92,7 @@ class SyntheticDataConfig(Config):
     written by people."""
     synonyms: dict[str, list[str]] = {}
     """Words or phrases and what may stand in their place, such as `show me: [list, give me]`."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the choice of seeds and rules."""
 
     @model_validator(mode="after")

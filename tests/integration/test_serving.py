@@ -213,7 +213,7 @@ def test_a_new_champion_answers_and_no_request_fails(service, project):
     client.set_registered_model_alias("colours", "champion", "3")
     while not service.health()["problem"]:
         time.sleep(0.05)
-    assert "registered checkpoint is not there" in service.health()["problem"]
+    assert "the checkpoint is not there" in service.health()["problem"]
     assert service.answer("x") == new
     client.set_registered_model_alias("colours", "champion", "1")
     while service.health()["version"] != "1" or service.health()["problem"]:

@@ -3,7 +3,7 @@
     messages            {"messages": [{"role", "content"}, …], "tools": […]}, as OpenAI's API takes them: content as
                         text or as text parts, tool calls with arguments as JSON text or object, `reasoning_content`
     sharegpt            {"conversations": [{"from", "value"}, …]} with human, gpt, system, function_call, observation …
-    alpaca              {"instruction", "input", "output"}, also `system` and `history`
+    alpaca              {"instruction", "input", "output"}, also `context`, `system` and `history`
     prompt_completion   {"prompt", "completion"}, each as text or messages
     pairs               {"chosen", "rejected"} as text, messages or the transcripts of hh-rlhf, with a prompt or with
                         the beginning that both share; {"prompt", "completion", "label"} where one answer is known to be
@@ -119,7 +119,7 @@ def check_source(source: ChatSource, read: Callable[[Mapping[str, Any]], Any]) -
                 return
             reason, detail = row.problem, row.hint
         except Unfit as error:
-            reason, detail = error.reason, error.detail
+            reason, detail = error.reason, "; ".join(part for part in (error.detail, row.hint) if part)
         problems[reason] += 1
         first = first or f"; the first is {row.uri} row {row.line}, {reason}" + (f": {detail}" if detail else "")
     raise DataError(nothing_in(source, problems, first))
@@ -243,14 +243,15 @@ def _shared(chosen: list[Turn], rejected: list[Turn]) -> list[Turn]:
 
 def _with_system(row: Mapping[str, Any], messages: list[Turn]) -> list[Turn]:
     """The turns after the row's own system prompt, which stands beside them in some files."""
-    system = text_of(row.get("system"), "system")
+    name = "system_prompt" if is_missing(row.get("system")) else "system"
+    system = text_of(row.get(name), name)
     if not system.strip() or (messages and messages[0] == message("system", system)):
         return messages
     return [message("system", system), *messages]
 
 
 def _instruction(row: Mapping[str, Any]) -> str:
-    parts = [text_of(row.get(field), field) for field in ("instruction", "input")]
+    parts = [text_of(row.get(field), field) for field in ("instruction", "input", "context")]
     return "\n".join(part for part in parts if part.strip())
 
 

@@ -158,7 +158,8 @@ def _turn(turn: dict[str, Any], speaker: str, text: str) -> Turn:
         named = {field: text_of(turn.get(field), field) for field in ("tool_call_id", "name")}
         return message(role, _content(turn.get(text)), **named)
     weight = turn.get("weight")
-    if not (is_missing(weight) or weight == 1) or any(turn.get(mark) is False for mark in ("train", "training")):
+    is_marked = any(turn.get(mark) is False for mark in ("train", "training", "loss"))
+    if is_marked or not (is_missing(weight) or weight == 1):
         raise Unfit("untrained_turn", "a turn is marked as not to be learnt; cut such chats, or take the mark away")
     calls = turn.get("tool_calls")
     if is_missing(calls) and not is_missing(turn.get("function_call")):

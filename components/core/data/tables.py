@@ -65,7 +65,7 @@ _SPOOL_BYTES = 64 * 2**20
 class RowSource(Config):
     """Rows of a file, folder or URI, and which of them are meant."""
 
-    path: LocalPath
+    path: LocalPath = Field(min_length=1)
     """File, folder, glob or URI: JSONL, JSON, CSV, TSV, Parquet, text, Markdown or HTML, also compressed."""
     encoding: str = ""
     """Encoding of the text files, such as `cp949` or `utf-16-le`; empty: UTF-8. A byte order mark rules over it; a page

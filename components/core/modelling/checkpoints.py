@@ -311,9 +311,8 @@ def fetch(uri: str, target: Path) -> None:
         system.get(path.rstrip("/") + "/", f"{target}/", recursive=True)
     except (OSError, ImportError, ValueError) as error:
         raise ModelError(
-            f"{uri}: the registered checkpoint is not there ({str(error)[:200]}); restore it, or point the "
-            f"registry's alias "
-            "to a version that exists"
+            f"{uri}: the checkpoint is not there ({str(error)[:200]}); name one that is, or if a registry's alias "
+            "names it restore it, or point the alias to a version that exists"
         ) from None
 
 
@@ -324,8 +323,8 @@ def _fetch_objects(uri: str, target: Path) -> None:
     names = {*s3.names(uri), *known}
     if not names:
         raise ModelError(
-            f"{uri}: the registered checkpoint is not there; restore it, or point the registry's alias to a version "
-            "that exists"
+            f"{uri}: the checkpoint is not there; name one that is, or if a registry's alias names it restore it, or "
+            "point the alias to a version that exists"
         )
     try:
         s3.get_all({f"{uri}/{name}": (target / name, known[name].sha256 if name in known else None) for name in names})

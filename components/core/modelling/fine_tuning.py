@@ -169,6 +169,7 @@ def fine_tune(
         told = _told(tokens.counts, config, where)
         longest = max([int(tokens.lengths.max()), *(len(row["input_ids"]) for row in validation)])
         context.check_positions(network.config, longest, where)
+        tokens.check_embedded(network, tokenizer, where)
         kind: type = SFTTrainer
         if config.packing or config.prompt_loss_weight or taught:
             kind = batches.with_prompts(kind, config.prompt_loss_weight)
@@ -340,6 +341,12 @@ def _cut(tokenizer: Any, config: FineTuningConfig, where: str, chat: dict[str, A
 def _told(counts: dict[str, int], config: FineTuningConfig, where: str) -> dict[str, float]:
     """What is told of the rows, with a warning where many chats are too long; DataError if none is left."""
     read = counts["read"] - counts["other_tasks"]
+    if not read:
+        raise DataError(
+            f"{where}: there is no chat to learn from; what the recipe's files and tasks give was left out before "
+            "(warnings and `rejects` of chat_curation and synthetic_data tell why: rows that hold questions of the "
+            "evaluation sets are)"
+        )
     if not counts["chats"]:
         raise DataError(
             f"{where}: none of the {read} chats fits in {where}.max_length = {config.max_length} tokens with "

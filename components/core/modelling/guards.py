@@ -52,6 +52,12 @@ def watched(trainer: type) -> type:
         def _clip_grad_norm(self, model: Any) -> Any:
             norm = super()._clip_grad_norm(model)
             if not math.isfinite(norm):
+                broken = next((name for name, own in model.named_parameters() if not own.isfinite().all()), None)
+                if broken:
+                    raise DivergedError(
+                        f"the weights are not finite before optimiser step {self.state.global_step + 1}: {broken} "
+                        "holds NaN or infinity; start from a whole checkpoint"
+                    )
                 raise DivergedError(
                     f"the gradient is not finite at optimiser step {self.state.global_step + 1}; the weights were not "
                     f"changed by it. {_named(self)}. Lower learning_rate, raise warmup_fraction or look at the batch"

@@ -105,7 +105,8 @@ def look(
         facts["special_tokens"] = {name: getattr(tokenizer, f"{name}_token") for name in names}
         checkpoints.check_vocabulary(path, tokenizer, text.get("vocab_size") or len(tokenizer))
         facts |= _turns(path, tokenizer, chat_template)
-        facts |= _rendered(tokenizer, chats or _example(tokenizer), max_length, train_on, train_reasoning)
+        shown = (chats, max_length) if chats else (_example(tokenizer), 0)  # an example is nobody's row
+        facts |= _rendered(tokenizer, *shown, train_on, train_reasoning)
         facts |= _measured_pairs(tokenizer, pairs, pair_max_length)
         facts |= _measured_questions(path, tokenizer, evaluation_sets, too_long)
         if facts["lengths"]["longest"][0] > most_tokens > 0:
@@ -186,6 +187,9 @@ def _turns(path: Path, tokenizer: Any, chat_template: str) -> dict[str, Any]:
     file = path / "generation_config.json"
     stored = json.loads(file.read_text(encoding="utf-8")).get("eos_token_id") if file.is_file() else None
     named = stored if isinstance(stored, list) else [stored] if stored is not None else []
+    if not all(type(one) is int and 0 <= one < len(tokenizer) for one in named):
+        told = f"{file}: eos_token_id is {stored!r}"
+        raise ModelError(f"{told}, expected ids of the tokenizer's {len(tokenizer):,} tokens")
     ends = list(dict.fromkeys([*templates.end_tokens(tokenizer), *named]))
     supplied = []
     if chat_template:

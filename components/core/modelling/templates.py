@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
+from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
@@ -21,16 +22,10 @@ from bloomery.components.core.modelling import proof
 
 TrainOn = Literal["all_turns", "last_turn"]
 
+_DAY = datetime(2024, 7, 26)
 TODAY = {
-    "%Y": "2024",
-    "%m": "07",
-    "%d": "26",
-    "%B": "July",
-    "%b": "Jul",
-    "%y": "24",
-    "%A": "Friday",
-    "%H": "00",
-    "%M": "00",
+    **{f"%{code}": _DAY.strftime(f"%{code}") for code in "aAbBcdDeFgGhHIjmMpRSTuUVwWxXyYzZ"},
+    **{f"%-{code}": str(int(_DAY.strftime(f"%{code}"))) for code in "dmHIMSjy"},
 }
 """The day that every template sees: some print today's (Llama 3.2, gpt-oss), so that what was measured in the evening
 would be another prompt in the morning. It is Llama 3.1's own default; a system prompt tells a model the real one."""

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from bloomery.components.core import processes, tracking
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import Config, Seed
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import (
     adapters,
@@ -89,7 +89,7 @@ class TrainingConfig(Config):
     """Recompute activations in the backward pass: less memory, about a third more time (1604.06174)."""
     checkpoint: CheckpointConfig = CheckpointConfig()
     """Of a training that is going on, so that one that was killed goes on from there."""
-    seed: int = 17
+    seed: Seed = 17
     """Seed of data order and dropout."""
 
     @model_validator(mode="after")

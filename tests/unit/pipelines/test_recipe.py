@@ -3,7 +3,7 @@ import yaml
 from typer.testing import CliRunner
 
 from bloomery.components.core.errors import ConfigError, DataError
-from bloomery.pipelines import recipe, recipe_files
+from bloomery.pipelines import launch, recipe, recipe_files
 from bloomery.pipelines.cli import app
 
 MINIMAL = {
@@ -144,6 +144,33 @@ def test_what_is_no_mapping_or_no_yaml_is_refused(tmp_path):
     file.write_text("a: [\n")
     with pytest.raises(ConfigError, match="not YAML"):
         recipe.load(str(file))
+
+
+def test_a_recipe_in_another_encoding_is_refused_wherever_it_is_read(tmp_path):
+    file = tmp_path / "r.yaml"
+    file.write_text("# 우리 모델\nname: ours\n", encoding="cp949")
+    for read in (recipe.load, lambda name: launch.load(name, prepare=False)):
+        with pytest.raises(ConfigError, match="no text in UTF-8"):
+            read(str(file))
+
+
+@pytest.mark.parametrize("seed", ["-1", "4294967296"])
+def test_a_seed_is_one_that_every_generator_takes(write, seed):
+    with pytest.raises(ConfigError, match="seed"):
+        recipe.load(write(), [f"seed={seed}"])
+
+
+def test_a_path_is_not_empty(write):
+    with pytest.raises(ConfigError, match="chats.0.path"):
+        recipe.load(write(chats=[{"name": "own", "path": ""}]))
+
+
+@pytest.mark.parametrize("name", ["pipeline", "pipeline.json", ""])
+def test_what_is_compiled_goes_to_a_yaml_file(write, tmp_path, name):
+    (tmp_path / "pipeline.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"ends with \.yaml"):
+        launch.compile_to(recipe.load(write()), tmp_path / name)
+    assert (tmp_path / "pipeline.json").read_text() == "{}"
 
 
 def test_a_task_needs_templates_and_sql_needs_databases(write):

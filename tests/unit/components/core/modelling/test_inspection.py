@@ -5,9 +5,10 @@ import shutil
 
 import colours
 import pytest
+import yaml
 from typer.testing import CliRunner
 
-from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.modelling import checkpoints, inspection, templates
 from bloomery.pipelines.cli import app
 
@@ -108,6 +109,23 @@ def test_check_tells_and_ends_with_4_if_the_model_is_refused(tiny_model, bare):
     refused = CliRunner().invoke(app, ["check", str(bare), "--json"])
     assert refused.exit_code == 4 and json.loads(refused.stdout)["refused"]
     assert CliRunner().invoke(app, ["check", str(bare), "--chat-template", "chatml"]).exit_code == 0
+
+
+def test_a_file_without_a_chat_is_told_and_no_example_shown_for_it(tiny_model, tmp_path):
+    recipe = yaml.safe_load(colours.write_recipe(tmp_path, tiny_model).joinpath("recipe.yaml").read_text())
+    (tmp_path / "own.csv").write_text("instruction;output\nhi;hello\n")
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump({**recipe, "chats": [{"name": "own", "path": "own.csv"}]}))
+    error = CliRunner().invoke(app, ["check", str(tiny_model), "--recipe", str(tmp_path / "recipe.yaml")]).exception
+    assert isinstance(error, DataError) and "unknown_form" in str(error) and 'set `delimiter: ";"`' in str(error)
+
+
+@pytest.mark.parametrize("named", ["x", 999_999, [3, True]])
+def test_an_end_that_is_no_token_is_refused(named, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "model")
+    file = tmp_path / "model" / "generation_config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "eos_token_id": named}))
+    told = inspection.look(tmp_path / "model")["refused"]
+    assert len(told) == 1 and f"eos_token_id is {named!r}, expected ids of the tokenizer's" in told[0]
 
 
 def test_the_rows_of_a_recipe_are_what_is_looked_at(tiny_model, tmp_path):

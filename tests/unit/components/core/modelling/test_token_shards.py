@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
-from bloomery.components.core.modelling import token_shards
+from bloomery.components.core.errors import DataError
+from bloomery.components.core.modelling import checkpoints, token_shards
 from bloomery.components.core.modelling.token_shards import Tokens, encoded, in_batches, tokenised, whole_texts
 
 TEXTS = ["the town lies by a river", "", "x", "a second text that is a little longer than the others", "쇠를 녹이다"]
@@ -22,6 +23,18 @@ def batches(tokenizer, texts=TEXTS, size=2):
     for start in range(0, len(texts), size):
         rows = whole_texts(tokenizer, texts[start : start + size])
         yield encoded([(ids, None) for ids in rows], {"texts": len(rows)})
+
+
+def test_an_added_token_without_an_embedding_is_told(tokenizer, tiny_model):
+    network, _ = checkpoints.load(tiny_model)
+    tokenizer.add_tokens(["<|new|>"])
+    for text, is_named in (("a b", False), ("a <|new|> b", True)):
+        with tokenised(tokenizer, [text], lambda text=text: batches(tokenizer, [text])) as tokens:
+            if not is_named:
+                tokens.check_embedded(network, tokenizer, "sft")
+                continue
+            with pytest.raises(DataError, match=r"sft: a row holds '<\|new\|>', which is token 260, .* for 260"):
+                tokens.check_embedded(network, tokenizer, "sft")
 
 
 def test_blocks_are_those_of_trls_wrapped_packing(tokenizer):
