@@ -400,8 +400,18 @@ def _arrow_row(number: int, row: Any) -> RawRow:
 
 
 def _arrow_value(number: int, value: dict[str, Any]) -> RawRow:
+    value = {field: _written(cell) for field, cell in value.items()}
     holds_nul = any("\0" in cell for cell in value.values() if isinstance(cell, str))
     return _value_row(number, value, _shown(value), holds_nul)
+
+
+def _written(cell: Any) -> Any:
+    """A cell without the nulls that the rows' structs, which share their fields, have where nothing was written."""
+    if isinstance(cell, dict):
+        return {name: _written(value) for name, value in cell.items() if value is not None}
+    if isinstance(cell, list) and any(isinstance(item, dict | list) for item in cell[:1]):
+        return [_written(item) for item in cell]
+    return cell
 
 
 def _read_text(stream: IO[bytes], *, is_page: bool = False) -> Iterator[RawRow]:

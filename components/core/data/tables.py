@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from bloomery.components.core import s3
 from bloomery.components.core.config import Config, LocalPath
@@ -65,7 +65,7 @@ _SPOOL_BYTES = 64 * 2**20
 class RowSource(Config):
     """Rows of a file, folder or URI, and which of them are meant."""
 
-    path: LocalPath = Field(min_length=1)
+    path: LocalPath
     """File, folder, glob or URI: JSONL, JSON, CSV, TSV, Parquet, text, Markdown or HTML, also compressed."""
     encoding: str = ""
     """Encoding of the text files, such as `cp949` or `utf-16-le`; empty: UTF-8. A byte order mark rules over it; a page
@@ -79,6 +79,13 @@ class RowSource(Config):
     """Keep the rows whose content hash falls in this part of [0, 1): disjoint shares are disjoint splits."""
     limit: int | None = Field(default=None, gt=0)
     """Keep at most this many rows, the first by content hash; none: all."""
+
+    @field_validator("path")
+    @classmethod
+    def _leads_somewhere(cls, value: str, info: ValidationInfo) -> str:
+        if not value and (info.context or {}).get("folder"):  # in a recipe
+            raise ValueError("empty; expected a file, a folder, a glob or a URI")
+        return value
 
     @field_validator("encoding")
     @classmethod
@@ -292,15 +299,31 @@ def _list_local(uri: str) -> list[str]:
         if path.is_file():
             return [str(path)]
         if path.is_dir():
-            # Path.rglob passes over a folder that may not be read, and says nothing.
-            walked = os.walk(path, onerror=_raise)
-            found = (Path(folder, name) for folder, _, names in walked for name in names)
-            visible = (file for file in found if not _is_hidden(file.relative_to(path).as_posix()))
-            return data_files(str(path), sorted(str(file) for file in visible if file.is_file()))
+            visible = (file for file in _walked(path) if not _is_hidden(file.relative_to(path).as_posix()))
+            return data_files(str(path), sorted(str(file) for file in visible if _is_there(file)))
         # Python's glob leaves hidden names out by itself.
         return sorted(name for name in glob.glob(str(path), recursive=True) if Path(name).is_file())
     except OSError as error:
         raise from_os_error(error, f"listing {uri}") from error
+
+
+def _walked(path: Path) -> Iterator[Path]:
+    """The files under a folder and under those that it links to, each folder once: links may go round. (Path.rglob
+    passes over a folder that may not be read, and says nothing.)"""
+    seen = set()
+    for folder, folders, names in os.walk(path, onerror=_raise, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        yield from (Path(folder, name) for name in names)
+
+
+def _is_there(file: Path) -> bool:
+    """Whether it is a file, and no pipe or socket. Raises: DataError for a link to nothing."""
+    if file.is_symlink() and not file.exists():
+        raise DataError(f"{file}: a link to {os.readlink(file)}, where nothing is; restore it, or take the link away")
+    return file.is_file()
 
 
 def _raise(error: OSError) -> None:

@@ -145,17 +145,23 @@ def test_the_same_seed_gives_the_same_weights(base, tasks, tmp_path):
     assert artifact.read_manifest(tmp_path / "a").digest == artifact.read_manifest(tmp_path / "b").digest
 
 
-def test_a_diverging_run_stops_before_the_weights_are_spoilt(base, tasks, tmp_path):
+@pytest.mark.parametrize(
+    ("weight", "told"),
+    [
+        (3e38, r"not finite at optimiser step 1; .* Its batch has 4 rows, with a loss that is not finite: '<\|user"),
+        (float("inf"), "the weights are not finite before optimiser step 1: model.norm.weight holds NaN or infinity"),
+    ],
+)
+def test_a_diverging_run_stops_before_the_weights_are_spoilt(weight, told, base, tasks, tmp_path):
     import shutil
 
     broken = shutil.copytree(base, tmp_path / "broken")
     network, tokenizer = checkpoints.load(broken)
     with torch.no_grad():
-        network.model.norm.weight.fill_(float("inf"))
+        network.model.norm.weight.fill_(weight)
     checkpoints.save(broken, network, tokenizer)
     config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
-    named = r"not finite at optimiser step 1; .* Its batch has 4 rows, with a loss that is not finite: '<\|user\|>say"
-    with pytest.raises(DivergedError, match=named):
+    with pytest.raises(DivergedError, match=told):
         sft(config, chats=write_chats(tmp_path / "c", PAIRS), tasks=tasks, base_model=broken, model=tmp_path / "m")
     assert not (tmp_path / "m").exists()
 

@@ -166,6 +166,13 @@ def test_csv_of_every_system(tmp_path, end):
     assert [(row.line, row.value["text"]) for row in read_rows(uri)] == [(2, f"two{end}lines"), (4, "b")]
 
 
+def test_fields_of_other_rows_are_not_read_as_nulls_of_a_parquet_row(tmp_path):
+    calls = [[{"name": "f", "arguments": {"a": 1}}], [{"name": "g", "arguments": {"b": ["z"]}}]]
+    pq.write_table(pa.Table.from_pylist([{"calls": one, "label": None} for one in calls]), tmp_path / "a.parquet")
+    rows = [row.value for row in read_rows(str(tmp_path / "a.parquet"))]
+    assert rows == [{"calls": one, "label": None} for one in calls]
+
+
 def test_parquet_rows_are_read_one_by_one_where_a_batch_cannot_be(tmp_path):
     ends = pa.array([0, 2, 3, 5], pa.int32()).buffers()[1]
     text = pa.StringArray.from_buffers(3, ends, pa.py_buffer(b"ab\xffcd"))

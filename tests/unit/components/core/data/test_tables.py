@@ -145,6 +145,20 @@ def test_files_of_a_folder_are_sorted_and_hidden_ones_left_out(tmp_path):
     assert list_files(f"file://{tmp_path}/b.txt") == expected[1:]
 
 
+def test_links_of_a_folder_are_followed_once_and_none_leads_to_nothing(tmp_path):
+    (tmp_path / "d").mkdir()
+    (tmp_path / "out").mkdir()
+    for file in ("d/a.jsonl", "out/b.jsonl"):
+        (tmp_path / file).write_text('{"a": 1}\n')
+    (tmp_path / "d" / "linked").symlink_to(tmp_path / "out")
+    (tmp_path / "out" / "round").symlink_to(tmp_path / "d")
+    listed = [os.path.relpath(file, tmp_path / "d") for file in list_files(str(tmp_path / "d"))]
+    assert listed == ["a.jsonl", "linked/b.jsonl"]
+    (tmp_path / "d" / "gone.jsonl").symlink_to("/nowhere")
+    with pytest.raises(DataError, match="gone.jsonl: a link to /nowhere, where nothing is"):
+        list_files(str(tmp_path / "d"))
+
+
 def test_what_cannot_be_listed_is_told(tmp_path):
     latin = os.fsencode(tmp_path / "latin") + b"/caf\xe9.txt"
     (tmp_path / "latin").mkdir()
