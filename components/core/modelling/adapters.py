@@ -176,18 +176,35 @@ def load_in_4_bits(path: Path) -> Any:
     import torch
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
+    on_gpu = torch.cuda.is_available()
     settings = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=torch.bfloat16 if torch.cuda.is_available() else torch.float32,
+        bnb_4bit_compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
     )
-    network = AutoModelForCausalLM.from_pretrained(path, quantization_config=settings, use_safetensors=True)
-    if network.device.type == "cpu":
+    network = AutoModelForCausalLM.from_pretrained(
+        path, quantization_config=settings, use_safetensors=True, dtype="auto" if on_gpu else torch.float32
+    )
+    if not on_gpu:
+        for module in network.modules():
+            # Where a processor has AVX512-BF16, bitsandbytes 0.50 packs a matrix at the first answer asked of it, and
+            # no gradient passes through it any more.
+            if hasattr(module, "support_avx512bf16_for_cpu"):
+                module.support_avx512bf16_for_cpu = False
         for weight in network.parameters():
             if weight.is_floating_point():  # as it was stored: a view of the file, all pages of which it would keep
                 weight.data = weight.data.clone()
     return network
+
+
+def in_32_bits(model: Any) -> None:
+    """Let the weights of an adapter learn in 32 bits: over a base in 4, TRL's trainers have made them ones of 16, in
+    which AdamW's small steps are lost."""
+    if hasattr(model, "peft_config"):
+        for weight in model.parameters():
+            if weight.requires_grad:
+                weight.data = weight.data.float()
 
 
 def remember_start(model: Any) -> None:

@@ -282,6 +282,7 @@ def train(
         callbacks=[*callbacks, *([zeros.kept()] if config.keep_zeros else []), resuming.callback()],
         args=arguments,
     )
+    adapters.in_32_bits(trainer.model)
     adapters.remember_start(trainer.model)
     trainer.optimizer = optimisers.made(config.optimizer, trainer.model, config.learning_rate, config.weight_decay)
     steps, warmup = trainer.args.max_steps, trainer.args.warmup_steps

@@ -117,8 +117,21 @@ def test_what_is_loaded_in_4_bits_lets_go_of_its_file(tiny_model):
     assert str(tiny_model) not in Path("/proc/self/maps").read_text() and network.get_input_embeddings().weight.numel()
 
 
+def test_gradients_pass_through_4_bits_after_an_answer_too(tiny_model):
+    pytest.importorskip("bitsandbytes", reason="pip install 'bloomery[bitsandbytes]'")
+    network = adapters.load_in_4_bits(tiny_model).eval()
+    ids = torch.arange(4, 20)[None]
+    with torch.no_grad():
+        network(ids)
+    vectors = network.get_input_embeddings()(ids).detach().requires_grad_()
+    network.train()(inputs_embeds=vectors, labels=ids).loss.backward()
+    through_attention = network.model.layers[0].self_attn.o_proj(vectors)
+    assert vectors.grad.abs().sum() > 0 and through_attention.requires_grad
+
+
 def test_qlora_trains_on_4_bits_and_merges_into_the_weights_as_they_were(learn, tiny_model, tmp_path):
     pytest.importorskip("bitsandbytes", reason="pip install 'bloomery[bitsandbytes]'")
+    from safetensors.torch import load_file
     from transformers import LlamaForCausalLM
 
     tiny, tokenizer = checkpoints.load(tiny_model)
@@ -127,6 +140,8 @@ def test_qlora_trains_on_4_bits_and_merges_into_the_weights_as_they_were(learn, 
     checkpoints.save(tmp_path / "wider", wider, tokenizer)
     folder, metrics = learn(tmp_path / "wider", adapter={"kind": "qlora", "rank": 1}, epochs=40)
     assert metrics["sft/loss"] < 5.4
+    file = folder / adapter_folders.FOLDER / "adapter_model.safetensors"
+    assert {weight.dtype for weight in load_file(file).values()} == {torch.float32}  # in which it was trained
     old, new = (checkpoints.load(path)[0].model.layers[0].mlp.up_proj.weight for path in (tmp_path / "wider", folder))
     # An update of rank 1 to the very weights; from dequantised ones every number would differ.
     assert torch.linalg.matrix_rank((new - old).detach(), rtol=1e-3) == 1
