@@ -183,7 +183,7 @@ def load_in_4_bits(path: Path) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
     )
-    network = AutoModelForCausalLM.from_pretrained(
+    network: Any = AutoModelForCausalLM.from_pretrained(
         path, quantization_config=settings, use_safetensors=True, dtype="auto" if on_gpu else torch.float32
     )
     if not on_gpu:
