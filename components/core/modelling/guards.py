@@ -52,8 +52,7 @@ def watched(trainer: type) -> type:
         def _clip_grad_norm(self, model: Any) -> Any:
             norm = super()._clip_grad_norm(model)
             if not math.isfinite(norm):
-                broken = next((name for name, own in model.named_parameters() if not own.isfinite().all()), None)
-                if broken:
+                if broken := _not_finite(model):
                     raise DivergedError(
                         f"the weights are not finite before optimiser step {self.state.global_step + 1}: {broken} "
                         "holds NaN or infinity; start from a whole checkpoint"
@@ -66,6 +65,13 @@ def watched(trainer: type) -> type:
             return norm
 
     return Watched
+
+
+def _not_finite(model: Any) -> str:
+    """The first weight of `model` that is not finite, or ''; of weights that are shared out, whose processes have to
+    agree on what they say, none is looked at."""
+    whole = ((name, own) for name, own in model.named_parameters() if not hasattr(own, "to_local"))
+    return next((name.removeprefix("module.") for name, own in whole if not own.isfinite().all()), "")
 
 
 def watch(trainer: Any, rows: Any) -> None:
