@@ -145,6 +145,12 @@ def test_the_same_seed_gives_the_same_weights(base, tasks, tmp_path):
     assert artifact.read_manifest(tmp_path / "a").digest == artifact.read_manifest(tmp_path / "b").digest
 
 
+def test_no_training_is_reported_to_the_hub(tuned):
+    from huggingface_hub.utils import _telemetry
+
+    assert _telemetry._TELEMETRY_THREAD is None
+
+
 @pytest.mark.parametrize(
     ("weight", "told"),
     [
