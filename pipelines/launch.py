@@ -59,12 +59,12 @@ def compile_to(recipe: Recipe, target: Path) -> None:
 def compile_pipeline(pipeline: Any, target: Path) -> None:
     """Write a pipeline as KFP IR YAML; an image that is named by a tag is told, since a run could not be repeated.
 
-    Raises: ConfigError for a file that is not called .yaml, and what an error of the file system is.
+    Raises: ConfigError for a file that is not called .yaml or .yml, and what an error of the file system is.
     """
     from kfp import compiler
 
-    if target.suffix != ".yaml" or target.is_dir():
-        raise ConfigError(f"{target}: expected the name of a file that ends with .yaml")
+    if target.suffix not in (".yaml", ".yml") or target.is_dir():
+        raise ConfigError(f"{target}: expected the name of a file that ends with .yaml or .yml")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         compiler.Compiler().compile(pipeline, str(target))

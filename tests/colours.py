@@ -85,8 +85,8 @@ def write_recipe(folder: Path, base: Path) -> Path:
 
 def bloomery(project: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
     """Run a command, among secrets that it must not tell."""
-    env = {key: value for key, value in os.environ.items() if not key.startswith(("MLFLOW", "BLOOMERY"))}
-    env |= {key: os.environ[key] for key in (interpreter.PYTHON,) if key in os.environ}  # the fixture `forks`
+    kept = (interpreter.PYTHON,)  # the fixture `forks`
+    env = {key: value for key, value in os.environ.items() if key in kept or not key.startswith(("MLFLOW", "BLOOMERY"))}
     env |= {**ENVIRONMENT, **environment}
     result = subprocess.run([BLOOMERY, *arguments], cwd=project, capture_output=True, text=True, env=env)
     assert CANARY not in result.stdout + result.stderr

@@ -409,7 +409,7 @@ def _written(cell: Any) -> Any:
     """A cell without the nulls that the rows' structs, which share their fields, have where nothing was written."""
     if isinstance(cell, dict):
         return {name: _written(value) for name, value in cell.items() if value is not None}
-    if isinstance(cell, list) and any(isinstance(item, dict | list) for item in cell[:1]):
+    if isinstance(cell, list) and cell and isinstance(cell[0], dict | list):
         return [_written(item) for item in cell]
     return cell
 

@@ -171,6 +171,8 @@ def test_what_is_compiled_goes_to_a_yaml_file(write, tmp_path, name):
     with pytest.raises(ConfigError, match=r"ends with \.yaml"):
         launch.compile_to(recipe.load(write()), tmp_path / name)
     assert (tmp_path / "pipeline.json").read_text() == "{}"
+    launch.compile_to(recipe.load(write()), tmp_path / "pipeline.yml")
+    assert (tmp_path / "pipeline.yml").stat().st_size
 
 
 def test_a_task_needs_templates_and_sql_needs_databases(write):
