@@ -32,6 +32,11 @@ REPEATING = 0.5
 text, 0.44 of what GPT-2's kind of models said greedily, table 2) from which it is repeating itself."""
 
 
+STEPS_UNTIL_REACHED = 8
+"""Optimiser steps in which the gradient has to reach whatever is trained. Of LoRA's first matrix it is zero until the
+second has changed, which a warm-up from zero puts off to the third step."""
+
+
 def watched(trainer: type) -> type:
     """The `trainer` class, which ends the run before the optimiser takes a step that is not finite, and names the rows
     of its forward passes. It asks the norm by which gradients are clipped, so that they are read once."""
@@ -117,7 +122,24 @@ def watch(trainer: Any, rows: Any) -> None:
                     told = "at optimiser step %d answers repeat themselves: %.0f%% of their 4-grams are repeats"
                     logger.warning(told, state.global_step, 100 * share)
 
-    for callback in (Reporter(), alarm(_of_curves), Answers()):
+    class Reached(TrainerCallback):
+        """Warns of what is trained and has had no gradient when the training has begun: it learns nothing."""
+
+        def __init__(self) -> None:
+            trained = ((name, weight) for name, weight in trainer.model.named_parameters() if weight.requires_grad)
+            # Of weights that are shared out each process sees a part.
+            self.waiting = {name: weight for name, weight in trained if not hasattr(weight, "to_local")}
+            self.num_trained = len(self.waiting)
+
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            self.waiting = {
+                name: weight for name, weight in self.waiting.items() if weight.grad is None or not weight.grad.any()
+            }
+            if self.waiting and state.global_step + 1 == STEPS_UNTIL_REACHED:
+                logger.warning(unreached(list(self.waiting), self.num_trained))
+                self.waiting = {}
+
+    for callback in (Reporter(), alarm(_of_curves), Answers(), Reached()):
         trainer.add_callback(callback)
 
 
@@ -161,6 +183,16 @@ def exploding(norms: Sequence[float]) -> str:
             "warmup_fraction"
         )
     return ""
+
+
+def unreached(names: Sequence[str], num_trained: int) -> str:
+    """What is told of the tensors `names`, of `num_trained` that are trained, which no gradient has reached."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return (
+        f"{len(names)} of {num_trained} trained tensors had no gradient in the first {STEPS_UNTIL_REACHED} optimiser "
+        f"steps, and learn nothing: {', '.join(names[:3])}{more}. Something between them and the loss lets none "
+        "through; try another adapter.kind, target_modules or precision"
+    )
 
 
 def repetition(tokens: Sequence[int]) -> float:

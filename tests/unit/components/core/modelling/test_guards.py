@@ -113,6 +113,31 @@ def test_a_training_that_goes_well_warns_of_nothing(learn, caplog):
     assert [record.getMessage() for record in caplog.records] == []
 
 
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        (None, "8 of 20 trained tensors had no gradient in the first 8 optimiser steps"),
+        ({"rank": 2}, "12 of 28 trained tensors had no gradient in the first 8 optimiser steps"),
+    ],
+    # Of two layers the three matrices of each network and the norm before them; LoRA has two of each matrix.
+)
+def test_what_no_gradient_reaches_is_named(learn, caplog, monkeypatch, adapter, told):
+    from transformers.models.llama.modeling_llama import LlamaMLP
+
+    whole = LlamaMLP.forward
+    monkeypatch.setattr(LlamaMLP, "forward", lambda self, hidden: whole(self, hidden).detach())
+    with caplog.at_level(logging.WARNING, "bloomery"):
+        learn(learning_rate=1e-3, epochs=8, adapter=adapter)
+    (found,) = [text for text in (record.getMessage() for record in caplog.records) if "no gradient" in text]
+    assert found.startswith(told) and "layers.0.mlp.gate_proj" in found
+
+
+def test_an_adapter_that_learns_from_zero_warns_of_nothing(learn, caplog):
+    with caplog.at_level(logging.WARNING, "bloomery"):
+        learn(learning_rate=1e-3, epochs=15, adapter={"rank": 2}, warmup_fraction=0.1)
+    assert [record.getMessage() for record in caplog.records] == []
+
+
 def test_the_first_row_is_shown_with_what_is_trained(learn, monkeypatch, tiny_model):
     shown = {}
     monkeypatch.setattr("bloomery.components.core.tracking.show", lambda name, value: shown.setdefault(name, value))
