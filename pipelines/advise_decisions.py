@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import Field
 
 from bloomery.components.core.config import Config
-from bloomery.components.core.modelling import plan
+from bloomery.components.core.modelling import fixes
 from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.plan import Training
@@ -229,7 +229,7 @@ def _trained(step: str, answers: Answers, measured: Measured) -> Trained:
     )
     fits = None
     if measured.shape and measured.card:
-        found = plan.cheapest_fix(measured.shape, training, measured.card)
+        found = fixes.cheapest(measured.shape, training, measured.card)
         fits = found is not None
         training = found[1] if found else _smallest(training, measured.card)
     return Trained(_settings(step, answers, measured, training), training, fits)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.components.core.errors import ConfigError, DataError, ModelError, ServiceError
-from bloomery.components.core.modelling import cards, plan
+from bloomery.components.core.modelling import cards, fixes, plan
 from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.pipelines import planned, steps
@@ -95,7 +95,7 @@ def _planned(told: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
 
 def _fix(one: Mapping[str, Any]) -> str:
     fix = one.get("fix")
-    return f"{plan.as_settings(fix['settings'])} ({fix['peak_bytes'] / 1e9:.1f} GB)" if fix else ""
+    return f"{fixes.as_settings(fix['settings'])} ({fix['peak_bytes'] / 1e9:.1f} GB)" if fix else ""
 
 
 def _line(name: str, need: float, where: str, room: float, changes: list[str]) -> str:

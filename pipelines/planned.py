@@ -11,7 +11,7 @@ from typing import Any
 
 from bloomery.components.core import uploads
 from bloomery.components.core.errors import BloomeryError, ConfigError, ModelError, ServiceError
-from bloomery.components.core.modelling import generation, likelihood, plan, reshaping, shapes
+from bloomery.components.core.modelling import fixes, generation, likelihood, plan, reshaping, shapes
 from bloomery.components.core.modelling.calibration import CALIBRATION_TOKENS
 from bloomery.components.core.modelling.cards import Card, seconds_of
 from bloomery.components.core.modelling.plan import Need, Training
@@ -197,7 +197,7 @@ def _stage(
     training, cards = Training.of(config, recipe.shards(stage)), recipe.shared_by(stage)
     given = recipe.resources.given(stage.step, stage.declared.accelerator)
     need = plan.of_training(shape, training, card)
-    fix = None if need.peak <= card.memory_bytes else plan.cheapest_fix(shape, training, card, cards=cards)
+    fix = None if need.peak <= card.memory_bytes else fixes.cheapest(shape, training, card, cards=cards)
     operations = plan.flops(shape, training, tokens, epochs=config.epochs, length=length)
     seconds = seconds_of(operations, card, utilisation, cards)
     return {
@@ -339,7 +339,7 @@ def _described_stage(stage: Mapping[str, Any], card: Mapping[str, Any]) -> list[
     ]
     if not stage["fits"]:
         fix = stage["fix"]
-        told = f"{plan.as_settings(fix['settings'])} ({_gigabytes(fix['peak_bytes'])})" if fix else "none is known"
+        told = f"{fixes.as_settings(fix['settings'])} ({_gigabytes(fix['peak_bytes'])})" if fix else "none is known"
         lines.append(f"  cheapest change that fits: {told}")
     if stage["dtype"] == "bf16" and not stage["adapter"]:
         lines.append("  weights and moments in 16 bits: most steps of a small learning rate are rounded away")

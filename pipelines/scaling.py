@@ -15,7 +15,7 @@ from typing import Any
 
 from bloomery.components.core import s3
 from bloomery.components.core.errors import ConfigError
-from bloomery.components.core.modelling import cards, plan, shapes
+from bloomery.components.core.modelling import cards, fixes, plan, shapes
 from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.pipelines import planned
@@ -220,7 +220,7 @@ def _of_training(
         after=AFTER[number] if one["accelerators"] == number else NOTHING,
         after_copies="`checkpoint.every_minutes`" if times else NOTHING,
         limit="" if one["fits"] else limit,
-        after_limit=NODE if number == 1 else f"`{plan.as_settings(fix['settings'])}`" if fix else NOTHING,
+        after_limit=NODE if number == 1 else f"`{fixes.as_settings(fix['settings'])}`" if fix else NOTHING,
         note=" in 16 bits" if one["dtype"] == "bf16" and not one["adapter"] else "",
     )
 

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 from bloomery.components.core.errors import ModelError
-from bloomery.components.core.modelling import cards, plan, shapes
+from bloomery.components.core.modelling import cards, fixes, plan, shapes
 from bloomery.components.preflight.config import PreflightConfig
 
 logger = logging.getLogger(__name__)
@@ -28,12 +28,12 @@ def warn_of_memory(config: PreflightConfig, model: Path) -> None:
     for name, training in config.trainings.items():
         need = plan.of_training(shape, training, machine)
         if need.peak > machine.memory_bytes:
-            fix = plan.cheapest_fix(shape, training, machine)
+            fix = fixes.cheapest(shape, training, machine)
             logger.warning(
                 "%s: some %.1f GB of memory are planned, and %s has %.1f; %s",
                 name,
                 need.peak / 1e9,
                 machine.name,
                 machine.memory_bytes / 1e9,
-                f"what would fit: {plan.as_settings(fix[0])}" if fix else "no change that is known would fit",
+                f"what would fit: {fixes.as_settings(fix[0])}" if fix else "no change that is known would fit",
             )

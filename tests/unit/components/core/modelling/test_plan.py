@@ -11,7 +11,7 @@ import pytest
 from published import LLAMA_8B
 
 from bloomery.components.core.errors import ConfigError, ModelError
-from bloomery.components.core.modelling import cards, plan, shapes
+from bloomery.components.core.modelling import cards, fixes, plan, shapes
 from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.plan import Training
@@ -171,7 +171,7 @@ def test_gradients_stand_beside_activations_only_where_they_are_collected(llama)
 def test_a_full_training_that_does_not_fit_a_card_is_made_to_by_lora(llama):
     wanted = training(max_length=4096)
     assert plan.of_training(llama, wanted, H100).peak > H100.memory_bytes
-    settings, changed, need = plan.cheapest_fix(llama, wanted, H100)
+    settings, changed, need = fixes.cheapest(llama, wanted, H100)
     assert "adapter" in settings and need.peak <= plan.ROOM * H100.memory_bytes
     assert changed.batch_size * changed.accumulation == 4
 
@@ -191,26 +191,26 @@ def test_cards_that_share_out_the_weights_hold_a_part_and_a_few_layers_whole(lla
 
 def test_cards_that_share_a_training_anyway_share_out_the_weights_before_it_becomes_another(llama):
     wanted = training(max_length=4096)
-    settings, changed, need = plan.cheapest_fix(llama, wanted, H100, cards=8)
+    settings, changed, need = fixes.cheapest(llama, wanted, H100, cards=8)
     assert settings["resources.sharding"] == "full" and "adapter" not in settings
     assert changed.shards == 8 and need.dtype == "fp32"
-    assert "adapter" in plan.cheapest_fix(llama, training(max_length=4096, optimizer="lion"), H100, cards=8)[0]
+    assert "adapter" in fixes.cheapest(llama, training(max_length=4096, optimizer="lion"), H100, cards=8)[0]
 
 
 def test_the_cheapest_change_is_the_one_that_trains_the_same(tmp_path):
     small = shape_of(tmp_path, {**LLAMA, "num_hidden_layers": 4, "vocab_size": 8_000})
     wanted = training(batch_size=128)
     assert plan.of_training(small, wanted, H100).peak > H100.memory_bytes
-    settings, changed, _ = plan.cheapest_fix(small, wanted, H100)
+    settings, changed, _ = fixes.cheapest(small, wanted, H100)
     assert list(settings) == ["batch_size", "gradient_accumulation_steps"]
     assert changed.batch_size * changed.accumulation == 128
     # A row alone is too long for the card, until activations are computed again.
     long = training(batch_size=1, max_length=131_072)
-    assert list(plan.cheapest_fix(small, long, H100)[0]) == ["gradient_checkpointing"]
+    assert list(fixes.cheapest(small, long, H100)[0]) == ["gradient_checkpointing"]
 
 
 def test_what_fits_nowhere_has_no_fix(llama):
-    assert plan.cheapest_fix(llama, training(max_length=131_072), Card("CPU", 8e9, 0, 0, is_gpu=False)) is None
+    assert fixes.cheapest(llama, training(max_length=131_072), Card("CPU", 8e9, 0, 0, is_gpu=False)) is None
 
 
 def test_operations_are_six_a_number_and_token(llama):
