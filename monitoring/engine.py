@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from bloomery.components.core.modelling import adapter_folders, templates
-from bloomery.components.core.modelling.context import context_tokens
+from bloomery.components.core.modelling.context import check_embedded, context_tokens
 from bloomery.components.core.modelling.generation import MAX_BATCH_TOKENS, left_padded
 from bloomery.monitoring.serving_config import ServingConfig
 
@@ -46,8 +46,11 @@ class Served(NamedTuple):
         return templates.end_tokens(self.tokenizer, getattr(self.model, "generation_config", None))
 
     def prompt_tokens(self, messages: Sequence[dict[str, Any]], tools: str = "") -> list[int]:
-        """The token ids of a conversation, as the model is asked to go on with it."""
-        return templates.prompt_tokens(self.tokenizer, messages, tools)
+        """The token ids of a conversation, as the model is asked to go on with it. Raises: DataError if it names a
+        token that the model has no embedding of."""
+        ids = templates.prompt_tokens(self.tokenizer, messages, tools)
+        check_embedded(self.model.config, self.tokenizer, lambda: max(ids, default=-1), "messages")
+        return ids
 
 
 class Row:

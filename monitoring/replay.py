@@ -13,7 +13,6 @@ from bloomery.components.core.data import tables
 from bloomery.components.core.data.chats import identity
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import checkpoints
-from bloomery.components.core.modelling.templates import prompt_tokens
 from bloomery.components.core.records import content_id
 from bloomery.components.core.scoring.tasks import Question, Template, ask
 from bloomery.monitoring.answer import Answer
@@ -42,7 +41,7 @@ def replay(
     questions = list(_questions(traffic, template))
     served = Served(*checkpoints.load(model, on=checkpoints.device()), model_name, model_version)
     rows = [
-        Row(served, prompt_tokens(served.tokenizer, asked.messages, asked.tools), max_new_tokens=max_new_tokens)
+        Row(served, served.prompt_tokens(asked.messages, asked.tools), max_new_tokens=max_new_tokens)
         for _, _, asked in questions
     ]
     target = PredictionLog(log)

@@ -26,7 +26,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from bloomery.components.core.config import ConfigT, parse
-from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.monitoring import chat_api
 from bloomery.monitoring.answer import Answer
 from bloomery.monitoring.champion import Champion
@@ -199,6 +199,8 @@ class Server:
         config = self._config
         try:
             prompt = served.prompt_tokens(asked.conversation())
+        except DataError as error:
+            raise ApiError(400, str(error)) from None
         except Exception as error:  # a template says what it does not accept by whatever exception it likes
             raise ApiError(400, f"messages: the model's chat template does not accept them: {error}") from None
         room = served.context_tokens - len(prompt)

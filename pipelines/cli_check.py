@@ -57,7 +57,7 @@ def check(
         for source in checked.chat_sources:
             chat_forms.check_source(source, chat_forms.read_chat)
         for source in checked.preference_sources:
-            chat_forms.check_source(source, chat_forms.read_pair)
+            chat_forms.check_source(source, chat_forms.pair_reader(checked.pair_kinds))
         rows = {
             "chats": [*training_chats(loaded.tasks), *own_chats(checked.chat_sources)],
             "pairs": own_pairs(checked.preference_sources),

@@ -27,6 +27,7 @@ from bloomery.components.core.modelling import named_models
 from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
 from bloomery.components.core.modelling.named_models import NamedModel
 from bloomery.components.core.modelling.plan import Training
+from bloomery.components.core.modelling.preference_rows import PreferenceConfig
 from bloomery.components.core.modelling.reshaping import Reshaping
 from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.components.core.scoring.lm_eval_tasks import PREFIX
@@ -243,6 +244,7 @@ class Recipe(Config):
                 if isinstance(stage.config, ChatCurationConfig)
                 for source in stage.config.preferences
             ],
+            pair_kinds=self._pair_kinds(),
             **({name: getattr(learns, name) for name in LEARNT_AS} if learns else {}),
             most_tokens=self._most_tokens(),
             pair_max_length=compares.max_length if compares else 0,
@@ -273,6 +275,16 @@ class Recipe(Config):
         """What the stages that write a model do to its shape, in their order; none where all leave it as it is."""
         told = [stage.reshaping for stage in self.stages if stage.reshaping]
         return [] if all(one.is_plain for one in told) else told
+
+    def _pair_kinds(self) -> list[str]:
+        """What the stages learn from that read `preferences`, and no pairs that another stage has made since."""
+        found: set[str] = set()
+        for stage in self.stages:
+            if isinstance(stage.config, PreferenceConfig):
+                found |= stage.config.takes
+            elif "preference/3" in stage.writes.values() and not isinstance(stage.config, ChatCurationConfig):
+                break
+        return sorted(found)
 
     def _most_tokens(self) -> int:
         learns = [stage.config for stage in self.stages if isinstance(stage.config, FineTuningConfig)]

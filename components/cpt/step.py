@@ -22,7 +22,7 @@ from bloomery.components.core.modelling import (
     token_shards,
     training,
 )
-from bloomery.components.core.modelling.context import check_positions, context_tokens
+from bloomery.components.core.modelling.context import check_embedded, check_positions, context_tokens
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.modelling.token_shards import Encoded
 from bloomery.components.core.parallel import map_ordered
@@ -77,7 +77,7 @@ def run(
         parts += [artifact.read_manifest(chats).digest, config.replay_exercises, config.max_length]
     encode = functools.partial(_encoded, shards, tokenizer, config, found, domain_characters, chats)
     with token_shards.tokenised(tokenizer, parts, encode) as tokens:
-        tokens.check_embedded(network, tokenizer, "cpt")
+        check_embedded(network.config, tokenizer, tokens.highest, "cpt")
         trainer = training.train(
             config,
             (SFTTrainer, SFTConfig),

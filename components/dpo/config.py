@@ -4,6 +4,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from bloomery.components.core.data.chat_forms import PairKind
 from bloomery.components.core.modelling.preference_rows import PreferenceConfig
 from bloomery.components.core.modelling.training import check_whole
 
@@ -41,6 +42,11 @@ class DpoConfig(PreferenceConfig):
     max_kl: float | None = Field(default=None, gt=0)
     """Budget of the divergence from the model that training began with, in nats an answer, as `kl` estimates it; beyond
     it an alarm is told. What a good run spends differs by task (arXiv 2210.10760, figure 1), so there is no default."""
+
+    @property
+    def takes(self) -> frozenset[PairKind]:
+        """Pairs; labels, too, by `kto`."""
+        return frozenset({"pair", "label"} if self.loss == "kto" else {"pair"})
 
     @model_validator(mode="before")
     @classmethod

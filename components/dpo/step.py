@@ -10,8 +10,7 @@ from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.core.modelling import adapters, checkpoints, training
-from bloomery.components.core.modelling.context import check_positions
-from bloomery.components.core.modelling.preference_rows import usable_pairs
+from bloomery.components.core.modelling.preference_rows import check_readable, usable_pairs
 from bloomery.components.dpo import losses, measures
 from bloomery.components.dpo.config import DpoConfig
 
@@ -49,8 +48,8 @@ def run(
     set_seed(config.seed)
     network, tokenizer = training.load(config, base_model)
     checkpoints.check_template(tokenizer, base_model)
-    kept, held_out, told = usable_pairs(tokenizer, rows, config, "dpo", takes_single=config.loss == "kto")
-    check_positions(network.config, max(pair.length for pair in (*kept, *held_out)), "dpo")
+    kept, held_out, told = usable_pairs(tokenizer, rows, config, "dpo")
+    check_readable(network, tokenizer, (*kept, *held_out), "dpo")
     if not kept:
         return _passed_on(base_model, model, told)
     before = measures.answer_likelihoods(network, held_out)

@@ -12,7 +12,7 @@ from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import adapters, checkpoints, templates, training
-from bloomery.components.core.modelling.context import context_tokens, fitting
+from bloomery.components.core.modelling.context import check_embedded, context_tokens, fitting
 from bloomery.components.core.modelling.reward_models import RewardModel
 from bloomery.components.core.records import Prompt
 from bloomery.components.core.scoring.tasks import Tasks
@@ -71,6 +71,7 @@ def run(
     most = min([config.max_length, *(context_tokens(reader.config, tokenizer) for reader in readers)])
     longest = max(known.configs[row.task].max_new_tokens for row in rows)  # to which every answer may go on
     asked = tokens_of(tokenizer, rows, known, most - longest, config)
+    check_embedded(network.config, tokenizer, lambda: max(max(row["prompt"]) for row in asked), "grpo")
     trainer = training.train(
         config,
         trainer_for(config, rewards),

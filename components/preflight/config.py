@@ -7,6 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bloomery.components.core.config import Config
+from bloomery.components.core.data.chat_forms import PairKind
 from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.data.tables import SourceConfig
 from bloomery.components.core.modelling.context import TooLong
@@ -36,6 +37,8 @@ class PreflightConfig(Config):
     """The recipe's sources of chats."""
     preference_sources: list[ChatSource] = []
     """The recipe's sources of preference pairs."""
+    pair_kinds: list[PairKind] = []
+    """What the stages that read these learn from; empty: no stage does."""
     max_length: int = Field(default=0, ge=0)
     """The `max_length` of the recipe's first stage that is fine-tuned on chats; 0: there is none."""
     most_tokens: int = Field(default=0, ge=0)

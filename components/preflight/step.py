@@ -99,7 +99,8 @@ def _list_sources(config: PreflightConfig, target: Path) -> dict[str, float]:
                 _check_text(source, files)
             else:
                 is_pairs = source in config.preference_sources
-                chat_forms.check_source(source, chat_forms.read_pair if is_pairs else chat_forms.read_chat)
+                read_pair = chat_forms.pair_reader(config.pair_kinds)
+                chat_forms.check_source(source, read_pair if is_pairs else chat_forms.read_chat)
         except DataError as error:
             problems.append(str(error))
             continue

@@ -2,6 +2,7 @@
 
 from pydantic import Field
 
+from bloomery.components.core.data.chat_forms import PairKind
 from bloomery.components.core.modelling.preference_rows import PreferenceConfig
 
 
@@ -14,3 +15,8 @@ class RewardModelConfig(PreferenceConfig):
     center: float = Field(default=0.01, ge=0)
     """Weight of the squared mean score of a pair, which holds scores near 0 (arXiv 2312.09244, equation 2, with 0.01);
     pairs alone say nothing of their level, and scores need no such weight."""
+
+    @property
+    def takes(self) -> frozenset[PairKind]:
+        """Pairs, or scores."""
+        return frozenset({"pair", "score"})

@@ -12,9 +12,8 @@ from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import adapters, checkpoints, reward_models, training
-from bloomery.components.core.modelling.context import check_positions
 from bloomery.components.core.modelling.preference_pairs import Pair
-from bloomery.components.core.modelling.preference_rows import dropped, usable_pairs
+from bloomery.components.core.modelling.preference_rows import check_readable, dropped, usable_pairs
 from bloomery.components.core.modelling.reward_models import RewardModel
 from bloomery.components.reward_model import measures, scores
 from bloomery.components.reward_model.config import RewardModelConfig
@@ -56,7 +55,7 @@ def run(
     network, tokenizer = reward_models.load(base_model, dtype=training.weights_dtype(config, base_model))
     checkpoints.check_template(tokenizer, base_model)
     kept, held_out, told = _usable(tokenizer, rows, config, is_scored)
-    check_positions(network.config, max(one.length for one in (*kept, *held_out)), "reward_model")
+    check_readable(network, tokenizer, (*kept, *held_out), "reward_model")
     kind: type = RewardTrainer
     collator: Any = None
     settings: dict[str, Any] = {"center_rewards_coefficient": config.center or None}

@@ -20,8 +20,8 @@ import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Any, Literal, NamedTuple
 
 from bloomery.components.core.data.chat_turns import (
     Unfit,
@@ -42,6 +42,13 @@ _FORMS = (("messages",), ("conversations",), ("conversation",), ("instruction", 
 _LABELS = {"true": True, "1": True, "false": False, "0": False}
 """Labels of answers as tables without types write them."""
 _MEDIA = ("images", "image", "videos", "audios", "audio")
+PairKind = Literal["pair", "label", "score"]
+"""What tells that an answer is good: another beside it, a label, or a number."""
+_LEARNT_BY = {
+    "pair": "two answers, which dpo and reward_model learn from",
+    "label": "an answer with a label, which dpo learns from by `loss: kto`",
+    "score": "an answer with a score, which reward_model learns from",
+}
 _HH_TURN = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
 
 
@@ -63,6 +70,13 @@ class Pair(NamedTuple):
     rejected: list[Turn]
     score: float | None = None
     """What the chosen answer is worth, where a number tells it."""
+
+    @property
+    def kind(self) -> PairKind:
+        """What tells that the answer is good."""
+        if self.score is not None:
+            return "score"
+        return "pair" if self.chosen and self.rejected else "label"
 
 
 def read_chat(row: Mapping[str, Any]) -> Conversation:
@@ -100,6 +114,18 @@ def read_pair(row: Mapping[str, Any]) -> Pair:
     return Pair(f"labelled_{form}", messages[:-1], tools, answer if label else [], [] if label else answer)
 
 
+def pair_reader(kinds: Collection[PairKind]) -> Callable[[Mapping[str, Any]], Pair]:
+    """`read_pair`, which takes those of `kinds` alone, if any are named."""
+
+    def read(row: Mapping[str, Any]) -> Pair:
+        found = read_pair(row)
+        if kinds and found.kind not in kinds:
+            raise Unfit(found.kind, _LEARNT_BY[found.kind])
+        return found
+
+    return read
+
+
 def pairs_of(rows: Iterable[RawRow]) -> Iterator[Pair]:
     """The rows that are preference pairs, or labelled or scored answers, the others passed over."""
     for row in rows:
@@ -131,7 +157,7 @@ def nothing_in(source: ChatSource, problems: Counter[str], first: str) -> str:
         return f"{source.name}: there is no row in {source.path}; check the file, `where` and `share`"
     told = ", ".join(f"{count} {problem}" for problem, count in problems.most_common())
     return (
-        f"{source.name}: no row of {source.path} is a conversation of a known form ({told}{first}); expected "
+        f"{source.name}: no row of {source.path} can be learnt from ({told}{first}); expected "
         "messages, conversations, instruction and output, prompt and completion, or for `preferences` chosen and "
         "rejected, or a label or score; rows of other fields are asked through a task's templates"
     )

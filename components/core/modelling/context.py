@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 from bloomery.components.core.errors import ConfigError, DataError
@@ -36,6 +36,18 @@ def check_positions(config: Any, longest: int, where: str) -> None:
             f"{where}: rows have up to {longest} tokens and the model knows {known} positions "
             f"(max_position_embeddings); set {where}.max_length to at most {known}, or let a stage cpt learn more of "
             "them first, by its `rope_scaling`"
+        )
+
+
+def check_embedded(config: Any, tokenizer: Any, highest: Callable[[], int], where: str) -> None:
+    """Raise DataError if `highest`, the highest token of some text, is an added one that a model has, by its config, no
+    embedding of: see `checkpoints.check_vocabulary`. It is asked only where there are such. `where` is what reads the
+    text."""
+    known = config.get_text_config().vocab_size
+    if len(tokenizer) > known and (token := highest()) >= known:
+        raise DataError(
+            f"{where}: found {tokenizer.decode([token])!r}, which is token {token:,}, and the model has embeddings for "
+            f"{known:,}; leave out what names it"
         )
 
 

@@ -169,7 +169,7 @@ def fine_tune(
         told = _told(tokens.counts, config, where)
         longest = max([int(tokens.lengths.max()), *(len(row["input_ids"]) for row in validation)])
         context.check_positions(network.config, longest, where)
-        tokens.check_embedded(network, tokenizer, where)
+        context.check_embedded(network.config, tokenizer, tokens.highest, where)
         kind: type = SFTTrainer
         if config.packing or config.prompt_loss_weight or taught:
             kind = batches.with_prompts(kind, config.prompt_loss_weight)

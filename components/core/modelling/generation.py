@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core.modelling import checkpoints, templates
+from bloomery.components.core.modelling import checkpoints, context, templates
 from bloomery.components.core.modelling.likelihood import by_position, log_likelihoods, rows_of_logits
 
 MAX_BATCH_TOKENS = 16_384
@@ -45,11 +45,13 @@ class Generator:
         Temperature 0 is greedy. Prompts are answered in order of length, so that a batch holds little padding; the same
         arguments give the same answers. Another `composition` answers the same prompts in smaller batches with other
         neighbours: what then changes is the noise of floating-point sums.
+        Raises: DataError if a prompt names a token that the model has no embedding of.
         """
         import torch
 
         told = zip(prompts, tools or [""] * len(prompts), strict=True)
         asked = [templates.prompt_tokens(self.tokenizer, messages, own) for messages, own in told]
+        context.check_embedded(self.model.config, self.tokenizer, lambda: max(map(max, asked), default=-1), "prompts")
         torch.manual_seed(seed)
         found = self.continued(
             asked,

@@ -9,8 +9,9 @@ from typing import Any, Protocol, Self, TypeVar
 
 from pydantic import Field
 
+from bloomery.components.core.data.chat_forms import PairKind
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import training
+from bloomery.components.core.modelling import context, training
 from bloomery.components.core.modelling.preference_pairs import Pair, is_held_out, pair_of
 from bloomery.components.core.modelling.training import TooLong, TrainingConfig
 
@@ -26,12 +27,22 @@ class PreferenceConfig(TrainingConfig):
     """Share of the pairs, or scored answers, kept out of training, by prompt, for what is told of it."""
 
 
+    @property
+    def takes(self) -> frozenset[PairKind]:
+        """The kinds of rows that are learnt from."""
+        return frozenset({"pair"})
+
+
 class Fitting(Protocol):
     """The tokens of a row."""
 
     @property
     def length(self) -> int:
         """Tokens of the longest chat, which `max_length` bounds."""
+
+    @property
+    def chats(self) -> list[list[int]]:
+        """The token ids of its chats."""
 
     def shortened(self, max_length: int) -> Self | None:
         """Without as much of the beginning of its prompt as is too long; None if no token of it would be left."""
@@ -85,14 +96,12 @@ def usable_pairs(
     rows: Sequence[Mapping[str, Any]],
     config: PreferenceConfig,
     where: str,
-    *,
-    takes_single: bool = False,
 ) -> tuple[list[Pair], list[Pair], dict[str, float]]:
     """The pairs among `rows`, as `divided` has it; why one is none, `pair_of` says.
 
     Raises: as `divided`, and DataError if there are rows and none can be used.
     """
-    read = partial(pair_of, tokenizer, takes_single=takes_single)
+    read = partial(pair_of, tokenizer, takes_single="label" in config.takes)
     kept, held_out, told = divided(rows, read, config, where, "preference pair")
     if rows and not kept and not held_out:
         raise DataError(
@@ -102,6 +111,12 @@ def usable_pairs(
             + ("; answers with a score are what reward_model learns from" if "dropped_scored" in told else "")
         )
     return kept, held_out, told
+
+
+def check_readable(network: Any, tokenizer: Any, rows: Sequence[Fitting], where: str) -> None:
+    """Raise, as `context` does, if `network` has not the positions or not the embeddings of some rows."""
+    context.check_positions(network.config, max(row.length for row in rows), where)
+    context.check_embedded(network.config, tokenizer, lambda: max(max(ids) for row in rows for ids in row.chats), where)
 
 
 def dropped(told: Mapping[str, float]) -> str:

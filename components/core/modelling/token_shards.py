@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any
 
 from bloomery.components.core import artifact, processes, store
 from bloomery.components.core.config import digest
-from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import proof, templates
 
 if TYPE_CHECKING:
@@ -100,14 +99,9 @@ class Tokens:
 
         return np.diff(self._offsets)
 
-    def check_embedded(self, network: Any, tokenizer: Any, where: str) -> None:
-        """Raise DataError if a row holds an added token that `network` has no embedding of (`check_vocabulary`)."""
-        known = network.get_input_embeddings().num_embeddings
-        if len(tokenizer) > known and self.num_tokens and (highest := int(self._ids.max())) >= known:
-            raise DataError(
-                f"{where}: a row holds {tokenizer.decode([highest])!r}, which is token {highest:,}, and the model has "
-                f"embeddings for {known:,}; leave out the rows that name it"
-            )
+    def highest(self) -> int:
+        """The highest token of all rows; -1 of none."""
+        return int(self._ids.max()) if self.num_tokens else -1
 
     def rows(self) -> Any:
         """A dataset with one item a row: `input_ids`, and `labels` where the rows have a mask."""

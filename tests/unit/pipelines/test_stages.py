@@ -255,6 +255,21 @@ def test_preflight_measures_each_kind_of_rows_by_the_first_stage_that_learns_fro
 
 
 @pytest.mark.parametrize(
+    ("chain", "kinds"),
+    [
+        ([{"dpo": TRAINING}], ["pair"]),
+        ([{"dpo": {**TRAINING, "loss": "kto"}}], ["label", "pair"]),
+        ([{"dpo": TRAINING}, {"reward_model": TRAINING}], ["pair", "score"]),
+        # dpo reads the pairs that sampling has made since.
+        ([{"reward_model": TRAINING}, "rejection_sampling", {"dpo": {**TRAINING, "loss": "kto"}}], ["pair", "score"]),
+    ],
+)
+def test_preflight_knows_what_is_learnt_from_the_preferences(load, chain, kinds):
+    pairs = [{"name": "pairs", "path": "p.jsonl"}]
+    assert load(chain, preferences=pairs).preflight().pair_kinds == kinds
+
+
+@pytest.mark.parametrize(
     ("chain", "files", "told"),
     [
         ([{"sft": TRAINING}], ("preferences",), "preferences: no stage reads them; add one that reads preference/3"),

@@ -566,12 +566,36 @@ def test_sources_without_a_conversation_are_told_before_anything_runs(call, tmp_
     told = str(caught.value).split("\n")
     parts = (
         f"empty: there is no row in {tmp_path}/empty.jsonl",
-        "other.jsonl is a conversation of a known form (2 unknown_form; the first is",
-        "broken.jsonl is a conversation of a known form (1 broken_json; the first is",
+        "other.jsonl can be learnt from (2 unknown_form; the first is",
+        "broken.jsonl can be learnt from (1 broken_json; the first is",
         "absent.jsonl: no file there",
-        "pairs.jsonl is a conversation of a known form (1 no_pair; the first is",
+        "pairs.jsonl can be learnt from (1 no_pair; the first is",
     )
     assert len(told) == 5 and all(part in line for part, line in zip(parts, told, strict=True)), told
+
+
+@pytest.mark.parametrize(
+    ("row", "kinds", "told"),
+    [
+        ({"completion": "b", "label": True}, ["pair"], "2 label; .*row 1, label: .* dpo learns from by `loss: kto`"),
+        ({"completion": "b", "score": 3}, ["label", "pair"], "2 score; .*row 1, score: .* reward_model learns from"),
+        ({"completion": "b", "label": True}, ["label", "pair"], ""),
+        ({"completion": "b", "score": 3}, [], ""),
+        ({"chosen": "b", "rejected": "c"}, ["pair"], ""),
+    ],
+)
+def test_preferences_that_no_stage_learns_from_are_told_before_anything_runs(row, kinds, told, call, tmp_path):
+    (tmp_path / "own.jsonl").write_text(json.dumps({"prompt": "a", **row}) + "\n" + json.dumps({"prompt": "d", **row}))
+
+    def given(values):
+        values["preference_sources"] = [{"name": "own", "path": str(tmp_path / "own.jsonl")}]
+        values["pair_kinds"] = kinds
+
+    if not told:
+        call(given)
+        return
+    with pytest.raises(DataError, match=f"own: no row of .*own.jsonl can be learnt from .{told}"):
+        call(given)
 
 
 @pytest.mark.parametrize(("most_tokens", "is_refused"), [(70, True), (73, False), (0, False)])

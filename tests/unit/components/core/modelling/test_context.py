@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError, DataError
-from bloomery.components.core.modelling import templates
+from bloomery.components.core.modelling import checkpoints, templates
 from bloomery.components.core.modelling.context import check_positions, fitting
 
 
@@ -51,3 +52,27 @@ def test_rows_beyond_the_positions_of_a_model_are_refused(tiny_model: Path) -> N
         with pytest.raises(ConfigError, match=f"sft: rows have up to {known + 1} tokens and the model knows {known} "):
             check_positions(config, known + 1, "sft")
     check_positions(MambaConfig(), 10**6, "sft")
+
+
+def test_a_token_without_an_embedding_is_told_wherever_text_is_read(tiny_model: Path) -> None:
+    from bloomery.components.core.modelling.generation import Generator
+    from bloomery.components.core.modelling.preference_pairs import Pair
+    from bloomery.components.core.modelling.preference_rows import check_readable
+    from bloomery.monitoring.engine import Served
+
+    model, tokenizer = checkpoints.load(tiny_model)
+    tokenizer.add_tokens(["<|new|>"])
+    plain, odd = chat("say ab"), chat("say <|new|>")
+    told = "found '<|new|>', which is token 260, and the model has embeddings for 260; leave out what names it"
+    assert Generator(model, tokenizer).generate([plain], max_new_tokens=1)
+    served = Served(model, tokenizer, "one", "1")
+    assert served.prompt_tokens(plain)
+    pairs = [Pair(templates.prompt_tokens(tokenizer, asked), [1], [2]) for asked in (plain, odd)]
+    check_readable(model, tokenizer, pairs[:1], "dpo")
+    for where, read in (
+        ("prompts", lambda: Generator(model, tokenizer).generate([plain, odd], max_new_tokens=1)),
+        ("messages", lambda: served.prompt_tokens(odd)),
+        ("dpo", lambda: check_readable(model, tokenizer, pairs, "dpo")),
+    ):
+        with pytest.raises(DataError, match=f"^{where}: {re.escape(told)}$"):
+            read()

@@ -8,6 +8,7 @@ from transformers import AutoTokenizer
 
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import checkpoints, token_shards
+from bloomery.components.core.modelling.context import check_embedded
 from bloomery.components.core.modelling.token_shards import Tokens, encoded, in_batches, tokenised, whole_texts
 
 TEXTS = ["the town lies by a river", "", "x", "a second text that is a little longer than the others", "쇠를 녹이다"]
@@ -31,10 +32,10 @@ def test_an_added_token_without_an_embedding_is_told(tokenizer, tiny_model):
     for text, is_named in (("a b", False), ("a <|new|> b", True)):
         with tokenised(tokenizer, [text], lambda text=text: batches(tokenizer, [text])) as tokens:
             if not is_named:
-                tokens.check_embedded(network, tokenizer, "sft")
+                check_embedded(network.config, tokenizer, tokens.highest, "sft")
                 continue
-            with pytest.raises(DataError, match=r"sft: a row holds '<\|new\|>', which is token 260, .* for 260"):
-                tokens.check_embedded(network, tokenizer, "sft")
+            with pytest.raises(DataError, match=r"sft: found '<\|new\|>', which is token 260, .* for 260"):
+                check_embedded(network.config, tokenizer, tokens.highest, "sft")
 
 
 def test_blocks_are_those_of_trls_wrapped_packing(tokenizer):
