@@ -3,6 +3,7 @@ weights themselves."""
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import tempfile
 from pathlib import Path
@@ -257,6 +258,8 @@ def _on_whole_weights(model: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     base = model.get_base_model().name_or_path
+    if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)  # what training has freed, which glibc would keep beside the weights that come
     with tempfile.TemporaryDirectory(prefix="bloomery-") as folder:
         model.save_pretrained(folder)
         network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
