@@ -368,7 +368,7 @@ def parse_recipe(values: dict[str, Any], folder: Path, absent: dict[str, str] | 
     try:
         stages = chain.read(_curated(values), seed=seed, folder=folder, absent=absent) if "stages" in values else None
     except ConfigError as error:
-        problems.append(str(error))
+        problems += str(error).split("\n")
         # The rest is looked at all the same: every problem is told at once.
         stages = []
     try:
@@ -377,8 +377,9 @@ def parse_recipe(values: dict[str, Any], folder: Path, absent: dict[str, str] | 
         if not problems:
             return recipe
     except ConfigError as error:
-        told = str(error).split("\n")
-        problems += [line for line in told if not (problems and line.startswith("stages: "))]
+        told = [line for line in str(error).split("\n") if not (problems and line.startswith("stages: "))]
+        # What is wrong with `chats` has been told by the stage that was given them, too.
+        problems = [line for line in problems if line.removeprefix("chat_curation.") not in told] + told
     raise ConfigError("\n".join(problems))
 
 

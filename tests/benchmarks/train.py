@@ -245,7 +245,8 @@ def packed(model: Path, pairs: list[Chat], others: list[Chat]) -> tuple[float, f
     from bloomery.components.core.modelling import checkpoints
     from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
 
-    config = FineTuningConfig(learning_rate=1e-3, epochs=1, batch_size=1, max_length=TOKENS_A_STEP, packing=True)
+    as_theirs = {"learning_rate": 1e-3, "epochs": 1, "schedule": "linear", "warmup_fraction": 0.0}
+    config = FineTuningConfig(batch_size=1, max_length=TOKENS_A_STEP, packing=True, **as_theirs)
     tokenizer = checkpoints.load_tokenizer(model)
     rows = trained_rows(tokenizer, pairs)
     trainer, seconds, _ = ours(model, rows, config)

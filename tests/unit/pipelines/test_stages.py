@@ -478,3 +478,10 @@ def test_a_task_has_the_name_of_its_stage(load):
     assert named == {**{stage: stage.replace("_", "-") for stage in single}, "variants": "for-loop-1"}
     (loop,) = (component for component in spec.components.values() if component.dag.tasks)
     assert set(loop.dag.tasks) == {"quantisation-of-variant", "evaluation-of-variant"}
+
+
+def test_a_mistake_in_chats_is_told_once_by_the_name_that_the_recipe_has_for_it(load):
+    with pytest.raises(ConfigError) as caught:
+        load([{"sft": {**TRAINING, "rank": 3}}], chats=[{"name": "own", "path": 3}])
+    told = str(caught.value).split("\n")
+    assert [line.split(":")[0] for line in told] == ["sft.rank", "chats.0.path"], told
