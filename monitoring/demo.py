@@ -24,7 +24,8 @@ from markupsafe import Markup
 
 from bloomery.components.core.artifact import write_atomically
 from bloomery.components.core.data.chats import for_template
-from bloomery.components.core.data.tables import list_files, read_rows
+from bloomery.components.core.data.files import list_files
+from bloomery.components.core.data.tables import read_rows
 from bloomery.components.core.errors import ConfigError, GateError, ServiceError
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring.statistics import mean_stderr

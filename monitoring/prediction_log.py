@@ -32,6 +32,7 @@ from bloomery.components.core.artifact import MANIFEST
 from bloomery.components.core.config import Config
 from bloomery.components.core.data import pii, tables
 from bloomery.components.core.data.chats import as_json, changed, chat
+from bloomery.components.core.data.files import list_files, opened
 from bloomery.components.core.errors import BloomeryError, DataError, ServiceError, from_os_error
 from bloomery.components.core.records import Label, Prediction, Record
 
@@ -221,7 +222,7 @@ class Reading:
         labels = self._labels(_files(f"{self._uri}/{LABELS}", first, None) or [])
         self._unmatched = set(labels)
         files = _files(self._uri, first, last)
-        for file in tables.list_files(self._uri) if files is None else files:
+        for file in list_files(self._uri) if files is None else files:
             if Path(file).name == MANIFEST:
                 continue
             for moment, row in self._rows(file, Prediction):
@@ -271,7 +272,7 @@ class Reading:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with tables.opened(file) as stream:
+        with opened(file) as stream:
             number = 0
             try:
                 content = pq.ParquetFile(stream, page_checksum_verification=True)
@@ -306,7 +307,7 @@ def exists(uri: str) -> bool:
     if uri.startswith(s3.SCHEME) and s3.listed(uri):
         return True
     try:
-        return bool(tables.list_files(uri))
+        return bool(list_files(uri))
     except DataError:
         return False
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from bloomery.components.core.artifact import file_digest
 from bloomery.components.core.data import tables
 from bloomery.components.core.data.chats import identity
+from bloomery.components.core.data.files import list_files
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.records import content_id
@@ -69,7 +70,7 @@ def model_version_of(model: Path) -> str:
 
 def _questions(traffic: Path, template: Template) -> Iterator[tuple[int, datetime, Question]]:
     """(line, time, question with its reference) of each row."""
-    for file in tables.list_files(str(traffic)):
+    for file in list_files(str(traffic)):
         for raw in tables.read_rows(file):
             where = f"{file} line {raw.line}"
             if raw.value is None:

@@ -123,7 +123,7 @@ def _unfit_flags(output: Path, gpu: str, given: dict[str, Any], files: dict[str,
     from pydantic import ValidationError
 
     from bloomery.components.core import config
-    from bloomery.components.core.data.tables import list_files
+    from bloomery.components.core.data.files import list_files
     from bloomery.components.core.modelling import cards
     from bloomery.pipelines.advise_decisions import Answers
 

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from bloomery.components.core import s3
 from bloomery.components.core.config import LocalPath, ModelName, TemplateName
-from bloomery.components.core.data.tables import list_files
+from bloomery.components.core.data.files import list_files
 from bloomery.components.core.errors import BloomeryError, ConfigError
 from bloomery.components.core.uploads import uploaded
 from bloomery.pipelines.chain import Stage

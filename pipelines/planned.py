@@ -277,7 +277,7 @@ def _raw(sources: Iterable[Any]) -> Iterable[Any]:
 
 
 def _files(recipe: Recipe) -> list[str]:
-    from bloomery.components.core.data.tables import list_files
+    from bloomery.components.core.data.files import list_files
     from bloomery.components.data_curation.config import DataCurationConfig
 
     found: list[str] = []

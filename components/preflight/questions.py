@@ -14,7 +14,8 @@ from bloomery.components.core import artifact, uploads
 from bloomery.components.core.config import parameters
 from bloomery.components.core.data import render
 from bloomery.components.core.data.chats import EXERCISE, Turn, as_text, identity, without_system
-from bloomery.components.core.data.tables import list_files, read_source
+from bloomery.components.core.data.files import list_files
+from bloomery.components.core.data.tables import read_source
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Chat, Prompt, content_id
 from bloomery.components.core.scoring import lm_eval_tasks

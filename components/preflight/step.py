@@ -15,7 +15,8 @@ from typing import Annotated
 from bloomery.components.core import artifact, uploads
 from bloomery.components.core.artifact import Writes
 from bloomery.components.core.data import chat_forms, render
-from bloomery.components.core.data.tables import SourceConfig, list_files, read_source
+from bloomery.components.core.data.files import list_files
+from bloomery.components.core.data.tables import SourceConfig, read_source
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import BloomeryError, DataError
 from bloomery.components.core.records import Indexed, Source, content_id

@@ -19,7 +19,8 @@ from typing import Any
 
 from bloomery.components.core.artifact import read_table, seal, write_rows
 from bloomery.components.core.data.chats import chat
-from bloomery.components.core.data.tables import SourceConfig, list_files, read_rows
+from bloomery.components.core.data.files import list_files
+from bloomery.components.core.data.tables import SourceConfig, read_rows
 from bloomery.components.core.records import Indexed, Prompt, Source, content_id
 from bloomery.components.core.scoring.tasks import TaskConfig
 from bloomery.components.data_curation import step as data_curation

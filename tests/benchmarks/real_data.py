@@ -19,7 +19,7 @@ from pathlib import Path
 from run_dedup import deduplicate
 
 from bloomery.components.core.artifact import Shards, read_manifest, write_rows
-from bloomery.components.core.data.tables import list_files
+from bloomery.components.core.data.files import list_files
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Source
 from bloomery.components.data_curation.config import DataCurationConfig

@@ -13,7 +13,7 @@ from bloomery.components.chat_curation.config import ChatCurationConfig
 from bloomery.components.chat_curation.step import run
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat, for_template, message
-from bloomery.components.core.data.tables import list_files
+from bloomery.components.core.data.files import list_files
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Source
 
@@ -152,7 +152,7 @@ def test_pairs_and_labels_become_preferences(curate):
 
 
 def test_a_file_without_a_conversation_is_no_source_of_chats(curate):
-    told = r"chats.jsonl is .*1 unknown_form; the first is chats:chats.jsonl#1, .*fields: question, answer"
+    told = r"chats.jsonl can be learnt from .1 unknown_form; the first is chats:chats.jsonl#1, .*fields: question, answer"
     with pytest.raises(DataError, match=told):
         curate([{"question": "Who?", "answer": "The clerk."}])
 

@@ -9,7 +9,8 @@ import yaml
 from typer.testing import CliRunner
 
 from bloomery.components.core import artifact, uploads
-from bloomery.components.core.data.tables import list_files, read_rows
+from bloomery.components.core.data.files import list_files
+from bloomery.components.core.data.tables import read_rows
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.preflight.models import take_outside
 from bloomery.components.preflight.questions import render_tasks

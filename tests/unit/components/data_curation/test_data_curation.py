@@ -15,8 +15,9 @@ import pytest
 from bloomery.components.core.artifact import read_manifest, read_table, write_rows
 from bloomery.components.core.config import parse
 from bloomery.components.core.data import pii
+from bloomery.components.core.data.files import list_files
 from bloomery.components.core.data.formats import RawRow
-from bloomery.components.core.data.tables import SourceConfig, list_files
+from bloomery.components.core.data.tables import SourceConfig
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.records import Source
 from bloomery.components.data_curation import clean, language, step
