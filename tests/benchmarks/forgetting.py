@@ -36,6 +36,7 @@ ARMS: dict[str, list[Any]] = {
         for rate in (3e-4, 1e-3)
     },
     **{f"grpo, {rate:g}": [{"grpo": {**GRPO, "learning_rate": rate}}] for rate in (5e-5, 2e-4)},
+    "grpo of 32 prompts a step, 0.0005": [{"grpo": {**GRPO, "batch_size": 256, "epochs": 3, "learning_rate": 5e-4}}],
 }
 
 

@@ -177,7 +177,7 @@ def fine_tune(
             kind = taught(kind)
         if config.packing:
             batches.check_packs(network)
-            rows = tokens.packed(batches.bins(tokens.lengths, config.max_length))
+            rows = tokens.packed(batches.bins(tokens.lengths, config.max_length, config.seed))
         else:
             rows = tokens.rows()
             mixture = Mixture(tokens.groups, config.mixing, config.seed) if config.mixing else None

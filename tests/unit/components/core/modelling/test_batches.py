@@ -49,12 +49,20 @@ def test_an_epoch_has_its_own_order_whatever_was_before():
 
 def test_rows_are_packed_by_best_fit():
     # 6 opens a bin with 4 left, 5 one with 5 left, 4 fits best beside 6, 3 beside 5, 2 beside those.
-    assert bins([2, 5, 3, 6, 4], 10) == [[3, 4], [1, 2, 0]]
+    assert bins([2, 5, 3, 6, 4], 10, 0) == [[3, 4], [1, 2, 0]]
     lengths = [1 + index * 7919 % 97 for index in range(5_000)]
-    packed = bins(lengths, 128)
+    packed = bins(lengths, 128, 0)
+    assert packed == bins(lengths, 128, 0) != bins(lengths, 128, 1)
     assert sorted(row for group in packed for row in group) == list(range(5_000))
     assert max(sum(lengths[row] for row in group) for group in packed) <= 128
     assert len(packed) <= 1.02 * sum(lengths) / 128
+
+
+def test_short_rows_of_all_lengths_share_a_pack():
+    lengths = [1 + index % 25 for index in range(5_000)]  # none is longer than a quarter of a pack
+    means = [sum(lengths[row] for row in group) / len(group) for group in bins(lengths, 100, 0)[:-1]]
+    # By falling length the first packs would be of 25 alone, the last of 1.
+    assert max(means) < 22 and min(means) > 6 and sum(means[:50]) / 50 == pytest.approx(sum(means[-50:]) / 50, rel=0.1)
 
 
 ROWS = [
