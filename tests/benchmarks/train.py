@@ -201,7 +201,7 @@ def small() -> dict[str, Any]:
 
 def large() -> dict[str, Any]:
     """135 M parameters, 4 chats of up to 128 tokens a step."""
-    return beside_a_loop(LARGE, 49_152, size=4, longest=128, steps=6, rounds=2)
+    return beside_a_loop(LARGE, 49_152, size=4, longest=128, steps=6, rounds=4)
 
 
 TOKENS_A_STEP = 153
