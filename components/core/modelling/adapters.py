@@ -219,7 +219,7 @@ def remember_start(model: Any) -> None:
 
 def merged(model: Any, beside: Path | None = None) -> Any:
     """The model with its adapter, if any, folded into its weights; where those are in 4 bits, into the ones that they
-    were made of, in 32 bits. The adapter alone is written to `adapter/` in the folder `beside`, but for a soft prompt,
+    were made of, as they are stored: each is added to in 32 bits and rounded once. The adapter alone is written to `adapter/` in the folder `beside`, but for a soft prompt,
     which is nothing without its tokens.
 
     Raises: ModelError if the merged model does not answer as the adapter did.
@@ -252,8 +252,7 @@ def merged(model: Any, beside: Path | None = None) -> Any:
 
 
 def _on_whole_weights(model: Any) -> Any:
-    """The adapter of `model` on the checkpoint that its base was loaded from, in 32 bits."""
-    import torch
+    """The adapter of `model` on the checkpoint that its base was loaded from."""
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
@@ -262,7 +261,7 @@ def _on_whole_weights(model: Any) -> Any:
         libc.malloc_trim(0)  # what training has freed, which glibc would keep beside the weights that come
     with tempfile.TemporaryDirectory(prefix="bloomery-") as folder:
         model.save_pretrained(folder)
-        network = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
+        network = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)
         return PeftModel.from_pretrained(network, folder)
 
 

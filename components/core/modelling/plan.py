@@ -31,8 +31,6 @@ STATES = {
 of Lion (2302.06675) and of Muon, a row and a column of Adafactor (1804.04235), a quarter in 8 bits (2110.02861)."""
 NF4_BYTES = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 """Of a number in QLoRA's base: 4 bits, and of each 64 a scale in 8 bits, of each 256 scales one in 32 (2305.14314)."""
-WHOLE = 4
-"""Bytes of a number of the base that an adapter over one in 4 bits is merged into, beside it and on the CPU."""
 IMPORTS = 580e6
 """Bytes of a process that has imported torch, transformers, PEFT and TRL: 567 MB, see tests/benchmarks/plan.json."""
 CUDA_CONTEXT = 900e6
@@ -180,7 +178,7 @@ def of_training(shape: Shape, training: Training, card: Card) -> Need:
         numbers = rows * _forward_numbers(shape)
         moments["validation"] = standing + parts["gathered"] + numbers * (2 if card.is_gpu else width)
     if dtype == "nf4" and not card.is_gpu:
-        moments["merge"] = standing + parameters * WHOLE
+        moments["merge"] = standing + parameters * shape.own_bytes  # the base as it is, beside that in 4 bits
     moment = max(moments, key=lambda name: moments[name])
     return Need({name: value for name, value in parts.items() if value}, moments[moment], moment, trained, dtype)
 
@@ -304,7 +302,7 @@ def of_host(shape: Shape, training: Training, card: Card, processes: int) -> flo
     QLoRA's go there as they are read, and in the end whole, to the one that merges. It is counted and was not
     measured."""
     if training.adapter and training.adapter.kind == "qlora":
-        return processes * IMPORTS + shape.parameters * WHOLE
+        return processes * IMPORTS + shape.parameters * shape.own_bytes
     return processes * (IMPORTS + shape.parameters * _weight_width(shape, training, card)[0])
 
 

@@ -131,15 +131,36 @@ def test_gradients_pass_through_4_bits_after_an_answer_too(tiny_model):
     assert vectors.grad.abs().sum() > 0 and through_attention.requires_grad
 
 
-def test_qlora_trains_on_4_bits_and_merges_into_the_weights_as_they_were(learn, tiny_model, tmp_path):
-    pytest.importorskip("bitsandbytes", reason="pip install 'bloomery[bitsandbytes]'")
-    from safetensors.torch import load_file
+def save_wider(tiny_model, folder, dtype):
+    """The tiny model with random weights in blocks of 64, as NF4 has them."""
     from transformers import LlamaForCausalLM
 
     tiny, tokenizer = checkpoints.load(tiny_model)
-    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}  # blocks of NF4 hold 64 numbers
-    wider = LlamaForCausalLM(type(tiny.config).from_dict({**tiny.config.to_dict(), **sizes}))
-    checkpoints.save(tmp_path / "wider", wider, tokenizer)
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "head_dim": 32}
+    torch.manual_seed(0)
+    wider = LlamaForCausalLM(type(tiny.config).from_dict({**tiny.config.to_dict(), **sizes})).to(dtype)
+    checkpoints.save(folder, wider, tokenizer)
+
+
+def test_an_adapter_over_4_bits_is_merged_into_16_bits_with_one_rounding(learn, tiny_model, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="pip install 'bloomery[bitsandbytes]'")
+    from safetensors.torch import load_file
+
+    save_wider(tiny_model, tmp_path / "wider", torch.bfloat16)
+    folder, _ = learn(tmp_path / "wider", adapter={"kind": "qlora", "rank": 2, "alpha": 4})
+    old, new = (load_file(path / "model.safetensors") for path in (tmp_path / "wider", folder))
+    own = load_file(folder / adapter_folders.FOLDER / "adapter_model.safetensors")
+    name = "model.layers.0.mlp.up_proj"
+    first, second = (own[f"base_model.model.{name}.lora_{part}.weight"] for part in "AB")
+    expected = (old[f"{name}.weight"].float() + second @ first * 2).bfloat16()
+    assert not torch.equal(old[f"{name}.weight"], expected) and torch.equal(new[f"{name}.weight"], expected)
+
+
+def test_qlora_trains_on_4_bits_and_merges_into_the_weights_as_they_were(learn, tiny_model, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="pip install 'bloomery[bitsandbytes]'")
+    from safetensors.torch import load_file
+
+    save_wider(tiny_model, tmp_path / "wider", torch.float32)
     folder, metrics = learn(tmp_path / "wider", adapter={"kind": "qlora", "rank": 1}, epochs=40)
     assert metrics["sft/loss"] < 5.4
     file = folder / adapter_folders.FOLDER / "adapter_model.safetensors"

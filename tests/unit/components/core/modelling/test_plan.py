@@ -172,7 +172,7 @@ def test_an_adapter_over_4_bits_is_merged_into_whole_weights_beside_them(llama):
     asked = training(batch_size=1, max_length=32, adapter={"kind": "qlora"})
     need = plan.of_training(llama, asked, CPU)
     standing = sum(need.parts[name] for name in ("runtime", "weights", "optimiser"))
-    assert need.moment == "merge" and need.peak == standing + 4 * llama.parameters
+    assert need.moment == "merge" and need.peak == standing + 2 * llama.parameters
     on_gpu = plan.of_training(llama, asked, H100)  # where its host has them
     assert on_gpu.moment != "merge" and "holes" not in on_gpu.parts
     assert need.parts["holes"] == 0.15 * need.parts["activations"]
@@ -296,7 +296,7 @@ def test_cards_are_found_by_name():
 
 def test_beside_the_cards_each_process_reads_all_weights(llama):
     assert plan.of_host(llama, training(precision="fp32"), H100, 8) == 8 * (580e6 + 4 * llama.parameters)
-    assert plan.of_host(llama, training(adapter={"kind": "qlora"}), H100, 2) == 2 * 580e6 + 4 * llama.parameters
+    assert plan.of_host(llama, training(adapter={"kind": "qlora"}), H100, 2) == 2 * 580e6 + 2 * llama.parameters
 
 
 def test_an_adapter_is_planned_as_it_is_configured():
