@@ -219,8 +219,8 @@ def remember_start(model: Any) -> None:
 
 def merged(model: Any, beside: Path | None = None) -> Any:
     """The model with its adapter, if any, folded into its weights; where those are in 4 bits, into the ones that they
-    were made of, as they are stored: each is added to in 32 bits and rounded once. The adapter alone is written to `adapter/` in the folder `beside`, but for a soft prompt,
-    which is nothing without its tokens.
+    were made of, as they are stored: each is added to in 32 bits and rounded once. The adapter alone is written to
+    `adapter/` in the folder `beside`, but for a soft prompt, which is nothing without its tokens.
 
     Raises: ModelError if the merged model does not answer as the adapter did.
     """

@@ -152,7 +152,7 @@ def test_pairs_and_labels_become_preferences(curate):
 
 
 def test_a_file_without_a_conversation_is_no_source_of_chats(curate):
-    told = r"chats.jsonl can be learnt from .1 unknown_form; the first is chats:chats.jsonl#1, .*fields: question, answer"
+    told = r"chats.jsonl can be learnt from .1 unknown_form; the first is chats:chats.jsonl#1, .*question, answer"
     with pytest.raises(DataError, match=told):
         curate([{"question": "Who?", "answer": "The clerk."}])
 
