@@ -126,6 +126,9 @@ class _Handler(JsonHandler):
             label, _, value = query["labelSelector"].partition("=")
             pods = [pod for pod in self.server.pods.values() if pod["metadata"]["labels"].get(label) == value]
             return self.answer({"kind": "PodList", "apiVersion": "v1", "items": pods})
+        if not address.path.endswith("/log"):
+            pod = self.server.pods.get(name)
+            return self.answer(pod) if pod else self.refuse(404, f'pods "{name}" not found')
         return self.log(address.path.removeprefix(f"{PODS}/").removesuffix("/log"), query)
 
     def create(self, job: Job) -> None:

@@ -4,7 +4,7 @@ The task's environment holds a `TrainJob` (trainer.kubeflow.org/v1alpha1), whole
 (inputs, config) goes to the object store; each machine takes it from there (`node_worker.py`), and the first leaves the
 result where the task then looks for it: machines and task share nothing but the store. The name follows from the work
 and the pipeline run, so that a task that is tried again waits for the job that is there already. However the task ends,
-on SIGTERM too, the job goes with it.
+on SIGTERM too, the job goes with it; where it is killed without one, the job goes when the run's workflow is deleted.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ GIVEN = "BLOOMERY_TRAIN_JOB"
 """Environment: the TrainJob of a task whose training several machines share, as JSON."""
 PASSED = (provenance.PIPELINE_RUN, "MLFLOW_EXPERIMENT_ID", "MLFLOW_RUN_ID")
 """Variables that a pod of the pipeline is given when it starts, which its machines need too."""
+POD = "KFP_POD_NAME"
+"""Environment: the pod of a task, as Kubeflow Pipelines tells it."""
 KIND = ("trainer.kubeflow.org", "v1alpha1")
 PLURAL = "trainjobs"
 CONTAINER = "node"
@@ -125,11 +127,13 @@ class _Launched:
 
     def begin(self) -> None:
         """Create the job, or take the one that an earlier attempt of this task has created."""
+        owners = {"ownerReferences": self._owners()}
+        wanted = {**self.manifest, "metadata": {**self.manifest["metadata"], **owners}}
         until = time.monotonic() + PATIENCE_SECONDS
         while time.monotonic() < until:
             self.is_asked_for = True
             try:
-                made = self._ask(self.jobs.create_namespaced_custom_object, self.manifest, but=409)
+                made = self._ask(self.jobs.create_namespaced_custom_object, wanted, but=409)
             except ConfigError:
                 self.is_asked_for = False
                 raise
@@ -174,6 +178,24 @@ class _Launched:
             self._ask(self.jobs.delete_namespaced_custom_object, self.name, but=404, patience=ANSWER_SECONDS)
         except BloomeryError as error:
             logger.warning("TrainJob %s may go on, delete it by hand: %s", self.name, error)
+
+    def _owners(self) -> list[dict[str, str]]:
+        """What owns the pod of this task, its run's workflow: with it Kubernetes deletes the job, if nobody else has."""
+        if not (name := os.environ.get(POD)):
+            return []
+        try:
+            pod = self._answered(
+                lambda: self.core.read_namespaced_pod(name, self.namespace, _request_timeout=ANSWER_SECONDS),
+                404,
+                ANSWER_SECONDS,
+            )
+        except BloomeryError as error:
+            logger.warning("TrainJob %s will not go when its run is deleted: %s", self.name, error)
+            return []
+        owners = pod.metadata.owner_references or () if pod else ()
+        return [
+            {"apiVersion": one.api_version, "kind": one.kind, "name": one.name, "uid": one.uid} for one in owners
+        ]
 
     def _get(self) -> dict[str, Any] | None:
         found: dict[str, Any] | None = self._ask(self.jobs.get_namespaced_custom_object, self.name, but=404)

@@ -206,6 +206,27 @@ def test_an_attempt_after_the_first_waits_for_the_job_that_is_there(task, caplog
     assert [asked.split()[0] for asked in task.api.asked if "trainjobs" in asked].count("POST") == 2  # the second: 409
 
 
+WORKFLOW = {"apiVersion": "argoproj.io/v1alpha1", "kind": "Workflow", "name": "mine-x7k2p", "uid": "a1b2"}
+
+
+@pytest.mark.parametrize("fault", [None, ("GET /api/v1/namespaces/team-a/pods/mine-pod", 403, "pods is forbidden")])
+def test_the_job_belongs_to_the_workflow_of_the_run(fault, task, monkeypatch, caplog):
+    monkeypatch.setenv("KFP_POD_NAME", "mine-pod")
+    owners = [{**WORKFLOW, "controller": True, "blockOwnerDeletion": True}]
+    task.api.pods["mine-pod"] = {"metadata": {"name": "mine-pod", "labels": {}, "ownerReferences": owners}}
+    task.api.faults = [fault] if fault else []
+    seen = []
+
+    def play(api: TrainerAPI, job: dict) -> None:
+        seen.append(job["metadata"]["ownerReferences"])
+        complete(task)(api, job)
+
+    task.api.play = play
+    assert task.go()["metrics"] == {"add/total": 210.0}
+    assert seen == [[] if fault else [WORKFLOW]]
+    assert any("will not go when its run is deleted" in told for told in caplog.messages) == bool(fault)
+
+
 def test_a_job_on_its_way_out_is_waited_for_and_then_made_anew(task):
     made = []
     task.api.goes.clear()
