@@ -390,7 +390,7 @@ def test_a_task_that_asks_for_nodes_may_do_what_it_does_and_no_more():
     found = {(*rule["apiGroups"], *rule["resources"]): set(rule["verbs"]) for rule in rules}
     assert found == {
         ("trainer.kubeflow.org", "trainjobs"): {"create", "get", "delete"},
-        ("", "pods"): {"list"},
+        ("", "pods"): {"get", "list"},
         ("", "pods/log"): {"get"},
     }
 
