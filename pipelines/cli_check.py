@@ -65,6 +65,7 @@ def check(
             "train_on": checked.train_on,
             "train_reasoning": checked.train_reasoning,
             "pair_max_length": checked.pair_max_length,
+            "pair_kinds": checked.pair_kinds,
         }
     if model is None:
         raise ConfigError("expected MODEL (a checkpoint folder or a hub name), or --recipe, whose base_model is meant")

@@ -52,6 +52,8 @@ FIRST = 2
 """Tasks that work in every run, however little is new: one opens the run in MLflow, preflight looks at the world."""
 PATIENCE = 2.0
 """CPU seconds, which say the same on a busy machine; a task that reuses its result takes some tenths of one."""
+ENDING_SECONDS = 30.0
+"""How long the tasks of a run that is interrupted may take to end: a training writes a checkpoint within 25 s."""
 LOOK_SECONDS = 0.5
 """How often the server looks at what its tasks have taken, while that matters."""
 
@@ -116,16 +118,23 @@ def serving() -> Iterator[str]:
         listener.close()  # of the server alone: who asks it when it has died is refused
         try:
             yield str(program)
+        except BaseException:
+            assert server.stdin is not None
+            server.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                server.wait(ENDING_SECONDS)
+            raise
         finally:
-            if server.poll() is not None:
+            if server.poll():
                 output.seek(0)
                 logger.warning("the process that forks tasks has died: %s", output.read().strip() or "no word")
-            server.kill()  # it holds nothing, and its tasks have ended
+            server.kill()  # it holds nothing, and its tasks have ended, or had their time
             server.communicate()
 
 
 def serve(listener: socket.socket) -> None:
-    """Fork for everyone who asks, and tell him how it ended, until stdin is closed."""
+    """Fork for everyone who asks, and tell him how it ended, until stdin is closed, as the death of the run does, too;
+    the tasks that are at work then are told to end."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run that is interrupted has yet to be closed
     for name in NEEDED:  # before anybody is answered: a fork would have to import it again
         importlib.import_module(name)
@@ -138,6 +147,10 @@ def serve(listener: socket.socket) -> None:
         timeout = 0 if waiting else LOOK_SECONDS if later and asking and num_tasks > FIRST else None
         ready, _, _ = select.select([listener, sys.stdin, *asking], [], [], timeout)
         if sys.stdin in ready:
+            for process, _ in asking.values():
+                process.terminate()
+            for process, _ in asking.values():
+                process.join()
             return
         if not ready and not waiting:
             if any(_cpu_seconds(process) > PATIENCE for process, _ in asking.values()):

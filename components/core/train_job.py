@@ -180,7 +180,7 @@ class _Launched:
             logger.warning("TrainJob %s may go on, delete it by hand: %s", self.name, error)
 
     def _owners(self) -> list[dict[str, str]]:
-        """What owns the pod of this task, its run's workflow: with it Kubernetes deletes the job, if nobody else has."""
+        """What owns the pod of this task, its run's workflow: with that Kubernetes deletes the job, if nobody has."""
         if not (name := os.environ.get(POD)):
             return []
         try:

@@ -128,6 +128,7 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
         "train_reasoning": config.train_reasoning,
         "most_tokens": config.most_tokens,
         "pair_max_length": config.pair_max_length,
+        "pair_kinds": config.pair_kinds,
         "too_long": config.too_long,
     }
     asked = [artifact.read_manifest(tasks).digest, config.limit] if (tasks / artifact.MANIFEST).is_file() else []

@@ -6,11 +6,12 @@ from __future__ import annotations
 import itertools
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bloomery.components.core import artifact
+from bloomery.components.core.data.chat_forms import PairKind
 from bloomery.components.core.errors import ConfigError, DataError, ModelError
 from bloomery.components.core.modelling import checkpoints, faults, preference_pairs, templates, wholeness
 from bloomery.components.core.modelling.context import TooLong, context_tokens, fitting
@@ -68,12 +69,14 @@ def look(
     train_on: TrainOn = "all_turns",
     train_reasoning: bool = True,
     pair_max_length: int = 0,
+    pair_kinds: Collection[PairKind] = (),
     too_long: TooLong = "drop",
 ) -> dict[str, Any]:
     """The facts of the checkpoint folder `path` as JSON takes them, with every reason to refuse it under `refused`.
 
     `chats` are rendered, proven and measured against `max_length` (tokens; 0: none); without any, an example is.
-    `pairs`, rows of preference/3, are measured against `pair_max_length`, and the questions of `evaluation_sets`
+    `pairs`, rows of preference/3, are measured against `pair_max_length`, as far as they are pairs or of the other
+    `pair_kinds` that are learnt from, and the questions of `evaluation_sets`
     against the model's context; a set that cannot be evaluated with `too_long` is told under `unfit`, and so is one of
     `files`, which give their chats, that has none of `most_tokens` tokens at most (0: any will do).
     `chat_template` is the recipe's: `chatml`, a path, or ''.
@@ -107,7 +110,8 @@ def look(
         facts |= _turns(path, tokenizer, chat_template)
         shown = (chats, max_length) if chats else (_example(tokenizer), 0)  # an example is nobody's row
         facts |= _rendered(tokenizer, *shown, train_on, train_reasoning)
-        facts |= _measured_pairs(tokenizer, pairs, pair_max_length)
+        facts["is_example"] = not chats
+        facts |= _measured_pairs(tokenizer, pairs, pair_max_length, pair_kinds)
         facts |= _measured_questions(path, tokenizer, evaluation_sets, too_long)
         if facts["lengths"]["longest"][0] > most_tokens > 0:
             facts["unfit"] += _too_long(tokenizer, files, most_tokens, train_on, train_reasoning)
@@ -165,18 +169,20 @@ def describe(facts: dict[str, Any]) -> str:
     if "lengths" in facts:
         found = facts["lengths"]
         over = f", {found['over']:.1%} over max_length {found['max_length']}" if found["max_length"] else ""
-        lines.append(f"  rows          {found['rows']} of {found['chats']} chats, longest {found['longest']}{over}")
+        told = f"{found['rows']} of {found['chats']} chats, longest {found['longest']}{over}"
+        lines.append(f"  rows          {'no chats were given' if facts['is_example'] else told}")
         if found["end_inside"]:
             lines.append(f"  left out      {found['end_inside']} chats, such as {found['first_end_inside']}")
     if "pair_lengths" in facts:
         found = facts["pair_lengths"]
         over = f", {found['over']:.1%} over max_length {found['max_length']}" if found["max_length"] else ""
-        lines.append(f"  pairs         {found['pairs']} preference pairs, longest {found['longest']}{over}")
+        lines.append(f"  pairs         {found['pairs']} preferences, longest {found['longest']}{over}")
     sample = facts.get("sample", [])
     for number, row in enumerate(sample, start=1):
         shown = "".join(f"⟦{text}⟧" if trained else text for text, trained in row)
         which = f", row {number} of {len(sample)}" if len(sample) > 1 else ""
-        lines += [f"  first chat{which}, trained tokens in ⟦ ⟧:", *(f"    {line}" for line in shown.split("\n"))]
+        chat = "a chat of ours" if facts["is_example"] else "first chat"
+        lines += [f"  {chat}{which}, trained tokens in ⟦ ⟧:", *(f"    {line}" for line in shown.split("\n"))]
     lines += [f"refused: {reason}" for reason in facts["refused"]]
     return "\n".join(lines)
 
@@ -270,12 +276,18 @@ def _too_long(
     return told
 
 
-def _measured_pairs(tokenizer: Any, pairs: Sequence[Mapping[str, Any]], max_length: int) -> dict[str, Any]:
-    """How long preference pairs are, as dpo counts them; nothing without any."""
+def _measured_pairs(
+    tokenizer: Any, pairs: Sequence[Mapping[str, Any]], max_length: int, kinds: Collection[PairKind]
+) -> dict[str, Any]:
+    """How long preference pairs are, or single answers with their prompt, as trainings count them; nothing without
+    any."""
     lengths = []
     for number, row in enumerate(pairs, start=1):
         try:
-            pair, _ = preference_pairs.pair_of(tokenizer, row)
+            if row.get("score") is not None and "score" in kinds:
+                pair, _ = preference_pairs.pair_of(tokenizer, {**row, "score": None}, takes_single=True)
+            else:
+                pair, _ = preference_pairs.pair_of(tokenizer, row, takes_single="label" in kinds)
         except ModelError as error:
             raise ModelError(f"preference pair {number} of {len(pairs)}: {error}") from None
         lengths += [pair.length] if pair else []

@@ -36,14 +36,14 @@ IMPORTS = 580e6
 CUDA_CONTEXT = 900e6
 """Bytes of a GPU that torch's context, cuBLAS's workspaces and the kernels take before a tensor is made; 0.5 to 1 GB by
 card and version."""
-TILES = 9
-"""Tiles of the loss on a CPU that the peak grows by. It holds two or three at once (`loss_tiles`); 9 is what fits the
-fourteen trainings of tests/benchmarks/plan.json, where half of the tokens of a row have a loss and all are counted,
-holes of the heap among it."""
-HOLES = 0.15
-"""Of the activations under an adapter on a CPU, whose short-lived tensors of many sizes leave holes in glibc's heap: 17
-and 30 % (LoRA) and 32 and -8 % (QLoRA) of 20 and of 135 M parameters at 1,024 tokens. In tensors that are mapped one by
-one there are none, and LoRA took 22 % less memory and twice the time."""
+TILES, TILE_HOLES = 3, 6
+"""Tiles of the loss on a CPU that are held at once (`loss_tiles`), and those worth of holes that they leave in glibc's
+heap: what fits the trainings of tests/benchmarks/plan.json, where half of the tokens of a row have a loss and all are
+counted."""
+HOLES = 0.75
+"""Of the activations under an adapter on a CPU: short-lived tensors of many sizes leave holes in the heap, which those
+of the loss then fit into. Of LoRA 76, 63 and 89 % (20 M parameters, a row of 1,024 tokens; 135 M, two of 512, and 32
+of 128), beside the same training with each tensor mapped by itself, which has no holes and takes twice the time."""
 TRITON_TOKENS = 4_096
 """Tokens of a tile of the loss on a GPU, whose kernel holds one."""
 COLUMNS = 32_768
@@ -156,8 +156,8 @@ def of_training(shape: Shape, training: Training, card: Card) -> Need:
         "gradients": trained * own / shards,
         "optimiser": trained * states / shards,
         "activations": kept,
-        "holes": 0.0 if card.is_gpu or training.adapter is None else HOLES * kept,
         "logits": 0.0 if training.scores else _loss(shape, training, card),
+        "holes": 0.0 if card.is_gpu else _holes(shape, training, kept),
         "reference": base if training.reference == "beside" and not training.adapter else 0.0,
         "best": trained * own / shards if training.best else 0.0,
         "teacher": float(sum(_teacher_bytes(shape, training))),
@@ -246,7 +246,9 @@ def activations(shape: Shape, training: Training, card: Card, width: float) -> t
     stream, inner = width, 2 if _is_mixed(training, card, width) else width
     # Of each of two norms: its input in 32 bits, that before its weight (if the weight learns), and what goes on.
     norms = 2 * hidden * (4 + (stream if full else 0) + inner)
-    attention = inner * (2 * query + 2 * key)  # queries, keys, values, output
+    # Queries, keys, values, output; beside padding keys and values as wide as queries, and a mask in 32 bits.
+    is_padded = training.batch_size > 1 or training.pairs
+    attention = inner * 4 * query + 4 * training.max_length if is_padded else inner * (2 * query + 2 * key)
     network = inner * shape.intermediate * (4 if shape.gated else 2)
     adapters = 4 * _adapter_widths(shape, training) / shape.layers
     scores = 0.0
@@ -268,13 +270,25 @@ def _adapter_widths(shape: Shape, training: Training) -> float:
 
 def _loss(shape: Shape, training: Training, card: Card) -> float:
     """Logits that stand at once, and the gradients of hidden states and head that go with them."""
-    columns = min(shape.vocabulary, COLUMNS)
     tokens = training.tokens
     if card.is_gpu:
-        tiles = 2.0 * min(tokens, TRITON_TOKENS) * columns
+        tiles = 2.0 * min(tokens, TRITON_TOKENS) * min(shape.vocabulary, COLUMNS)
     else:
-        tiles = 4.0 * TILES * min(tokens, max(1, min(4_096, LOSS_TILE_BYTES // (4 * columns)))) * columns
+        tiles = TILES * _tile(shape, tokens)
     return tiles + 4.0 * tokens * shape.hidden + 4.0 * _head(shape, training)
+
+
+def _tile(shape: Shape, tokens: int) -> float:
+    """Bytes of a tile of the loss on a CPU."""
+    columns = min(shape.vocabulary, COLUMNS)
+    return 4.0 * min(tokens, max(1, min(4_096, LOSS_TILE_BYTES // (4 * columns)))) * columns
+
+
+def _holes(shape: Shape, training: Training, kept: float) -> float:
+    """What stands free in the heap of a CPU and is not given back: after the forward pass under an adapter, or after
+    the tiles of the loss, which go into those holes as far as there are any."""
+    of_loss = 0.0 if training.scores else TILE_HOLES * _tile(shape, training.tokens)
+    return max(of_loss, HOLES * kept if training.adapter else 0.0)
 
 
 def _head(shape: Shape, training: Training) -> int:

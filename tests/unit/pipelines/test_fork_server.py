@@ -113,6 +113,26 @@ def test_an_interrupt_at_the_terminal_ends_tasks_and_not_the_server(tmp_path, as
     assert done.stdout.splitlines()[-1] == "True 0", done.stderr
 
 
+@pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_is_ended_alone_takes_its_tasks_along(kind, tmp_path, ask):
+    (tmp_path / "waits.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(60)")
+    run = """if True:
+        import subprocess, sys
+        from bloomery.pipelines import fork_server
+        with fork_server.running():
+            task = subprocess.Popen([sys.executable, "-m", "waits"])
+            task.wait()
+    """
+    ended = subprocess.Popen([PYTHON, "-c", run], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    task = int(ended.stdout.readline())
+    ended.send_signal(kind)
+    ended.wait(30)
+    until = time.monotonic() + 20
+    while os.path.exists(f"/proc/{task}") and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not os.path.exists(f"/proc/{task}")
+
+
 def test_the_server_ends_and_the_interpreter_is_itself_again(caplog):
     with fork_server.running():
         folder = os.path.dirname(sys.executable)

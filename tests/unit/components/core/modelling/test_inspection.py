@@ -57,7 +57,11 @@ def test_pairs_are_measured_as_they_are_trained(tiny_model):
     facts = inspection.look(tiny_model, pairs=[pair, {**pair, "rejected": [good]}], pair_max_length=4)
     # `<|user|>a<|assistant|>b<|eos|>`; a pair of one answer twice is none.
     assert facts["pair_lengths"] == {"pairs": 2, "longest": [5], "max_length": 4, "over": 0.5}
-    assert "pairs         2 preference pairs, longest [5], 50.0% over max_length 4" in inspection.describe(facts)
+    one = {**pair, "rejected": []}
+    for kinds, row, lengths in ((["pair"], one, []), (["label"], one, [5]), (["score"], {**one, "score": 1.0}, [5])):
+        assert inspection.look(tiny_model, pairs=[row], pair_kinds=kinds)["pair_lengths"]["longest"] == lengths
+    assert "no chats were given" in inspection.describe(facts) and "a chat of ours" in inspection.describe(facts)
+    assert "pairs         2 preferences, longest [5], 50.0% over max_length 4" in inspection.describe(facts)
 
 
 def test_a_template_that_refuses_a_question_is_told_with_its_set(tiny_model, tmp_path):
