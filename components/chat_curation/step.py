@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import tempfile
-from collections import Counter
+from collections import Counter, defaultdict
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -33,7 +33,7 @@ from bloomery.components.core.scoring.tasks import Tasks
 
 logger = logging.getLogger(__name__)
 
-MUCH = 0.5
+MUCH = 0.1
 """Share of a source's rows whose loss is warned of."""
 
 
@@ -137,16 +137,16 @@ def _write(
     for table, _ in passed.tables() if passed else ():
         chats.add(table)
     kept: Counter[str] = Counter()
-    entered: Counter[str] = Counter()
+    lost: dict[str, Counter[str]] = defaultdict(Counter)
     reasons: dict[bool, Counter[str]] = {False: Counter(), True: Counter()}
     start = 0
     for batch in rows.to_batches():
         made: dict[str, list[dict[str, Any]]] = {"chat": [], "pair": [], "reject": []}
         for index, row in enumerate(batch.to_pylist(), start):
-            entered[row["source"]] += 1
             reason, detail = (row["problem"], row["detail"]) if row["problem"] else dropped.get(index, ("", ""))
             if reason:
                 reasons[row["is_pair"]][reason] += 1
+                lost[row["source"]][reason] += 1
                 text = row["row"] if row["problem"] else row["whole"]
                 told = {"id": content_id(row["place"], text), "source": row["place"], "reason": reason}
                 made["reject"].append({**told, "detail": detail, "text": text[:500]})
@@ -160,12 +160,14 @@ def _write(
     chats.close(dropped=reasons[False])
     pairs.close(dropped=reasons[True])
     out.close()
-    _tell_losses(entered, kept)
+    _tell_losses(kept, lost)
     return kept, reasons[False] + reasons[True]
 
 
-def _tell_losses(entered: Counter[str], kept: Counter[str]) -> None:
-    for source, count in entered.items():
-        level = logging.WARNING if kept[source] < MUCH * count else logging.INFO
-        logger.log(level, "%s: %d of %d rows kept", source, kept[source], count)
+def _tell_losses(kept: Counter[str], lost: dict[str, Counter[str]]) -> None:
+    for source in sorted({*kept, *lost}):
+        count = kept[source] + lost[source].total()
+        level = logging.WARNING if lost[source].total() > MUCH * count else logging.INFO
+        why = ", ".join(f"{number} {reason}" for reason, number in lost[source].most_common())
+        logger.log(level, "%s: %d of %d rows kept%s", source, kept[source], count, f"; left out: {why}" if why else "")
 

@@ -67,12 +67,14 @@ def run(
     changed = measures.compared(held_out, before, measures.answer_likelihoods(network, held_out))
     measures.warn(config, changed)
     checkpoints.save(model, network, tokenizer, like=base_model)
+    first = [name for name in ("accuracy_before", "accuracy_after") if name in changed]
     return {
-        **_named(told),
         "dpo/pairs": float(len(kept)),
+        **_named({name: changed[name] for name in first}),  # which the line of progress tells
         "dpo/held_out": float(len(held_out)),
         "dpo/loss": training.final_loss(trainer.state.log_history),
         **_named(changed),
+        **_named(told),
     }
 
 
