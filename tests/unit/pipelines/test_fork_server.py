@@ -117,8 +117,9 @@ def test_an_interrupt_at_the_terminal_ends_tasks_and_not_the_server(tmp_path, as
 def test_a_run_that_is_ended_alone_takes_its_tasks_along(kind, tmp_path, ask):
     (tmp_path / "waits.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(60)")
     run = """if True:
-        import subprocess, sys
+        import signal, subprocess, sys
         from bloomery.pipelines import fork_server
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background shells let it be ignored
         with fork_server.running():
             task = subprocess.Popen([sys.executable, "-m", "waits"])
             task.wait()
