@@ -43,7 +43,7 @@ def run(
 
     Right is a score of `min_score` or more: such answers are accepted and chosen, the others rejected; a reward model
     ranks the right ones, or with `judge: reward_model` takes the verifiers' place. Where none was right, `abstain` is
-    chosen, if it is set.
+    chosen, if it is set. An empty answer is counted, and never learnt from: it is no chat and no part of a pair.
     Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need; none: the
              unlabelled questions of the domain tasks, or the training ones where there are none), tasks, reward_model.
     Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest
@@ -78,21 +78,21 @@ def run(
             continue
         counts = Counter(texts)
         verdicts = {text: known.verify(row.task, text, row.reference) for text in counts}
-        likeliest = [text for text, _ in counts.most_common()]
+        likeliest = [text for text, _ in counts.most_common() if text.strip()]
         right = [text for text in likeliest if verdicts[text][0] >= config.min_score]
         wrong = [text for text in likeliest if verdicts[text][0] < config.min_score]
-        shares.append(sum(counts[text] for text in right) / len(texts))
+        shares.append(sum(verdicts[text][0] >= config.min_score for text in texts) / len(texts))
         if scorer is None:
             right.sort(key=lambda text: -verdicts[text][0])
         else:
-            worth = dict(zip(likeliest, scorer.scores_of_answers(row.messages, row.tools, likeliest), strict=True))
+            worth = dict(zip(counts, scorer.scores_of_answers(row.messages, row.tools, list(counts)), strict=True))
             rewards += [worth[text] for text in texts]
-            if config.judge == "reward_model":
+            if config.judge == "reward_model" and likeliest:
                 right = [max(likeliest, key=lambda text: worth[text])]
                 wrong = sorted(set(likeliest) - set(right), key=lambda text: (worth[text], text))
             right.sort(key=lambda text: -worth[text])
         if not right:
-            detail = f"likeliest of {len(texts)} samples: {verdicts[wrong[0]][1]}"
+            detail = f"likeliest of {len(texts)} samples: {verdicts[counts.most_common(1)[0][0]][1]}"
             failed.append(_reject(row, "no_right_sample", detail))
             abstentions += _abstention(row, wrong, config)
         elif identity(row.messages, row.tools) not in answered:
@@ -177,7 +177,7 @@ def _correction(row: Any, wrong: str, right: str, config: RejectionSamplingConfi
 def _abstention(row: Any, wrong: list[str], config: RejectionSamplingConfig) -> list[dict[str, Any]]:
     """The pair that prefers `abstain` to the likeliest wrong answer that says something else, if there are both."""
     polite = config.abstain.get(row.group, "") if isinstance(config.abstain, dict) else config.abstain
-    others = [text for text in wrong if text.strip() not in ("", polite.strip())]
+    others = [text for text in wrong if text.strip() != polite.strip()]
     return [_pair(row, polite, others[0])] if polite and others else []
 
 

@@ -1,5 +1,7 @@
 """The training steps on a tiny real model: they learn what they are told, and only that."""
 
+import re
+
 import pytest
 import torch
 from chats import preference_row, prompt_row, write_chats
@@ -20,6 +22,7 @@ from bloomery.components.dpo.measures import answer_likelihoods
 from bloomery.components.dpo.step import run as dpo
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 from bloomery.components.rejection_sampling.step import run as rejection_sampling
+from bloomery.components.rejection_sampling.step import sample
 from bloomery.components.sft.config import SftConfig
 from bloomery.components.sft.step import run as sft
 
@@ -235,6 +238,25 @@ def test_where_every_sample_was_wrong_the_polite_refusal_is_preferred(base, task
     assert all(pair["rejected"][0]["content"] != pair["chosen"][0]["content"] for pair in pairs)
     with pytest.raises(ValueError, match="expected a sentence"):
         RejectionSamplingConfig(abstain={"en": " "})
+
+
+@pytest.mark.parametrize("reference", ["[a-m]", r"\s*|[a-m]"])  # of which the second takes an empty answer for right
+def test_an_empty_answer_is_counted_and_neither_accepted_nor_paired(base, make_tasks, tmp_path, reference):
+    task = {"echo": {**TASK["echo"], "verifier": {"kind": "regex"}, "max_new_tokens": 1}}
+    row = {"task": "echo", "split": "unlabelled", "prompt": "say ab", "reference": reference}
+    known = make_tasks(task, [row])
+    config = RejectionSamplingConfig(num_samples=400, temperature=1.5, pairs_per_prompt=400, accepted_per_prompt=400)
+    config = config.model_copy(update={"corrections_per_prompt": 400, "correction": "Again?"})
+    (answers,) = sample(Generator.load(base), Tasks(known).to_sample_from("domain"), Tasks(known), config)
+    out = {name: tmp_path / "rs" / name for name in ("sampled_chats", "preferences", "rejects")}
+    metrics = rejection_sampling(config, base_model=base, tasks=known, **out)
+    chats = artifact.read_table(out["sampled_chats"], "chat/2").to_pylist()
+    pairs = artifact.read_table(out["preferences"], "preference/3").to_pylist()
+    assert any(not answer.strip() for answer in answers) and len(chats) > 1 and len(pairs) > 1
+    assert all(turn["content"].strip() for chat in chats for turn in chat["messages"])
+    assert all(pair[side][0]["content"].strip() for pair in pairs for side in ("chosen", "rejected"))
+    right = sum(re.fullmatch(reference, answer.strip()) is not None for answer in answers)
+    assert metrics["rejection_sampling/pass_at_1"] == pytest.approx(right / 400)
 
 
 def test_a_wrong_answer_is_asked_again_and_put_right(base, make_tasks, tmp_path):
