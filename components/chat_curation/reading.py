@@ -16,7 +16,7 @@ from bloomery.components.core.data import pii
 from bloomery.components.core.data.chat_forms import read_chat, read_pair
 from bloomery.components.core.data.chat_turns import Unfit
 from bloomery.components.core.data.chats import ChatSource, Turn, as_text, changed, identity, said
-from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.raw_rows import RawRow
 from bloomery.components.core.records import content_id
 
 ROWS_PER_BATCH = 1_000

@@ -15,7 +15,7 @@ import re
 from lxml import etree
 
 from bloomery.components.core.data import render
-from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.raw_rows import RawRow
 from bloomery.components.core.data.tables import SourceConfig, format_of
 from bloomery.components.data_curation.clean import on_prose
 

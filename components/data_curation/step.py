@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from bloomery.components.core.artifact import Reads, Writer, Writes, read_table, write_rows
 from bloomery.components.core.data import pii
-from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.raw_rows import RawRow
 from bloomery.components.core.data.tables import SourceConfig, read_source
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError

@@ -17,7 +17,7 @@ from bloomery.components.core import artifact, store
 from bloomery.components.core.config import digest
 from bloomery.components.core.data import chat_forms
 from bloomery.components.core.data.chats import ChatSource
-from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.raw_rows import RawRow
 from bloomery.components.core.data.tables import rows_of
 from bloomery.components.core.errors import BloomeryError, DataError, ModelError, ServiceError
 from bloomery.components.core.modelling import (

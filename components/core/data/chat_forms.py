@@ -33,7 +33,7 @@ from bloomery.components.core.data.chat_turns import (
     text_of,
 )
 from bloomery.components.core.data.chats import ChatSource, Turn, chat, message
-from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.raw_rows import RawRow
 from bloomery.components.core.data.tables import rows_of
 from bloomery.components.core.errors import DataError
 

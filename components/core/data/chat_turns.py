@@ -9,7 +9,7 @@ import json
 from typing import Any, NoReturn
 
 from bloomery.components.core.data.chats import Turn, message, said
-from bloomery.components.core.data.formats import MAX_DEPTH, is_too_deep
+from bloomery.components.core.data.json_rows import MAX_DEPTH, is_too_deep
 
 ROLES = {
     **dict.fromkeys(("system", "developer"), "system"),

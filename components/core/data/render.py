@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
-from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.raw_rows import RawRow
 from bloomery.components.core.errors import DataError
 
 MAX_NAMES = 20

@@ -29,7 +29,8 @@ from bloomery.components.core.config import Config, LocalPath
 from bloomery.components.core.data import render
 from bloomery.components.core.data.encodings import Utf8, codec
 from bloomery.components.core.data.files import is_remote, list_files, opened
-from bloomery.components.core.data.formats import RAW_CHARACTERS, READERS, RawRow, TooLarge, read_whole
+from bloomery.components.core.data.formats import READERS
+from bloomery.components.core.data.raw_rows import RAW_CHARACTERS, RawRow, TooLarge, read_whole
 from bloomery.components.core.errors import DataError, from_os_error
 
 logger = logging.getLogger(__name__)

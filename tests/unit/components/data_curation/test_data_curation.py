@@ -16,7 +16,7 @@ from bloomery.components.core.artifact import read_manifest, read_table, write_r
 from bloomery.components.core.config import parse
 from bloomery.components.core.data import pii
 from bloomery.components.core.data.files import list_files
-from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.raw_rows import RawRow
 from bloomery.components.core.data.tables import SourceConfig
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.records import Source

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.raw_rows import RawRow
 from bloomery.components.core.data.tables import SourceConfig
 from bloomery.components.data_curation.extract import document_text, html_to_markdown
 

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import zstandard
 
-from bloomery.components.core.data import formats
+from bloomery.components.core.data import csv_rows, json_rows, parquet_rows, raw_rows
 from bloomery.components.core.data.tables import RowSource, content_position, read_rows
 from bloomery.components.data_curation.clean import clean
 
@@ -45,12 +45,17 @@ def test_a_line_of_200_mb_costs_bounded_memory_and_the_lines_after_it_are_read(t
     assert [(row.line, row.problem) for row in rows] == [(1, ""), (2, "too_large"), (3, "")]
     assert rows[1].raw.startswith('{"text": "xxx') and len(rows[1].raw) == 500
     assert rows[2].value == {"n": 3}
-    assert peak < 2 * formats.MAX_ROW_BYTES
+    assert peak < 2 * raw_rows.MAX_ROW_BYTES
+
+
+def limit(monkeypatch, num_bytes):
+    for module in (raw_rows, json_rows, csv_rows, parquet_rows):
+        monkeypatch.setattr(module, "MAX_ROW_BYTES", num_bytes)
 
 
 def test_a_line_of_the_limit_is_read_and_one_byte_more_is_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "MAX_ROW_BYTES", 20)
-    monkeypatch.setattr(formats, "_BLOCK_BYTES", 7)
+    limit(monkeypatch, 20)
+    monkeypatch.setattr(raw_rows, "BLOCK_BYTES", 7)
     line = b'{"n": "1234567890a"}'
     assert len(line) == 20
     data = line + b"\n" + line[:-2] + b'b"}\n' + b"\n" + line
@@ -60,7 +65,7 @@ def test_a_line_of_the_limit_is_read_and_one_byte_more_is_not(tmp_path, monkeypa
 
 @pytest.mark.parametrize("name", ["a.json", "a.txt", "a.md", "a.html", "a.parquet"])
 def test_a_file_that_is_read_at_once_tells_the_limit_and_what_to_do(tmp_path, monkeypatch, name):
-    monkeypatch.setattr(formats, "MAX_ROW_BYTES", 1000)
+    limit(monkeypatch, 1000)
     for suffix, compress in COMPRESSORS.items():
         (row,) = read_rows(write(tmp_path / f"{name}{suffix}", compress(b"[" * 1_000_000)))
         assert (row.line, row.value, row.problem) == (0, None, "too_large")
@@ -68,7 +73,7 @@ def test_a_file_that_is_read_at_once_tells_the_limit_and_what_to_do(tmp_path, mo
 
 
 def test_json_lines_in_a_long_file_named_json_are_still_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "MAX_ROW_BYTES", 50)
+    limit(monkeypatch, 50)
     assert outcome(write(tmp_path / "a.json", b'{"n": 1}\n' * 100)) == [(line, "") for line in range(1, 101)]
     (row,) = read_rows(write(tmp_path / "b.json", b"[" + b'{"n": 1},\n' * 100 + b'{"n": 1}]'))
     assert row.problem == "too_large" and "write the rows as JSON lines" in row.raw
@@ -151,7 +156,7 @@ def test_a_quote_that_never_closes_swallows_no_row(tmp_path):
 
 
 def test_a_cell_above_the_limit(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "MAX_ROW_BYTES", 30)
+    limit(monkeypatch, 30)
     rows = b"id,text\n1,%s\n2,b\n" % (b"x" * 40)
     assert outcome(write(tmp_path / "a.csv", rows)) == [(2, "too_large"), (3, "")]
     rows = b'id,text\n1,"open\n' + b"2,b\n" * 20
@@ -211,7 +216,7 @@ def test_parquet_of_every_type_can_be_placed(tmp_path):
 
 
 def test_a_wide_row_of_parquet_is_too_large_and_its_neighbours_are_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(formats, "MAX_ROW_BYTES", 1000)
+    limit(monkeypatch, 1000)
     pq.write_table(pa.table({"text": ["a", "x" * 5000, "b"]}), tmp_path / "a.parquet")
     assert outcome(str(tmp_path / "a.parquet")) == [(1, ""), (2, "too_large"), (3, "")]
 

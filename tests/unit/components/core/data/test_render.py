@@ -8,7 +8,7 @@ from decimal import Decimal
 import pytest
 
 from bloomery.components.core.data import render
-from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.raw_rows import RawRow
 from bloomery.components.core.errors import DataError
 
 ROW = {

@@ -17,7 +17,7 @@ import zstandard
 from bloomery.components.core.config import parse
 from bloomery.components.core.data import encodings
 from bloomery.components.core.data.files import list_files
-from bloomery.components.core.data.formats import RawRow
+from bloomery.components.core.data.raw_rows import RawRow
 from bloomery.components.core.data.tables import RowSource, content_position, format_of, read_rows, read_source, select
 from bloomery.components.core.errors import ConfigError, DataError, MissingExtraError, ServiceError
 
