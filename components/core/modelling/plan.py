@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import Field
 
 from bloomery.components.core.config import Config
-from bloomery.components.core.modelling import checkpoints, likelihood, named_models
+from bloomery.components.core.modelling import adapter_numbers, checkpoints, likelihood, named_models
 from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.shapes import Shape
@@ -204,24 +204,16 @@ def _parameters(shape: Shape, training: Training) -> int:
 
 
 def trained_numbers(shape: Shape, training: Training) -> int:
-    """Numbers that are trained: of LoRA and its kin r (rows + columns) of each matrix (2106.09685, section 4); of a
-    soft prompt its embeddings, and the LSTM and layers that they come out of."""
-    adapter = training.adapter
-    if adapter is None:
-        if training.trained == "all":
-            return _parameters(shape, training)
-        head = shape.embedded
-        inner = (shape.parameters - head * (1 if shape.tied else 2)) // shape.layers
-        return head + inner * training.trained if isinstance(training.trained, int) else head
-    if adapter.is_soft:
-        encoder = 14 * shape.hidden**2 + 18 * shape.hidden if adapter.kind == "p_tuning" else 0
-        return adapter.tokens * shape.hidden + encoder
-    wanted = getattr(adapter, "target_modules", "all-linear")
-    chosen = [item for item in shape.linear if wanted == "all-linear" or item[0] in wanted]
-    if adapter.kind == "ia3":
-        return sum(rows * count for _, rows, _, count in chosen)
-    magnitude = adapter.kind == "dora"
-    return sum(count * (adapter.rank * (rows + columns) + magnitude * rows) for _, rows, columns, count in chosen)
+    """Numbers that are trained: those of the adapter, or some or all of the model's own."""
+    if training.adapter is not None:
+        return adapter_numbers.of_adapter(shape, training.adapter)
+    if training.trained == "all":
+        return _parameters(shape, training)
+    if training.trained == "bias":
+        return shape.biases
+    head = shape.embedded
+    inner = (shape.parameters - head * (1 if shape.tied else 2)) // shape.layers
+    return head + inner * training.trained if isinstance(training.trained, int) else head
 
 
 def _weight_width(shape: Shape, training: Training, card: Card) -> tuple[float, str]:

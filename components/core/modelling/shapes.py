@@ -14,6 +14,8 @@ from bloomery.components.core.modelling import faults
 BYTES = {"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2}
 EMBEDDINGS = ("embed", "wte", "wpe", "lm_head", "output_layer")
 """In the names of matrices that are looked up, or are the head."""
+TRANSPOSED = ("gpt2", "openai-gpt")
+"""Architectures, by model_type, that store their matrices as inputs x outputs."""
 EAGER = ("gpt_oss",)
 """Architectures, by model_type, whose attention has no fused kernel: their scores stand in memory."""
 
@@ -45,6 +47,8 @@ class Shape:
     """(last part of the name, rows, columns, how many) of the matrices but embeddings and head; what experts are
     stored in is none of these where it has three dimensions."""
     parameters: int
+    biases: int
+    """Those of them that are biases."""
     active: int
     """Numbers that one token is multiplied with: all matrices and the head, of experts those that it goes through."""
     own_bytes: int
@@ -137,7 +141,8 @@ def _of_tensors(told: dict[str, Any], tensors: dict[str, Any], matrices: dict[st
         if any(word in name for word in EMBEDDINGS):
             continue
         if len(shape) == 2:
-            key = (name.split(".")[-2], shape[0], shape[1])
+            rows, columns = shape[::-1] if widths["kind"] in TRANSPOSED else shape
+            key = (name.split(".")[-2], rows, columns)
             counted[key] = counted.get(key, 0) + 1
         active += math.prod(shape) * (part if ".experts." in name else 1)
     return Shape(
@@ -146,6 +151,7 @@ def _of_tensors(told: dict[str, Any], tensors: dict[str, Any], matrices: dict[st
         tied=not heads,
         linear=tuple((*key, count) for key, count in counted.items()),
         parameters=sum(math.prod(shape) for _, shape in tensors.values()),
+        biases=sum(math.prod(shape) for name, (_, shape) in tensors.items() if name.endswith("bias")),
         active=round(active) + widths["vocabulary"] * widths["hidden"],
     )
 
@@ -178,9 +184,11 @@ def _of_config(path: Path, told: dict[str, Any]) -> Shape:
     attention = [("q_proj", query, hidden), ("k_proj", key, hidden), ("v_proj", key, hidden), ("o_proj", hidden, query)]
     network = [("gate_proj", inner, hidden), ("up_proj", inner, hidden), ("down_proj", hidden, inner)]
     biases = (query + 2 * key) * bool(told.get("attention_bias", widths["kind"] in ("qwen2", "qwen2_moe")))
-    norms = 4 if widths["kind"] in ("gemma2", "gemma3", "gemma3_text") else 2
-    biases += norms * hidden + 2 * size * (widths["kind"].startswith(("qwen3", "gemma3")))
-    biases += (query + key) * (widths["kind"] == "olmo2")  # whose norms span all heads
+    biases += hidden * bool(told.get("attention_bias")) * (widths["kind"] not in ("qwen2", "qwen2_moe"))
+    biases += (2 * inner + hidden) * bool(told.get("mlp_bias"))
+    norms = (4 if widths["kind"] in ("gemma2", "gemma3", "gemma3_text") else 2) * hidden
+    norms += 2 * size * (widths["kind"].startswith(("qwen3", "gemma3")))
+    norms += (query + key) * (widths["kind"] == "olmo2")  # which span all heads
     of_attention = sum(rows * columns for _, rows, columns in attention)
     of_network = sum(rows * columns for _, rows, columns in network)
     router = experts * hidden
@@ -193,6 +201,7 @@ def _of_config(path: Path, told: dict[str, Any]) -> Shape:
         gated=True,
         tied=tied,
         linear=tuple((*each, layers) for each in (*attention, *(() if experts else network))),
-        parameters=layers * (matrices + biases) + embedded * (1 if tied else 2) + hidden,
+        parameters=layers * (matrices + norms + biases) + embedded * (1 if tied else 2) + hidden,
+        biases=layers * biases,
         active=active,
     )

@@ -6,13 +6,14 @@ import json
 import math
 import os
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from published import LLAMA_8B
 
 from bloomery.components.core.errors import ConfigError, ModelError
-from bloomery.components.core.modelling import cards, fixes, plan, shapes
-from bloomery.components.core.modelling.adapters import AdapterConfig
+from bloomery.components.core.modelling import adapters, cards, fixes, plan, shapes
+from bloomery.components.core.modelling.adapters import SOFT, AdapterConfig
 from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.plan import Training
 from bloomery.components.core.modelling.training import TrainingConfig
@@ -80,10 +81,17 @@ def test_parameters_are_those_that_transformers_builds(kind, tmp_path):
         experts = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
     grouped = {"num_key_value_heads": 2, "head_dim": 16, "pad_token_id": 0}
     config = AutoConfig.for_model(kind, **SMALL, **grouped, **(experts if kind in ("mixtral", "qwen3_moe") else {}))
-    with torch.device("meta"):
-        built = AutoModelForCausalLM.from_config(config)
-    config.save_pretrained(tmp_path)
-    assert shapes.read(tmp_path).parameters == built.num_parameters()
+    for biased in ({}, {"attention_bias": True}, {"attention_bias": True, "mlp_bias": True}):
+        if any(name not in config.to_dict() for name in biased):
+            continue
+        config.update(biased)
+        with torch.device("meta"):
+            built = AutoModelForCausalLM.from_config(config)
+        config.save_pretrained(tmp_path)
+        found = shapes.read(tmp_path)
+        assert found.parameters == built.num_parameters()
+        own = {name: weight.numel() for name, weight in built.named_parameters() if name.endswith("bias")}
+        assert plan.trained_numbers(found, training(trained="bias")) == sum(own.values())
 
 
 def _of_p_tuning(hidden):
@@ -106,6 +114,22 @@ def test_what_is_trained_is_counted(llama):
     dora = plan.trained_numbers(llama, training(adapter={"rank": 16, "kind": "dora"}))
     # One magnitude a row: q and o 4096, k and v 1024, gate and up 14336, down 4096.
     assert dora - 41_943_040 == 32 * (4096 + 1024 + 1024 + 4096 + 14336 + 14336 + 4096)
+
+
+@pytest.mark.parametrize("kind", sorted({*get_args(AdapterConfig.model_fields["kind"].annotation)} - {*SOFT}))
+@pytest.mark.parametrize("rank", [4, 8, 24])
+def test_the_numbers_of_each_kind_of_adapter_are_those_that_peft_makes(kind, rank, tmp_path):
+    import peft
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    # Widths that differ, and 1 x 24 of keys and values, less than or equal to a rank.
+    widths = {**SMALL, "hidden_size": 96, "intermediate_size": 168, "num_key_value_heads": 1}
+    network = LlamaForCausalLM(LlamaConfig(**widths))
+    network.save_pretrained(tmp_path)
+    adapter = AdapterConfig.model_validate({"kind": kind, **({} if kind == "ia3" else {"rank": rank})})
+    made = peft.get_peft_model(network, adapters.peft_config(adapter, network))
+    learnt = sum(weight.numel() for weight in made.parameters() if weight.requires_grad)
+    assert plan.trained_numbers(shapes.read(tmp_path), training(adapter=adapter.model_dump())) == learnt
 
 
 def test_a_model_that_scores_has_no_logits_and_no_head_of_the_vocabulary(llama):
@@ -264,6 +288,9 @@ def test_weights_that_are_there_tell_the_shape_of_any_architecture(tmp_path):
     assert found.parameters == model.num_parameters()
     assert (found.layers, found.intermediate, found.gated, found.tied) == (3, 128, False, True)
     assert sum(rows * columns * count for _, rows, columns, count in found.linear) == 3 * 12 * 32 * 32
+    assert ("c_fc", 128, 32, 3) in found.linear  # outputs x inputs, which GPT-2 stores the other way round
+    biases = sum(own.numel() for name, own in model.named_parameters() if name.endswith("bias"))
+    assert plan.trained_numbers(found, training(trained="bias")) == biases
 
 
 @pytest.mark.parametrize(
