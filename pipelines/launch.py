@@ -98,6 +98,7 @@ def run_local(
     key: str | None = None,
     until: str | None = None,
     network: str | None = None,
+    trial: parent_run.Trial | None = None,
 ) -> dict[str, Any]:
     """Run the recipe's pipeline on this machine and write its report: each task is a process, within
     `fork_server.running` a fork, or where a `network` is named (as `docker run --network` has it) a container.
@@ -105,7 +106,7 @@ def run_local(
     `workdir` keeps what runs share (the MLflow database, promoted models, and finished results unless BLOOMERY_STORE
     names another place for them) and a folder for each run. `show` is called with each event of the journal as it
     happens. A `key` starts one run in a workdir. `until` names the last stage that runs: nothing is evaluated then, or
-    promoted, and there is no report.
+    promoted, and there is no report. A `trial` of a search is told as one.
     Returns: the summary: status (promoted, rejected, failed, finished), model, stages, cached_steps, report, seconds,
              error, exit_code.
     Raises:  ServiceError if another run holds the workdir, ConfigError if the key was used; what `containers.check`
@@ -130,8 +131,7 @@ def run_local(
         with _environment(workdir, run_dir), journal.following():
             try:
                 tags = {"recipe_digest": digest(recipe.model_dump(mode="json"))}
-                tags["study"] = os.environ.get("BLOOMERY_STUDY", "")  # of a trial of a search
-                parent_run.opened(recipe.name, run_dir, tags)
+                parent_run.opened(recipe.name, run_dir, tags, trial)
                 _execute(_at(recipe, workdir), workdir, run_dir, until, network)
                 error = journal.lacking([until] if until else _stages(recipe))
             except BloomeryError as problem:

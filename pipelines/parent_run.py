@@ -13,9 +13,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bloomery.components.core import pipeline_run
 from bloomery.components.core.errors import ServiceError
@@ -23,7 +23,14 @@ from bloomery.components.core.errors import ServiceError
 logger = logging.getLogger(__name__)
 
 
-def opened(recipe: str, run_dir: Path, tags: dict[str, str]) -> None:
+class Trial(NamedTuple):
+    """Of a search: a run that nests under the one of its study, with the settings that it tries as parameters."""
+
+    study: str
+    settings: dict[str, Any]
+
+
+def opened(recipe: str, run_dir: Path, tags: dict[str, str], trial: Trial | None = None) -> None:
     """Open the run for what runs in `run_dir`, and name it to the tasks.
 
     Raises: ServiceError if the tracking server does not answer: better now than after the training.
@@ -31,7 +38,7 @@ def opened(recipe: str, run_dir: Path, tags: dict[str, str]) -> None:
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     try:
-        os.environ.update(_told(run_dir, {"recipe": recipe, "tags": tags}))
+        os.environ.update(_told(run_dir, {"recipe": recipe, "tags": tags, "trial": trial}))
     except RuntimeError as error:
         raise ServiceError(
             f"the MLflow tracking server at {os.environ['MLFLOW_TRACKING_URI']} did not answer: {error}; "
@@ -63,14 +70,20 @@ def _told(run_dir: Path, asked: dict[str, Any]) -> dict[str, str]:
     return told
 
 
-def _open(run_dir: Path, recipe: str, tags: dict[str, str]) -> dict[str, str]:
+def _open(run_dir: Path, recipe: str, tags: dict[str, str], trial: Sequence[Any] | None) -> dict[str, str]:
     """The variables of the environment that name the run."""
     from mlflow import MlflowClient
+    from mlflow.entities import Param
 
     client = MlflowClient()
     workdir, uri = run_dir.parent.parent, os.environ["MLFLOW_TRACKING_URI"]
     location = str(workdir / "mlartifacts") if uri.startswith("sqlite") else None
-    pipeline_run.opened(client, recipe, run_dir.name, tags, location)
+    if trial:
+        study, settings = trial
+        tags = tags | {"mlflow.parentRunId": pipeline_run.of_study(client, recipe, study, location)}
+    run = pipeline_run.opened(client, recipe, run_dir.name, tags, location)
+    if trial:
+        client.log_batch(run, params=[Param(key, str(value)) for key, value in settings.items()])
     if uri == f"sqlite:///{workdir / 'mlflow.db'}":  # the workdir is held by this run: what is open there has died
         pipeline_run.end_others(client)
     return {name: os.environ[name] for name in (pipeline_run.EXPERIMENT, pipeline_run.PARENT)}

@@ -22,6 +22,7 @@ from bloomery.components.core import artifact
 from bloomery.components.core.config import digest
 from bloomery.components.core.errors import ConfigError, MissingExtraError, ServiceError
 from bloomery.pipelines import fork_server, launch
+from bloomery.pipelines.parent_run import Trial
 from bloomery.pipelines.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -126,12 +127,13 @@ def search(
 
     def run(trial: Any) -> float:
         chosen = [setting(each.key, each.suggest(trial)) for each in over]
-        return _run(trial, launch.load(recipe, [*settings, *chosen], prepare=True), workdir, stage, metric, show)
+        tried = launch.load(recipe, [*settings, *chosen], prepare=True)
+        return _run(trial, name, tried, workdir, stage, metric, show)
 
     states = optuna.trial.TrialState
     if sampler == "grid":
         trials = min(trials, math.prod(len(each.choices) for each in over))
-    with _parent_run(name), fork_server.running():
+    with fork_server.running():
         while len(study.get_trials(states=(states.COMPLETE, states.PRUNED, states.FAIL))) < trials:
             study.optimize(run, n_trials=1, catch=(TrialFailedError,))
             told(_row(study.trials[-1]))
@@ -230,9 +232,16 @@ def sampler_of(optuna: Any, name: Sampler, over: Sequence[Search], seed: int | N
 
 
 def _run(
-    trial: Any, recipe: Recipe, workdir: Path, stage: str, metric: str, show: Callable[[dict[str, Any]], None]
+    trial: Any,
+    study: str,
+    recipe: Recipe,
+    workdir: Path,
+    stage: str,
+    metric: str,
+    show: Callable[[dict[str, Any]], None],
 ) -> float:
-    """Run one trial; returns the measure. Its process is ended where its validation curve says that it is a bad one."""
+    """Run one trial of `study`; returns the measure. Its process is ended where its validation curve says that it is a
+    bad one."""
     import optuna
 
     pruned, pids = False, {}
@@ -252,7 +261,7 @@ def _run(
                 with contextlib.suppress(ProcessLookupError):  # it may have just ended by itself
                     os.kill(pids[stage], signal.SIGKILL)
 
-    summary = launch.run_local(recipe, workdir, watch, until=stage)
+    summary = launch.run_local(recipe, workdir, watch, until=stage, trial=Trial(study, trial.params))
     trial.set_user_attr("run", summary["run"])
     if pruned:
         raise optuna.TrialPruned
@@ -263,17 +272,6 @@ def _run(
     if metric not in found:
         raise ConfigError(f"--measure {stage}/{metric}: {stage} has {', '.join(sorted(found))}")
     return found[metric]
-
-
-@contextlib.contextmanager
-def _parent_run(name: str) -> Iterator[None]:
-    """Let the MLflow runs of trials be told as those of one study."""
-    before = os.environ.get("BLOOMERY_STUDY")
-    os.environ["BLOOMERY_STUDY"] = name
-    try:
-        yield
-    finally:
-        os.environ.pop("BLOOMERY_STUDY") if before is None else os.environ.update(BLOOMERY_STUDY=before)
 
 
 def _row(trial: Any) -> dict[str, Any]:

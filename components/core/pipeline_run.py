@@ -32,6 +32,19 @@ def opened(client: Any, recipe: str, name: str, tags: dict[str, str], location: 
     return run
 
 
+def of_study(client: Any, recipe: str, name: str, location: str | None = None) -> str:
+    """Id of the run of the study `name` of a search, under which those of its trials nest; it is made if there is none,
+    and closed at once: no process is a study's own, and each trial has its state."""
+    experiment = _experiment(client, recipe, location)
+    found = client.search_runs([experiment], f"tags.study = '{name}'")
+    if found:
+        return str(found[0].info.run_id)
+    tags = {"mlflow.runName": name, "recipe": recipe, "study": name}
+    run = str(client.create_run(experiment, tags=tags).info.run_id)
+    client.set_terminated(run)
+    return run
+
+
 def join(client: Any, stage: str) -> None:
     """In a pod of a pipeline: find the run of the pipeline run, or open it, for the task `stage`; elsewhere do nothing.
 

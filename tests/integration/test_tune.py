@@ -4,10 +4,12 @@ import json
 import math
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import colours
 import pytest
 import yaml
+from mlflow import MlflowClient
 
 from bloomery.components.core.config import packed, parameters
 from bloomery.pipelines import recipe, tune_trials
@@ -50,6 +52,19 @@ def test_a_grid_of_learning_rates(project):
     finished = [(event["stage"], event["cached"]) for event in runs if event["event"] == "finished"]
     assert sorted(cached for stage, cached in finished if stage == "data_curation") == [False, True]
     assert not any(stage.startswith(("evaluation", "promotion", "sft_2")) for stage, _ in finished)
+    # In MLflow each trial is a run of the study's, its steps are runs of its own.
+    client = MlflowClient(f"sqlite:///{project / 'w' / 'mlflow.db'}")
+    every = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    children: dict[str, list[Any]] = {}
+    for one in every:
+        children.setdefault(one.data.tags.get("mlflow.parentRunId", ""), []).append(one)
+    (study,) = children[""]
+    trials = children[study.info.run_id]
+    assert sorted(one.data.params["sft.learning_rate"] for one in trials) == ["0.01", "1e-06"]
+    assert all("sft.sft/validation_loss" in one.data.metrics for one in trials)
+    assert all("sft.sft/validation_loss" in one.data.metrics for one in trials)
+    assert all("sft" in {step.data.tags["mlflow.runName"] for step in children[one.info.run_id]} for one in trials)
+    assert {one.info.status for one in every} == {"FINISHED"}
     # The same command has nothing left to do.
     again, same = tune(project, *over)
     assert again.returncode == 0 and same["trials"] == told["trials"]
