@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 from bloomery.components.core.modelling import guards
 from bloomery.components.core.modelling.guards import WINDOW
+from bloomery.components.core.scoring.statistics import mean_stderr
+
+VERIFIER = "rewards/verifier/mean"
+"""TRL's name in its log for the mean of the reward that `Rewards.verifier` gives."""
 
 NO_SPREAD = 0.9
 """Share of prompts whose answers are all worth the same from which little is learnt: such prompts have no gradient
@@ -24,6 +29,7 @@ def callback(kl_budget: float) -> Any:
             "spread": no_spread(history),
             "length": cut_short(history),
             "budget": over_budget(history, kl_budget),
+            "verifier": against_verifier(history),
         }
 
     return guards.alarm(look)
@@ -69,6 +75,24 @@ def over_budget(history: Sequence[dict[str, float]], kl_budget: float) -> str:
         f"the reward rose from {mean(first, 'reward'):.3g} to {mean(last, 'reward'):.3g} while the answers went "
         f"{nats:.3g} nats away from the first model, above kl_budget = {kl_budget:g}: read some of them, the reward "
         "may be hacked; a higher beta holds the model back"
+    )
+
+
+def against_verifier(history: Sequence[dict[str, float]]) -> str:
+    """What is told where the reward rises while the verifier's score falls, by more than twice its standard error; ""
+    where they go together."""
+    first, last = history[:WINDOW], history[-WINDOW:]
+    if len(history) < 2 * WINDOW or mean(last, "reward") <= mean(first, "reward"):
+        return ""
+    (before, error), (after, error_after) = (
+        mean_stderr([entry.get(VERIFIER, 0.0) for entry in entries]) for entries in (first, last)
+    )
+    if before - after <= 2 * math.hypot(error, error_after):
+        return ""
+    return (
+        f"the reward rose from {mean(first, 'reward'):.3g} to {mean(last, 'reward'):.3g} while the verifier's score "
+        f"fell from {before:.3g} to {after:.3g}: what is rewarded is not what is right. Give rewards.verifier more "
+        "weight, or train the reward model on answers like these"
     )
 
 

@@ -15,7 +15,7 @@ class RewardWeights(Config):
     """What an answer is worth: the weighted sum of these."""
 
     verifier: float = Field(default=1.0, ge=0)
-    """Weight of the score, in [0, 1], that the verifier of the question's task gives."""
+    """Weight of the score, in [0, 1], that the verifier of the question's task gives; with 0 it is measured only."""
     reward_model: float = Field(default=1.0, ge=0)
     """Weight of the score that a reward model of the chain gives, which has standard deviation 1 over the answers of
     its pairs (-1 for an answer that does not end); without one in the chain it says nothing."""

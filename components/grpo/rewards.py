@@ -33,14 +33,15 @@ class Rewards:
             )
 
     def chosen(self) -> list[tuple[Callable[..., list[float]], float]]:
-        """(reward, weight) of those that count."""
+        """(reward, weight) of those that count, and of the verifier in any case: what else is rewarded is held against
+        it."""
         given = [
             (self.verifier, self.weights.verifier),
             (self.reward_model, self.weights.reward_model if self.scorer else 0.0),
             (self.length, self.weights.length),
             (self.format, self.weights.format),
         ]
-        return [(reward, weight) for reward, weight in given if weight]
+        return [given[0], *((reward, weight) for reward, weight in given[1:] if weight)]
 
     def verifier(self, completion_ids: list[list[int]], task: list[str], reference: list[str], **_: Any) -> list[float]:
         """The score of the task's verifier, of the answer as evaluation would see it: within `max_new_tokens`."""

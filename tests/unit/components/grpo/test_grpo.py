@@ -156,6 +156,14 @@ def test_the_alarms_hold_their_thresholds():
     assert not alarms.over_budget(course(kl=0.6), 13)
     assert not alarms.over_budget(course(kl=0.6, reward=0.1), 10)
     assert not alarms.over_budget(course(kl=0.6)[2:], 10)  # too early to tell
+    # Of four scores each, 0.7 ± 0.041 and then 0.5 ± 0.041: less by 0.2, which is more than twice 0.058.
+    scores = [{alarms.VERIFIER: score} for score in (0.6, 0.7, 0.7, 0.8, 0.4, 0.5, 0.5, 0.6)]
+    falling = [{**entry, **score} for entry, score in zip(course(), scores, strict=True)]
+    assert "from 0.2 to 0.6 while the verifier's score fell from 0.7 to 0.5" in alarms.against_verifier(falling)
+    assert not alarms.against_verifier([*falling[:4], *({**entry, alarms.VERIFIER: 0.6} for entry in falling[4:])][1:])
+    assert not alarms.against_verifier([{**entry, "reward": 0.2} for entry in falling])
+    near = [{**entry, alarms.VERIFIER: entry[alarms.VERIFIER] + 0.1 * (at > 3)} for at, entry in enumerate(falling)]
+    assert not alarms.against_verifier(near)  # 0.7 and 0.6: less by 0.1
 
 
 def test_the_course_is_told_by_its_first_and_last_tenth():

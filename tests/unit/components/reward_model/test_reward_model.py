@@ -69,11 +69,15 @@ def test_it_learns_to_prefer_the_short_answer_and_says_that_it_is_length(prefers
     assert found.scores([cut]) == [NO_END]
 
 
-def test_grpo_learns_what_the_reward_model_prefers(prefers_short, base, make_tasks, tmp_path):
+def test_grpo_learns_what_the_reward_model_prefers(prefers_short, base, make_tasks, tmp_path, caplog):
+    """And tells where that is not what is right: here, four letters or more."""
     folder, _ = prefers_short
-    rows = [{"task": "free", "split": "train", "prompt": f"say {a}", "reference": "unknown"} for a in WORDS]
+    task = {"free": {**TASK["free"], "verifier": {"kind": "regex"}}}
+    rows = [{"task": "free", "split": "train", "prompt": f"say {a}", "reference": "(?s).{4,}"} for a in WORDS]
     config = GrpoConfig(**{**SMALL, "batch_size": 32, "learning_rate": 3e-3}, epochs=8, rewards={"verifier": 0})
-    metrics = grpo(config, base_model=base, tasks=make_tasks(TASK, rows), reward_model=folder, model=tmp_path / "m")
+    metrics = grpo(config, base_model=base, tasks=make_tasks(task, rows), reward_model=folder, model=tmp_path / "m")
+    assert metrics["grpo/verifier_last"] < metrics["grpo/verifier_first"]
+    assert "while the verifier's score fell" in caplog.text
     assert metrics["grpo/reward_last"] > metrics["grpo/reward_first"] + 0.5
     assert metrics["grpo/answer_tokens_last"] < metrics["grpo/answer_tokens_first"]
 
