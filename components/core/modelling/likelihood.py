@@ -70,8 +70,11 @@ def _token_log_likelihoods(
             next_BL, counts_BL = ids_BL[:, 1:], counts_BL[:, 1:]
             if head:
                 hidden_NH = model.base_model(**inputs).last_hidden_state[:, :-1][counts_BL]
-                parts = zip(hidden_NH.split(most), next_BL[counts_BL].split(most), strict=True)
-                nats_N = torch.cat([_chosen(head(hidden), chosen) for hidden, chosen in parts])
+                chosen_N = next_BL[counts_BL]
+                nats_N = torch.empty(len(chosen_N), dtype=torch.float64, device=model.device)
+                parts = zip(nats_N.split(most), hidden_NH.split(most), chosen_N.split(most), strict=True)
+                for nats, hidden, chosen in parts:
+                    nats.copy_(_chosen(head(hidden), chosen))
             else:
                 nats_N = _chosen(model(**inputs).logits[:, :-1][counts_BL], next_BL[counts_BL])
             nats_BL = torch.zeros(next_BL.shape, dtype=nats_N.dtype, device=model.device)
