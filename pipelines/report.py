@@ -9,7 +9,6 @@ says so in one line.
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 from collections.abc import Callable
@@ -24,15 +23,17 @@ from markupsafe import Markup
 from bloomery.components.core import artifact, provenance
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.parallel import num_cores
-from bloomery.pipelines import charts, compression_section, data_section, run_outputs, variants_section
+from bloomery.pipelines import (
+    charts,
+    compression_section,
+    data_section,
+    run_outputs,
+    training_section,
+    variants_section,
+)
 from bloomery.pipelines.charts import duration, number, percent, size
 from bloomery.pipelines.run_outputs import Output
 from bloomery.pipelines.scores import Scores
-
-CHANGE_FRACTION = 0.02
-"""Rise over the lowest validation loss, or fall in the last third, that is called over- or under-fitting.
-
-A reading aid of our own, in parts of the loss: smaller changes are hard to see in the picture as well."""
 
 
 def write_report(run_dir: Path, summary: dict[str, Any]) -> Path:
@@ -52,7 +53,7 @@ def write_report(run_dir: Path, summary: dict[str, Any]) -> Path:
         sets=scores.parts(),
         confusions=scores.confusions(),
         forgetting=_or_missing(scores.forgetting),
-        losses=_losses(finished),
+        losses=training_section.read(finished),
         warnings=[(stage, told) for stage, event in finished.items() for told in event.get("warnings", ())],
         data=data_section.read(outputs, finished),
         answers=_or_missing(scores.cards),
@@ -126,64 +127,6 @@ def _hardware() -> str:
     cpus = num_cores()
     threads = os.environ.get("OMP_NUM_THREADS") or cpus
     return f"{cpus} CPUs, {threads} torch threads, {platform.platform()}, Python {platform.python_version()}"
-
-
-def _losses(finished: dict[str, Any]) -> list[dict[str, Any]]:
-    """A chart and a sentence for every stage that recorded a loss."""
-    found = []
-    for stage, event in finished.items():
-        train, validation = (
-            [
-                (entry["step"], entry[key])
-                for entry in event["history"]
-                if math.isfinite(entry.get(key, math.nan))
-            ]
-            for key in ("loss", "eval_loss")
-        )
-        if train:
-            curves = [charts.Series("training", train, "train")]
-            curves += [charts.Series("validation", validation, "validation", ring=True)] if validation else []
-            is_preference = any(name.startswith("dpo/") for name in event["metrics"])
-            unit = "loss" if is_preference else "loss, nats per token"
-            chart = charts.lines(stage, curves, "optimiser step", unit)
-            shown = event.get("shown", {})
-            sentence, positions = fit_sentence(train, validation), _positions(shown.get("perplexity_by_position", {}))
-            item = {"stage": stage, "chart": Markup(chart), "sentence": sentence, "example": shown.get("example")}
-            found.append({**item, "positions": positions})
-    return found
-
-
-def _positions(shown: dict[str, list[list[float]]]) -> list[Markup]:
-    """A chart for each kind of text whose perplexity was told in more than one part of its positions."""
-    found = []
-    for kind, rows in shown.items():
-        if len(rows) > 1:
-            before, after = ([(row[0], row[column]) for row in rows] for column in (1, 2))
-            curves = [charts.Series("before", before, "train"), charts.Series("after", after, "validation")]
-            note = "beginning of the part, tokens from the beginning of a text"
-            found.append(Markup(charts.lines(f"{kind} text", curves, note, "perplexity")))
-    return found
-
-
-def fit_sentence(train: list[tuple[float, float]], validation: list[tuple[float, float]]) -> str:
-    """One sentence on over- and under-fitting, read from the (step, loss) points of the two curves."""
-    falling = f"Training loss went from {train[0][1]:.3g} to {train[-1][1]:.3g}"
-    if len(validation) < 3:
-        seen = f"{len(validation) or 'no'} validation loss{'es' if len(validation) != 1 else ''}"
-        return f"{falling}; with {seen}, over- and under-fitting cannot be told apart."
-    step, lowest = min(validation, key=lambda point: point[1])
-    last = validation[-1][1]
-    if last > lowest * (1 + CHANGE_FRACTION):
-        return (
-            f"Over-fitting after step {step:g}: validation loss rose from {lowest:.3g} to {last:.3g} while "
-            f"training loss ended at {train[-1][1]:.3g}; train for less long or on more data."
-        )
-    before = validation[-max(2, len(validation) // 3)][1]
-    if before - last > last * CHANGE_FRACTION:
-        return (
-            f"Under-fitting: validation loss was still falling, {before:.3g} to {last:.3g}; train for longer."
-        )
-    return f"{falling}, validation loss levelled off at {last:.3g}: no sign of over- or under-fitting."
 
 
 def _cost(finished: dict[str, Any]) -> list[Markup]:

@@ -29,7 +29,8 @@ def run(
 
     With fewer than two prompts there is nothing to learn from: the model is passed on as it is, with a warning. The
     reference is read once, before the first step, and takes no second copy of the weights.
-    Returns: dpo/pairs (trained on), dpo/held_out, dpo/too_long (pairs of more than max_length tokens),
+    Returns: dpo/pairs (trained on), dpo/held_out, dpo/trained_tokens (of the answers of one epoch),
+             dpo/too_long (pairs of more than max_length tokens),
              dpo/too_long_fraction, dpo/dropped_<reason> (pairs left out before training, see `pair_of`), dpo/loss
              (in the unit of the loss); and of the held-out pairs what `measures.compared` tells: dpo/chosen_before,
              dpo/chosen_after, dpo/rejected_before, dpo/rejected_after, dpo/margin_before, dpo/margin_after,
@@ -72,6 +73,7 @@ def run(
         "dpo/pairs": float(len(kept)),
         **_named({name: changed[name] for name in first}),  # which the line of progress tells
         "dpo/held_out": float(len(held_out)),
+        "dpo/trained_tokens": float(sum(len(pair.chosen) + len(pair.rejected) for pair in kept)),
         "dpo/loss": training.final_loss(trainer.state.log_history),
         **_named(changed),
         **_named(told),

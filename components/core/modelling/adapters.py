@@ -4,18 +4,16 @@ weights themselves."""
 from __future__ import annotations
 
 import ctypes
-import logging
 import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from bloomery.components.core import tracking
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import ConfigError, MissingExtraError, ModelError
 from bloomery.components.core.modelling import adapter_folders, soft_prompts
-
-logger = logging.getLogger(__name__)
 
 MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 """Architectures, by model_type, in which some projections take no adapter (PEFT, tuners_utils.py)."""
@@ -36,7 +34,7 @@ CLASSES = {
 """PEFT's class of each kind that is not one of LoRA's; all of them merge."""
 SOFT = ("prompt", "p_tuning")
 """Kinds that are embeddings of new tokens; see `soft_prompts`."""
-MERGE_TOLERANCE = 0.05
+MERGE_TOLERANCE, MERGE_TOLERANCE_16_BITS = 1e-3, 0.05
 """Largest change of a logit by the merge, as a part of the largest logit, that is taken for rounding: merges in 32 bits
 change 1e-6, in bfloat16, which has 8 bits of mantissa, some hundredths."""
 
@@ -242,12 +240,13 @@ def merged(model: Any, beside: Path | None = None) -> Any:
         before = model(input_ids=ids).logits.float()
         whole = model.merge_and_unload() if soft is None else soft_prompts.folded(model)
         change = (whole(input_ids=ids).logits.float() - before).abs().max() / before.abs().max().clamp(min=1e-6)
-    if not change <= MERGE_TOLERANCE:
+    tolerance = MERGE_TOLERANCE if whole.dtype == torch.float32 else MERGE_TOLERANCE_16_BITS
+    if not change <= tolerance:
         raise ModelError(
-            f"merging the adapter changed the logits by {change:.2g} of the largest, and {MERGE_TOLERANCE:g} is what "
+            f"merging the adapter changed the logits by {change:.2g} of the largest, and {tolerance:g} is what "
             "rounding explains; train with precision: fp32, or another adapter.kind"
         )
-    logger.info("the merge changed the logits by %.1g of the largest", change)
+    tracking.show("merge", [float(change), tolerance])
     return whole
 
 

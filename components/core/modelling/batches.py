@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from bloomery.components.core import processes
+from bloomery.components.core import processes, tracking
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling.token_shards import IGNORED
 
@@ -132,7 +132,9 @@ def check_packs(network: Any) -> None:
     with torch.inference_mode():
         packed = network(input_ids=ids, position_ids=positions, use_cache=False).logits[:, 6:].float()
         alone = network(input_ids=ids[:, 6:], use_cache=False).logits.float()
-    if (packed - alone).abs().max() > 0.01 * alone.abs().max():
+    leak = float((packed - alone).abs().max() / alone.abs().max())
+    tracking.show("packing", leak)
+    if leak > 0.01:
         raise ConfigError(
             f"packing: {network.config.model_type} lets sequences in one row see each other; set packing: false, with "
             "which chats of like lengths share a batch"

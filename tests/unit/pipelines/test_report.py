@@ -8,7 +8,8 @@ from html.parser import HTMLParser
 import pytest
 
 from bloomery.components.core import artifact
-from bloomery.pipelines.report import fit_sentence, write_report
+from bloomery.pipelines.report import write_report
+from bloomery.pipelines.training_section import fit_sentence, guards_sentence
 
 HOSTILE = "<script>alert('x')</script> & \"quoted\""
 
@@ -179,3 +180,13 @@ def test_fit_sentence_reads_the_two_curves():
     assert fit_sentence(train, [(1, 3.0), (2, 2.0), (3, 1.0)]).startswith("Under-fitting")
     assert "no sign" in fit_sentence(train, [(1, 3.0), (2, 1.001), (3, 1.0), (4, 1.001)])
     assert "cannot be told" in fit_sentence(train, [])
+
+
+def test_what_the_guards_found_is_told():
+    metrics = {"trained_tokens": 1_200.0, "chats": 90.0, "texts": 10.0, "too_long": 3.0, "without_loss": 0.0}
+    told = guards_sentence(metrics, {"packing": 2e-7, "merge": [3e-6, 1e-3]})
+    assert told == (
+        "1,200 tokens with a loss, 12 a row; left out: 3 too long; packed chats change each other's logits by 2e-07 of "
+        "the largest; the merge changed the logits by 3e-06 of the largest (0.001 is rounding)"
+    )
+    assert guards_sentence({"loss": 0.1}, {}) == ""
