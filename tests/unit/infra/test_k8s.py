@@ -238,8 +238,8 @@ def test_one_entry_of_images_changes_the_containers_and_the_pods_of_runs_and_a_n
     assert told[images.GPU] == "r.example.com/gpu@sha256:" + "ab" * 32
     accounts = {m["metadata"]["name"]: m.get("imagePullSecrets") for m in found if m["kind"] == "ServiceAccount"}
     pull = [{"name": told[images.PULL_SECRET]}]
-    pulling = dict.fromkeys(("mlflow", "bloomery-submit", "bloomery-serve", "bloomery-ray"), pull)
-    assert accounts == {**pulling, "mlflow-postgres": None, "bloomery-train": None}  # nodes are told by their TrainJob
+    pulling = dict.fromkeys(("mlflow", "mlflow-postgres", "bloomery-submit", "bloomery-serve", "bloomery-ray"), pull)
+    assert accounts == {**pulling, "bloomery-train": None}  # nodes are told by their TrainJob
 
 
 def test_the_images_of_the_base_are_those_that_pipelines_are_compiled_with():
