@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bloomery.components.core import errors, store
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError
@@ -120,9 +118,7 @@ def run_local(
         if key is not None:  # not before the workdir is ours: a run that cannot start must leave its key unused
             keys.claim(workdir, key, run_dir.name)
         (run_dir / "pipeline").mkdir(parents=True)
-        (run_dir / "recipe.yaml").write_text(
-            yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False), encoding="utf-8"
-        )
+        (run_dir / "recipe.yaml").write_text(recipe_files.dumped(recipe), encoding="utf-8")
         for leftover in (workdir / "store").glob("*/*.unfinished"):
             shutil.rmtree(leftover, ignore_errors=True)
         journal = Journal(run_dir / "journal.jsonl", show)

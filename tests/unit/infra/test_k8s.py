@@ -18,7 +18,6 @@ from bloomery.components.core.errors import BloomeryError, ServiceError
 from bloomery.infra import images, secrets, settings, train_jobs
 from bloomery.infra.resources import ResourcesConfig
 from bloomery.pipelines import steps
-from bloomery.pipelines.drift_check import RECIPES_MAP
 
 K8S = Path(__file__).resolve().parents[3] / "infra" / "k8s"
 KUBERNETES = "1.33"
@@ -212,7 +211,7 @@ def test_an_overlay_renders_what_is_valid_in_a_namespace_that_is_there(name):
         assert manifest["kind"] not in ("Namespace", "Secret")
         assert manifest["metadata"]["namespace"] == "kubeflow"
     names = {m["metadata"]["name"] for m in found if m["kind"] == "ConfigMap"}
-    assert names == {RECIPES_MAP, settings.CONFIG_MAP}
+    assert names == {"bloomery-recipes", settings.CONFIG_MAP}
     for manifest in found:
         for pod in pods_of(manifest):
             used = {volume["configMap"]["name"] for volume in pod.get("volumes", []) if "configMap" in volume}

@@ -2,18 +2,20 @@
 
 import json
 import random
+import tempfile
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from bloomery.components.core.errors import ConfigError, ServiceError
 from bloomery.monitoring import hold, home, trigger
-from bloomery.monitoring.check import check, newest_page
+from bloomery.monitoring.check import check, check_task, newest_page
 from bloomery.monitoring.config import AlertsConfig, MonitoringConfig, PolicyConfig
 from bloomery.monitoring.hold import Hold
 from bloomery.pipelines import keys
@@ -224,6 +226,21 @@ def test_on_a_store_the_next_pod_knows_what_the_one_before_decided(tmp_path, rec
     explained = CliRunner().invoke(app, ["monitor", "explain", "--workdir", f"file://{store}"])
     assert explained.stdout.strip() == (folder / "decision.md").read_text().strip()
     assert not list(store.rglob("*.lock"))
+
+
+def test_another_pod_starts_again_by_the_recipe_that_its_check_was_given(tmp_path):
+    """The first pod is gone with its files when the second runs the command that the first recorded."""
+    store, log = f"file://{tmp_path}/store", write_log(tmp_path / "log.jsonl", [0, 0.5])
+    policy = {"min_rows": 100, "consecutive_windows": 1}
+    asked = {"reference_rows": ROWS_PER_WEEK, "window_rows": ROWS_PER_WEEK, "policy": policy, "runner": "cluster"}
+    outputs = [SimpleNamespace(path=str(tmp_path / name), metadata={}) for name in ("decision", "page", "metrics")]
+    for attempt in ("1", "2"):
+        with pytest.raises(SystemExit) as ended:
+            check_task(f"name: {attempt}\n", store, str(log), asked, [], *outputs)
+        assert ended.value.code == ServiceError.exit_code
+        (told,) = (tmp_path / "store" / "monitoring").glob("*/retraining.log")
+        assert f"name: found {attempt}" in told.read_text()
+        (Path(tempfile.gettempdir()) / "bloomery-recipe.yaml").unlink()
 
 
 def test_a_retraining_on_this_machine_cannot_be_kept_on_a_store(tmp_path, recipe):
