@@ -262,6 +262,7 @@ def place(
     if is_spread:
         _leave_to_nodes(task, step_name, resources, credentials)
     settings.mount(task)
+    settings.mount_ca(task)
     secrets.mount(task, (*shared, *credentials), resources.secret)
     if resources.retries:
         task.set_retry(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import custom_kinds
 import kubernetes_validate
 import pytest
 import trainer_schema
@@ -24,89 +25,6 @@ KUBERNETES = "1.33"
 OVERLAYS = sorted(folder.name for folder in (K8S / "overlays").iterdir())
 FOLDERS = ["base", *(f"{kind}/{f.name}" for kind in ("overlays", "components") for f in (K8S / kind).iterdir())]
 needs_kustomize = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-
-FREE = {"*": {}}
-REQUIREMENTS = [{"key": None, "operator": None, "values": None}]
-CUSTOM = {
-    "PodDefault.kubeflow.org/v1alpha1": {
-        "spec": {
-            "desc": None,
-            "selector": {"matchLabels": FREE},
-            "env": [{"name": None, "value": None}],
-            "volumes": None,
-            "volumeMounts": None,
-        }
-    },
-    "RayCluster.ray.io/v1": {
-        "spec": {
-            "rayVersion": None,
-            "enableInTreeAutoscaling": None,
-            "autoscalerOptions": {"idleTimeoutSeconds": None},
-            "headGroupSpec": {"rayStartParams": FREE, "template": None},
-            "workerGroupSpecs": [
-                {
-                    "groupName": None,
-                    "replicas": None,
-                    "minReplicas": None,
-                    "maxReplicas": None,
-                    "rayStartParams": FREE,
-                    "template": None,
-                }
-            ],
-        }
-    },
-    "ResourceFlavor.kueue.x-k8s.io/v1beta2": {"spec": {"nodeLabels": FREE, "tolerations": None}},
-    "ClusterQueue.kueue.x-k8s.io/v1beta2": {
-        "spec": {
-            "namespaceSelector": {"matchLabels": FREE},
-            "preemption": {"withinClusterQueue": None},
-            "resourceGroups": [
-                {
-                    "coveredResources": None,
-                    "flavors": [{"name": None, "resources": [{"name": None, "nominalQuota": None}]}],
-                }
-            ],
-        }
-    },
-    "LocalQueue.kueue.x-k8s.io/v1beta2": {"spec": {"clusterQueue": None}},
-    "WorkloadPriorityClass.kueue.x-k8s.io/v1beta2": {"value": None, "description": None},
-    "NodePool.karpenter.sh/v1": {
-        "spec": {
-            "template": {
-                "metadata": {"labels": FREE},
-                "spec": {
-                    "taints": [{"key": None, "value": None, "effect": None}],
-                    "requirements": REQUIREMENTS,
-                    "nodeClassRef": {"group": None, "kind": None, "name": None},
-                    "expireAfter": None,
-                },
-            },
-            "limits": FREE,
-            "disruption": {"consolidationPolicy": None, "consolidateAfter": None},
-        }
-    },
-    "EC2NodeClass.karpenter.k8s.aws/v1": {
-        "spec": {
-            "role": None,
-            "amiSelectorTerms": [{"alias": None}],
-            "subnetSelectorTerms": [{"tags": FREE}],
-            "securityGroupSelectorTerms": [{"tags": FREE}],
-            "blockDeviceMappings": [
-                {"deviceName": None, "ebs": {"volumeSize": None, "volumeType": None, "encrypted": None}}
-            ],
-        }
-    },
-    "ExternalSecret.external-secrets.io/v1": {
-        "spec": {
-            "refreshInterval": None,
-            "secretStoreRef": {"kind": None, "name": None},
-            "target": {"name": None, "creationPolicy": None},
-            "data": [{"secretKey": None, "remoteRef": {"key": None, "property": None}}],
-        }
-    },
-}
-"""Fields of other projects' kinds by kind and version, as far as our manifests use them, where no package of Python
-brings their schema: Kubernetes' own hold none of these kinds, and would pass a misspelt field."""
 
 
 def documents(text: str) -> list[dict]:
@@ -152,24 +70,10 @@ def check(manifest: dict) -> None:
         for pod in pods_of(manifest):
             template = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "r"}, "template": {"spec": pod}}
             kubernetes_validate.validate(template, KUBERNETES, strict=True)
-    if kind not in CUSTOM:
+    if kind not in custom_kinds.FIELDS:
         kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
         return
-    known = {"apiVersion": None, "kind": None, "metadata": None, **CUSTOM[kind]}
-    assert not list(unknown(manifest, known)), kind
-
-
-def unknown(value, known, place=""):
-    if isinstance(known, list) and isinstance(value, list):
-        for item in value:
-            yield from unknown(item, known[0], place)
-    elif isinstance(known, dict) and known is not FREE:
-        assert isinstance(value, dict), place
-        for key, item in value.items():
-            if key in known:
-                yield from unknown(item, known[key], f"{place}.{key}")
-            else:
-                yield f"{place}.{key}"
+    assert not list(custom_kinds.unknown(manifest)), kind
 
 
 def pods_of(manifest: dict) -> list[dict]:
@@ -214,7 +118,8 @@ def test_an_overlay_renders_what_is_valid_in_a_namespace_that_is_there(name):
     assert names == {"bloomery-recipes", settings.CONFIG_MAP}
     for manifest in found:
         for pod in pods_of(manifest):
-            used = {volume["configMap"]["name"] for volume in pod.get("volumes", []) if "configMap" in volume}
+            maps = [volume["configMap"] for volume in pod.get("volumes", []) if "configMap" in volume]
+            used = {one["name"] for one in maps if not one.get("optional")}
             for container in pod["containers"]:
                 used |= {source["configMapRef"]["name"] for source in container.get("envFrom", [])}
             assert used <= names
@@ -300,6 +205,25 @@ def test_the_pods_read_the_secret_that_tasks_read(tmp_path):
     ]
     assert {source["name"] for source in sources} == {secrets.SECRET, "mlflow-database"}
     assert {source["key"] for source in sources if source["name"] == secrets.SECRET} <= set(secrets.KEYS)
+
+
+@needs_kustomize
+def test_whoever_reads_the_store_knows_all_of_it(tmp_path):
+    """Address, region, checksums and the authority of its certificate, which is mounted where the setting points."""
+    needs = {key for key in settings.KEYS if key.startswith("AWS_")}
+    readers = []
+    for manifest in everything(tmp_path / "mine"):
+        for pod in pods_of(manifest):
+            (container, *_) = pod["containers"]
+            given = {variable["name"] for variable in container.get("env", [])}
+            if "AWS_ACCESS_KEY_ID" not in given:
+                continue
+            readers.append(container["name"])
+            assert "envFrom" in container or needs <= given
+            (mount,) = [one for one in container["volumeMounts"] if one["mountPath"] == settings.CA_FOLDER]
+            (volume,) = [one["configMap"] for one in pod["volumes"] if one["name"] == mount["name"]]
+            assert volume == {"name": settings.CA_MAP, "optional": True}
+    assert sorted(readers) == ["mlflow", "schedule", "serve", "submit"]
 
 
 @needs_kustomize

@@ -115,6 +115,9 @@ def test_side_effects_are_not_cached(tmp_path):
     (told,) = pods["dedup"]["configMapAsEnv"]
     assert told["configMapName"] == "bloomery-settings" and told["optional"] is True
     assert {pair["envVar"] for pair in told["keyToEnv"]} == set(settings.KEYS)
+    (authority,) = pods["dedup"]["configMapAsVolume"]
+    assert (authority["configMapName"], authority["mountPath"]) == (settings.CA_MAP, settings.CA_FOLDER)
+    assert authority["optional"] is True
 
 
 def test_a_training_of_ten_hours_survives_a_node_that_goes_every_half_hour(tmp_path):
