@@ -18,7 +18,7 @@ from bloomery.infra.short_stacks import short_stacks
 from bloomery.monitoring.component import drift_check as drift_check_step
 from bloomery.pipelines.recipe import Recipe
 
-TOKEN_LABEL = "access-ml-pipeline"
+TOKEN_LABEL = "bloomery-access-ml-pipeline"
 """Label of a pod that gets a token for the API in a Kubeflow profile; see infra/k8s/components/profile."""
 
 

@@ -19,6 +19,7 @@ from bloomery.components.core.errors import BloomeryError, ServiceError
 from bloomery.infra import images, secrets, settings, train_jobs
 from bloomery.infra.resources import ResourcesConfig
 from bloomery.pipelines import steps
+from bloomery.pipelines.drift_check import TOKEN_LABEL
 
 K8S = Path(__file__).resolve().parents[3] / "infra" / "k8s"
 KUBERNETES = "1.33"
@@ -275,6 +276,13 @@ def component(name: str, kind: str) -> dict:
     files = sorted((K8S / "components" / name).glob("*.yaml"))
     (found,) = [m for file in files for m in documents(file.read_text()) if m["kind"] == kind]
     return found
+
+
+def test_the_token_is_for_our_pods_alone_and_nothing_of_kubeflows_own_name_is_overwritten():
+    """`access-ml-pipeline` is what Kubeflow's documentation calls a profile's own."""
+    given = component("profile", "PodDefault")
+    assert given["metadata"]["name"] != "access-ml-pipeline"
+    assert given["spec"]["selector"]["matchLabels"] == {TOKEN_LABEL: "true"} != {"access-ml-pipeline": "true"}
 
 
 def test_an_unknown_field_of_a_custom_kind_is_found():
