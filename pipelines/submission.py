@@ -50,6 +50,14 @@ class Task:
     """What the step said when it failed, or what keeps its pod from running."""
     pods: tuple[str, ...] = ()
     """Names of its pods, oldest first, and after them those that failed."""
+    is_reused: bool = False
+    """Whether its result is that of an earlier run, as its log says, or the cache of Kubeflow Pipelines, which then
+    starts no pod."""
+
+    @property
+    def word(self) -> str:
+        """Its state, or that it was reused."""
+        return "reused" if self.is_reused else self.state
 
     @property
     def seconds(self) -> float | None:
@@ -158,10 +166,11 @@ def seen(run: str, access: Access) -> Seen:
 def follow(run: str, access: Access, show: Callable[[dict[str, Any]], None], poll: float = POLL_SECONDS) -> Seen:
     """Show what happens to a run, as events of a journal, until it has ended; returns it as it ended."""
     told: dict[str, str] = {}
+    reused: dict[str, bool] = {}
     with connected(access) as client:
         run_id = _found(client, run).run_id
         while True:
-            now = _seen(client, client.get_run(run_id))
+            now = _seen(client, client.get_run(run_id), reused)
             for event in events(now, told):
                 show(event)
             if now.state in ENDED:
@@ -180,7 +189,8 @@ def events(now: Seen, told: dict[str, str]) -> Iterator[dict[str, Any]]:
                 yield {**facts, "event": "started"}
             yield {**facts, "event": "progress", "time": time.time(), "step": 0, "metrics": {}}
         elif task.state in ("done", "left out") and task.state != before:
-            yield {**facts, "event": "finished", "cached": False, "metrics": {}, "seconds": task.seconds or 0.0}
+            ended = {"cached": task.is_reused, "metrics": {}, "seconds": task.seconds or 0.0}
+            yield {**facts, "event": "finished", **ended}
         elif task.state in ("failed", "cancelled") and task.state != before:
             yield {**facts, "event": "failed"}
         if task.message and task.state in ("running", "waiting") and told.get(f"{task.stage}:") != task.message:
@@ -222,8 +232,8 @@ def _chosen(now: Seen, stage: str | None) -> Task:
     return failed[0] if failed else max(begun, key=lambda task: task.started or datetime.min.replace(tzinfo=UTC))
 
 
-def _log(client: Any, run_id: str, pod: str) -> str:
-    return kubeflow.get(client, f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log").decode("utf-8", "replace")
+def _log(client: Any, run_id: str, pod: str, *, once: bool = False) -> str:
+    return kubeflow.get(client, f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log", once=once).decode("utf-8", "replace")
 
 
 def _found(client: Any, run: str) -> Any:
@@ -238,8 +248,10 @@ def _found(client: Any, run: str) -> Any:
     return client.get_run(run)
 
 
-def _seen(client: Any, run: Any) -> Seen:
-    """A run with its tasks: their states from it, their pods and what these said from its workflow."""
+def _seen(client: Any, run: Any, reused: dict[str, bool] | None = None) -> Seen:
+    """A run with its tasks: their states from it, their pods and what these said from its workflow; `reused` keeps what
+    the logs of its pods have told of that before."""
+    reused = {} if reused is None else reused
     states = {detail.display_name: detail for detail in (run.run_details and run.run_details.task_details) or ()}
     workflow = _workflow(client, run.run_id)
     tasks = []
@@ -254,12 +266,31 @@ def _seen(client: Any, run: Any) -> Seen:
         message = _message(nodes) if state in ("failed", "running", "waiting") else ""
         if state == "failed" and not message and pods:
             message = _last_told(client, run.run_id, pods[-1], level="ERROR")
-        tasks.append(
-            Task(stage, state, _time(detail and detail.start_time), _time(detail and detail.end_time), message, pods)
-        )
+        is_reused = state == "done" and bool(workflow) and _is_reused(client, run.run_id, workflow, nodes, reused)
+        times = (_time(detail and detail.start_time), _time(detail and detail.end_time))
+        tasks.append(Task(stage, state, *times, message, pods, is_reused))
     judged = next((task for task in tasks if task.stage == "promotion" and task.state == "done" and task.pods), None)
     verdict = _last_told(client, run.run_id, judged.pods[-1], logger=PROMOTION) if judged else ""
     return Seen(run.run_id, run.display_name, run.state or "PENDING", tuple(tasks), verdict)
+
+
+STEP, REUSED = "bloomery.components.core.step", "reused: "
+"""The logger that tells of a result that it is an earlier run's, and the word that it begins with."""
+
+
+def _is_reused(
+    client: Any, run_id: str, workflow: dict[str, Any], nodes: list[dict[str, Any]], known: dict[str, bool]
+) -> bool:
+    """Whether every pod that ended well for a task says so in its log, or there is none: a cached task has no pod."""
+    for node in nodes:
+        if node.get("phase") == "Succeeded" and node.get("templateName", "").endswith("container-impl"):
+            pod = _pod(workflow, node)
+            if pod not in known:
+                said = _last_told(client, run_id, pod, once=True, logger=STEP)
+                known[pod] = f": {REUSED}" in said
+            if not known[pod]:
+                return False
+    return True
 
 
 def _stages(spec: dict[str, Any]) -> dict[str, str]:
@@ -339,12 +370,12 @@ PROMOTION = "bloomery.components.promotion.step"
 """The logger whose last line is the verdict. The API tells neither metrics nor artifacts of a task (2.17)."""
 
 
-def _last_told(client: Any, run_id: str, pod: str, **wanted: str) -> str:
+def _last_told(client: Any, run_id: str, pod: str, *, once: bool = False, **wanted: str) -> str:
     """The last message with the `wanted` facts of a pod's log, whose lines are JSON; '' if there is none, or no log."""
     from kfp_server_api.exceptions import ApiException
 
     with contextlib.suppress(ApiException):
-        for line in reversed(_log(client, run_id, pod).splitlines()):
+        for line in reversed(_log(client, run_id, pod, once=once).splitlines()):
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 told = json.loads(line)
                 if all(told[fact] == value for fact, value in wanted.items()):

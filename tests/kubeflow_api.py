@@ -61,7 +61,7 @@ class KubeflowAPI(ThreadingHTTPServer):
             ended = start.replace(":00Z", ":30Z") if phase in ("Succeeded", "Failed") else "0001-01-01T00:00:00Z"
             details.append({
                 "display_name": name.rpartition(".")[2],
-                "state": phases[phase],
+                "state": phases.get(phase, "FAILED"),
                 "start_time": start,
                 "end_time": ended,
             })

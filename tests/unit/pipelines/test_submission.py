@@ -224,6 +224,29 @@ def test_waiting_shows_each_change_once_and_ends_with_the_run(api, submit):
         submission.raise_for(ended)
 
 
+def test_what_was_reused_is_told_of_the_store_and_of_the_cache(api, submit):
+    """A task whose step took a finished result says so in its log; one that Kubeflow's cache kept has no pod."""
+    submit("shop-1")
+    nodes = {name: ("Succeeded", "") for name in ("preflight", "preflight.executor(0)", "evaluation-base")}
+    nodes |= {"sft": ("Succeeded", ""), "sft.executor(0)": ("Error", "pod deleted")}
+    nodes["sft.executor(1)"] = "Succeeded", ""
+    api.play(api.kept["runs"][0], "SUCCEEDED", nodes)
+    pods = {number: f"{WORKFLOW}-retry-system-container-impl-{number}" for number in (1001, 1004, 1005)}
+    own = {"level": "INFO", "logger": submission.STEP, "message": "preflight: all is well"}
+    taken = {**own, "message": "sft: reused: the result is that of an earlier run"}
+    api.logs = {pods[1001]: json.dumps(own), pods[1004]: "", pods[1005]: json.dumps(taken)}
+    told = []
+    ended = submission.follow("shop-1", Access(api.url), told.append, poll=0.01)
+    cached = {event["stage"]: event["cached"] for event in told if event["event"] == "finished"}
+    assert cached == {"preflight": False, "evaluation_base": True, "sft": True}
+    words = {task.stage: task.word for task in ended.tasks}
+    assert (words["preflight"], words["evaluation_base"], words["sft"]) == ("done", "reused", "reused")
+    api.logs.clear()  # they are gone, which is told at once
+    api.asked.clear()
+    shown = run_cli(api, "status", "shop-1").stdout
+    assert shown.split()[:2] == ["preflight", "done"] and api.asked.count("GET runs") <= 6
+
+
 def test_a_run_that_has_ended_ends_the_command_as_run_would(api, submit, file):
     submit("shop-1")
     run = api.kept["runs"][0]
