@@ -12,6 +12,7 @@ import kubernetes_validate
 import pytest
 import trainer_schema
 import yaml
+from kubernetes.utils import parse_quantity
 
 from bloomery.components.core import train_job
 from bloomery.components.core.config import parse
@@ -252,6 +253,19 @@ def test_who_answers_whom(tmp_path):
         (5432, {"podSelector": {"matchLabels": labels}}) for labels in (mlflow, runs)
     ]
     assert "true" not in answers and (5000, {"podSelector": {}}) in answers["mlflow"]
+
+
+@needs_kustomize
+def test_what_submits_has_room_and_time_to_make_the_data_of_the_demo():
+    """1.5 GiB, and two minutes on two cores, which a pod that asks for a tenth of one may have to wait for."""
+    jobs = [manifest for manifest in overlay("single-node") if manifest["kind"] == "CronJob"]
+    found = {manifest["metadata"]["name"]: manifest["spec"]["jobTemplate"]["spec"] for manifest in jobs}
+    assert set(found) == {"bloomery-submit", "bloomery-schedule"}
+    for job in found.values():
+        (container,) = job["template"]["spec"]["containers"]
+        assert parse_quantity(container["resources"]["limits"]["memory"]) >= 2 * 1.5 * 2**30
+        assert job["activeDeadlineSeconds"] >= 20 * 120
+        assert {"name": "HOME", "value": "/tmp"} in container["env"]  # where they are made; the root is read-only
 
 
 @needs_kustomize
