@@ -80,7 +80,7 @@ def _asked(what: str, check: Callable[[Any], Iterable[Finding]]) -> Iterator[Fin
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
-    if not _configured():
+    if not reaches_kubernetes():
         yield Finding(what, "?", "Kubernetes cannot be asked from here", NOWHERE)
         return
     try:
@@ -92,7 +92,8 @@ def _asked(what: str, check: Callable[[Any], Iterable[Finding]]) -> Iterator[Fin
         yield Finding(what, "?", f"Kubernetes does not answer: {str(error)[:200]}", "see to KUBECONFIG and the network")
 
 
-def _configured() -> bool:
+def reaches_kubernetes() -> bool:
+    """Whether this is a pod with a token, or there is a kubeconfig; the client of Kubernetes then uses it."""
     from kubernetes import config
 
     for load in (config.load_incluster_config, config.load_kube_config):

@@ -17,7 +17,7 @@ from typing import Any
 
 from bloomery.components.core import errors
 from bloomery.components.core.errors import BloomeryError, ConfigError, GateError, ServiceError
-from bloomery.pipelines import keys, kubeflow, launch
+from bloomery.pipelines import keys, kubeflow, launch, left_jobs
 from bloomery.pipelines.kubeflow import Access, connected
 from bloomery.pipelines.recipe import Recipe
 
@@ -154,7 +154,9 @@ def cancel(run: str, access: Access) -> str:
         if found.state in ENDED:
             return f"{found.display_name} has ended before: {found.state.lower()}"
         client.terminate_run(found.run_id)
-        return f"{found.display_name} is being ended; `bloomery status {found.run_id}` shows when it has"
+        left = left_jobs.deleted(found, client.get_user_namespace() or "kubeflow")
+        told = f"{found.display_name} is being ended; `bloomery status {found.run_id}` shows when it has"
+        return f"{told}; {left}" if left else told
 
 
 def seen(run: str, access: Access) -> Seen:

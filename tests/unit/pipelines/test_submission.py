@@ -1,12 +1,15 @@
 """Runs on a cluster, through kfp's own client, over HTTP, to a server that answers as the API does."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from kubeflow_api import WORKFLOW, KubeflowAPI
+from trainer_api import JOBS, NAMESPACE, TrainerAPI
 from typer.testing import CliRunner
 
+from bloomery.components.core import train_job
 from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, GateError, ServiceError
 from bloomery.components.promotion import step as promotion
 from bloomery.pipelines import kubeflow, recipe, submission
@@ -199,6 +202,30 @@ def test_the_commands(api, submit, monkeypatch):
     api.kept["runs"][0]["state"] = "RUNNING"
     assert "is being ended" in run_cli(api, "cancel", run).stdout
     assert api.kept["runs"][0]["state"] == "CANCELING"
+
+
+def test_a_run_that_is_cancelled_takes_its_nodes_along(file, tmp_path, monkeypatch):
+    """Of a pipeline whose training several nodes share; jobs of other runs stay."""
+    for name in ("KFP_ENDPOINT", "KFP_TOKEN", "KFP_NAMESPACE"):
+        monkeypatch.delenv(name, raising=False)
+    nodes = {"nodes": 2, "store": "s3://d/store"}
+    values = yaml.safe_load(Path(file).read_text()) | {"resources": nodes}
+    Path(file).write_text(yaml.safe_dump(values))
+    place = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+    monkeypatch.setattr(place, str(tmp_path / "none"))
+    with KubeflowAPI(namespace=NAMESPACE) as api, TrainerAPI() as kubernetes:
+        run = submission.submit(recipe.load(file), Access(api.url, NAMESPACE))
+        manifest = {"spec": {"trainer": {"env": []}}}
+        for name, of in (("ours", run), ("theirs", "another")):
+            kubernetes.jobs[name] = train_job.completed(manifest, name, [], {"BLOOMERY_PIPELINE_RUN": of})
+        command = f"kubectl -n {NAMESPACE} delete trainjobs -l pipeline/runid={run}"
+        assert command in submission.cancel(run, Access(api.url, NAMESPACE))
+        monkeypatch.setattr(place, str(kubernetes.kubeconfig(tmp_path / "kubeconfig")))
+        kubernetes.faults = [(f"DELETE {JOBS}", 403, "forbidden")]
+        told = submission.cancel(run, Access(api.url, NAMESPACE))
+        assert command in told and "403" in told and set(kubernetes.jobs) == {"ours", "theirs"}
+        assert submission.cancel(run, Access(api.url, NAMESPACE)).endswith("the TrainJobs of its nodes are deleted")
+        assert set(kubernetes.jobs) == {"theirs"}
 
 
 def test_waiting_shows_each_change_once_and_ends_with_the_run(api, submit):
