@@ -257,6 +257,33 @@ def test_a_record_is_put_after_the_rows_that_it_speaks_of(tmp_path):
     assert not (tmp_path / "store" / "monitoring" / "triggers").exists()
 
 
+def test_what_an_object_store_refuses_is_told_with_its_reason_and_what_passes_is_tried_again(object_store, caplog):
+    caplog.set_level("INFO", "bloomery")
+    uri = f"{object_store.uri}/shop"
+    with home.at(uri) as here:
+        for name in ("triggers/w1.json", "holds.jsonl", "w1/decision.json", "w1/window.jsonl", "w2/decision.json"):
+            (here.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (here.folder / name).write_text(name)
+    puts = [request for request in object_store.requests if request.startswith("PUT")]
+    assert len(puts) == 5 and "triggers/w1.json" in puts[-1]
+    object_store.fail("503", "GET .*list-type", times=2)
+    with home.at(uri) as here:
+        fetched = {file.relative_to(here.folder).as_posix() for file in here.folder.rglob("*.json*")}
+        assert fetched == {"triggers/w1.json", "holds.jsonl"}  # which every check needs
+        here.fetch("*/decision.json", "w1/window.jsonl", "w9/decision.json")
+        assert (here.folder / "w2" / "decision.json").read_text() == "w2/decision.json"
+        assert (here.folder / "w1" / "window.jsonl").is_file() and not (here.folder / "w9").exists()
+    assert caplog.text.count("again in") == 2
+    assert len([request for request in object_store.requests if request.startswith("PUT")]) == 5  # nothing has changed
+    for refusal, advice in (("AccessDenied", "AccessDenied"), ("ExpiredToken", "renew the credentials")):
+        object_store.fail(refusal, "GET .*list-type")
+        with pytest.raises(ConfigError, match=f"refuses: {refusal}.*{advice}|{advice}"), home.at(uri):
+            pass
+    object_store.fail("503", "GET .*list-type", times=9)
+    with pytest.raises(ServiceError, match="did not answer"), home.at(uri):
+        pass
+
+
 def test_people_are_told_once(tmp_path, recipe, monkeypatch):
     received = []
 
