@@ -17,7 +17,7 @@ from typing import Any
 
 from bloomery.components.core import errors
 from bloomery.components.core.errors import BloomeryError, ConfigError, GateError, ServiceError
-from bloomery.pipelines import keys, kubeflow, launch, left_jobs
+from bloomery.pipelines import keys, kubeflow, launch, left_jobs, workflows
 from bloomery.pipelines.kubeflow import Access, connected
 from bloomery.pipelines.recipe import Recipe
 
@@ -255,15 +255,15 @@ def _seen(client: Any, run: Any, reused: dict[str, bool] | None = None) -> Seen:
     the logs of its pods have told of that before."""
     reused = {} if reused is None else reused
     states = {detail.display_name: detail for detail in (run.run_details and run.run_details.task_details) or ()}
-    workflow = _workflow(client, run.run_id)
+    workflow = workflows.of(client, run.run_id)
     tasks = []
-    for key, stage in (_stages(run.pipeline_spec or {}) or _begun(workflow)).items():
+    for key, stage in (workflows.stages(run.pipeline_spec or {}) or workflows.begun(workflow)).items():
         detail = states.get(key)
-        nodes = _nodes(workflow, key)
+        nodes = workflows.nodes(workflow, key)
         driver = states.get(f"{key}-driver")
         if driver is not None and driver.state == "FAILED":
-            detail, nodes = driver, _nodes(workflow, f"{key}-driver")
-        pods = tuple(_pod(workflow, node) for node in nodes if node.get("type") == "Pod")
+            detail, nodes = driver, workflows.nodes(workflow, f"{key}-driver")
+        pods = tuple(workflows.pod_name(workflow, node) for node in nodes if node.get("type") == "Pod")
         state = STATES.get(detail.state, "·") if detail else "·"
         message = _message(nodes) if state in ("failed", "running", "waiting") else ""
         if state == "failed" and not message and pods:
@@ -285,8 +285,8 @@ def _is_reused(
 ) -> bool:
     """Whether every pod that ended well for a task says so in its log, or there is none: a cached task has no pod."""
     for node in nodes:
-        if node.get("phase") == "Succeeded" and node.get("templateName", "").endswith("container-impl"):
-            pod = _pod(workflow, node)
+        if node.get("phase") == "Succeeded" and "container-impl" in node.get("templateName", ""):
+            pod = workflows.pod_name(workflow, node)
             if pod not in known:
                 said = _last_told(client, run_id, pod, once=True, logger=STEP)
                 known[pod] = f": {REUSED}" in said
@@ -295,66 +295,11 @@ def _is_reused(
     return True
 
 
-def _stages(spec: dict[str, Any]) -> dict[str, str]:
-    """The stage of each task of a compiled pipeline, in an order in which they can run."""
-    spec = spec.get("pipeline_spec", spec)
-    waiting = dict(spec.get("root", {}).get("dag", {}).get("tasks", {}))
-    found: dict[str, str] = {}
-    while waiting:
-        free = [key for key, task in waiting.items() if set(task.get("dependentTasks", ())) <= set(found)]
-        for key in free or list(waiting):
-            task = waiting.pop(key)
-            found[key] = task.get("taskInfo", {}).get("name", key)
-    return found
-
-
-def _begun(workflow: dict[str, Any]) -> dict[str, str]:
-    """The same of what Argo has begun, where the API tells no pipeline, as of runs that recur."""
-    root = f"{workflow.get('metadata', {}).get('name', '')}.root."
-    nodes = workflow.get("status", {}).get("nodes", {}).values()
-    begun = sorted((node for node in nodes if node["name"].startswith(root)), key=lambda node: str(node["startedAt"]))
-    keys = [node["name"].removeprefix(root) for node in begun]
-    return {key: key.replace("-", "_") for key in keys if "." not in key and not key.endswith("-driver")}
-
-
 def _time(value: datetime | None) -> datetime | None:
     """A time of the API; what has not happened has the year 1."""
     if value is None or value.year < 1971:
         return None
     return value if value.tzinfo else value.replace(tzinfo=UTC)
-
-
-def _workflow(client: Any, run_id: str) -> dict[str, Any]:
-    """The Argo workflow of a run, which names its pods and what ended them: the newer API leaves both out (kfp 2.17);
-    empty where it cannot be had."""
-    from kfp_server_api.exceptions import ApiException
-
-    try:
-        found = json.loads(kubeflow.get(client, f"/apis/v1beta1/runs/{run_id}"))
-        return json.loads(found.get("pipeline_runtime", {}).get("workflow_manifest") or "{}")
-    except (ApiException, ValueError) as error:
-        logger.debug("no workflow of %s: %s", run_id, error)
-        return {}
-
-
-def _nodes(workflow: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """The pods that Argo made for a task, and what stands for one, those that failed last, else by their time."""
-    name = f"{workflow.get('metadata', {}).get('name', '')}.root.{key}"
-    nodes = workflow.get("status", {}).get("nodes", {}).values()
-    found = [
-        node
-        for node in nodes
-        if node.get("type") in ("Pod", "Plugin") and (node["name"] == name or node["name"].startswith(f"{name}."))
-    ]
-    return sorted(found, key=lambda node: (node.get("phase") in ("Failed", "Error"), str(node.get("startedAt", ""))))
-
-
-def _pod(workflow: dict[str, Any], node: dict[str, Any]) -> str:
-    """The name of a node's pod, as the API itself derives it."""
-    metadata = workflow["metadata"]
-    if metadata.get("annotations", {}).get("workflows.argoproj.io/pod-name-format") == "v1":
-        return node["id"]
-    return f"{metadata['name']}-{node.get('templateName', '')}-{node['id'].rpartition('-')[2]}"
 
 
 EXIT = re.compile(r"^(?:main: )?\w+ \(exit code \d+\):?\s*")
