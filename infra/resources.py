@@ -23,6 +23,10 @@ from bloomery.infra import images, secrets, settings, surroundings, train_jobs
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
 
+RETRY_WAIT, RETRY_WINDOW = "60s", "1209600s"
+"""Between two attempts, always the same: Argo doubles without a bound, so that after ten it waited for hours. And 14
+days, since Argo counts its `maxDuration` from the start of the first attempt: it tries nothing again after that, and
+ends an attempt that is running then."""
 QUANTITY = r"^\d+(\.\d+)?(m|k|K|Ki|M|Mi|G|Gi|T|Ti)?$"
 Quantity = Annotated[
     str,
@@ -126,8 +130,9 @@ class ResourcesConfig(Config):
     shm_gib: int = Field(default=8, ge=0)
     """Size of /dev/shm on accelerator tasks in GiB, counted in their memory; the runtime's 64 MB are too
     few for data-loader workers and NCCL."""
-    retries: int = Field(default=2, ge=0)
-    """Attempts after the first, 30 s later and doubling: nodes go away and stores time out."""
+    retries: int = Field(default=50, ge=0)
+    """Attempts after the first, each a minute after the one before has ended: how often the node of a task may go away.
+    Kubeflow Pipelines tries errors of the node again, and not what ended by itself with an exit code."""
     parallel_variants: int = Field(default=0, ge=0)
     """Quantised variants that are made and measured at once; 0: all. One machine measures one at a time, for a
     neighbour on the same cores would be part of its latencies."""
@@ -257,10 +262,11 @@ def place(
     if is_spread:
         _leave_to_nodes(task, step_name, resources, credentials)
     settings.mount(task)
+    settings.mount_ca(task)
     secrets.mount(task, (*shared, *credentials), resources.secret)
     if resources.retries:
         task.set_retry(
-            resources.retries, backoff_duration="30s", backoff_factor=2, backoff_max_duration="600s"
+            resources.retries, backoff_duration=RETRY_WAIT, backoff_factor=1.0, backoff_max_duration=RETRY_WINDOW
         )
     task.set_caching_options(cached)
     return task

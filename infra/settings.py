@@ -15,7 +15,7 @@ KEYS = (
     "AWS_DEFAULT_REGION",
     "AWS_REQUEST_CHECKSUM_CALCULATION",  # for stores that know no trailing checksums
     "AWS_RESPONSE_CHECKSUM_VALIDATION",
-    "AWS_CA_BUNDLE",  # path in the pod of the certificate of whoever signed the store's
+    "AWS_CA_BUNDLE",  # of a store with an authority of its own: CA_FOLDER/ca.crt
     "MLFLOW_TRACKING_URI",
     "RAY_ADDRESS",  # of components/ray, where an overlay has it; the data steps send their batches there
 )
@@ -23,6 +23,18 @@ KEYS = (
 
 API = ("KF_PIPELINES_ENDPOINT", "BLOOMERY_BUCKET")
 """And what a task needs that submits runs itself."""
+
+
+CA_MAP, CA_FOLDER = "bloomery-ca", "/etc/bloomery/ca"
+"""ConfigMap with the certificates of an authority of one's own, under `ca.crt`, and where every pod has it; it may be
+absent."""
+
+
+def mount_ca(task: PipelineTask) -> None:
+    """Give `task` the certificates of the ConfigMap, if it is there."""
+    from kfp import kubernetes
+
+    kubernetes.use_config_map_as_volume(task, CA_MAP, CA_FOLDER, optional=True)
 
 
 def mount(task: PipelineTask, keys: tuple[str, ...] = KEYS) -> None:

@@ -81,12 +81,16 @@ def _pod(
     """What the pods of a job have beside what the runtime gives them."""
     own = {name: value for name, value in labels.items() if not name.startswith(QUEUES)}
     pull_secret = os.environ.get(images.PULL_SECRET)
-    memory = {"medium": "Memory", "sizeLimit": f"{shm_gib}Gi"}
-    mounted = {"name": CONTAINER, "volumeMounts": [{"name": "shm", "mountPath": "/dev/shm"}]}
+    volumes: list[dict[str, Any]] = [{"name": "ca", "configMap": {"name": settings.CA_MAP, "optional": True}}]
+    mounts = [{"name": "ca", "mountPath": settings.CA_FOLDER, "readOnly": True}]
+    if shm_gib:
+        volumes.append({"name": "shm", "emptyDir": {"medium": "Memory", "sizeLimit": f"{shm_gib}Gi"}})
+        mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     spec = {
         **({"nodeSelector": dict(node_pool)} if node_pool else {}),
         **({"tolerations": tolerations} if tolerations else {}),
         **({"imagePullSecrets": [{"name": pull_secret}]} if pull_secret else {}),
-        **({"volumes": [{"name": "shm", "emptyDir": memory}], "containers": [mounted]} if shm_gib else {}),
+        "volumes": volumes,
+        "containers": [{"name": CONTAINER, "volumeMounts": mounts}],
     }
     return {**({"metadata": {"labels": own}} if own else {}), "spec": spec}

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import shlex
+import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -302,10 +303,11 @@ def check_task(
     metrics: Any,
 ) -> None:
     """`check` as a pipeline task, in a workdir that may be a store's URI: writes the pages to the kfp artifacts
-    `decision` and `drift_page`, and what was found to `metrics`."""
+    `decision` and `drift_page`, and what was found to `metrics`. `recipe` is the name of a recipe, or the text of one.
+    """
     with ending("drift_check"), at(workdir) as home:
         monitoring = parse(MonitoringConfig, config, where="monitoring")
-        result = check(recipe, home, log, monitoring, settings=settings)
+        result = check(_file_of(recipe), home, log, monitoring, settings=settings)
         for artifact, name in ((decision, "decision.md"), (drift_page, "drift.html")):
             page_file = home.folder / str(result["window"]) / name
             home.fetch(f"{result['window']}/{name}")  # of a window that was judged before
@@ -321,3 +323,13 @@ def check_task(
     Path(metrics.path).parent.mkdir(parents=True, exist_ok=True)
     Path(metrics.path).write_text(json.dumps(found))
     metrics.metadata.update(found)
+
+
+def _file_of(recipe: str) -> str:
+    """The name or path of a recipe; a text is written to a file, always of the same path, since the command of a
+    trigger names it and is run again by another pod where it failed."""
+    if "\n" not in recipe:
+        return recipe
+    file = Path(tempfile.gettempdir()) / "bloomery-recipe.yaml"
+    write_atomically(file, recipe)
+    return str(file)

@@ -187,16 +187,18 @@ def schedule(
     """Check for drift, or retrain, again and again.
 
     Where the recipe's `monitoring.runner` is `cluster`, recurring runs are made there, and replace those of the same
-    recipe; where it is `local`, the lines for `crontab` are printed. CRON has five fields, or the seconds and five.
+    recipe: a recipe of your own goes with them as it is now, with --upload its files, too. Where it is `local`, the
+    lines for `crontab` are printed. CRON has five fields, or the seconds and five.
 
     Examples:
 
-        bloomery schedule my.yaml --check "*/15 * * * *" --log s3://logs/predictions --workdir s3://logs/shop
+        bloomery schedule my.yaml --check "*/15 * * * *" --log s3://logs/predictions --workdir s3://logs/shop \\
+        --set monitoring.runner=cluster --upload s3://logs/shop
 
         bloomery schedule quickstart --check "0 * * * *" --retrain "0 3 * * 1" --log predictions
     """
     from bloomery.components.core.errors import ConfigError
-    from bloomery.pipelines import fits, launch, local_files
+    from bloomery.pipelines import fits, launch, local_files, recipe_files
     from bloomery.pipelines import schedule as schedules
     from bloomery.pipelines.kubeflow import Access
 
@@ -214,13 +216,15 @@ def schedule(
         lines = schedules.cron_lines(recipe, Path(workdir), log, check, retrain, set)
         typer.echo(json.dumps(lines, ensure_ascii=False) if as_json else "\n".join(lines))
         return
-    if retrain is not None:
+    schedules.reached(check, log, workdir)
+    is_own = recipe_files.is_path(recipe)
+    if retrain is not None or is_own:
         loaded = launch.load(recipe, set, prepare=bool(upload) and not in_image)
         fits.check(loaded)
         loaded = local_files.for_pods(loaded, upload, in_image=in_image)
+    named, settings = (None, []) if is_own else (recipe, set)  # what goes with the check has the settings in it
     access = Access(endpoint, namespace, token)
-    place = schedules.path_in_the_cluster(recipe)
-    made = schedules.schedule(loaded, place, log, check, retrain, access, workdir=workdir, settings=set)
+    made = schedules.schedule(loaded, named, log, check, retrain, access, workdir=workdir, settings=settings)
     typer.echo(json.dumps(made) if as_json else "\n".join(f"{name}: {run}" for name, run in made.items()))
 
 

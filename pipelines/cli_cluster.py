@@ -106,7 +106,7 @@ def status(
     else:
         for task in now.tasks:
             seconds = "" if task.seconds is None else f"{task.seconds:.0f} s"
-            typer.echo(f"{task.stage:<24} {task.state:<9} {seconds:>8}  {task.message}".rstrip())
+            typer.echo(f"{task.stage:<24} {task.word:<9} {seconds:>8}  {task.message}".rstrip())
         typer.echo(f"{now.name}: {now.outcome}", err=True)
     submission.raise_for(now)
 

@@ -134,7 +134,10 @@ def monitor_resume(
 @app.command("replay")
 def monitor_replay(
     recipe: RecipeArgument,
-    traffic: Annotated[Path, typer.Option(help="JSONL rows with `time` and the fields of the task's template.")],
+    traffic: Annotated[
+        str,
+        typer.Option(help="JSONL rows with `time` and the fields of the task's template; ${quickstart}: the demo's."),
+    ],
     log: Annotated[str, typer.Option(help="Prediction log to append to: a folder, or a URI such as s3://logs/shop.")],
     task: Annotated[str, typer.Option(help="Task of the recipe whose template asks the questions.")],
     workdir: WorkdirOption = WORKDIR,
@@ -144,7 +147,7 @@ def monitor_replay(
 
     Examples:
 
-        bloomery monitor replay quickstart --task shop_sql --traffic traffic.jsonl --log predictions
+        bloomery monitor replay quickstart --task shop_sql --traffic '${quickstart}/traffic.jsonl' --log predictions
 
         bloomery monitor replay my.yaml --task faq --traffic april.jsonl --log s3://logs/faq --workdir runs
     """
@@ -169,7 +172,7 @@ def monitor_replay(
             model = Path(copy) / "model"
             checkpoints.fetch(champion.source, model)
         count = replay(
-            traffic,
+            launch.placed(traffic),
             model,
             log,
             asked.templates[0],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,17 @@ from bloomery.pipelines import kubeflow
 from bloomery.pipelines.doctor import ANSWER_SECONDS, Check, Finding
 from bloomery.pipelines.kubeflow import Access, connected
 
-VERBS = (("create", "runs"), ("list", "runs"), ("get", "runs"), ("create", "experiments"), ("readLog", "runs"))
-"""What submitting and following asks of Kubeflow Pipelines, which several users have as rights of Kubernetes."""
+VERBS = (
+    *((verb, "runs") for verb in ("create", "list", "get", "readLog", "terminate")),
+    *((verb, "experiments") for verb in ("create", "get")),
+    *((verb, "jobs") for verb in ("create", "list", "delete")),
+)
+"""What submitting, following, ending and scheduling ask of Kubeflow Pipelines, which several users have as rights of
+Kubernetes."""
+OLDEST = (2, 17)
+"""Version of Kubeflow Pipelines that is needed at least."""
+SERVICES = ("mlflow", "mlflow-postgres", "bloomery-serve", "bloomery-ray")
+"""Names that the pods of infra/k8s have as their label `app.kubernetes.io/name`."""
 UNPULLED = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
 NOWHERE = "neither in a pod nor with a kubeconfig; set KUBECONFIG, or run it in the cluster"
 
@@ -55,10 +65,13 @@ def api(access: Access) -> Iterable[Finding]:
         client.list_runs(page_size=1)
         profile = client.get_user_namespace()
     users = f"several users, profile {profile}" if profile else "one user"
-    version = getattr(told, "tag_name", None) or "of unknown version"
-    yield Finding(
-        "pipelines", "ok", f"{access.address or 'its default address'}: {version}, {users}; runs can be listed"
-    )
+    version = told.get("tag_name", "unknown")
+    numbers = re.match(r"v?(\d+)\.(\d+)", version)
+    is_old = bool(numbers) and tuple(map(int, numbers.groups())) < OLDEST
+    advice = f"upgrade it to {'.'.join(map(str, OLDEST))} or later" if is_old else ""
+    where = access.address or "its default address"
+    found = f"{where}: version {version}, {users}; runs can be listed"
+    yield Finding("pipelines", "fix" if is_old else "ok", found, advice)
 
 
 def _asked(what: str, check: Callable[[Any], Iterable[Finding]]) -> Iterator[Finding]:
@@ -67,7 +80,7 @@ def _asked(what: str, check: Callable[[Any], Iterable[Finding]]) -> Iterator[Fin
     from kubernetes.client.exceptions import ApiException
     from urllib3.exceptions import HTTPError
 
-    if not _configured():
+    if not reaches_kubernetes():
         yield Finding(what, "?", "Kubernetes cannot be asked from here", NOWHERE)
         return
     try:
@@ -79,7 +92,8 @@ def _asked(what: str, check: Callable[[Any], Iterable[Finding]]) -> Iterator[Fin
         yield Finding(what, "?", f"Kubernetes does not answer: {str(error)[:200]}", "see to KUBECONFIG and the network")
 
 
-def _configured() -> bool:
+def reaches_kubernetes() -> bool:
+    """Whether this is a pod with a token, or there is a kubeconfig; the client of Kubernetes then uses it."""
     from kubernetes import config
 
     for load in (config.load_incluster_config, config.load_kube_config):
@@ -109,7 +123,7 @@ def rights(access: Access, namespace: str) -> Iterable[Finding]:
         advice = "bind the Role bloomery-submit of infra/k8s, or kubeflow-edit, in that namespace"
         yield Finding("RBAC", "fix", f"not allowed in {namespace}: {', '.join(lacking)}", advice)
     else:
-        yield Finding("RBAC", "ok", f"runs of {namespace} may be created, listed and read")
+        yield Finding("RBAC", "ok", f"runs of {namespace} may be created, read, ended and scheduled")
 
 
 def secret(core: Any, namespace: str, name: str) -> Iterable[Finding]:
@@ -230,7 +244,7 @@ def _has(node: Any, name: str, need: str) -> bool:
 
 def services(core: Any, namespace: str) -> Iterable[Finding]:
     """Whether the pods of infra/k8s are ready."""
-    selector = "app.kubernetes.io/part-of=bloomery"
+    selector = f"app.kubernetes.io/name in ({','.join(SERVICES)})"
     found = core.list_namespaced_pod(namespace, label_selector=selector, _request_timeout=ANSWER_SECONDS).items
     running = [pod for pod in found if pod.status.phase in ("Running", "Pending")]
     if not running:

@@ -18,17 +18,14 @@ from bloomery.infra.short_stacks import short_stacks
 from bloomery.monitoring.component import drift_check as drift_check_step
 from bloomery.pipelines.recipe import Recipe
 
-RECIPES_MAP = "bloomery-recipes"
-"""ConfigMap with recipe files, so that a check can submit one that is not in the image."""
-RECIPES_PATH = "/etc/bloomery/recipes"
-TOKEN_LABEL = "access-ml-pipeline"
+TOKEN_LABEL = "bloomery-access-ml-pipeline"
 """Label of a pod that gets a token for the API in a Kubeflow profile; see infra/k8s/components/profile."""
 
 
 @short_stacks()
-def build(recipe: Recipe, recipe_path: str, log: str, workdir: str, settings: Sequence[str] = ()) -> Any:
-    """The pipeline that watches `log` and retrains by `recipe_path` with the `--set` values `settings`, all as the task
-    sees them; decisions and records last in `workdir`, the URI of a store.
+def build(recipe: Recipe, source: str, log: str, workdir: str, settings: Sequence[str] = ()) -> Any:
+    """The pipeline that watches `log` and retrains by `source`, the name of a recipe in the image or the text of one,
+    with the `--set` values `settings`; decisions and records last in `workdir`, the URI of a store.
 
     Retraining is submitted where `recipe.monitoring.runner` is `cluster`; `local` would end with the pod.
     """
@@ -40,13 +37,12 @@ def build(recipe: Recipe, recipe_path: str, log: str, workdir: str, settings: Se
         name=f"{recipe.name}-drift-check", description=f"Drift of the traffic of {recipe.registered_model}"
     )
     def drift_check(monitoring: dict = watched, inherited: list = handed_on) -> None:  # noqa: B006, B008
-        task = drift_check_step(recipe=recipe_path, workdir=workdir, log=log, config=monitoring, settings=inherited)
+        task = drift_check_step(recipe=source, workdir=workdir, log=log, config=monitoring, settings=inherited)
         place(task, "drift_check", recipe.resources, accelerated=False, cached=False, credentials=secret)
         for variable, value in images.passed_on().items():
             task.set_env_variable(variable, value)
         pod_settings.mount(task, pod_settings.API)
         kubernetes.use_field_path_as_env(task, "KFP_NAMESPACE", "metadata.namespace")
         kubernetes.add_pod_label(task, TOKEN_LABEL, "true")
-        kubernetes.use_config_map_as_volume(task, RECIPES_MAP, RECIPES_PATH, optional=True)
 
     return drift_check

@@ -106,7 +106,8 @@ def _patient(request: Callable[..., Any]) -> Callable[..., Any]:
 
     def ask(method: str, url: str, *rest: Any, **options: Any) -> Any:
         options["_request_timeout"] = options.get("_request_timeout") or SECONDS
-        waits = WAITS if method == "GET" or url.endswith(":terminate") else ()
+        is_once = options.pop("once", False)
+        waits = WAITS if not is_once and (method == "GET" or url.endswith(":terminate")) else ()
         for wait in (*waits, None):
             try:
                 return request(method, url, *rest, **options)
@@ -168,9 +169,12 @@ def equals(key: str, value: str) -> str:
     return json.dumps({"predicates": [{"operation": "EQUALS", "key": key, "stringValue": value}]})
 
 
-def get(client: Any, path: str) -> bytes:
-    """The body at a path of the API that its client has no method for. Raises: ApiException."""
+def get(client: Any, path: str, *, once: bool = False) -> bytes:
+    """The body at a path of the API that its client has no method for; with `once` it is asked for a single time.
+
+    Raises: ApiException.
+    """
     api = client._run_api.api_client
     headers: dict[str, str] = {}
     api.update_params_for_auth(headers, [], ["Bearer"])
-    return api.rest_client.request("GET", f"{api.configuration.host}{path}", headers=headers).data
+    return api.rest_client.request("GET", f"{api.configuration.host}{path}", headers=headers, once=once).data

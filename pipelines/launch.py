@@ -16,8 +16,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from bloomery.components.core import errors, store
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError
@@ -30,14 +28,25 @@ from bloomery.pipelines.recipe import Recipe
 
 logger = logging.getLogger(__name__)
 
+DEMOS = ("quickstart", "smollm2")
+"""Packages that make a folder in the cache on first use, and its name as a variable of recipes."""
+
 
 def load(
     recipe: str, settings: Iterable[str] = (), *, prepare: bool, reads_data: bool = True, is_here: bool = False
 ) -> Recipe:
     """Load a recipe; one that uses `${quickstart}` (the demo domain) or `${smollm2}` (a real pre-trained model) gets
     their folders, which `prepare` makes on first use. `reads_data` and `is_here` are those of `recipe.load`."""
-    folders = {name: _folder(name, prepare) for name in ("quickstart", "smollm2") if recipe_files.uses(recipe, name)}
+    folders = {name: _folder(name, prepare) for name in DEMOS if recipe_files.uses(recipe, name)}
     return recipes.load(recipe, settings, folders, reads_data=reads_data, is_here=is_here)
+
+
+def placed(path: str) -> Path:
+    """A path in which `${quickstart}` or `${smollm2}` stands for the folder that a recipe gets for it."""
+    for name in DEMOS:
+        if f"${{{name}}}" in path:
+            path = path.replace(f"${{{name}}}", _folder(name, prepare=False))
+    return Path(path)
 
 
 def _folder(name: str, prepare: bool) -> str:
@@ -121,9 +130,7 @@ def run_local(
         if key is not None:  # not before the workdir is ours: a run that cannot start must leave its key unused
             keys.claim(workdir, key, run_dir.name)
         (run_dir / "pipeline").mkdir(parents=True)
-        (run_dir / "recipe.yaml").write_text(
-            yaml.safe_dump(recipe.model_dump(mode="json"), allow_unicode=True, sort_keys=False), encoding="utf-8"
-        )
+        (run_dir / "recipe.yaml").write_text(recipe_files.dumped(recipe), encoding="utf-8")
         for leftover in (workdir / "store").glob("*/*.unfinished"):
             shutil.rmtree(leftover, ignore_errors=True)
         journal = Journal(run_dir / "journal.jsonl", show)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import BaseModel
 
 from bloomery.components.core.errors import ConfigError
 from bloomery.pipelines import chain
@@ -18,15 +19,29 @@ from bloomery.pipelines.settings import put
 RECIPES = Path(__file__).parent / "recipes"
 
 
+def is_path(recipe: str) -> bool:
+    """Whether it is the path of a file, and no name of a recipe that comes with the package."""
+    return Path(recipe).suffix in (".yaml", ".yml") or "/" in recipe
+
+
+def dumped(recipe: BaseModel) -> str:
+    """A recipe as the text of a file that is read as the same one."""
+    values = recipe.model_dump(mode="json")
+    for stage in values["stages"]:
+        for key in ("chats", "preferences"):
+            if values.get(key):  # which the stage that curates them is given from there
+                stage.get("chat_curation", {}).pop(key, None)
+    return yaml.safe_dump(values, allow_unicode=True, sort_keys=False)
+
+
 def find(recipe: str) -> Path:
     """The file of a recipe: a path, or the name of one that comes with the package.
 
     Raises: ConfigError naming the recipes that there are.
     """
-    path = Path(recipe)
-    if path.suffix in (".yaml", ".yml") or "/" in recipe:
-        if path.is_file():
-            return path
+    if is_path(recipe):
+        if Path(recipe).is_file():
+            return Path(recipe)
         raise ConfigError(f"{recipe}: no such recipe file")
     shipped = {file.stem: file for file in sorted(RECIPES.glob("*.yaml"))}
     if recipe in shipped:

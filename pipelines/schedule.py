@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bloomery.components.core.errors import ConfigError
-from bloomery.pipelines import kubeflow, launch
+from bloomery.pipelines import kubeflow, launch, recipe_files
 from bloomery.pipelines.kubeflow import Access, connected
 from bloomery.pipelines.recipe import Recipe
 
@@ -66,9 +66,21 @@ def _absolute(log: str) -> str:
     return log if "://" in log else str(Path(log).absolute())
 
 
+def reached(check: str | None, log: str | None, workdir: str) -> None:
+    """Raise ConfigError for a place that a check on a cluster could not reach."""
+    example = "give the URI of a store, such as s3://bucket/bloomery"
+    if check is not None and "://" not in workdir:
+        raise ConfigError(
+            f"--workdir {workdir or '(none)'}: a check keeps its decisions there, and no pod of a cluster reaches it; "
+            f"{example}"
+        )
+    if check is not None and "://" not in (log or ""):
+        raise ConfigError(f"--log {log}: a check reads it, and no pod of a cluster reaches it; {example}/predictions")
+
+
 def schedule(
     recipe: Recipe,
-    recipe_path: str,
+    named: str | None,
     log: str | None,
     check: str | None,
     retrain: str | None,
@@ -83,25 +95,22 @@ def schedule(
     One at a time and without catch-up: a check or retraining that was missed is made up for by the next. There is no
     call to change a recurring run, so the new one is made before those of the same name are deleted: what fails
     between the two leaves one check too many, which starts nothing twice, and not none.
-    `workdir` is where checks keep decisions and slices, the URI of a store; `settings` are the `--set` values of the
-    recipe, which a retraining that a check submits inherits.
+    A check retrains by the recipe `named` in its image, with the `--set` values `settings`; where it has no name there,
+    by `recipe` as it is now, which goes with the check. `workdir` is where checks keep decisions and slices, the URI of
+    a store.
     Raises: ServiceError if the API does not answer, ConfigError for what it refuses, or if pods could not reach
-    `workdir`.
+    `workdir` or `log`.
     """
     from kfp import compiler
 
     from bloomery.pipelines import drift_check
 
-    if check is not None and "://" not in workdir:
-        raise ConfigError(
-            f"--workdir {workdir or '(none)'}: a check keeps its decisions there, and no pod of a cluster reaches it; "
-            "give the URI of a store, such as s3://bucket/bloomery"
-        )
+    reached(check, log, workdir)
     wanted: dict[str, tuple[str, Any]] = {}
     if check is not None:
         wanted[f"{recipe.name}-drift-check"] = (
             six_fields(check),
-            drift_check.build(recipe, recipe_path, log or "", workdir, settings),
+            drift_check.build(recipe, named or recipe_files.dumped(recipe), log or "", workdir, settings),
         )
     if retrain is not None:
         wanted[f"{recipe.name}-retraining"] = six_fields(retrain), launch.built(recipe)
@@ -125,13 +134,6 @@ def schedule(
             for identity in old:
                 client.delete_recurring_run(identity)
     return made
-
-
-def path_in_the_cluster(recipe: str) -> str:
-    """Where a check in the cluster finds the recipe: one of the package by its name, another in the ConfigMap."""
-    from bloomery.pipelines.drift_check import RECIPES_PATH
-
-    return f"{RECIPES_PATH}/{Path(recipe).name}" if Path(recipe).suffix else recipe
 
 
 def _recurring_runs(client: Any, name: str) -> list[str]:

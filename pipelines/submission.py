@@ -17,7 +17,7 @@ from typing import Any
 
 from bloomery.components.core import errors
 from bloomery.components.core.errors import BloomeryError, ConfigError, GateError, ServiceError
-from bloomery.pipelines import keys, kubeflow, launch
+from bloomery.pipelines import keys, kubeflow, launch, left_jobs, workflows
 from bloomery.pipelines.kubeflow import Access, connected
 from bloomery.pipelines.recipe import Recipe
 
@@ -50,6 +50,14 @@ class Task:
     """What the step said when it failed, or what keeps its pod from running."""
     pods: tuple[str, ...] = ()
     """Names of its pods, oldest first, and after them those that failed."""
+    is_reused: bool = False
+    """Whether its result is that of an earlier run, as its log says, or the cache of Kubeflow Pipelines, which then
+    starts no pod."""
+
+    @property
+    def word(self) -> str:
+        """Its state, or that it was reused."""
+        return "reused" if self.is_reused else self.state
 
     @property
     def seconds(self) -> float | None:
@@ -146,7 +154,9 @@ def cancel(run: str, access: Access) -> str:
         if found.state in ENDED:
             return f"{found.display_name} has ended before: {found.state.lower()}"
         client.terminate_run(found.run_id)
-        return f"{found.display_name} is being ended; `bloomery status {found.run_id}` shows when it has"
+        left = left_jobs.deleted(found, client.get_user_namespace() or "kubeflow")
+        told = f"{found.display_name} is being ended; `bloomery status {found.run_id}` shows when it has"
+        return f"{told}; {left}" if left else told
 
 
 def seen(run: str, access: Access) -> Seen:
@@ -158,10 +168,11 @@ def seen(run: str, access: Access) -> Seen:
 def follow(run: str, access: Access, show: Callable[[dict[str, Any]], None], poll: float = POLL_SECONDS) -> Seen:
     """Show what happens to a run, as events of a journal, until it has ended; returns it as it ended."""
     told: dict[str, str] = {}
+    reused: dict[str, bool] = {}
     with connected(access) as client:
         run_id = _found(client, run).run_id
         while True:
-            now = _seen(client, client.get_run(run_id))
+            now = _seen(client, client.get_run(run_id), reused)
             for event in events(now, told):
                 show(event)
             if now.state in ENDED:
@@ -180,7 +191,8 @@ def events(now: Seen, told: dict[str, str]) -> Iterator[dict[str, Any]]:
                 yield {**facts, "event": "started"}
             yield {**facts, "event": "progress", "time": time.time(), "step": 0, "metrics": {}}
         elif task.state in ("done", "left out") and task.state != before:
-            yield {**facts, "event": "finished", "cached": False, "metrics": {}, "seconds": task.seconds or 0.0}
+            ended = {"cached": task.is_reused, "metrics": {}, "seconds": task.seconds or 0.0}
+            yield {**facts, "event": "finished", **ended}
         elif task.state in ("failed", "cancelled") and task.state != before:
             yield {**facts, "event": "failed"}
         if task.message and task.state in ("running", "waiting") and told.get(f"{task.stage}:") != task.message:
@@ -222,8 +234,8 @@ def _chosen(now: Seen, stage: str | None) -> Task:
     return failed[0] if failed else max(begun, key=lambda task: task.started or datetime.min.replace(tzinfo=UTC))
 
 
-def _log(client: Any, run_id: str, pod: str) -> str:
-    return kubeflow.get(client, f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log").decode("utf-8", "replace")
+def _log(client: Any, run_id: str, pod: str, *, once: bool = False) -> str:
+    return kubeflow.get(client, f"/apis/v1alpha1/runs/{run_id}/nodes/{pod}/log", once=once).decode("utf-8", "replace")
 
 
 def _found(client: Any, run: str) -> Any:
@@ -238,50 +250,49 @@ def _found(client: Any, run: str) -> Any:
     return client.get_run(run)
 
 
-def _seen(client: Any, run: Any) -> Seen:
-    """A run with its tasks: their states from it, their pods and what these said from its workflow."""
+def _seen(client: Any, run: Any, reused: dict[str, bool] | None = None) -> Seen:
+    """A run with its tasks: their states from it, their pods and what these said from its workflow; `reused` keeps what
+    the logs of its pods have told of that before."""
+    reused = {} if reused is None else reused
     states = {detail.display_name: detail for detail in (run.run_details and run.run_details.task_details) or ()}
-    workflow = _workflow(client, run.run_id)
+    workflow = workflows.of(client, run.run_id)
     tasks = []
-    for key, stage in (_stages(run.pipeline_spec or {}) or _begun(workflow)).items():
+    for key, stage in (workflows.stages(run.pipeline_spec or {}) or workflows.begun(workflow)).items():
         detail = states.get(key)
-        nodes = _nodes(workflow, key)
+        nodes = workflows.nodes(workflow, key)
         driver = states.get(f"{key}-driver")
         if driver is not None and driver.state == "FAILED":
-            detail, nodes = driver, _nodes(workflow, f"{key}-driver")
-        pods = tuple(_pod(workflow, node) for node in nodes if node.get("type") == "Pod")
+            detail, nodes = driver, workflows.nodes(workflow, f"{key}-driver")
+        pods = tuple(workflows.pod_name(workflow, node) for node in nodes if node.get("type") == "Pod")
         state = STATES.get(detail.state, "·") if detail else "·"
         message = _message(nodes) if state in ("failed", "running", "waiting") else ""
         if state == "failed" and not message and pods:
             message = _last_told(client, run.run_id, pods[-1], level="ERROR")
-        tasks.append(
-            Task(stage, state, _time(detail and detail.start_time), _time(detail and detail.end_time), message, pods)
-        )
+        is_reused = state == "done" and bool(workflow) and _is_reused(client, run.run_id, workflow, nodes, reused)
+        times = (_time(detail and detail.start_time), _time(detail and detail.end_time))
+        tasks.append(Task(stage, state, *times, message, pods, is_reused))
     judged = next((task for task in tasks if task.stage == "promotion" and task.state == "done" and task.pods), None)
     verdict = _last_told(client, run.run_id, judged.pods[-1], logger=PROMOTION) if judged else ""
     return Seen(run.run_id, run.display_name, run.state or "PENDING", tuple(tasks), verdict)
 
 
-def _stages(spec: dict[str, Any]) -> dict[str, str]:
-    """The stage of each task of a compiled pipeline, in an order in which they can run."""
-    spec = spec.get("pipeline_spec", spec)
-    waiting = dict(spec.get("root", {}).get("dag", {}).get("tasks", {}))
-    found: dict[str, str] = {}
-    while waiting:
-        free = [key for key, task in waiting.items() if set(task.get("dependentTasks", ())) <= set(found)]
-        for key in free or list(waiting):
-            task = waiting.pop(key)
-            found[key] = task.get("taskInfo", {}).get("name", key)
-    return found
+STEP, REUSED = "bloomery.components.core.step", "reused: "
+"""The logger that tells of a result that it is an earlier run's, and the word that it begins with."""
 
 
-def _begun(workflow: dict[str, Any]) -> dict[str, str]:
-    """The same of what Argo has begun, where the API tells no pipeline, as of runs that recur."""
-    root = f"{workflow.get('metadata', {}).get('name', '')}.root."
-    nodes = workflow.get("status", {}).get("nodes", {}).values()
-    begun = sorted((node for node in nodes if node["name"].startswith(root)), key=lambda node: str(node["startedAt"]))
-    keys = [node["name"].removeprefix(root) for node in begun]
-    return {key: key.replace("-", "_") for key in keys if "." not in key and not key.endswith("-driver")}
+def _is_reused(
+    client: Any, run_id: str, workflow: dict[str, Any], nodes: list[dict[str, Any]], known: dict[str, bool]
+) -> bool:
+    """Whether every pod that ended well for a task says so in its log, or there is none: a cached task has no pod."""
+    for node in nodes:
+        if node.get("phase") == "Succeeded" and "container-impl" in node.get("templateName", ""):
+            pod = workflows.pod_name(workflow, node)
+            if pod not in known:
+                said = _last_told(client, run_id, pod, once=True, logger=STEP)
+                known[pod] = f": {REUSED}" in said
+            if not known[pod]:
+                return False
+    return True
 
 
 def _time(value: datetime | None) -> datetime | None:
@@ -289,39 +300,6 @@ def _time(value: datetime | None) -> datetime | None:
     if value is None or value.year < 1971:
         return None
     return value if value.tzinfo else value.replace(tzinfo=UTC)
-
-
-def _workflow(client: Any, run_id: str) -> dict[str, Any]:
-    """The Argo workflow of a run, which names its pods and what ended them: the newer API leaves both out (kfp 2.17);
-    empty where it cannot be had."""
-    from kfp_server_api.exceptions import ApiException
-
-    try:
-        found = json.loads(kubeflow.get(client, f"/apis/v1beta1/runs/{run_id}"))
-        return json.loads(found.get("pipeline_runtime", {}).get("workflow_manifest") or "{}")
-    except (ApiException, ValueError) as error:
-        logger.debug("no workflow of %s: %s", run_id, error)
-        return {}
-
-
-def _nodes(workflow: dict[str, Any], key: str) -> list[dict[str, Any]]:
-    """The pods that Argo made for a task, and what stands for one, those that failed last, else by their time."""
-    name = f"{workflow.get('metadata', {}).get('name', '')}.root.{key}"
-    nodes = workflow.get("status", {}).get("nodes", {}).values()
-    found = [
-        node
-        for node in nodes
-        if node.get("type") in ("Pod", "Plugin") and (node["name"] == name or node["name"].startswith(f"{name}."))
-    ]
-    return sorted(found, key=lambda node: (node.get("phase") in ("Failed", "Error"), str(node.get("startedAt", ""))))
-
-
-def _pod(workflow: dict[str, Any], node: dict[str, Any]) -> str:
-    """The name of a node's pod, as the API itself derives it."""
-    metadata = workflow["metadata"]
-    if metadata.get("annotations", {}).get("workflows.argoproj.io/pod-name-format") == "v1":
-        return node["id"]
-    return f"{metadata['name']}-{node.get('templateName', '')}-{node['id'].rpartition('-')[2]}"
 
 
 EXIT = re.compile(r"^(?:main: )?\w+ \(exit code \d+\):?\s*")
@@ -339,12 +317,12 @@ PROMOTION = "bloomery.components.promotion.step"
 """The logger whose last line is the verdict. The API tells neither metrics nor artifacts of a task (2.17)."""
 
 
-def _last_told(client: Any, run_id: str, pod: str, **wanted: str) -> str:
+def _last_told(client: Any, run_id: str, pod: str, *, once: bool = False, **wanted: str) -> str:
     """The last message with the `wanted` facts of a pod's log, whose lines are JSON; '' if there is none, or no log."""
     from kfp_server_api.exceptions import ApiException
 
     with contextlib.suppress(ApiException):
-        for line in reversed(_log(client, run_id, pod).splitlines()):
+        for line in reversed(_log(client, run_id, pod, once=once).splitlines()):
             with contextlib.suppress(ValueError, TypeError, KeyError):
                 told = json.loads(line)
                 if all(told[fact] == value for fact, value in wanted.items()):

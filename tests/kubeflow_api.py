@@ -20,7 +20,7 @@ class KubeflowAPI(ThreadingHTTPServer):
 
     def __init__(self, *, namespace: str = "", token: str = "") -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
-        self.namespace, self.token = namespace, token
+        self.namespace, self.token, self.version = namespace, token, "2.17.0"
         self.kept: dict[str, list[dict[str, Any]]] = {}
         self.made = 0
         self.asked: list[str] = []
@@ -61,7 +61,7 @@ class KubeflowAPI(ThreadingHTTPServer):
             ended = start.replace(":00Z", ":30Z") if phase in ("Succeeded", "Failed") else "0001-01-01T00:00:00Z"
             details.append({
                 "display_name": name.rpartition(".")[2],
-                "state": phases[phase],
+                "state": phases.get(phase, "FAILED"),
                 "start_time": start,
                 "end_time": ended,
             })
@@ -90,7 +90,8 @@ class _Handler(JsonHandler):
                 self.make(kind, body)
             return self.answer(fault[2], fault[1])
         if kind == "healthz":
-            return self.answer({"multi_user": bool(self.server.namespace)})
+            told = {"commit_sha": "unknown", "tag_name": self.server.version, "pipeline_store": "database"}
+            return self.answer({**told, "multi_user": bool(self.server.namespace)})
         if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
             return self.refuse(401, "Request header error: there is no user identity header.")
         if version != "v2beta1":

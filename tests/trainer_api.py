@@ -114,6 +114,12 @@ class _Handler(JsonHandler):
         if self.headers.get("Authorization") != "Bearer secret":
             return self.refuse(401, "Unauthorized")
         name = address.path.rpartition("/")[2]
+        query = {key: values[0] for key, values in parse_qs(address.query).items()}
+        if address.path == JOBS and method == "DELETE":
+            label, _, value = query["labelSelector"].partition("=")
+            for job in [job for job in self.server.jobs.values() if job["metadata"]["labels"].get(label) == value]:
+                del self.server.jobs[job["metadata"]["name"]]
+            return self.answer({"kind": "TrainJobList", "apiVersion": "trainer.kubeflow.org/v1alpha1", "items": []})
         if address.path == JOBS:
             return self.create(body)
         if address.path.startswith(JOBS):
@@ -121,7 +127,6 @@ class _Handler(JsonHandler):
             if found is None:
                 return self.refuse(404, f'trainjobs.trainer.kubeflow.org "{name}" not found')
             return self.delete(found) if method == "DELETE" else self.answer(found)
-        query = {key: values[0] for key, values in parse_qs(address.query).items()}
         if address.path == PODS:
             label, _, value = query["labelSelector"].partition("=")
             pods = [pod for pod in self.server.pods.values() if pod["metadata"]["labels"].get(label) == value]

@@ -228,13 +228,13 @@ def listed(uri: str) -> list[str]:
     return [name for name in found if name]
 
 
-def delete(uri: str, but: Collection[str] = ()) -> None:
-    """Delete the objects under `uri`, except those whose name there begins with one of `but`. What cannot be deleted is
-    told in the log: it costs space and nothing else."""
+def delete(uri: str, but: Collection[str] = (), found: Collection[str] | None = None) -> None:
+    """Delete the objects under `uri`, or those `found` there, except those whose name begins with one of `but`. What
+    cannot be deleted is told in the log: it costs space and nothing else."""
     bucket, key = _split(f"{uri.rstrip('/')}/")
     left: list[str] = []
     try:
-        gone = [name for name in names(uri) if not name.startswith(tuple(but))]
+        gone = [name for name in (names(uri) if found is None else found) if not name.startswith(tuple(but))]
         for start in range(0, len(gone), 1000):  # the most that a request takes
             objects = [{"Key": f"{key}{name}"} for name in gone[start : start + 1000]]
             with _told(f"deleting {uri}"):

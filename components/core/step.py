@@ -39,6 +39,8 @@ TERMINATION_LOG = Path("/dev/termination-log")
 """Where Kubernetes reads a container's last words."""
 MOST_LAST_WORDS = 2048
 """Bytes of them that are kept, half of what Kubernetes does."""
+REUSED = "reused: the result is that of an earlier run"
+"""How the line of a log begins that tells it, after the stage: `bloomery status` finds it on a cluster."""
 CHATTY = (
     "torchao",
     "torch.utils._pytree",
@@ -117,6 +119,8 @@ def run_step(
                 logger.exception("%s failed", stage)
             _hand_on(_tell(stage, error), _paths(outputs), metrics)
             return {}
+    if result["cached"]:
+        logger.info("%s: %s, since code, config and inputs are as before", stage, REUSED)
     tracking.journal(
         "finished",
         stage,

@@ -39,6 +39,8 @@ CONTAINER = "node"
 JOB_LABEL = "jobset.sigs.k8s.io/jobset-name"
 RANK_LABEL = "batch.kubernetes.io/job-completion-index"
 """Labels of the pods of a job, by which they are found and told apart."""
+RUN_LABEL = "pipeline/runid"
+"""Label of a job, as of the pods of tasks: the pipeline run that it belongs to."""
 NAMESPACE = Path("/var/run/secrets/kubernetes.io/serviceaccount/namespace")
 WORK = ".work"
 """Behind the place of a result: what it is made from, until it is there."""
@@ -103,6 +105,8 @@ def completed(
     passed = [{"name": key, "value": environment[key]} for key in PASSED if environment.get(key)]
     trainer = {**spec["trainer"], "args": arguments, "env": [*spec["trainer"]["env"], *passed]}
     metadata = {**manifest.get("metadata", {}), "name": name}
+    if run := environment.get(provenance.PIPELINE_RUN):
+        metadata["labels"] = {**metadata.get("labels", {}), RUN_LABEL: run}
     return {**manifest, "metadata": metadata, "spec": {**spec, "trainer": trainer}}
 
 

@@ -40,9 +40,12 @@ def put(uri: str, folders: Mapping[str, Path], facts: Mapping[str, Any] | None =
             paths[f"{uri}/{attempt}/{folder}/{name}"] = path / name
     s3.put(paths)
     marker = json.dumps({"attempt": attempt, "files": files, "facts": facts or {}}, indent=1)
-    is_ours = s3.put_text(f"{uri}/{MARKER}", marker, first=first)
+    # A store that knows no If-None-Match lets two be the first: the marker that is there at last counts.
+    is_ours = s3.put_text(f"{uri}/{MARKER}", marker, first=first) and s3.text(f"{uri}/{MARKER}") == marker
     if is_ours:
-        s3.delete(uri, but=(attempt, MARKER))
+        there = set(s3.names(uri))
+        s3.put({place: path for place, path in paths.items() if place.removeprefix(f"{uri}/") not in there})
+        s3.delete(uri, but=(attempt, MARKER), found=there)
     else:
         s3.delete(f"{uri}/{attempt}")
     return is_ours

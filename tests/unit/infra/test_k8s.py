@@ -7,10 +7,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import custom_kinds
 import kubernetes_validate
 import pytest
 import trainer_schema
 import yaml
+from kubernetes.utils import parse_quantity
 
 from bloomery.components.core import train_job
 from bloomery.components.core.config import parse
@@ -18,96 +20,14 @@ from bloomery.components.core.errors import BloomeryError, ServiceError
 from bloomery.infra import images, secrets, settings, train_jobs
 from bloomery.infra.resources import ResourcesConfig
 from bloomery.pipelines import steps
-from bloomery.pipelines.drift_check import RECIPES_MAP
+from bloomery.pipelines.drift_check import TOKEN_LABEL
 
 K8S = Path(__file__).resolve().parents[3] / "infra" / "k8s"
-KUBERNETES = "1.33"
+KUBERNETES = ("1.29", "1.36")
+"""The oldest version that infra/README.md names, and the one that a run on a real cluster had."""
 OVERLAYS = sorted(folder.name for folder in (K8S / "overlays").iterdir())
 FOLDERS = ["base", *(f"{kind}/{f.name}" for kind in ("overlays", "components") for f in (K8S / kind).iterdir())]
 needs_kustomize = pytest.mark.skipif(shutil.which("kubectl") is None, reason="kubectl is not installed")
-
-FREE = {"*": {}}
-REQUIREMENTS = [{"key": None, "operator": None, "values": None}]
-CUSTOM = {
-    "PodDefault.kubeflow.org/v1alpha1": {
-        "spec": {
-            "desc": None,
-            "selector": {"matchLabels": FREE},
-            "env": [{"name": None, "value": None}],
-            "volumes": None,
-            "volumeMounts": None,
-        }
-    },
-    "RayCluster.ray.io/v1": {
-        "spec": {
-            "rayVersion": None,
-            "enableInTreeAutoscaling": None,
-            "autoscalerOptions": {"idleTimeoutSeconds": None},
-            "headGroupSpec": {"rayStartParams": FREE, "template": None},
-            "workerGroupSpecs": [
-                {
-                    "groupName": None,
-                    "replicas": None,
-                    "minReplicas": None,
-                    "maxReplicas": None,
-                    "rayStartParams": FREE,
-                    "template": None,
-                }
-            ],
-        }
-    },
-    "ResourceFlavor.kueue.x-k8s.io/v1beta2": {"spec": {"nodeLabels": FREE, "tolerations": None}},
-    "ClusterQueue.kueue.x-k8s.io/v1beta2": {
-        "spec": {
-            "namespaceSelector": {"matchLabels": FREE},
-            "preemption": {"withinClusterQueue": None},
-            "resourceGroups": [
-                {
-                    "coveredResources": None,
-                    "flavors": [{"name": None, "resources": [{"name": None, "nominalQuota": None}]}],
-                }
-            ],
-        }
-    },
-    "LocalQueue.kueue.x-k8s.io/v1beta2": {"spec": {"clusterQueue": None}},
-    "WorkloadPriorityClass.kueue.x-k8s.io/v1beta2": {"value": None, "description": None},
-    "NodePool.karpenter.sh/v1": {
-        "spec": {
-            "template": {
-                "metadata": {"labels": FREE},
-                "spec": {
-                    "taints": [{"key": None, "value": None, "effect": None}],
-                    "requirements": REQUIREMENTS,
-                    "nodeClassRef": {"group": None, "kind": None, "name": None},
-                    "expireAfter": None,
-                },
-            },
-            "limits": FREE,
-            "disruption": {"consolidationPolicy": None, "consolidateAfter": None},
-        }
-    },
-    "EC2NodeClass.karpenter.k8s.aws/v1": {
-        "spec": {
-            "role": None,
-            "amiSelectorTerms": [{"alias": None}],
-            "subnetSelectorTerms": [{"tags": FREE}],
-            "securityGroupSelectorTerms": [{"tags": FREE}],
-            "blockDeviceMappings": [
-                {"deviceName": None, "ebs": {"volumeSize": None, "volumeType": None, "encrypted": None}}
-            ],
-        }
-    },
-    "ExternalSecret.external-secrets.io/v1": {
-        "spec": {
-            "refreshInterval": None,
-            "secretStoreRef": {"kind": None, "name": None},
-            "target": {"name": None, "creationPolicy": None},
-            "data": [{"secretKey": None, "remoteRef": {"key": None, "property": None}}],
-        }
-    },
-}
-"""Fields of other projects' kinds by kind and version, as far as our manifests use them, where no package of Python
-brings their schema: Kubernetes' own hold none of these kinds, and would pass a misspelt field."""
 
 
 def documents(text: str) -> list[dict]:
@@ -152,25 +72,16 @@ def check(manifest: dict) -> None:
     if manifest["kind"] == "RayCluster":
         for pod in pods_of(manifest):
             template = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "r"}, "template": {"spec": pod}}
-            kubernetes_validate.validate(template, KUBERNETES, strict=True)
-    if kind not in CUSTOM:
-        kubernetes_validate.validate(manifest, KUBERNETES, strict=True)
+            held(template)
+    if kind not in custom_kinds.FIELDS:
+        held(manifest)
         return
-    known = {"apiVersion": None, "kind": None, "metadata": None, **CUSTOM[kind]}
-    assert not list(unknown(manifest, known)), kind
+    assert not list(custom_kinds.unknown(manifest)), kind
 
 
-def unknown(value, known, place=""):
-    if isinstance(known, list) and isinstance(value, list):
-        for item in value:
-            yield from unknown(item, known[0], place)
-    elif isinstance(known, dict) and known is not FREE:
-        assert isinstance(value, dict), place
-        for key, item in value.items():
-            if key in known:
-                yield from unknown(item, known[key], f"{place}.{key}")
-            else:
-                yield f"{place}.{key}"
+def held(manifest: dict) -> None:
+    for version in KUBERNETES:
+        kubernetes_validate.validate(manifest, version, strict=True)
 
 
 def pods_of(manifest: dict) -> list[dict]:
@@ -212,10 +123,11 @@ def test_an_overlay_renders_what_is_valid_in_a_namespace_that_is_there(name):
         assert manifest["kind"] not in ("Namespace", "Secret")
         assert manifest["metadata"]["namespace"] == "kubeflow"
     names = {m["metadata"]["name"] for m in found if m["kind"] == "ConfigMap"}
-    assert names == {RECIPES_MAP, settings.CONFIG_MAP}
+    assert names == {"bloomery-recipes", settings.CONFIG_MAP}
     for manifest in found:
         for pod in pods_of(manifest):
-            used = {volume["configMap"]["name"] for volume in pod.get("volumes", []) if "configMap" in volume}
+            maps = [volume["configMap"] for volume in pod.get("volumes", []) if "configMap" in volume]
+            used = {one["name"] for one in maps if not one.get("optional")}
             for container in pod["containers"]:
                 used |= {source["configMapRef"]["name"] for source in container.get("envFrom", [])}
             assert used <= names
@@ -238,8 +150,8 @@ def test_one_entry_of_images_changes_the_containers_and_the_pods_of_runs_and_a_n
     assert told[images.GPU] == "r.example.com/gpu@sha256:" + "ab" * 32
     accounts = {m["metadata"]["name"]: m.get("imagePullSecrets") for m in found if m["kind"] == "ServiceAccount"}
     pull = [{"name": told[images.PULL_SECRET]}]
-    pulling = dict.fromkeys(("mlflow", "bloomery-submit", "bloomery-serve", "bloomery-ray"), pull)
-    assert accounts == {**pulling, "mlflow-postgres": None, "bloomery-train": None}  # nodes are told by their TrainJob
+    pulling = dict.fromkeys(("mlflow", "mlflow-postgres", "bloomery-submit", "bloomery-serve", "bloomery-ray"), pull)
+    assert accounts == {**pulling, "bloomery-train": None}  # nodes are told by their TrainJob
 
 
 def test_the_images_of_the_base_are_those_that_pipelines_are_compiled_with():
@@ -304,6 +216,25 @@ def test_the_pods_read_the_secret_that_tasks_read(tmp_path):
 
 
 @needs_kustomize
+def test_whoever_reads_the_store_knows_all_of_it(tmp_path):
+    """Address, region, checksums and the authority of its certificate, which is mounted where the setting points."""
+    needs = {key for key in settings.KEYS if key.startswith("AWS_")}
+    readers = []
+    for manifest in everything(tmp_path / "mine"):
+        for pod in pods_of(manifest):
+            (container, *_) = pod["containers"]
+            given = {variable["name"] for variable in container.get("env", [])}
+            if "AWS_ACCESS_KEY_ID" not in given:
+                continue
+            readers.append(container["name"])
+            assert "envFrom" in container or needs <= given
+            (mount,) = [one for one in container["volumeMounts"] if one["mountPath"] == settings.CA_FOLDER]
+            (volume,) = [one["configMap"] for one in pod["volumes"] if one["name"] == mount["name"]]
+            assert volume == {"name": settings.CA_MAP, "optional": True}
+    assert sorted(readers) == ["mlflow", "schedule", "serve", "submit"]
+
+
+@needs_kustomize
 def test_who_answers_whom(tmp_path):
     """Every pod of ours that listens, and those of runs, which do not, have a policy; each names whom it answers."""
     found = everything(tmp_path / "mine")
@@ -331,6 +262,19 @@ def test_who_answers_whom(tmp_path):
 
 
 @needs_kustomize
+def test_what_submits_has_room_and_time_to_make_the_data_of_the_demo():
+    """1.5 GiB, and two minutes on two cores, which a pod that asks for a tenth of one may have to wait for."""
+    jobs = [manifest for manifest in overlay("single-node") if manifest["kind"] == "CronJob"]
+    found = {manifest["metadata"]["name"]: manifest["spec"]["jobTemplate"]["spec"] for manifest in jobs}
+    assert set(found) == {"bloomery-submit", "bloomery-schedule"}
+    for job in found.values():
+        (container,) = job["template"]["spec"]["containers"]
+        assert parse_quantity(container["resources"]["limits"]["memory"]) >= 2 * 1.5 * 2**30
+        assert job["activeDeadlineSeconds"] >= 20 * 120
+        assert {"name": "HOME", "value": "/tmp"} in container["env"]  # where they are made; the root is read-only
+
+
+@needs_kustomize
 def test_mlflow_runs_no_jobs_of_its_own():
     (server,) = [c for c in containers(overlay("single-node")) if c["name"] == "mlflow"]
     assert {"name": "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "value": "false"} in server["env"]
@@ -352,6 +296,13 @@ def component(name: str, kind: str) -> dict:
     files = sorted((K8S / "components" / name).glob("*.yaml"))
     (found,) = [m for file in files for m in documents(file.read_text()) if m["kind"] == kind]
     return found
+
+
+def test_the_token_is_for_our_pods_alone_and_nothing_of_kubeflows_own_name_is_overwritten():
+    """`access-ml-pipeline` is what Kubeflow's documentation calls a profile's own."""
+    given = component("profile", "PodDefault")
+    assert given["metadata"]["name"] != "access-ml-pipeline"
+    assert given["spec"]["selector"]["matchLabels"] == {TOKEN_LABEL: "true"} != {"access-ml-pipeline": "true"}
 
 
 def test_an_unknown_field_of_a_custom_kind_is_found():

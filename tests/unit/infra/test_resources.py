@@ -108,15 +108,33 @@ def test_without_an_accelerator_nothing_asks_for_one(tmp_path):
     assert all("nodeSelector" not in pod for pod in pods.values())
 
 
-def test_side_effects_are_not_cached_and_every_task_retries(tmp_path):
+def test_side_effects_are_not_cached(tmp_path):
     _, pods, tasks = compiled(ResourcesConfig(), tmp_path, "preflight", "promotion", "dedup")
     cached = {step: bool(task["cachingOptions"].get("enableCache")) for step, task in tasks.items()}
     assert cached == {"preflight": False, "promotion": False, "dedup": True}
-    assert tasks["dedup"]["retryPolicy"]["maxRetryCount"] == 2
-    assert tasks["dedup"]["retryPolicy"]["backoffDuration"] == "30s"
     (told,) = pods["dedup"]["configMapAsEnv"]
     assert told["configMapName"] == "bloomery-settings" and told["optional"] is True
     assert {pair["envVar"] for pair in told["keyToEnv"]} == set(settings.KEYS)
+    (authority,) = pods["dedup"]["configMapAsVolume"]
+    assert (authority["configMapName"], authority["mountPath"]) == (settings.CA_MAP, settings.CA_FOLDER)
+    assert authority["optional"] is True
+
+
+def test_a_training_of_ten_hours_survives_a_node_that_goes_every_half_hour(tmp_path):
+    """By the rule of Argo's processNodeRetries: the wait is duration * factor ** (attempts - 1), without a bound, and
+    is not begun if it would end after maxDuration, counted from the start of the first attempt."""
+    _, _, tasks = compiled(ResourcesConfig(), tmp_path, "sft")
+    policy = tasks["sft"]["retryPolicy"]
+    wait, most = (int(policy[key].removesuffix("s")) for key in ("backoffDuration", "backoffMaxDuration"))
+    now, trained, attempts = 0, 0, 0
+    while trained < 10 * 3600:
+        attempts += 1
+        assert attempts <= 1 + policy["maxRetryCount"], f"no attempt left after {trained / 3600:.1f} h of training"
+        now, trained = now + 1800, trained + 1200  # a third of each half hour is the node's and the model's start
+        now += wait * policy["backoffFactor"] ** (attempts - 1)
+        assert now <= most, f"no time left after {trained / 3600:.1f} h of training"
+    _, _, tasks = compiled(ResourcesConfig(retries=0), tmp_path, "sft")
+    assert "retryPolicy" not in tasks["sft"]
 
 
 def test_a_task_fits_a_node_of_two_cores(tmp_path):

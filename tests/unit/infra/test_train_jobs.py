@@ -98,7 +98,8 @@ def test_nodes_without_accelerators_train_on_their_cores(tmp_path):
     assert trainer["resourcesPerNode"] == {"requests": same, "limits": same}
     (patch,) = job["spec"]["runtimePatches"]
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]
-    assert node["template"]["spec"]["template"]["spec"] == {"nodeSelector": {"pool": "cpu"}}
+    pod = node["template"]["spec"]["template"]["spec"]
+    assert pod["nodeSelector"] == {"pool": "cpu"} and [volume["name"] for volume in pod["volumes"]] == ["ca"]
 
 
 def test_its_pods_get_what_a_task_gets_and_secrets_by_reference(tmp_path):

@@ -2,18 +2,20 @@
 
 import json
 import random
+import tempfile
 import threading
 import time
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from bloomery.components.core.errors import ConfigError, ServiceError
 from bloomery.monitoring import hold, home, trigger
-from bloomery.monitoring.check import check, newest_page
+from bloomery.monitoring.check import check, check_task, newest_page
 from bloomery.monitoring.config import AlertsConfig, MonitoringConfig, PolicyConfig
 from bloomery.monitoring.hold import Hold
 from bloomery.pipelines import keys
@@ -226,6 +228,21 @@ def test_on_a_store_the_next_pod_knows_what_the_one_before_decided(tmp_path, rec
     assert not list(store.rglob("*.lock"))
 
 
+def test_another_pod_starts_again_by_the_recipe_that_its_check_was_given(tmp_path):
+    """The first pod is gone with its files when the second runs the command that the first recorded."""
+    store, log = f"file://{tmp_path}/store", write_log(tmp_path / "log.jsonl", [0, 0.5])
+    policy = {"min_rows": 100, "consecutive_windows": 1}
+    asked = {"reference_rows": ROWS_PER_WEEK, "window_rows": ROWS_PER_WEEK, "policy": policy, "runner": "cluster"}
+    outputs = [SimpleNamespace(path=str(tmp_path / name), metadata={}) for name in ("decision", "page", "metrics")]
+    for attempt in ("1", "2"):
+        with pytest.raises(SystemExit) as ended:
+            check_task(f"name: {attempt}\n", store, str(log), asked, [], *outputs)
+        assert ended.value.code == ServiceError.exit_code
+        (told,) = (tmp_path / "store" / "monitoring").glob("*/retraining.log")
+        assert f"name: found {attempt}" in told.read_text()
+        (Path(tempfile.gettempdir()) / "bloomery-recipe.yaml").unlink()
+
+
 def test_a_retraining_on_this_machine_cannot_be_kept_on_a_store(tmp_path, recipe):
     with home.at(f"file://{tmp_path}/store") as here, pytest.raises(ConfigError, match="set it to cluster"):
         check(recipe, here, tmp_path / "log.jsonl", CONFIG, now=NOW)
@@ -238,6 +255,33 @@ def test_a_record_is_put_after_the_rows_that_it_speaks_of(tmp_path):
             (here.folder / name).parent.mkdir(parents=True, exist_ok=True)
             (here.folder / name).write_text("{}")
     assert not (tmp_path / "store" / "monitoring" / "triggers").exists()
+
+
+def test_what_an_object_store_refuses_is_told_with_its_reason_and_what_passes_is_tried_again(object_store, caplog):
+    caplog.set_level("INFO", "bloomery")
+    uri = f"{object_store.uri}/shop"
+    with home.at(uri) as here:
+        for name in ("triggers/w1.json", "holds.jsonl", "w1/decision.json", "w1/window.jsonl", "w2/decision.json"):
+            (here.folder / name).parent.mkdir(parents=True, exist_ok=True)
+            (here.folder / name).write_text(name)
+    puts = [request for request in object_store.requests if request.startswith("PUT")]
+    assert len(puts) == 5 and "triggers/w1.json" in puts[-1]
+    object_store.fail("503", "GET .*list-type", times=2)
+    with home.at(uri) as here:
+        fetched = {file.relative_to(here.folder).as_posix() for file in here.folder.rglob("*.json*")}
+        assert fetched == {"triggers/w1.json", "holds.jsonl"}  # which every check needs
+        here.fetch("*/decision.json", "w1/window.jsonl", "w9/decision.json")
+        assert (here.folder / "w2" / "decision.json").read_text() == "w2/decision.json"
+        assert (here.folder / "w1" / "window.jsonl").is_file() and not (here.folder / "w9").exists()
+    assert caplog.text.count("again in") == 2
+    assert len([request for request in object_store.requests if request.startswith("PUT")]) == 5  # nothing has changed
+    for refusal, advice in (("AccessDenied", "AccessDenied"), ("ExpiredToken", "renew the credentials")):
+        object_store.fail(refusal, "GET .*list-type")
+        with pytest.raises(ConfigError, match=f"refuses: {refusal}.*{advice}|{advice}"), home.at(uri):
+            pass
+    object_store.fail("503", "GET .*list-type", times=9)
+    with pytest.raises(ServiceError, match="did not answer"), home.at(uri):
+        pass
 
 
 def test_people_are_told_once(tmp_path, recipe, monkeypatch):

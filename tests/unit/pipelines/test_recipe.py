@@ -201,3 +201,11 @@ def test_a_stage_that_is_to_learn_a_task_that_is_not_there_is_told(write):
     assert stages_of(recipe.load(learning("t")))["sft"].tasks == ["t"]
     with pytest.raises(ConfigError, match=r"stages\.sft\.tasks: no task u; the tasks are t"):
         recipe.load(learning("t", "u"))
+
+
+@pytest.mark.parametrize("name", sorted(file.stem for file in recipe_files.RECIPES.glob("*.yaml")))
+def test_what_is_dumped_is_read_as_the_same_recipe(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("BLOOMERY_DATA", str(tmp_path))
+    found = launch.load(name, prepare=False)
+    (tmp_path / "again.yaml").write_text(recipe_files.dumped(found), encoding="utf-8")
+    assert launch.load(str(tmp_path / "again.yaml"), prepare=False) == found

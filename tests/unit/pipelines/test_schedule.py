@@ -7,10 +7,10 @@ from kubeflow_api import KubeflowAPI
 from typer.testing import CliRunner
 
 from bloomery.components.core.errors import ConfigError, ServiceError
-from bloomery.pipelines import launch
+from bloomery.pipelines import launch, recipe_files
 from bloomery.pipelines.cli import app
 from bloomery.pipelines.kubeflow import Access
-from bloomery.pipelines.schedule import cron_lines, five_fields, path_in_the_cluster, schedule, six_fields
+from bloomery.pipelines.schedule import cron_lines, five_fields, schedule, six_fields
 
 
 @pytest.fixture
@@ -45,14 +45,15 @@ def test_a_schedule_replaces_the_one_before(kubeflow, recipe):
 
 
 def test_a_check_on_a_cluster_keeps_its_decisions_where_pods_find_them(recipe):
-    with pytest.raises(ConfigError, match="no pod of a cluster reaches it"):
-        schedule(recipe, "quickstart", "s3://log", "* * * * *", None, Access("http://127.0.0.1:9"), workdir="runs")
+    for log, workdir, named in (("s3://log", "runs", "--workdir runs"), ("log", "s3://b/c", "--log log")):
+        with pytest.raises(ConfigError, match=f"{named}: .*no pod of a cluster reaches it"):
+            schedule(recipe, "quickstart", log, "* * * * *", None, Access("http://127.0.0.1:9"), workdir=workdir)
 
 
 def test_no_answer_is_a_service_error(recipe, monkeypatch):
     monkeypatch.setattr("bloomery.pipelines.kubeflow.WAITS", (0.01,))
     with pytest.raises(ServiceError, match="did not answer"):
-        schedule(recipe, "quickstart", "log", "* * * * *", None, Access("http://127.0.0.1:9"), workdir="s3://b/c")
+        schedule(recipe, "quickstart", "s3://log", "* * * * *", None, Access("http://127.0.0.1:9"), workdir="s3://b/c")
 
 
 def test_cron_expressions():
@@ -72,9 +73,33 @@ def test_lines_for_cron(tmp_path):
     assert f" run quickstart --workdir {tmp_path} --set seed=3 >> " in retrain
 
 
-def test_where_the_cluster_finds_a_recipe():
-    assert path_in_the_cluster("quickstart") == "quickstart"
-    assert path_in_the_cluster("../shop.yaml") == "/etc/bloomery/recipes/shop.yaml"
+def test_a_recipe_of_ones_own_goes_with_the_check_and_its_files_to_the_store(kubeflow, object_store, tmp_path):
+    chats = [{"messages": [{"role": "user", "content": f"{n}?"}, {"role": "assistant", "content": "."}]} for n in "ab"]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(chat) + "\n" for chat in chats))
+    values = {"name": "shop", "registered_model": "shop", "base_model": "org/model"}
+    values["chats"] = [{"name": "ours", "path": "chats.jsonl"}]
+    task = {"role": "domain", "templates": [{"messages": "messages"}], "verifier": {"kind": "chrf"}}
+    task["splits"] = {"test": {"path": "s3://d/t.jsonl"}}
+    training = {"sft": {"learning_rate": 1e-3, "epochs": 1, "max_length": 64}}
+    values |= {"tasks": {"t": task}, "stages": [training], "monitoring": {"runner": "cluster"}}
+    file = tmp_path / "my.yaml"
+    file.write_text(json.dumps(values))
+    places = ["--log", "s3://logs/shop", "--workdir", "s3://logs/state", "--endpoint", kubeflow.url]
+    asked = ["schedule", str(file), "--check", "0 * * * *", *places, "--set", "sft.epochs=3"]
+    told = CliRunner().invoke(app, asked).exception
+    assert isinstance(told, ConfigError) and "chats.jsonl is of this machine, and pods cannot read it" in str(told)
+    assert "recurringruns" not in kubeflow.kept
+    result = CliRunner().invoke(app, [*asked, "--upload", "s3://bucket/p"])
+    assert result.exit_code == 0, result.exception
+    (check,) = kubeflow.kept["recurringruns"]
+    (given,) = check["pipeline_spec"]["pipeline_spec"]["root"]["dag"]["tasks"].values()
+    elsewhere = tmp_path / "pod" / "recipe.yaml"
+    elsewhere.parent.mkdir()
+    elsewhere.write_text(given["inputs"]["parameters"]["recipe"]["runtimeValue"]["constant"])
+    taken = launch.load(str(elsewhere), prepare=False)
+    assert recipe_files.dumped(taken) == elsewhere.read_text()
+    assert taken.chats[0].path.startswith("s3://bucket/p/") and taken.chats[0].path.endswith(".jsonl")
+    assert [stage.config.epochs for stage in taken.stages if stage.name == "sft"] == [3]
 
 
 def test_the_command_prints_lines_where_the_runner_is_local(tmp_path):

@@ -1,12 +1,15 @@
 """Runs on a cluster, through kfp's own client, over HTTP, to a server that answers as the API does."""
 
 import json
+from pathlib import Path
 
 import pytest
 import yaml
 from kubeflow_api import WORKFLOW, KubeflowAPI
+from trainer_api import JOBS, NAMESPACE, TrainerAPI
 from typer.testing import CliRunner
 
+from bloomery.components.core import train_job
 from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, GateError, ServiceError
 from bloomery.components.promotion import step as promotion
 from bloomery.pipelines import kubeflow, recipe, submission
@@ -201,6 +204,30 @@ def test_the_commands(api, submit, monkeypatch):
     assert api.kept["runs"][0]["state"] == "CANCELING"
 
 
+def test_a_run_that_is_cancelled_takes_its_nodes_along(file, tmp_path, monkeypatch):
+    """Of a pipeline whose training several nodes share; jobs of other runs stay."""
+    for name in ("KFP_ENDPOINT", "KFP_TOKEN", "KFP_NAMESPACE"):
+        monkeypatch.delenv(name, raising=False)
+    nodes = {"nodes": 2, "store": "s3://d/store"}
+    values = yaml.safe_load(Path(file).read_text()) | {"resources": nodes}
+    Path(file).write_text(yaml.safe_dump(values))
+    place = "kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION"
+    monkeypatch.setattr(place, str(tmp_path / "none"))
+    with KubeflowAPI(namespace=NAMESPACE) as api, TrainerAPI() as kubernetes:
+        run = submission.submit(recipe.load(file), Access(api.url, NAMESPACE))
+        manifest = {"spec": {"trainer": {"env": []}}}
+        for name, of in (("ours", run), ("theirs", "another")):
+            kubernetes.jobs[name] = train_job.completed(manifest, name, [], {"BLOOMERY_PIPELINE_RUN": of})
+        command = f"kubectl -n {NAMESPACE} delete trainjobs -l pipeline/runid={run}"
+        assert command in submission.cancel(run, Access(api.url, NAMESPACE))
+        monkeypatch.setattr(place, str(kubernetes.kubeconfig(tmp_path / "kubeconfig")))
+        kubernetes.faults = [(f"DELETE {JOBS}", 403, "forbidden")]
+        told = submission.cancel(run, Access(api.url, NAMESPACE))
+        assert command in told and "403" in told and set(kubernetes.jobs) == {"ours", "theirs"}
+        assert submission.cancel(run, Access(api.url, NAMESPACE)).endswith("the TrainJobs of its nodes are deleted")
+        assert set(kubernetes.jobs) == {"theirs"}
+
+
 def test_waiting_shows_each_change_once_and_ends_with_the_run(api, submit):
     submit("shop-1")
     run = api.kept["runs"][0]
@@ -222,6 +249,29 @@ def test_waiting_shows_each_change_once_and_ends_with_the_run(api, submit):
     ]
     with pytest.raises(DataError, match=f"sft: {SAID}"):
         submission.raise_for(ended)
+
+
+def test_what_was_reused_is_told_of_the_store_and_of_the_cache(api, submit):
+    """A task whose step took a finished result says so in its log; one that Kubeflow's cache kept has no pod."""
+    submit("shop-1")
+    nodes = {name: ("Succeeded", "") for name in ("preflight", "preflight.executor(0)", "evaluation-base")}
+    nodes |= {"sft": ("Succeeded", ""), "sft.executor(0)": ("Error", "pod deleted")}
+    nodes["sft.executor(1)"] = "Succeeded", ""
+    api.play(api.kept["runs"][0], "SUCCEEDED", nodes)
+    pods = {number: f"{WORKFLOW}-retry-system-container-impl-{number}" for number in (1001, 1004, 1005)}
+    own = {"level": "INFO", "logger": submission.STEP, "message": "preflight: all is well"}
+    taken = {**own, "message": "sft: reused: the result is that of an earlier run"}
+    api.logs = {pods[1001]: json.dumps(own), pods[1004]: "", pods[1005]: json.dumps(taken)}
+    told = []
+    ended = submission.follow("shop-1", Access(api.url), told.append, poll=0.01)
+    cached = {event["stage"]: event["cached"] for event in told if event["event"] == "finished"}
+    assert cached == {"preflight": False, "evaluation_base": True, "sft": True}
+    words = {task.stage: task.word for task in ended.tasks}
+    assert (words["preflight"], words["evaluation_base"], words["sft"]) == ("done", "reused", "reused")
+    api.logs.clear()  # they are gone, which is told at once
+    api.asked.clear()
+    shown = run_cli(api, "status", "shop-1").stdout
+    assert shown.split()[:2] == ["preflight", "done"] and api.asked.count("GET runs") <= 6
 
 
 def test_a_run_that_has_ended_ends_the_command_as_run_would(api, submit, file):

@@ -5,6 +5,7 @@ import json
 import logging
 import random
 import ssl
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -187,6 +188,20 @@ def test_a_tree_is_there_with_its_marker_and_not_before(object_store, files, tmp
     assert back == contents and [file.name for file in tmp_path.iterdir() if "unfinished" in file.name] == []
     assert not trees.put(uri, {"f": folder}, {"says": 2}, first=True) and len(object_store.objects()) == 4
     assert trees.put(uri, {"f": folder}, {"says": 3}) and trees.get(uri, {"f": tmp_path / "back"}) == {"says": 3}
+
+
+def test_a_marker_that_another_has_replaced_is_not_ours(object_store, files):
+    uri = f"{object_store.uri}/tree"
+    object_store.fail("slow", "GET .*whole.json")  # the look before the marker is written
+    object_store.fail("stuck", "GET .*whole.json")  # and the one after it
+    with ThreadPoolExecutor(1) as pool:
+        ours = pool.submit(trees.put, uri, {"f": files[0]}, first=True)
+        assert object_store.stuck.wait(60)
+        s3.put_text(f"{uri}/other/f/t", "theirs")
+        s3.put_text(f"{uri}/{trees.MARKER}", "theirs")
+        object_store.release()
+        assert ours.result() is False
+    assert object_store.objects("store/tree/") == {"other/f/t": b"theirs", trees.MARKER: b"theirs"}
 
 
 @pytest.mark.parametrize("damage", ["flipped", "gone", "outside"])

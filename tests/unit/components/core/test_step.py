@@ -9,6 +9,7 @@ import textwrap
 import pytest
 
 from bloomery.components.core import step
+from bloomery.pipelines import submission
 
 STEP = """
 import logging
@@ -99,7 +100,9 @@ def test_a_finished_result_is_reused_until_config_or_input_changes(call, tmp_pat
     assert events[-1]["history"] == [{"step": 1, "loss": 2.5}] and not events[-1]["cached"]
     assert events[-1]["warnings"] == ["3 of 9 rows are lost"]
 
-    _, _, events = call({"times": 2})
+    _, log, events = call({"times": 2}, LOG_FORMAT="json")
+    (told,) = [line for line in map(json.loads, log.splitlines()) if line["logger"] == submission.STEP]
+    assert told["message"].startswith(f"count_2: {submission.REUSED}the result is that of an earlier run")
     assert events[-1]["cached"] and events[-1]["metrics"] == {"count/total": 1.0}
     assert events[-1]["history"] == [{"step": 1, "loss": 2.5}]
     assert events[-1]["warnings"] == ["3 of 9 rows are lost"]

@@ -80,7 +80,7 @@ def markers(server: Server) -> list[str]:
 def test_what_one_pod_finished_another_reuses(pod, object_store, tmp_path):
     first = pod("one")
     assert not first["cached"] and first["metrics"] == {"count/total": 3.0, "count/goes_on": 0.0}
-    assert len(object_store.requests) == 4 + 6  # as README says, and below
+    assert len(object_store.requests) == 4 + 7  # as README says, and below
     object_store.requests.clear()
     second = pod("two")
     assert second == {**first, "cached": True} and len(object_store.requests) == 4 + 2
@@ -117,6 +117,23 @@ def test_of_two_pods_with_the_same_work_the_first_whole_result_is_both_theirs(po
     assert early.exitcode == late.exitcode == 0
     said = {(tmp_path / name / "in" / "t").read_text() for name in ("early/total", "early/rest", "late/total")}
     assert said == {str(early.pid)} and digest(tmp_path / "late" / "total") == digest(tmp_path / "early" / "total")
+    assert len(markers(object_store)) == 1 and len(object_store.objects()) == 5
+
+
+def test_of_two_that_a_store_lets_both_be_the_first_the_last_is_whole(pod, object_store, tmp_path):
+    """As of a store that takes no notice of If-None-Match: one is held before its marker is written, while another
+    deletes what it has put; its marker then replaces the other's."""
+    object_store.knows_conditions = False
+    object_store.fail("stuck", "PUT .*whole.json.* If-None-Match")
+    held = started(pod, "held", "odd")
+    assert object_store.stuck.wait(60)
+    through = started(pod, "through", "odd")
+    through.join()
+    object_store.release()
+    held.join()
+    assert held.exitcode == through.exitcode == 0
+    assert pod("third", "odd")["cached"]
+    assert (tmp_path / "third" / "total" / "in" / "t").read_text() == str(held.pid)
     assert len(markers(object_store)) == 1 and len(object_store.objects()) == 5
 
 
