@@ -1,8 +1,8 @@
 """The report's part on what was made smaller: what every stage that did so cost before and after, and what it lost.
 
 Such a stage tells the metrics of `core/modelling/costs.py`, its own and as `parent_…` those of the model that it began
-with; ptq tells its bytes in the same words. What it lost is the paired difference of its model's evaluation to that of
-the stage before.
+with, of distillation those of its teacher; ptq tells its bytes and times in the same words. What it lost is the paired
+difference of its model's evaluation to that of the stage before, or of the stage that taught it.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def read(finished: dict[str, Any], scores: Scores) -> dict[str, Any]:
         if "parent_bytes" not in metrics or "bytes" not in metrics:
             continue
         costs = [_told(metrics, name, form) for name, _, form in COSTS]
-        rows.append({"stage": stage, "costs": costs, "lost": scores.lost(stage)})
+        rows.append({"stage": stage, "costs": costs, "lost": scores.lost(stage, event["shown"].get("parent", ""))})
     if not rows:
         raise DataError("No stage made a model smaller.")
     return {

@@ -215,12 +215,14 @@ class Scores:
         _tell(cell for row in found for cell in row["cells"].values())
         return {"rows": found, "stages": self._in_order({model for row in found for model in row["cells"]})}
 
-    def lost(self, model: str) -> dict[str, str]:
-        """The paired difference of a model to the one before it, with its error, by set that both answered."""
+    def lost(self, model: str, parent: str = "") -> dict[str, str]:
+        """The paired difference of a model to `parent`, none: the one before it, with its error, by set that both
+        answered."""
         found = {}
         for key, by_model in self.sets.items():
             earlier = list(by_model)[: list(by_model).index(model)] if model in by_model else []
-            if earlier and (comparison := compare(by_model[model], by_model[earlier[-1]])):
+            before = parent if parent in by_model else earlier[-1] if earlier else ""
+            if before and model in by_model and (comparison := compare(by_model[model], by_model[before])):
                 found[".".join(key)] = change(comparison, self._is_perplexity(key))
         return found
 

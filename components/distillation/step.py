@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, tracking
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import ConfigError, ModelError
-from bloomery.components.core.modelling import batches, checkpoints, context, named_models, templates, training
+from bloomery.components.core.modelling import batches, checkpoints, context, costs, named_models, templates, training
 from bloomery.components.core.modelling.fine_tuning import fine_tune, labelled_rows
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.core.scoring.validation import scorer
 from bloomery.components.distillation.config import DistillationConfig
@@ -39,7 +40,8 @@ def run(
     Returns: distillation/loss and validation_loss (per token, as `config` weighs them), chats, texts, trained_tokens,
              too_long, too_long_fraction, without_loss, best_step as of sft; and of the answers of validation chats
              distillation/kl_before and kl_after (nats a token, of the teacher from the student), agreement_before and
-             agreement_after (share of tokens that both find likeliest).
+             agreement_after (share of tokens that both find likeliest); of teacher and student what costs.py measures,
+             the teacher's as distillation/parent_….
     Raises:  ModelError if teacher and student have not the same tokens, or one of them is not made as it has to be;
              ConfigError if rows may be longer than the positions that the teacher knows; DataError as sft;
              DivergedError before a non-finite step is taken.
@@ -96,8 +98,12 @@ def run(
     network.generation_config = published
     after = measured(network, large, probes, pad) if probes else {}
     checkpoints.save(model, network, tokenizer, like=base_model)
+    before_and_after = (costs.measured(folder, Generator(large, theirs)), costs.measured(model))
+    tracking.show("parent", config.teacher.stage)
     return {
         **{f"distillation/{name}": value for name, value in metrics.items()},
+        **{f"distillation/parent_{name}": value for name, value in before_and_after[0].items()},
+        **{f"distillation/{name}": value for name, value in before_and_after[1].items()},
         **{f"distillation/{name}_before": value for name, value in before.items()},
         **{f"distillation/{name}_after": value for name, value in after.items()},
     }

@@ -56,7 +56,8 @@ def run(
     Raises:  DataError unless exactly one of the variants has the scheme `none`.
     Returns: ptq/parent_bytes, ptq/bytes, ptq/ratio (parent over chosen), ptq/score_difference,
              ptq/score_difference_stderr, ptq/agreement, ptq/perplexity_ratio (of the chosen one, as far as measured),
-             ptq/refused and ptq/skipped (schemes).
+             ptq/refused and ptq/skipped (schemes); ptq/prefill_seconds and
+             ptq/decode_seconds_per_token of the chosen one, and as ptq/parent_… of `none`.
     """
     found = [json.loads((folder / "measurement.json").read_text(encoding="utf-8")) for folder in measurements]
     parents = [measured for measured in found if measured["scheme"] == "none"]
@@ -72,6 +73,8 @@ def run(
     chosen = table[best]
     chosen["chosen"] = True
     parent_bytes = parents[0]["bytes"]
+    times = ("prefill_seconds", "decode_seconds_per_token")
+    told = {name: chosen[name] for name in times} | {f"parent_{name}": parents[0][name] for name in times}
     logger.info("chosen: %s, %d bytes of %d", chosen["scheme"], chosen["bytes"], parent_bytes)
     artifact.link_tree(models[best], model)
     artifact.seal(model, "model/1")
@@ -82,6 +85,7 @@ def run(
         "ptq/parent_bytes": float(parent_bytes),
         "ptq/bytes": float(chosen["bytes"]),
         "ptq/ratio": parent_bytes / chosen["bytes"],
+        **{f"ptq/{name}": value for name, value in told.items() if value is not None},
         **{name: chosen[key] for name, key in TOLD.items() if chosen[key] is not None},
         "ptq/refused": float(sum(bool(entry["refused"]) for entry in table)),
         "ptq/skipped": float(sum(bool(entry["skipped"]) for entry in table)),

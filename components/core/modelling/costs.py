@@ -24,9 +24,9 @@ def compared(step: str, parent: Path, model: Path) -> dict[str, float]:
     return told | {f"{step}/{name}": value for name, value in measured(model).items()}
 
 
-def measured(path: Path) -> dict[str, float]:
-    """COSTS of one model."""
-    found = times(Generator.load(path))
+def measured(path: Path, loaded: Generator | None = None) -> dict[str, float]:
+    """COSTS of one model, which is `loaded` if it is given."""
+    found = times(loaded or Generator.load(path))
     found |= {"parameters": checkpoints.num_parameters(path), "bytes": checkpoints.num_bytes(path)}
     return {name: float(found[name]) for name in COSTS}
 

@@ -77,6 +77,8 @@ def test_a_student_comes_closer_to_a_better_teacher(distil):
     assert 0 < told["distillation/kl_after"] < 0.5 * told["distillation/kl_before"]
     assert told["distillation/agreement_after"] > told["distillation/agreement_before"] + 0.2
     assert told["distillation/chats"] == 64 and told["distillation/validation_loss"] < 3
+    assert told["distillation/parent_parameters"] > told["distillation/parameters"]
+    assert told["distillation/parent_prefill_seconds"] > 0
 
 
 WAYS = {
