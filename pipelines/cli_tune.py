@@ -26,7 +26,8 @@ def tune(
     ],
     trials: Annotated[int, typer.Option(min=1, help="Trials of the study, those of earlier calls among them.")] = 20,
     sampler: Annotated[
-        Literal["tpe", "random", "grid", "cmaes", "population"], typer.Option(help="How settings are chosen; population: NSGA-II, whose generations are of eight.")
+        Literal["tpe", "random", "grid", "cmaes", "population"],
+        typer.Option(help="How settings are chosen; population: NSGA-II, in generations of eight."),
     ] = "tpe",
     measure: Annotated[
         str, typer.Option(help="stage/metric; none: validation_loss of the last stage that --over names.")
