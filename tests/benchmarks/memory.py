@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from surrounding import surrounding
+
 VOCABULARIES = (2_048, 49_152, 152_000)
 LENGTHS = (128, 512)
 JOBS = ("likelihood", "sft", "dpo")
@@ -173,7 +175,7 @@ def main() -> None:
             model = make_model(Path(name) / "model", vocabulary)
             print(json.dumps(round(globals()[f"run_{job}"](model, Path(name), vocabulary, length))))
         return
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {**surrounding()}
     for settings in (True, False):
         for job in JOBS:
             for vocabulary in VOCABULARIES:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from surrounding import surrounding
 
 from bloomery.components.core import artifact
 from bloomery.components.core.modelling import plan, shapes
@@ -48,6 +49,11 @@ METHODS: dict[str, dict[str, Any]] = {
     "DoRA r=16 α=32": {"adapter": {"kind": "dora", "rank": 16, "alpha": 32}},
     "PiSSA r=16 α=16": {"adapter": {"kind": "pissa", "rank": 16, "alpha": 16}},
     "QLoRA r=16 α=32": {"adapter": {"kind": "qlora", "rank": 16, "alpha": 32}},
+    "LoHa r=16 α=32": {"adapter": {"kind": "loha", "rank": 16, "alpha": 32}},
+    "OFT, blocks of 32": {"adapter": {"kind": "oft", "rank": 32}},
+    "VeRA r=256": {"learning_rate": 10 * FIXED_RATE, "adapter": {"kind": "vera", "rank": 256}},
+    "prompt tuning, 20 tokens": {"learning_rate": 0.3, "adapter": {"kind": "prompt"}},
+    "p-tuning, 20 tokens": {"learning_rate": 10 * FIXED_RATE, "adapter": {"kind": "p_tuning"}},
     "IA3": {"learning_rate": 10 * FIXED_RATE, "adapter": {"kind": "ia3"}},
 }
 
@@ -109,7 +115,7 @@ def main() -> None:
             told = measured(METHODS[name], checked, Path(folder))
         print(name, json.dumps(told, ensure_ascii=False), flush=True)
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}  # of another process by now
-        found[name] = told
+        found[name] = {**told, **surrounding()}
         file.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

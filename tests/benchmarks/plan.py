@@ -20,6 +20,8 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from surrounding import surrounding
+
 LENGTHS = (128, 512, 1024)
 BATCH = 1
 VOCABULARY = 8_192
@@ -247,7 +249,7 @@ def main() -> None:
         os.waitpid(made, 0)
         for name in wanted:
             settings = combinations().get(name, {"max_length": 16})
-            found[name] = child(nothing if name == "nothing" else model, settings)
+            found[name] = {**child(nothing if name == "nothing" else model, settings), **surrounding()}
             print(name, found[name], flush=True)
             file.write_text(json.dumps(compared(found, model), indent=1) + "\n", encoding="utf-8")
         file.write_text(json.dumps(compared(found, model), indent=1) + "\n", encoding="utf-8")

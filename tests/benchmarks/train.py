@@ -1,6 +1,6 @@
 """How fast training is, beside a bare PyTorch loop, beside TRL's own defaults, and until its first step.
 
-    python tests/benchmarks/train.py [small] [large] [packing] [start] [grpo]     (all of them: under eight minutes)
+    python tests/benchmarks/train.py [PART …]     (all of them: under nine minutes)
 
 Writes `train.json`, in which parts that are not run keep what they had:
 
@@ -11,6 +11,10 @@ Writes `train.json`, in which parts that are not run keep what they had:
   in all; `ratio` of tokens a second, and the loss of both on other chats at the end, over seeds.
 - start: seconds from `bloomery step sft` to the end of its first optimiser step.
 - grpo: `grpo.py`, in which both take turns as well.
+- memory: the peak of a training of 135 M parameters, 4 chats of 128 tokens a step, and what `bloomery plan` says of it.
+
+`small` and `large` are of the middle step: what a training does now and then is left out, and told by `answers`, the
+seconds that it takes five times to ask for answers that may repeat themselves (at 1.1 M and at 135 M parameters).
 """
 
 from __future__ import annotations
@@ -20,7 +24,6 @@ import functools
 import json
 import math
 import os
-import platform
 import random
 import statistics
 import subprocess
@@ -29,12 +32,14 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
 
 from chats import write_chats  # noqa: E402
 from memory import make_model, words  # noqa: E402
+from surrounding import surrounding  # noqa: E402
 
 from bloomery.components.core import artifact  # noqa: E402
 from bloomery.infra import surroundings  # noqa: E402
@@ -336,7 +341,54 @@ def grpo() -> dict[str, Any]:
     return found
 
 
-PARTS: dict[str, Callable[[], dict[str, Any]]] = {part.__name__: part for part in (small, large, packing, start, grpo)}
+def memory() -> dict[str, Any]:
+    """Of `large`'s training, in a process of its own."""
+    from bloomery.components.core.modelling import plan, shapes
+    from bloomery.components.core.modelling.cards import Card
+    from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
+
+    config = FineTuningConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=128)
+    machine = Card("CPU", math.inf, 0, 0, is_gpu=False)
+    with tempfile.TemporaryDirectory() as name:
+        model = llama(Path(name) / "model", 49_152, **LARGE)
+        own = f"import sys; sys.path.insert(0, {str(FILE.parent)!r}); import train; train.peak({str(model)!r})"
+        done = subprocess.run([sys.executable, "-c", own], check=True, capture_output=True, text=True)
+        planned = plan.of_training(shapes.read(model), plan.Training.of(config), machine).peak
+    found = {"peak_bytes": int(done.stdout.splitlines()[-1]), "planned_bytes": round(planned)}
+    return {**found, "error": round(found["planned_bytes"] / found["peak_bytes"] - 1, 3)}
+
+
+def peak(model: str) -> None:
+    """Train `model` for four steps of four chats of 128 tokens, and print the most bytes that were resident."""
+    from plan import peak_bytes
+
+    from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
+
+    config = FineTuningConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=128)
+    rows = [(ids * 3, marks * 3) for ids, marks in random_rows(16, 49_152, 128)]
+    ours(Path(model), [(ids[:128], marks[:128]) for ids, marks in rows], config)
+    print(peak_bytes())
+
+
+def answers() -> dict[str, Any]:
+    """Seconds of the five times together, by the size of the model."""
+    from bloomery.components.core.modelling import checkpoints, guards
+
+    found = {}
+    asked = [ids[:50] for ids, _ in random_rows(guards.NUM_ASKED, 2_048, 150)]
+    for name, shape, vocabulary in (("1.1 M", SMALL, 2_048), ("135 M", LARGE, 49_152)):
+        with tempfile.TemporaryDirectory() as folder:
+            network, tokenizer = checkpoints.load(llama(Path(folder) / "model", vocabulary, **shape))
+            trainer = SimpleNamespace(model=network, processing_class=tokenizer)
+            began = time.perf_counter()
+            for _ in range(5):
+                guards._repetition(trainer, asked)
+            found[name] = round(time.perf_counter() - began, 1)
+    return {"seconds": found}
+
+
+MEASURED = (small, large, packing, start, grpo, memory, answers)
+PARTS: dict[str, Callable[[], dict[str, Any]]] = {part.__name__: part for part in MEASURED}
 
 
 def main() -> None:
@@ -352,17 +404,6 @@ def main() -> None:
         found[name] = {**PARTS[name](), "took": round(time.perf_counter() - began), **surrounding()}
         FILE.write_text(json.dumps(found, indent=1) + "\n")
         print(name, json.dumps(found[name]), flush=True)
-
-
-def surrounding() -> dict[str, Any]:
-    """Where a number comes from."""
-    head = ["git", "-C", str(FILE.parent), "rev-parse", "--short", "HEAD"]
-    commit = subprocess.run(head, capture_output=True, text=True).stdout.strip()
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    return {"hardware": f"{os.cpu_count()} x {cpu}", "commit": commit}
 
 
 if __name__ == "__main__":
