@@ -27,6 +27,7 @@ from bloomery.components.core.modelling import (
     inspection,
     preference_pairs,
     proof,
+    rendering,
     reshaping,
     surgery,
     templates,
@@ -153,8 +154,8 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
 
 def _name_of(*given: Any) -> str:
     """The name under which the store remembers that what is `given` has passed a check of the code as it is."""
-    modules = [checkpoints, context, faults, inspection, preference_pairs, proof, reshaping, surgery, templates]
-    modules.append(wholeness)
+    modules = [checkpoints, context, faults, inspection, preference_pairs, proof, rendering, reshaping, surgery]
+    modules += [templates, wholeness]
     code = [artifact.file_digest(Path(module.__file__)) for module in modules]
     return f"preflight/{digest([*given, *code])[:24]}.json"
 

@@ -8,7 +8,7 @@ import pytest
 from toy_tokenizers import tokenizer_for
 
 from bloomery.components.core.errors import ModelError
-from bloomery.components.core.modelling import templates
+from bloomery.components.core.modelling import rendering, templates
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -263,6 +263,18 @@ REFUSED = {
     "a system prompt that is forbidden": (GEMMA[0], [SYSTEM, *TWO], "", "Conversation roles must alternate"),
     "tools that are never mentioned": (CHATML, TWO, TOOLS, "leaves out the tool 'weather'"),
     "a call that is never written": (CHATML, [asks("Rain?"), says("", tool_calls=CALL)], "", "leaves out the calls"),
+    "a call in roles that the template refuses": (
+        GEMMA[0],
+        [asks("Rain?"), says("", tool_calls=CALL), asks("?"), asks("?"), says("a")],
+        "",
+        "^the chat template refuses a chat: Conversation roles must alternate; the chat",
+    ),
+    "a call beside tools that lack what the template wants": (
+        "{% for t in tools %}{{ t.function.name + t.function.owner }}{% endfor %}" + CHATML,
+        [asks("Rain?"), says("", tool_calls=CALL)],
+        TOOLS,
+        "^the chat template refuses a chat: 'dict object' has no attribute 'owner'; the chat",
+    ),
     "thoughts that are dropped": (
         CHATML,
         [asks("hi"), says("hello", reasoning="I greet")],
@@ -279,8 +291,9 @@ REFUSED = {
 def test_what_cannot_be_proven_is_refused(name):
     template, chat, tools, told = REFUSED[name]
     tokenizer = tokenizer_for(template, eos="<|im_end|>", bos="<bos>")
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=told) as caught:
         templates.trained_rows(tokenizer, chat, tools)
+    assert rendering.PROBE not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_text_has_one_bos_where_the_tokenizer_writes_it_and_one_end():
@@ -291,6 +304,28 @@ def test_a_text_has_one_bos_where_the_tokenizer_writes_it_and_one_end():
     assert templates.text_tokens(wrote, "ab", end=True) == [bos, *word, end]
     assert templates.text_tokens(wrote, "<s>ab") == [bos, *word]
     assert templates.text_tokens(plain, "ab") == word
+
+
+NAMED = [{"type": "function", "function": {"name": "weather"}}]
+STRICT = "{% for t in tools or [] %}{{ t.function.description + '/' + (t.function.parameters | tojson) }};{% endfor %}"
+LAX = "{% for t in tools or [] %}{{ t | tojson }};{% endfor %}"
+
+
+def test_tools_are_rendered_as_they_are_and_completed_where_the_template_refuses_them():
+    """OpenAI's API asks for the name of a function alone."""
+    said = [asks("Rain?")]
+    strict, lax = (tokenizer_for(before + LAX + CHATML, eos="<|im_end|>") for before in (STRICT, ""))
+    text = strict.decode(templates.prompt_tokens(strict, said, json.dumps(NAMED)))
+    assert text.startswith(
+        '/{"type": "object", "properties": {}};{"type": "function", "function": {"name": "weather", '
+    )
+    text = lax.decode(templates.prompt_tokens(lax, said, json.dumps(NAMED)))
+    assert text.startswith('{"type": "function", "function": {"name": "weather"}};<|im_start|>user')
+    empty = {"description": None, "parameters": {"type": "object"}, "strict": True}
+    text = strict.decode(
+        templates.prompt_tokens(strict, said, json.dumps([{"function": {"name": "weather", **empty}}]))
+    )
+    assert text.startswith('/{"type": "object"};{"function": {"name": "weather", ') and '"strict": true' in text
 
 
 ORIGINALS = sorted(
