@@ -1,7 +1,9 @@
-"""Which tokens are trained under published templates, of chats with a system prompt, tools and thoughts."""
+"""Which tokens are trained under published templates, of chats with a system prompt, tools and thoughts,
+and what TRL trains of the same chats."""
 
 import json
 import lzma
+import re
 import shutil
 from pathlib import Path
 
@@ -11,7 +13,7 @@ import trl
 from toy_tokenizers import runs, tokenizer_for
 
 from bloomery.components.core.errors import ModelError
-from bloomery.components.core.modelling import checkpoints, templates
+from bloomery.components.core.modelling import checkpoints, rendering, templates
 
 FOLDER = Path(trl.__file__).parent / "chat_templates"
 EOS = {
@@ -170,3 +172,93 @@ def test_and_so_it_is_with_the_tokenizers_that_they_are_published_with(name, kno
         else:
             shutil.copyfile(file, tmp_path / file.name)
     check_trained(name, checkpoints.load_tokenizer(tmp_path), known)
+
+
+MARKED = {
+    stem: next(name for name in (f"{stem}_training", stem) if (FOLDER / f"{name}.jinja").is_file())
+    for stem in ORIGINALS
+    if (FOLDER / f"{stem}_training.jinja").is_file() or stem.startswith("lfm2_2_5")
+}
+"""TRL's templates with marks for the loss, by the original; LFM2.5's has its own."""
+AROUND = {
+    **dict.fromkeys(["cohere", "llama3", "glm4moe"], ("", "")),
+    "cohere2": ("", "<\\|END_OF_TURN_TOKEN\\|>"),
+    **dict.fromkeys(["phi3", "phi3_5"], ("", "\n(<\\|endoftext\\|>)?")),
+    "qwen2_5": ("\n", "\n"),
+    **dict.fromkeys(["gptoss", "muse_glimmer"], ("<\\|start\\|>assistant", "")),
+    "qwen3_5_nothink": ("<think>\n\n</think>\n\n", "\n"),
+    **dict.fromkeys(["qwen3_5_think", "qwen3_6", "qwen3_8"], ("<think>\n", "\n")),
+    **{stem: ("<think>\n?", "\n") for stem in ORIGINALS if stem.startswith("nemotron")},
+}
+"""What TRL trains beside a turn as we do, as patterns: before it what the model is asked with, after it what follows
+the end and is never generated. Those that are not named: nothing, and a line end."""
+ENDS = {"gptoss": ("<|return|>", "<|end|>"), "diffusion_gemma": ("<|tool_response>", "")}
+"""Ends that we train where TRL has another: of an answer that is not the last, which the template rewrites, and of a
+call, of which TRL trains none."""
+FORGET = ("diffusion_gemma", "glm4moe", "gptoss", "lfm2_2_5", "nemotron")
+"""Templates that leave out the thoughts before an earlier answer, in TRL's version too, so that it trains none of them;
+we train each turn after what it is produced after, in a row of its own."""
+DEEPSEEK = ("deepseek_r1_distill", "deepseekv3")
+"""Templates that know no `reasoning_content`: we put it where the model is asked for it, TRL trains answers without."""
+
+
+def both(stem, known):
+    """(tokenizer, our rows of `chat_of`, TRL's) by the original template and by the one with marks."""
+    marked = (FOLDER / f"{MARKED[stem]}.jinja").read_text(encoding="utf-8")
+    tokenizer = tokenizer_of(stem, marked)
+    messages, tools = chat_of(known)
+    rows = templates.trained_rows(tokenizer, messages, tools)
+    given = rendering.shaped(tokenizer, messages, tools)
+    for message in given:
+        message["thinking"] = message.get("reasoning_content")  # as LFM2.5 calls it
+    wanted = {"return_assistant_tokens_mask": True, "return_dict": True}
+    told = tokenizer.apply_chat_template(
+        given, tools=json.loads(tools) if tools else None, chat_template=marked, **wanted
+    )
+    return tokenizer, rows, [(told["input_ids"], told["assistant_masks"])]
+
+
+def texts(tokenizer, rows, known):
+    """What is trained, a text a turn, in the order of the turns."""
+    found = [run for row in runs(tokenizer, rows) for run in row]
+    return sorted(found, key=lambda run: next(at for at, (*_, word) in enumerate(words_of(known)) if word in run))
+
+
+@pytest.mark.parametrize("stem", [stem for stem in MARKED if stem not in (*PARTS, *DEEPSEEK)])
+def test_what_trl_marks_is_trained_and_nothing_else(stem):
+    """Turns, system prompt and calls of all templates, and the thoughts of those that forget none in TRL's version."""
+    known = KNOWS.get(stem, ALL)
+    known = known - {"thoughts"} if stem.startswith(FORGET) else known
+    tokenizer, rows, marked = both(stem, known)
+    ours, theirs = (texts(tokenizer, each, known) for each in (rows, marked))
+    assert len(theirs) == len(ours) == len(words_of(known))
+    before, after = AROUND.get(stem, ("", "\n"))
+    own_end, other_end = ENDS.get(stem, ("", ""))
+    for our, their in zip(ours, theirs, strict=True):
+        same = f"{before}{re.escape(our)}{after}"
+        other = f"{before}{re.escape(our.removesuffix(own_end) + other_end)}"
+        assert re.fullmatch(same, their) or (own_end and re.fullmatch(other, their)), (our, their)
+    if len(rows) == 1:  # the same tokens in the same places
+        ((own_ids, own_marks),), ((ids, marks),) = rows, marked
+        beyond = [token for token, own, mark in zip(own_ids, own_marks, marks, strict=False) if own and not mark]
+        assert ids[: len(own_ids)] == own_ids and tokenizer.decode(beyond) == (own_end if beyond else "")
+
+
+@pytest.mark.parametrize("stem", [stem for stem in MARKED if stem.startswith(FORGET)])
+def test_thoughts_before_an_earlier_answer_are_trained_where_trl_trains_none(stem):
+    tokenizer, rows, marked = both(stem, ALL)
+    ours, theirs = ("".join(texts(tokenizer, each, ALL)) for each in (rows, marked))
+    assert [ours.count(word) for word in ASSISTANT["thoughts"]] == [1, 1, 1]
+    assert [theirs.count(word) for word in ASSISTANT["thoughts"]] == [0, 0, 1]
+
+
+@pytest.mark.parametrize("stem", DEEPSEEK)
+def test_thoughts_of_deepseek_are_trained_after_what_it_is_asked_with_where_trl_leaves_them_out(stem):
+    known = KNOWS[stem]
+    tokenizer, rows, marked = both(stem, known)
+    end = "<｜end▁of▁sentence｜>"
+    assert texts(tokenizer, rows, known) == [
+        f"Thinktwo\n</think>\n\nAnswerone{end}",
+        f"Thinkthree\n</think>\n\nAnswertwo{end}",
+    ]
+    assert texts(tokenizer, marked, known) == [f"<｜Assistant｜>Answerone{end}", f"<｜Assistant｜>Answertwo{end}"]
