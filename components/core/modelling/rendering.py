@@ -1,12 +1,14 @@
-"""The text that a model's own chat template makes of a chat: the same on every day, of calls in the form that it takes,
-and of tools that say no more of themselves than they have to."""
+"""The text that a model's own chat template makes of a chat: the same on every day, of calls and thoughts in the form
+that it takes, and of tools that say no more of themselves than they have to."""
 
 from __future__ import annotations
 
 import contextlib
 import json
+import re
 from collections.abc import Sequence
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 from bloomery.components.core.data.chats import for_template
@@ -24,6 +26,8 @@ PROBE = "zqxjkv"
 """Content that stands nowhere else, to find what a template writes around it."""
 ASK = {"role": "user", "content": "?"}
 SAY = {"role": "assistant", "content": PROBE}
+THOUGHT = re.compile(r"\s*<think>\s*(.*?)\s*</think>\s*", re.DOTALL)
+"""A thought that a content begins with."""
 OPTIONAL = {"description": "", "parameters": {"type": "object", "properties": {}}}
 """What the definition of a function may leave out (OpenAI's API asks for its name), as it is when it says nothing."""
 
@@ -83,11 +87,16 @@ def template_of(tokenizer: Any, *, has_tools: bool = False) -> str:
 
 
 def shaped(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str) -> list[dict[str, Any]]:
-    """`messages` in the form that the template takes: templates differ in how they expect a call without words.
+    """`messages` in the form that the template takes: templates differ in how they expect a call without words, and
+    in whether they know thoughts that stand in a content.
 
     Raises: ModelError with what the template says if it refuses them in every form, or that it leaves calls out.
     """
     plain = [{"content": "", **message} for message in for_template(messages)]
+    if any(THOUGHT.match(message["content"]) for message in plain) and _wants_thoughts_apart(
+        tokenizer, template_of(tokenizer)
+    ):
+        plain = [_thought_apart(message) for message in plain]
     calls = [call for message in plain for call in message.get("tool_calls") or []]
     if not calls:
         return plain
@@ -104,6 +113,26 @@ def shaped(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str) -> li
         render(tokenizer, plain, tools, opened=False)  # which tells why
     names = ", ".join(sorted({call["function"]["name"] for call in calls}))
     raise ModelError(f"the chat template leaves out the calls of {names}: this model knows no tool calls")
+
+
+@lru_cache(maxsize=16)
+def _wants_thoughts_apart(tokenizer: Any, template: str) -> bool:
+    """Whether the template has a place for thoughts, and would write those in a content as words of the answer: it
+    then holds `<think>` more often than where they are given apart."""
+    try:
+        said = {"role": "assistant", "content": f"<think>{PROBE}</think>?"}
+        within, apart = (render(tokenizer, [ASK, one], "", opened=False) for one in (said, _thought_apart(said)))
+    except ModelError:
+        return False
+    return PROBE in apart and within.count("<think>") > apart.count("<think>")
+
+
+def _thought_apart(message: dict[str, Any]) -> dict[str, Any]:
+    """`message` with the thought that its content begins with as its `reasoning_content`."""
+    held = THOUGHT.match(message["content"])
+    if message["role"] != "assistant" or held is None or "reasoning_content" in message:
+        return message
+    return {**message, "content": message["content"][held.end() :], "reasoning_content": held[1]}
 
 
 def _with_calls(messages: list[dict[str, Any]], content: Any, written: bool, name: str = "") -> list[dict[str, Any]]:

@@ -141,6 +141,25 @@ def test_what_a_published_template_writes_of_the_assistant_is_trained_and_what_i
             templates.trained_rows(tokenizer, *chat_of(known | {unknown}))
 
 
+@pytest.mark.parametrize(
+    "stem", [stem for stem in ORIGINALS if "thoughts" in KNOWS.get(stem, ALL) and stem not in PARTS]
+)
+def test_thoughts_in_a_content_are_trained_where_the_template_has_them(stem):
+    """As many chats are written; a template of another form would train them as words of the answer."""
+    tokenizer, (messages, _) = tokenizer_of(stem), chat_of({"thoughts"})
+    written = [
+        {"role": turn["role"], "content": f"<think>\n{turn['reasoning']}\n</think>\n\n{turn['content']}"}
+        if "reasoning" in turn
+        else turn
+        for turn in messages
+    ]
+    within, apart = (templates.trained_rows(tokenizer, each) for each in (written, messages))
+    for one, other in zip(runs(tokenizer, within), runs(tokenizer, apart), strict=True):
+        assert ["".join(text.split()) for text in one] == ["".join(text.split()) for text in other]
+    if stem in (*CHANNELS, "qwen3_8"):
+        assert within == apart
+
+
 @pytest.mark.parametrize("stem", ["deepseekv3", "deepseek_r1_distill"])
 def test_calls_of_tools_that_a_template_does_not_describe_are_trained(stem):
     check_trained(stem, tokenizer_of(stem), CALLS)
