@@ -12,6 +12,7 @@ import pytest
 import trl
 from toy_tokenizers import runs, tokenizer_for
 
+from bloomery.components.core.data import chat_forms
 from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import checkpoints, rendering, templates
 
@@ -181,16 +182,35 @@ def test_templates_of_parts_alone_are_refused(stem):
         templates.trained_rows(tokenizer_of(stem), *chat_of(set()))
 
 
+def published(name, folder):
+    """A published tokenizer, unpacked to `folder`."""
+    for file in outside.folder("BLOOMERY_DATA", "tokenizers", name).iterdir():
+        if file.suffix == ".xz":
+            (folder / file.stem).write_bytes(lzma.decompress(file.read_bytes()))
+        else:
+            shutil.copyfile(file, folder / file.name)
+    return checkpoints.load_tokenizer(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "known"), [("qwen3", ALL), ("gptoss", ALL), ("deepseek_v3", CALLS), ("smollm2", {"system"})]
 )
 def test_and_so_it_is_with_the_tokenizers_that_they_are_published_with(name, known, tmp_path):
-    for file in outside.folder("BLOOMERY_DATA", "tokenizers", name).iterdir():
-        if file.suffix == ".xz":
-            (tmp_path / file.stem).write_bytes(lzma.decompress(file.read_bytes()))
-        else:
-            shutil.copyfile(file, tmp_path / file.name)
-    check_trained(name, checkpoints.load_tokenizer(tmp_path), known)
+    check_trained(name, published(name, tmp_path), known)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gptoss"])
+def test_tools_without_a_description_are_trained(name, tmp_path):
+    tokenizer = published(name, tmp_path)
+    for row in (outside.folder("BLOOMERY_CASES") / "tools.jsonl").read_text(encoding="utf-8").splitlines():
+        chat = chat_forms.read_chat(json.loads(row))
+        call, answer = (
+            run
+            for each in runs(tokenizer, templates.trained_rows(tokenizer, chat.messages, chat.tools))
+            for run in each
+        )
+        city = json.loads(chat.messages[1]["tool_calls"])[0]["arguments"]["city"]
+        assert "get_weather" in call and city in call and chat.messages[3]["content"] in answer
 
 
 MARKED = {
