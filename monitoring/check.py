@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel, ValidationError
 
 from bloomery.components.core.artifact import write_atomically
-from bloomery.components.core.config import parse
+from bloomery.components.core.config import parse, unpacked
 from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError, from_os_error
 from bloomery.components.core.step import ending
 from bloomery.monitoring import alerts, drift, embedding, hold, page, policy, snapshot, trigger
@@ -306,7 +306,7 @@ def check_task(
     `decision` and `drift_page`, and what was found to `metrics`. `recipe` is the name of a recipe, or the text of one.
     """
     with ending("drift_check"), at(workdir) as home:
-        monitoring = parse(MonitoringConfig, config, where="monitoring")
+        monitoring = parse(MonitoringConfig, unpacked(config), where="monitoring")
         result = check(_file_of(recipe), home, log, monitoring, settings=settings)
         for artifact, name in ((decision, "decision.md"), (drift_page, "drift.html")):
             page_file = home.folder / str(result["window"]) / name

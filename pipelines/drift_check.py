@@ -10,7 +10,7 @@ from typing import Any
 
 from kfp import dsl, kubernetes
 
-from bloomery.components.core.config import parameters
+from bloomery.components.core.config import packed, parameters
 from bloomery.infra import images
 from bloomery.infra import settings as pod_settings
 from bloomery.infra.resources import place
@@ -31,7 +31,7 @@ def build(recipe: Recipe, source: str, log: str, workdir: str, settings: Sequenc
     """
     webhook = recipe.monitoring.alerts.webhook
     secret = (webhook,) if webhook else ()
-    watched, handed_on = parameters(recipe.monitoring), list(settings)
+    watched, handed_on = packed(parameters(recipe.monitoring)), list(settings)
 
     @dsl.pipeline(
         name=f"{recipe.name}-drift-check", description=f"Drift of the traffic of {recipe.registered_model}"

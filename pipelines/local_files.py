@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import glob
 import logging
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, get_args, get_type_hints
 
@@ -14,6 +15,7 @@ from bloomery.components.core import s3
 from bloomery.components.core.config import LocalPath, ModelName, TemplateName
 from bloomery.components.core.data.files import list_files
 from bloomery.components.core.errors import BloomeryError, ConfigError
+from bloomery.components.core.modelling import faults
 from bloomery.components.core.uploads import uploaded
 from bloomery.pipelines.chain import Stage
 from bloomery.pipelines.recipe import Recipe
@@ -28,7 +30,7 @@ class Here(NamedTuple):
     """Where it stands in the recipe."""
     path: str
     is_model: bool = False
-    """Whether it is a checkpoint, of which every file counts."""
+    """Whether it is a checkpoint, of which all files count but weights that are not loaded."""
 
 
 Change = Callable[[Here], str]
@@ -96,10 +98,18 @@ def _put(setting: Here, prefix: str) -> str:
     """The URI of a file, of a folder with the files of it that would be read, or of what a glob names."""
     root = _root(setting.path)
     if setting.is_model and root.is_dir():
-        files = sorted(file for file in root.rglob("*") if file.is_file() and not _is_hidden(file.relative_to(root)))
+        files = sorted(file for file in _read(root) if not _is_hidden(file.relative_to(root)))
     else:
         files = [Path(file) for file in list_files(str(_path(setting.path)))]
     return uploaded(root, files, prefix)
+
+
+def _read(checkpoint: Path) -> Iterator[Path]:
+    """The files of a checkpoint folder, without weights that are not loaded."""
+    for folder, inner, names in os.walk(checkpoint):
+        left = faults.unread(folder, [*inner, *names])
+        inner[:] = set(inner) - left
+        yield from (Path(folder, name) for name in set(names) - left)
 
 
 def _path(value: str) -> Path:

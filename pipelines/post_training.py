@@ -37,7 +37,7 @@ def variants(recipe: Recipe) -> list[dict[str, Any]]:
         {
             "stage": f"ptq_{config.name}",
             "evaluation": f"evaluation_ptq_{config.name}",
-            "config": parameters(config),
+            "config": packed(parameters(config)),
         }
         for config in recipe.variants()
     ]
@@ -87,15 +87,7 @@ def build(recipe: Recipe, until: str | None = None) -> Any:
 
     `until` names the last stage that runs, as in a trial of a search: nothing is evaluated, quantised or promoted.
     """
-    settings: dict[str, Any] = {
-        "preflight": parameters(recipe.preflight()),
-        **{stage.name: parameters(stage.config) for stage in recipe.stages},
-        "ptq": parameters(recipe.ptq),
-        "evaluation": parameters(recipe.evaluation),
-        "evaluation_of_rivals": parameters(recipe.evaluation_of_rivals()),
-        "promotion": parameters(recipe.promotion),
-    }
-    settings = {name: packed(values) for name, values in settings.items()}
+    settings: dict[str, Any] = {name: packed(parameters(config)) for name, config in recipe.configs().items()}
     settings |= {"quantisation": variants(recipe)} if recipe.quantisation else {}
 
     def post_training(*values: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,7 @@ from typing import Any
 from pydantic import Field, field_validator, model_validator
 
 from bloomery.components.chat_curation.config import ChatCurationConfig
-from bloomery.components.core.config import (
-    MOST_PACKED,
-    Config,
-    ModelName,
-    Seed,
-    TemplateName,
-    packed,
-    parameters,
-    parse,
-    passwords,
-)
+from bloomery.components.core.config import Config, ModelName, Seed, TemplateName, parse, passwords, too_large
 from bloomery.components.core.data.chats import ChatSource
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.modelling import named_models
@@ -115,7 +104,7 @@ class Recipe(Config):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
-        problems = [*self._unknown_floors(), *self._unknown_steps(), *self._unfit_gate(), *self._too_large()]
+        problems = [*self._unknown_floors(), *self._unknown_steps(), *self._unfit_gate()]
         problems += [*self._unknown_tasks(), *self._unshardable()]
         problems += [
             f"stages: {stage.name} is a key of the recipe, and --set could not tell the two apart; rename the stage"
@@ -123,6 +112,7 @@ class Recipe(Config):
             if stage.name in Recipe.model_fields
         ]
         problems += chain.problems(self.stages, self.start().values())
+        problems = problems or [*self._too_large()]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -182,13 +172,21 @@ class Recipe(Config):
             )
 
     def _too_large(self) -> Iterator[str]:
-        for stage in self.stages:
-            num_bytes = len(json.dumps(packed(parameters(stage.config))).encode())
-            if num_bytes > MOST_PACKED:
-                yield (
-                    f"stages.{stage.name}: its settings take {num_bytes:,} bytes when they are packed, and a pipeline "
-                    f"parameter at most {MOST_PACKED:,}; shorten the longest of them"
-                )
+        variants = {f"quantisation.{variant.name}": variant for variant in self.variants()}
+        for name, config in {**self.configs(), **variants, "monitoring": self.monitoring}.items():
+            if told := too_large(config):
+                yield f"{name}: {told}"
+
+    def configs(self) -> dict[str, Config]:
+        """The configs of tasks, each under the parameter of the pipeline that brings it: of a stage, its name."""
+        return {
+            "preflight": self.preflight(),
+            **{stage.name: stage.config for stage in self.stages},
+            "ptq": self.ptq,
+            "evaluation": self.evaluation,
+            "evaluation_of_rivals": self.evaluation_of_rivals(),
+            "promotion": self.promotion,
+        }
 
     def start(self) -> dict[str, str]:
         """What stands before the first stage: the schema of each output of preflight that a stage may read, by port."""

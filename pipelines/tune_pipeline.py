@@ -10,11 +10,12 @@ kfp reads the annotations of the pipeline function, so this module must not post
 
 import inspect
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bloomery.components.core import pipeline_run
-from bloomery.components.core.config import packed, parameters
+from bloomery.components.core.config import oversize, packed, parameters
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import named_models
 from bloomery.components.core.modelling.named_models import START
@@ -84,6 +85,9 @@ def build(
         tune.sampler_of(tune.optuna_quietly(), sampler, searches, None)  # type: ignore[arg-type]
         between = [one.name for one in stages[first:]]
         search |= {"over": list(over), "stages": between, "recipe": packed(parameters(base))}
+    trial = max(given.get("trials", [trial_of(0, {}, stages[first:])]), key=lambda one: len(json.dumps(one)))
+    if told := oversize(search | trial, search | trial):
+        raise ConfigError(f"{recipe}, in a trial: {told}, or search on this machine (without --compile)")
     given |= {"search": search, "preflight": packed(parameters(base.preflight()))}
     given |= {one.name: packed(parameters(one.config)) for one in stages[:first]}
     return _pipeline(base, stages[:first], stages[first:], given, parallel)

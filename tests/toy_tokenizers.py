@@ -1,8 +1,10 @@
-"""Small tokenizers for chat templates: bytes, and each word of a template that looks like a token."""
+"""Small tokenizers for chat templates, bytes and what in a template looks like a token; and what is trained."""
 
 from __future__ import annotations
 
+import itertools
 import re
+from collections.abc import Sequence
 from typing import Any
 
 WORD = re.compile(r"<\|?[^<>\s'\"{}]{1,40}?\|?>|\[/?[A-Z_]+\]|<｜[^｜]*｜>")
@@ -27,3 +29,15 @@ def tokenizer_for(template: str, *, eos: str, bos: str | None = None, writes_bos
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token=eos, bos_token=bos, chat_template=template, **more
     )
+
+
+def runs(tokenizer: Any, rows: Sequence[tuple[Sequence[int], Sequence[Any]]]) -> list[list[str]]:
+    """The trained tokens of each row as texts, a run a turn."""
+    return [
+        [
+            tokenizer.decode([token for token, _ in run])
+            for trained, run in itertools.groupby(zip(*row, strict=True), key=lambda pair: bool(pair[1]))
+            if trained
+        ]
+        for row in rows
+    ]

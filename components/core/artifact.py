@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -366,9 +366,9 @@ def write_atomically(file: Path, text: str) -> None:
     os.replace(temporary, file)
 
 
-def link_tree(source: Path, target: Path) -> None:
+def link_tree(source: Path, target: Path, *, ignore: Callable[[str, list[str]], set[str]] | None = None) -> None:
     """Make `target` a copy of `source` that shares its bytes, whole or not at all; across file systems the bytes are
-    copied."""
+    copied. Of a folder's names `ignore` tells those to leave out."""
     coming = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
 
     def link(a: str, b: str) -> None:
@@ -380,7 +380,7 @@ def link_tree(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with _disk(target):
         try:
-            shutil.copytree(source, coming, copy_function=link)
+            shutil.copytree(source, coming, ignore=ignore, copy_function=link)
             shutil.rmtree(target, ignore_errors=True)
             os.replace(coming, target)
         finally:

@@ -229,6 +229,24 @@ def packed(values: dict[str, Any]) -> dict[str, Any]:
     return {"packed": base64.b64encode(zlib.compress(text.encode(), 9)).decode()}
 
 
+def too_large(config: BaseModel) -> str:
+    """What is told of a config that is too large for a pipeline parameter, with its longest key; '' if it fits."""
+    values = parameters(config)
+    return oversize(values, packed(values))
+
+
+def oversize(values: Mapping[str, Any], given: Mapping[str, Any]) -> str:
+    """What is told of `values` where a pipeline parameter that brings them as `given` would be too large, or ''."""
+    num_bytes = len(json.dumps(given).encode())
+    if num_bytes <= MOST_PACKED:
+        return ""
+    longest = max(values, key=lambda name: len(json.dumps(values[name])))
+    return (
+        f"its settings take {num_bytes:,} bytes when they are packed, and a pipeline parameter has at most "
+        f"{MOST_PACKED:,}; shorten the longest of them, {longest}"
+    )
+
+
 def unpacked(values: Mapping[str, Any]) -> Mapping[str, Any]:
     """What `packed` was given."""
     if set(values) != {"packed"}:

@@ -27,6 +27,7 @@ from bloomery.components.core.modelling import (
     inspection,
     preference_pairs,
     proof,
+    rendering,
     reshaping,
     surgery,
     templates,
@@ -68,8 +69,7 @@ def take_base_model(config: PreflightConfig, target: Path, tasks: Path) -> dict[
             f"{target.parent}: {free:,} bytes free on the disk, {wanted:,} are wanted (preflight.min_free_bytes and "
             "ten times the base model); free some space or choose another --workdir"
         )
-    artifact.link_tree(source, target)
-    (target / artifact.MANIFEST).unlink(missing_ok=True)
+    _link(source, target)
     facts = _looked_at(config, target, artifact.seal(target, "model/1").digest, source, tasks)
     for what in facts["supplied"]:
         logger.info("base_model: supplied is %s", what)
@@ -154,8 +154,8 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
 
 def _name_of(*given: Any) -> str:
     """The name under which the store remembers that what is `given` has passed a check of the code as it is."""
-    modules = [checkpoints, context, faults, inspection, preference_pairs, proof, reshaping, surgery, templates]
-    modules.append(wholeness)
+    modules = [checkpoints, context, faults, inspection, preference_pairs, proof, rendering, reshaping, surgery]
+    modules += [templates, wholeness]
     code = [artifact.file_digest(Path(module.__file__)) for module in modules]
     return f"preflight/{digest([*given, *code])[:24]}.json"
 
@@ -214,12 +214,17 @@ def _chats_of(source: ChatSource) -> Iterator[tuple[list[dict[str, Any]], str]]:
         yield from chat_forms.chats_of(rows_of(source))
 
 
+def _link(source: Path, target: Path) -> None:
+    """Make `target` the model in `source` as far as it is loaded, not sealed."""
+    artifact.link_tree(source, target, ignore=faults.unread)
+    (target / artifact.MANIFEST).unlink(missing_ok=True)
+
+
 def take_encoder(config: PreflightConfig, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     if config.encoder:
         source = checkpoints.named("dedup.semantic.encoder", config.encoder, config.encoder_revision)
-        artifact.link_tree(source, target)
-        (target / artifact.MANIFEST).unlink(missing_ok=True)
+        _link(source, target)
     artifact.seal(target, "encoder/1")
 
 
@@ -230,8 +235,7 @@ def take_outside(config: PreflightConfig, target: Path) -> None:
         source = checkpoints.named("stages", named.model, named.revision)
         if not (source / "adapter_config.json").is_file():
             checkpoints.check(source, to_train=True, has_chats=False)
-        artifact.link_tree(source, target / named.folder)
-        (target / named.folder / artifact.MANIFEST).unlink(missing_ok=True)
+        _link(source, target / named.folder)
     sealed = artifact.seal(target, "models/1")
     with _once("whole", sealed.digest) as is_new:
         for named in config.outside if is_new else ():

@@ -9,7 +9,7 @@ from typing import Any
 
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import MissingExtraError
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, faults
 from bloomery.components.quantisation import apart
 from bloomery.components.quantisation.calibration import calibration_texts
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
@@ -66,7 +66,7 @@ def export(
 
         torchao.export(config, source, target)
     if config.scheme != "none":
-        for file in target.glob("*.safetensors"):
+        for file in faults.safetensors_files(target):
             sort_header(file)
     if config.kv_cache_bits:
         _quantise_cache(target)

@@ -17,7 +17,7 @@ from typing import Any
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import BloomeryError
-from bloomery.components.core.modelling import checkpoints, templates
+from bloomery.components.core.modelling import checkpoints, faults, templates
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.modelling.latency import latency
 from bloomery.components.core.scoring.tasks import Tasks
@@ -135,7 +135,7 @@ def _import_libraries(model: Path) -> None:
     method = getattr(config, "quantization_config", {}).get("quant_method")
     if method in LIBRARIES:
         importlib.import_module(LIBRARIES[method])
-    if any(model.glob("*.gguf")):
+    if faults.gguf(model):
         importlib.import_module("gguf")
     with torch.device("meta"):
         AutoModelForCausalLM.from_config(config)

@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, faults
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 
 
@@ -77,14 +77,14 @@ def _drop_tied_head(folder: Path) -> None:
     from safetensors import safe_open
     from safetensors.torch import save_file
 
-    for file in folder.glob("*.safetensors"):
+    for file in faults.safetensors_files(folder):
         with safe_open(file, "pt") as stored:
             metadata = stored.metadata()
             tensors = {name: stored.get_tensor(name) for name in stored.keys() if not name.startswith("lm_head.")}
         names = [name for name in json.loads(metadata["tensor_names"]) if name != "lm_head.weight"]
         metadata.pop("lm_head.weight", None)
         save_file(tensors, file, metadata={**metadata, "tensor_names": json.dumps(names)})
-    index = folder / "model.safetensors.index.json"
+    index = folder / faults.INDEX
     if index.is_file():
         content = json.loads(index.read_text())
         content["weight_map"] = {k: v for k, v in content["weight_map"].items() if not k.startswith("lm_head.")}

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from bloomery.components.core import interpreter
+from bloomery.pipelines import steps
 
 CONFIG = '''
 """Settings of halving."""
@@ -33,6 +34,7 @@ from typing import Annotated
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.halving.config import HalvingConfig
+from .parts.scaling import scaled
 
 @declare(accelerator=True)
 def run(
@@ -46,15 +48,21 @@ def run(
 
     Returns: halving/factor, halving/seed.
     """
-    import torch
     from bloomery.components.core.modelling import checkpoints
     network, tokenizer = checkpoints.load(base_model)
-    with torch.no_grad():
-        for weight in network.parameters():
-            weight.mul_(config.factor)
+    scaled(network, config.factor)
     checkpoints.save(model, network, tokenizer)
     assert preferences is None
     return {"halving/factor": config.factor, "halving/seed": float(config.seed)}
+'''
+PART = '''
+"""Weights times a number."""
+import torch
+
+def scaled(network, factor):
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(factor)
 '''
 COMPONENT = '''
 """The kfp component of `halving`."""
@@ -90,6 +98,8 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Path:
     step.mkdir(parents=True)
     for name, text in (("__init__", ""), ("config", CONFIG), ("step", STEP), ("component", COMPONENT)):
         (step / f"{name}.py").write_text(text.lstrip("\n"))
+    (step / "parts").mkdir()
+    (step / "parts" / "scaling.py").write_text(PART.lstrip("\n"))
     recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
     recipe["stages"] = ["halving", {"halving": {"as": "again", "factor": 0.1}}]
     recipe["quantisation"] = []
@@ -163,29 +173,33 @@ def test_a_step_that_cannot_be_used_is_told_by_its_file(project, tmp_path, fault
 def test_a_result_depends_on_the_code_that_a_step_can_reach_and_on_nothing_else():
     """The map of what each step imports, read from its source, against what Python loads when all of it is imported."""
     code = """
-import importlib, sys
+import importlib, json, sys
 from pathlib import Path
-import bloomery.components
 from bloomery.components.core import sources
-name = sys.argv[1]
-files = sources.files_of(f"bloomery.components.{name}.step")
-roots = [Path(root).parent for root in bloomery.components.__path__]
-for file in files:
-    root = next(root for root in roots if file.is_relative_to(root))
-    module = ".".join(("bloomery", *file.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
-    importlib.import_module(module)
-ours = [module for key, module in sys.modules.items() if key.startswith("bloomery.") and module.__file__]
-loaded = {Path(module.__file__) for module in ours}
-missing = loaded - set(files) - {Path(sources.__file__)}
-print(sorted(map(str, missing)), "|", " ".join(file.name for file in files))
-"""
-    found = {}
-    for step in ("sft", "dedup", "promotion"):
-        told = subprocess.run([sys.executable, "-c", code, step], capture_output=True, text=True, check=True).stdout
-        missing, _, names = told.strip().partition(" | ")
-        assert missing == "[]", f"{step} imports what its digest does not cover: {missing}"
-        found[step] = set(names.split())
-    assert "fine_tuning.py" in found["sft"] and "near.py" not in found["sft"] and "succession.py" not in found["sft"]
-    assert "near.py" in found["dedup"] and "fine_tuning.py" not in found["dedup"]
-    assert "succession.py" in found["promotion"] and "near.py" not in found["promotion"]
+from bloomery.pipelines import steps
+roots = [Path(root).parent for root in sys.modules["bloomery.components"].__path__]
 
+def loaded(files):
+    for key in [key for key in sys.modules if key.startswith("bloomery.")]:
+        del sys.modules[key]
+    for file in files:
+        root = next(root for root in roots if file.is_relative_to(root))
+        module = ".".join(("bloomery", *file.relative_to(root).with_suffix("").parts)).removesuffix(".__init__")
+        importlib.import_module(module)
+    ours = [module for key, module in sys.modules.items() if key.startswith("bloomery.") and module.__file__]
+    return {Path(module.__file__) for module in ours}
+
+told = {}
+for name in steps.names():
+    files = sources.files_of(f"bloomery.components.{name}.step")
+    told[name] = [[*map(str, loaded(files) - set(files))], [file.name for file in files]]
+print(json.dumps(told))
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    found = json.loads(told)
+    assert set(found) == set(steps.names())
+    assert not {step: missing for step, (missing, _) in found.items() if missing}, "the digest does not cover these"
+    names = {step: set(names) for step, (_, names) in found.items()}
+    assert "fine_tuning.py" in names["sft"] and "near.py" not in names["sft"] and "succession.py" not in names["sft"]
+    assert "near.py" in names["dedup"] and "fine_tuning.py" not in names["dedup"]
+    assert "succession.py" in names["promotion"] and "near.py" not in names["promotion"]

@@ -48,7 +48,7 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
 
     disable_progress_bar()
     warnings.filterwarnings("ignore", module="torchao")  # of its own deprecations, which no user can act on
-    gguf = next(path.glob("*.gguf"), None)
+    gguf = faults.gguf(path)
     weights: dict[str, Any] = {"use_safetensors": True}
     if gguf:  # the config beside it, as transformers 5.24 reads no head_dim of a Qwen 3 out of the file
         weights = {"gguf_file": gguf.name, "config": AutoConfig.from_pretrained(path)}
@@ -282,7 +282,10 @@ def named(key: str, name: str, revision: str) -> Path:
         raise DataError(f"{key}: no folder {name}; give a checkpoint folder or a hub name such as org/model")
     patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        fetched = snapshot_download(
+            name, revision=revision, allow_patterns=patterns, ignore_patterns=list(faults.ORIGINALS)
+        )
+        return Path(fetched)
     except HFValidationError:
         raise DataError(
             f"{key}: no folder {name}, and it is no hub name; give a checkpoint folder or org/model"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,46 @@ UNMASKED = ("rwkv",)
 """Architectures, by model_type, whose states take in what fills a batch: they have no attention to mask it in."""
 SIZES = ("hidden_size", "n_embd", "num_hidden_layers", "n_layer", "vocab_size")
 """Keys of a config that no model goes without, as far as it has them."""
-INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+INDEX = f"{SINGLE}.index.json"
+ADAPTER = "adapter_model.safetensors"
+ORIGINALS = ("consolidated*", "original/*", "metal/*")
+"""What repositories hold beside a model in transformers' form: the same weights in their maker's own (Mistral; Llama
+and gpt-oss)."""
+_WEIGHTS = (".safetensors", ".gguf", ".bin", ".pt", ".pth", ".h5", ".msgpack")
 
 
 def weight_files(path: Path) -> list[Path]:
-    """The files of a checkpoint that hold its weights, in the order of their names: *.safetensors, or a *.gguf."""
-    return sorted([*path.glob("*.safetensors"), *path.glob("*.gguf")])
+    """The files that a checkpoint's weights are loaded from, in the order of their names: what lies beside them may
+    hold the same weights again."""
+    return safetensors_files(path) or [file for file in [gguf(path)] if file]
+
+
+def safetensors_files(path: Path) -> list[Path]:
+    """Those of a checkpoint or an adapter that transformers and PEFT load, in the order of their names."""
+    return [path / name for name in sorted(_wanted(path)) if os.path.lexists(path / name)]
+
+
+def gguf(path: Path) -> Path | None:
+    """The GGUF that a checkpoint is loaded from, if it has no safetensors."""
+    return None if safetensors_files(path) else min(path.glob("*.gguf"), default=None)
+
+
+def unread(folder: str, names: list[str]) -> set[str]:
+    """Those of the `names` in a checkpoint folder that hold weights that are not loaded, as `copytree` ignores them."""
+    read = {file.name for file in weight_files(Path(folder))}
+    return {
+        name for name in names if read and name not in read and (name.endswith(_WEIGHTS) or f"{name}/*" in ORIGINALS)
+    }
+
+
+def _wanted(path: Path) -> set[str]:
+    """The names of the safetensors that are looked for: transformers reads the index if there is no single file."""
+    if (path / "adapter_config.json").is_file():
+        return {ADAPTER}
+    if os.path.lexists(path / SINGLE) or not (path / INDEX).is_file():
+        return {SINGLE}
+    return set(read_json(path / INDEX).get("weight_map", {}).values())
 
 
 def found(path: Path, *, to_train: bool = False, has_chats: bool = False) -> list[str]:
@@ -68,7 +103,7 @@ def _found(path: Path, to_train: bool, has_chats: bool) -> list[str]:
     faults = [*_architecture(config), *_sizes(config), *_weights(path)]
     if to_train:
         faults += _untrainable(config, path)
-    if not any(file for pattern in VOCABULARIES for file in path.glob(pattern)) and not any(path.glob("*.gguf")):
+    if not any(file for pattern in VOCABULARIES for file in path.glob(pattern)) and not gguf(path):
         faults.append("no tokenizer.json and no other vocabulary; save the tokenizer beside the weights")
     if has_chats and not has_template(path):
         faults.append(
@@ -89,7 +124,7 @@ def has_template(path: Path) -> bool:
 def tensors(path: Path) -> dict[str, tuple[str, list[int]]]:
     """(dtype as safetensors names it, shape) of each tensor in the folder's safetensors, from their heads alone."""
     held = {}
-    for file in sorted(path.glob("*.safetensors")):
+    for file in safetensors_files(path):
         for name, entry in head(file).items():
             if name != "__metadata__":
                 held[name] = (entry["dtype"], entry["shape"])
@@ -142,19 +177,19 @@ def _sizes(config: dict[str, Any]) -> list[str]:
 
 
 def _weights(path: Path) -> list[str]:
-    files = weight_files(path)
-    index = path / INDEX
-    if index.is_file():
-        wanted = set(read_json(index).get("weight_map", {}).values())
-        missing = sorted(wanted - {file.name for file in files})
-        if missing:
-            return [
-                f"{INDEX} names {len(wanted)} files of weights and {len(missing)} are missing: {', '.join(missing[:3])}"
-                f"{' …' if len(missing) > 3 else ''}; fetch the checkpoint again"
-            ]
+    files, wanted = weight_files(path), _wanted(path)
+    missing = sorted(wanted - {file.name for file in files})
+    if wanted != {SINGLE} and missing:
+        return [
+            f"{INDEX} names {len(wanted)} files of weights and {len(missing)} are missing: {', '.join(missing[:3])}"
+            f"{' …' if len(missing) > 3 else ''}; fetch the checkpoint again"
+        ]
     if not files:
-        pickled = ", ".join(sorted(file.name for file in (*path.glob("*.bin"), *path.glob("*.pt*")))) or "no weights"
-        return [f"found {pickled}; expected *.safetensors or *.gguf: pickled weights can run code, convert them first"]
+        others = ", ".join(sorted(file.name for file in path.iterdir() if file.name.endswith(_WEIGHTS))) or "no weights"
+        return [
+            f"found {others}; expected {SINGLE}, or {INDEX} with the files that it names, or a *.gguf: fetch the whole "
+            "checkpoint, and convert pickled weights (*.bin, *.pt) first, which can run code"
+        ]
     return [fault for file in files if (fault := _broken(file))]
 
 
@@ -185,7 +220,7 @@ def _untrainable(config: dict[str, Any], path: Path) -> list[str]:
             f"the weights are quantised ({method}), and rounded numbers cannot be trained; take the checkpoint in 16 "
             "bits that it was made of (quantisation is a step after training)"
         ]
-    if any(path.glob("*.gguf")):
+    if gguf(path):
         return [
             "the weights are a GGUF, which loads to be asked but not to be trained; take the checkpoint in "
             "safetensors, or unpack it once: copy the state dict of from_pretrained(folder, gguf_file=...) into "

@@ -12,28 +12,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Sequence
-from datetime import datetime
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
-from bloomery.components.core.data.chats import for_template
 from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import proof
+from bloomery.components.core.modelling.rendering import ASK, PROBE, SAY, render, shaped, template_of
 
 TrainOn = Literal["all_turns", "last_turn"]
-
-_DAY = datetime(2024, 7, 26)
-TODAY = {
-    **{f"%{code}": _DAY.strftime(f"%{code}") for code in "aAbBcdDeFgGhHIjmMpRSTuUVwWxXyYzZ"},
-    **{f"%-{code}": str(int(_DAY.strftime(f"%{code}"))) for code in "dmHIMSjy"},
-}
-"""The day that every template sees: some print today's (Llama 3.2, gpt-oss), so that what was measured in the evening
-would be another prompt in the morning. It is Llama 3.1's own default; a system prompt tells a model the real one."""
-PROBE = "zqxjkv"
-"""Content that stands nowhere else, to find what a template writes around it."""
-ASK = {"role": "user", "content": "?"}
-SAY = {"role": "assistant", "content": PROBE}
-LOOK_UP = {"name": "look_up", "description": "Looks up.", "parameters": {"type": "object", "properties": {}}}
 
 
 class Turns(NamedTuple):
@@ -67,9 +53,9 @@ def prompt_tokens(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str
     `messages` are in their stored form, `tools` is a JSON list of definitions or ''.
     Raises: ModelError if the template refuses the conversation, or leaves a message or the tools out.
     """
-    shaped = _shaped(tokenizer, messages, tools)
-    text = _prompt_text(tokenizer, shaped, tools)
-    proof.prove_prompt(text, shaped, tools)
+    asked = shaped(tokenizer, messages, tools)
+    text = _prompt_text(tokenizer, asked, tools)
+    proof.prove_prompt(text, asked, tools)
     return _ids(tokenizer, text)
 
 
@@ -98,12 +84,12 @@ def trained_rows(
     earlier reasoning, and write or end the last turn otherwise) a turn that differs has a row that ends with it.
     Raises: ModelError, with the text, for what cannot be proven.
     """
-    shaped = _shaped(tokenizer, messages, tools)
-    turns = [index for index, message in enumerate(shaped) if message["role"] == "assistant"]
+    told = shaped(tokenizer, messages, tools)
+    turns = [index for index, message in enumerate(told) if message["role"] == "assistant"]
     if not turns:
         raise ModelError(f"a chat without an assistant turn has nothing to train: {proof.shown(messages)}")
     chosen = turns if train_on == "all_turns" else turns[-1:]
-    left = [_step(tokenizer, shaped, tools, turn, train_reasoning) for turn in chosen]
+    left = [_step(tokenizer, told, tools, turn, train_reasoning) for turn in chosen]
     rows = []
     while left:
         ids = left[-1].prompt + left[-1].answer
@@ -157,7 +143,7 @@ def answer_text(tokenizer: Any, ids: Sequence[int], *, is_open: bool = False) ->
 
 def turns(tokenizer: Any) -> Turns:
     """How the tokenizer's template opens and ends the assistant's turns. Raises: ModelError if it does not."""
-    return _turns(tokenizer, _template(tokenizer))
+    return _turns(tokenizer, template_of(tokenizer))
 
 
 def _marker(tokenizer: Any) -> tuple[int, ...]:
@@ -170,9 +156,9 @@ def _marker(tokenizer: Any) -> tuple[int, ...]:
 
 @lru_cache(maxsize=16)
 def _turns(tokenizer: Any, template: str) -> Turns:
-    closed, opened = (_render(tokenizer, [ASK], "", opened=flag) for flag in (False, True))
+    closed, opened = (render(tokenizer, [ASK], "", opened=flag) for flag in (False, True))
     said = [ASK, SAY]
-    text = _render(tokenizer, said, "", opened=False)
+    text = render(tokenizer, said, "", opened=False)
     if PROBE not in text:
         raise ModelError(f"the chat template leaves out what the assistant says; it makes of a chat: {text!r}")
     header = ""
@@ -186,8 +172,8 @@ def _turns(tokenizer: Any, template: str) -> Turns:
     call = json.dumps([{"id": "abcdef012", "name": PROBE, "arguments": {}}])
     ends = [end]
     try:
-        called = _shaped(tokenizer, [ASK, {"role": "assistant", "content": "", "tool_calls": call}], "")
-        rest = _render(tokenizer, called, "", opened=False).rpartition(PROBE)[2]
+        called = shaped(tokenizer, [ASK, {"role": "assistant", "content": "", "tool_calls": call}], "")
+        rest = render(tokenizer, called, "", opened=False).rpartition(PROBE)[2]
         own = [token for token in _added(tokenizer, rest) if token in _control(tokenizer)]
         own = [token for token in own if not re.search("call.*end", tokenizer.convert_ids_to_tokens(token))]
         follows = _end(tokenizer, called, "")[0] if not own else own[-1]
@@ -219,9 +205,9 @@ def _end(tokenizer: Any, said: list[dict[str, Any]], tail: str) -> tuple[int, bo
         if "tool_calls" in said[-1]
         else ASK
     )
-    before = _render(tokenizer, said, "", opened=False)
+    before = render(tokenizer, said, "", opened=False)
     try:
-        after = _render(tokenizer, [*said, asked], "", opened=False)
+        after = render(tokenizer, [*said, asked], "", opened=False)
     except ModelError:
         after = ""
     follows = _ids(tokenizer, after[len(before) :].lstrip())[:1] if after.startswith(before) else []
@@ -235,7 +221,7 @@ def _end(tokenizer: Any, said: list[dict[str, Any]], tail: str) -> tuple[int, bo
 def _step(tokenizer: Any, messages: list[dict[str, Any]], tools: str, turn: int, train_reasoning: bool) -> _Step:
     """Prompt and answer of the assistant's `turn` as tokens, proven."""
     prompt = _prompt_text(tokenizer, messages[:turn], tools)
-    answer = _after(prompt, _render(tokenizer, messages[: turn + 1], tools, opened=False), messages[: turn + 1])
+    answer = _after(prompt, render(tokenizer, messages[: turn + 1], tools, opened=False), messages[: turn + 1])
     answer = answer.removesuffix(turns(tokenizer).opened)
     proof.prove_prompt(prompt, messages[:turn], tools)
     asked, whole = _ids(tokenizer, prompt), _ids(tokenizer, prompt + answer)
@@ -265,11 +251,11 @@ def _end_of(tokenizer: Any, ids: list[int], is_call: bool) -> tuple[int, int]:
 
 def _prompt_text(tokenizer: Any, messages: list[dict[str, Any]], tools: str) -> str:
     """What the model is asked to go on from: with the words that open its turn, also if the template forgets them."""
-    text = _render(tokenizer, messages, tools, opened=True)
+    text = render(tokenizer, messages, tools, opened=True)
     if not turns(tokenizer).header and messages[-1]["role"] != "tool":
         return text
-    said = _render(tokenizer, [*messages, SAY], tools, opened=False)
-    if not said.startswith(text) or _render(tokenizer, messages, tools, opened=False) != text or PROBE not in said:
+    said = render(tokenizer, [*messages, SAY], tools, opened=False)
+    if not said.startswith(text) or render(tokenizer, messages, tools, opened=False) != text or PROBE not in said:
         return text
     header = said[len(text) :].partition(PROBE)[0].rstrip(" ")
     return text + header if header.strip() else text
@@ -299,75 +285,6 @@ def _after(prompt: str, whole: str, messages: Sequence[dict[str, Any]]) -> str:
         "the chat template does not write an assistant turn after what it asks the model to go on from, so the turn's "
         f"tokens cannot be told. Asked: {prompt[-300:]!r}; written: {whole[-300:]!r}"
     )
-
-
-def _shaped(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str) -> list[dict[str, Any]]:
-    """`messages` in the form that the template takes: templates differ in how they expect a call without words."""
-    shaped = [{"content": "", **message} for message in for_template(messages)]
-    calls = [call for message in shaped for call in message.get("tool_calls") or []]
-    if not calls:
-        return shaped
-    told: ModelError | None = None
-    for content in ("", None):
-        for written in (False, True):
-            probed = _with_calls(shaped, content, written, PROBE)
-            try:
-                if _render(tokenizer, probed, tools, opened=False).count(PROBE) >= len(calls):
-                    return _with_calls(shaped, content, written)
-            except ModelError as error:
-                told = error
-    names = ", ".join(sorted({call["function"]["name"] for call in calls}))
-    reason = f" ({told})" if told else ""
-    raise ModelError(f"the chat template leaves out the calls of {names}: this model knows no tool calls{reason}")
-
-
-def _with_calls(messages: list[dict[str, Any]], content: Any, written: bool, name: str = "") -> list[dict[str, Any]]:
-    """`messages` whose calls without words have `content`, with arguments as JSON text where `written`."""
-    changed = []
-    for message in messages:
-        if message.get("tool_calls"):
-            calls = []
-            for call in message["tool_calls"]:
-                own = call["function"]["arguments"]
-                arguments = json.dumps(own, ensure_ascii=False) if written and not isinstance(own, str) else own
-                function = {"name": name or call["function"]["name"], "arguments": arguments}
-                calls.append({**call, "type": "function", "function": function})
-            message = {**message, "content": message["content"] or content, "tool_calls": calls}
-        changed.append(message)
-    return changed
-
-
-def _render(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str, *, opened: bool) -> str:
-    """The text of a chat. Raises: ModelError with what the template says if it refuses it."""
-    from jinja2 import TemplateSyntaxError
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    try:  # apply_chat_template drops content that is None, by which DeepSeek V3 knows a call
-        rendered: Any = render_jinja_template(
-            [list(messages)],
-            tools=json.loads(tools) if tools else None,
-            chat_template=_template(tokenizer, tools),
-            add_generation_prompt=opened,
-            **tokenizer.special_tokens_map,
-        )
-        return rendered[0][0]
-    except TemplateSyntaxError as error:
-        raise ModelError(f"the chat template has a syntax error in line {error.lineno}: {error.message}") from None
-    except Exception as error:  # a template is a program of others
-        raise ModelError(f"the chat template refuses a chat: {error}; the chat: {proof.shown(messages)}") from None
-
-
-def _template(tokenizer: Any, tools: str = "") -> str:
-    """The tokenizer's own template, on a day that stays."""
-    template = tokenizer.chat_template
-    if isinstance(template, dict):  # several by name, as Command R has them
-        template = (tools and template.get("tool_use")) or template.get("default")
-    if not template:
-        raise ModelError("the tokenizer has no chat template; set `chat_template: chatml` or a file in the recipe")
-    if "strftime_now" not in template:
-        return template
-    filled = "".join(f" | replace('{code}', '{value}')" for code, value in TODAY.items())
-    return f"{{%- macro strftime_now(format) -%}}{{{{ format{filled} }}}}{{%- endmacro %}}{template}"
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 
 PART = 2**20
 """Numbers of a tensor that are held at once: 4 MiB in 32 bits, which stay in a processor's cache."""
-WEIGHTS = "model.safetensors"
 DTYPES = {
     **{"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"},
     **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8"},
@@ -69,7 +68,7 @@ class Stored(NamedTuple):
 def stored(path: Path) -> dict[str, Stored]:
     """The tensors in a folder's safetensors by name. Raises: ModelError for a dtype that is not read here."""
     found = {}
-    for file in sorted(path.glob("*.safetensors")):
+    for file in faults.safetensors_files(path):
         with file.open("rb") as opened:
             begin = 8 + int.from_bytes(opened.read(8), "little")
         for name, entry in faults.head(file).items():
@@ -109,7 +108,7 @@ def write(path: Path, tensors: Iterable[Made], *, like: Path) -> None:
         if file.name not in (faults.INDEX, artifact.MANIFEST) and not copy.exists():
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)
-    with (path / WEIGHTS).open("wb") as opened:
+    with (path / faults.SINGLE).open("wb") as opened:
         opened.write(_head(made))
         for one in made:
             for part in (part.to(_dtype(one)) for part in one.parts()):

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from bloomery.components.core import artifact, processes, store
 from bloomery.components.core.config import digest
-from bloomery.components.core.modelling import proof, templates
+from bloomery.components.core.modelling import proof, rendering, templates
 
 if TYPE_CHECKING:
     import numpy as np
@@ -176,7 +176,8 @@ def tokenised(tokenizer: Any, parts: Sequence[Any], batches: Callable[[], Iterab
     """
     state = _state(tokenizer)
     with contextlib.ExitStack() as stack:
-        code = [artifact.file_digest(Path(module)) for module in (__file__, templates.__file__, proof.__file__)]
+        modules = (__file__, templates.__file__, rendering.__file__, proof.__file__)
+        code = [artifact.file_digest(Path(module)) for module in modules]
         name = f"tokens/{digest([state, list(parts), code])[:24]}"
         shared = store.shared(name) if state else None
         folder = shared or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bloomery-"))) / "tokens"

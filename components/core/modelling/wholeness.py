@@ -48,7 +48,7 @@ def check_found(path: Path, found: dict[str, Any]) -> None:
     config = faults.read_json(path / "config.json")
     ends = _layers(config), _layers(config) + int(config.get("num_nextn_predict_layers") or 0)
     left = [name for name in found["unexpected_keys"] if not BESIDE.search(name) and _layer(name) not in range(*ends)]
-    if any(path.glob("*.gguf")) or config.get("quantization_config"):
+    if faults.gguf(path) or config.get("quantization_config"):
         left = []  # they hold scales and the like
     wrong = [(name, f" ({list(has)} instead of {list(wants)})") for name, has, wants in found["mismatched_keys"]]
     parts = [

@@ -2,10 +2,12 @@
 
 import gzip
 import json
+import shutil
 import sqlite3
 
 import pytest
 import yaml
+from published import SHARDS, in_the_makers_form_too, weights_in
 from typer.testing import CliRunner
 
 from bloomery.components.core import artifact, uploads
@@ -124,6 +126,12 @@ def test_what_is_uploaded_is_what_preflight_reads(store, loaded, tmp_path, tiny_
     digest = artifact.file_digest(tiny_model / "model.safetensors")
     assert artifact.file_digest(tmp_path / "out" / "outside" / weights) == digest
     assert uploads.fetched(config.chat_template).read_text() == "{{ messages[0]['content'] }}"
+
+
+def test_weights_that_are_not_loaded_are_not_uploaded(store, loaded, tmp_path, tiny_model):
+    published = in_the_makers_form_too(shutil.copytree(tiny_model, tmp_path / "published"))
+    there = local_files.for_pods(loaded.model_copy(update={"base_model": str(published)}), PREFIX)
+    assert weights_in(uploads.fetched(there.base_model)) == SHARDS
 
 
 def test_files_that_are_not_there_are_all_told(store, loaded, tmp_path):

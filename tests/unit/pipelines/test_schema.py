@@ -4,11 +4,14 @@ import json
 
 import pytest
 import yaml
+from jsonschema import Draft202012Validator
 
 from bloomery.components.core.errors import ConfigError
 from bloomery.pipelines import schema, steps
 from bloomery.pipelines.recipe import Recipe
 from bloomery.pipelines.recipe_files import RECIPES
+
+SHIPPED = sorted(file.stem for file in RECIPES.glob("*.yaml"))
 
 
 def test_the_file_is_what_the_code_says():
@@ -27,23 +30,44 @@ def test_the_page_of_steps_says_what_each_of_them_reads_and_writes():
         assert (schema.STEPS_FILE.parent / name / "README.md").is_file() and len(row) == 3 and all(row)
 
 
-def test_every_shipped_recipe_names_it_and_fits_it():
+@pytest.fixture(scope="module")
+def validator():
     known = schema.recipe_schema()
-    assert set(known["required"]) == {"name", "registered_model", "base_model", "tasks", "stages"}
-    entries = known["properties"]["stages"]["items"]["anyOf"]
-    shapes = {next(iter(entry["properties"])): entry for entry in entries if "properties" in entry}
-    for file in RECIPES.glob("*.yaml"):
-        text = file.read_text(encoding="utf-8")
-        assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n"), file
-        recipe = yaml.safe_load(text)
-        assert set(recipe) <= set(known["properties"])
-        for stage in recipe["stages"]:
-            if isinstance(stage, str):
-                assert stage in entries[0]["enum"]
-                continue
-            ((name, settings),) = stage.items()
-            place = shapes[name]["properties"][name]["$ref"].rpartition("/")[2]
-            assert set(settings) <= set(known["$defs"][place]["properties"])
+    Draft202012Validator.check_schema(known)
+    return Draft202012Validator(known)
+
+
+def shipped(name):
+    return yaml.safe_load((RECIPES / f"{name}.yaml").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_recipe_names_it_and_fits_it(name, validator):
+    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    assert text.startswith("# yaml-language-server: $schema=recipe.schema.json\n")
+    assert [error.message for error in validator.iter_errors(shipped(name))] == []
+
+
+def spoiled(change):
+    values = shipped("quickstart")
+    change(values)
+    return values
+
+
+WRONG = {
+    "a key that there is not": lambda values: values.update(evalution={}),
+    "a key that is lacking": lambda values: values.pop("tasks"),
+    "a step that there is not": lambda values: values["stages"].append("sftt"),
+    "a setting of another step": lambda values: values["stages"].append({"dedup": {"beta": 0.1}}),
+    "a setting out of its range": lambda values: values["promotion"]["gate"].update(max_forgetting=-1),
+    "a setting of another kind": lambda values: values.update(evaluation={"limit": "many"}),
+    "a word that is no choice": lambda values: values["quantisation"].append({"scheme": "int3"}),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_what_is_no_recipe_does_not_fit_it(kind, validator):
+    assert not validator.is_valid(spoiled(WRONG[kind]))
 
 
 def test_every_step_that_can_be_a_stage_is_in_it_with_its_documentation():

@@ -1,5 +1,7 @@
 """The list of stages: how it is written, what each stage reads, and what is wrong with a list."""
 
+import hashlib
+import re
 from pathlib import Path
 
 import pytest
@@ -223,9 +225,31 @@ def test_large_settings_are_packed_and_too_large_ones_are_refused(load):
     value = spec.root.input_definitions.parameters["synthetic_data"].default_value.struct_value
     assert list(value) == ["packed"] and len(value["packed"]) < 65_536
     assert unpacked(dict(value))["entities"]["city"] == cities
-    words = {f"{n * 7919:x}": [f"{n * 104729:x}"] for n in range(9000)}
-    with pytest.raises(ConfigError, match="stages.synthetic_data: its settings take .* bytes when they are packed"):
-        load([CURATION, "dedup", {"synthetic_data": {"entities": {"word": words}}}, {"sft": TRAINING}])
+
+
+WORDS = [hashlib.sha256(f"{n}".encode()).hexdigest() for n in range(3000)]
+QUESTION_WORDS = {**QUESTIONS, "templates": [{"prompt": f"{word} {{q}}", "answer": "{a}"} for word in WORDS]}
+LARGE = {
+    "preflight": ("tasks", {"tasks": {"t": {**QUESTION_WORDS, "splits": {"test": {"path": "t.jsonl"}}}}}),
+    "synthetic_data": ("entities", {}),
+    "quantisation.int4_weight_only_g32_qat": (
+        "qat",
+        {"quantisation": [{"scheme": "int4_weight_only", "qat": {"max_length": 64, "tasks": WORDS}}]},
+    ),
+    "evaluation": ("lm_eval", {"evaluation": {"lm_eval": {"tasks": WORDS}}}),
+    "promotion": ("models_uri", {"promotion": {"models_uri": f"s3://{''.join(WORDS)}"}}),
+    "monitoring": ("settings", {"monitoring": {"settings": [f"sft.epochs={word}" for word in WORDS]}}),
+}
+
+
+@pytest.mark.parametrize("place", LARGE)
+def test_settings_that_are_too_large_for_an_argument_are_refused(load, place):
+    longest, changes = LARGE[place]
+    entities = {"entities": {"word": dict.fromkeys(WORDS, ["a"])}} if place == "synthetic_data" else {}
+    with pytest.raises(ConfigError) as caught:
+        load([CURATION, "dedup", {"synthetic_data": entities}, {"sft": TRAINING}], **changes)
+    told = f"^{place}: its settings take [\\d,]+ bytes when they are packed, .* the longest of them, {longest}$"
+    assert re.search(told, str(caught.value), re.MULTILINE), caught.value
 
 
 def test_every_step_is_found_by_its_folder():

@@ -1,5 +1,6 @@
 """A search that is compiled for a cluster."""
 
+import hashlib
 import json
 import math
 
@@ -118,6 +119,18 @@ def test_where_trials_choose_by_earlier_results_each_asks_when_its_turn_comes(co
     assert set(found["components"][outer[inner]["componentRef"]["name"]]["dag"]["tasks"]) == {"sft", "told"}
     text = (tmp_path / "search.yaml").read_text()
     assert "BLOOMERY_STUDIES" in text and "postgresql" not in text  # the password stands in the Secret alone
+
+
+@pytest.mark.parametrize("sampler", ["grid", "tpe"])
+def test_trials_that_are_too_large_for_an_argument_are_refused(compiled, tmp_path, sampler):
+    """Each stage alone would fit: the task that tells of a trial gets the settings of all of them, and the recipe."""
+    words = [hashlib.sha256(f"{n}".encode()).hexdigest() for n in range(1000)]
+    made = {"entities": {"word": dict.fromkeys(words, ["a"])}}
+    stages = [{"synthetic_data": made}, {"synthetic_data": {"as": "more", **made}}]
+    large = {**RECIPE, "stages": [RECIPE["stages"][0], *stages, RECIPE["stages"][2]]}
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(large))
+    with pytest.raises(ConfigError, match="in a trial: its settings take .* bytes .* or search on this machine"):
+        compiled("--over", "synthetic_data.seed=1,2", "--measure", "sft/loss", "--sampler", sampler)
 
 
 def test_a_compiled_search_is_submitted_and_its_files_are_put_where_pods_read_them(

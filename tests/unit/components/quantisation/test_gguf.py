@@ -163,6 +163,37 @@ def test_a_soft_prompt_is_written_and_read_there_too(chats, tmp_path):
     assert first["id"] == int(likely.argmax()) and first["logprob"] == pytest.approx(float(likely.max()), abs=0.2)
 
 
+@pytest.mark.parametrize("tokenizer_writes", [True, False])
+@pytest.mark.parametrize("template_writes", [True, False])
+def test_one_bos_begins_what_is_asked_where_it_is_served_from(chats, tmp_path, tokenizer_writes, template_writes):
+    """Llama 3 has it in both, Zephyr in the tokenizer, DeepSeek V2 in the template."""
+    from gguf import GGUFReader
+    from tokenizers import processors
+
+    network, tokenizer = checkpoints.load(llama(tmp_path / "plain"))
+    tokenizer.bos_token = "<|pad|>"
+    if tokenizer_writes:
+        begin = processors.TemplateProcessing("<|pad|> $A", special_tokens=[("<|pad|>", 0)])
+        tokenizer.backend_tokenizer.post_processor = begin
+    if template_writes:
+        tokenizer.chat_template = "{{ bos_token }}" + tokenizer.chat_template
+    checkpoints.save(tmp_path / "bos", network, tokenizer)
+    export(QuantisationConfig(scheme="gguf_q8_0"), tmp_path / "bos", chats, tmp_path / "m")
+
+    fields = GGUFReader(tmp_path / "m/model.gguf").fields
+    assert fields["tokenizer.ggml.add_bos_token"].contents() is tokenizer_writes
+    _, own = checkpoints.load(tmp_path / "m")
+    asked = templates.prompt_tokens(own, QUESTION)
+    assert asked.count(0) == (tokenizer_writes or template_writes) and 0 not in asked[1:]
+    ids, _ = templates.trained_tokens(own, [*QUESTION, {"role": "assistant", "content": "네"}])
+    assert ids[: len(asked)] == asked
+    server = LlamaCpp(tmp_path / "m/model.gguf")
+    assert server.tokens("안녕") == templates.text_tokens(own, "안녕")
+    told = server.ask("/v1/chat/completions", messages=QUESTION, max_tokens=1)
+    assert told["usage"]["prompt_tokens"] == len(asked)
+    assert server.tokens(server.rendered(QUESTION)) == asked
+
+
 def test_q4_k_m_takes_tied_embeddings_for_the_head(chats, tmp_path):
     tied = llama(tmp_path / "tied", tie_word_embeddings=True)
     export(QuantisationConfig(scheme="gguf_q4_k_m"), tied, chats, tmp_path / "m")

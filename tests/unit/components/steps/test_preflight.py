@@ -3,6 +3,7 @@ import json
 import shutil
 
 import pytest
+from published import SHARDS, in_the_makers_form_too, weights_in
 
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chat_forms import read_pair
@@ -99,6 +100,19 @@ def test_the_same_rows_in_another_place_are_the_same_tasks(call, tmp_path):
 
     shutil.rmtree(tmp_path / "out")
     assert artifact.read_manifest(call(move)[1]["tasks"]).digest == first
+
+
+def test_weights_that_are_not_loaded_are_not_taken_in(call, tmp_path, tiny_model):
+    published = in_the_makers_form_too(shutil.copytree(tiny_model, tmp_path / "published"))
+    named = NamedModel(model=str(published))
+
+    def give(values):
+        given = {"base_model": str(published), "encoder": str(published), "outside": [named.model_dump()]}
+        values |= given
+
+    _, out = call(give)
+    for folder in (out["base_model"], out["start"], out["encoder"], out["outside"] / named.folder):
+        assert weights_in(folder) == SHARDS
 
 
 def test_models_that_stages_name_are_taken_in_and_told_by_content(call, tmp_path, tiny_model):

@@ -7,15 +7,17 @@ import signal
 import sys
 from multiprocessing import get_context
 
+import hub
 import pytest
 import torch
+from published import SHARDS, in_the_makers_form_too, sharded, weights_in
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from bloomery.components.core import artifact, s3
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ModelError, ServiceError
-from bloomery.components.core.modelling import checkpoints, generation, inspection
+from bloomery.components.core.modelling import checkpoints, faults, generation, inspection, tensor_files
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.pipelines.cli import app
 
@@ -111,14 +113,19 @@ FAULTS = {
     "json": (lambda f: (f / "config.json").write_text("{"), "config.json is no JSON"),
     "list": (lambda f: (f / "config.json").write_text("[]"), "config.json holds no JSON object"),
     "ends": (lambda f: (f / "generation_config.json").write_text("{"), "generation_config.json is no JSON"),
-    "index": (lambda f: (f / "model.safetensors.index.json").write_text("[]"), "index.json holds no JSON object"),
+    "index": (
+        lambda f: (sharded(f), (f / "model.safetensors.index.json").write_text("[]")),
+        "index.json holds no JSON object",
+    ),
+    "the maker's own form": (
+        lambda f: (f / "model.safetensors").rename(f / "consolidated.safetensors"),
+        "found consolidated.safetensors; expected model.safetensors, or model.safetensors.index.json with",
+    ),
     "no vocabulary": (lambda f: (f / "tokenizer.json").unlink(), "no tokenizer.json and no other vocabulary"),
     "link": (lambda f: linked_to_nothing(f / "model.safetensors"), "is a link to gone, which is not there"),
     "shards": (
-        lambda f: (f / "model.safetensors.index.json").write_text(
-            json.dumps({"weight_map": {"a": "model-00001-of-00002.safetensors", "b": "model.safetensors"}})
-        ),
-        "1 are missing: model-00001-of-00002.safetensors",
+        lambda f: sharded(f).unlink(),
+        "names 2 files of weights and 1 are missing: model-00002-of-00002.safetensors",
     ),
     "cut": (
         lambda f: (f / "model.safetensors").write_bytes((f / "model.safetensors").read_bytes()[:-100]),
@@ -322,6 +329,49 @@ def test_what_a_language_model_goes_without_is_not_missed(copy):
     save_file({**weights, "model.more.weight": torch.ones(2)}, copy / "model.safetensors", {"format": "pt"})
     (reason,) = inspection.look(copy)["refused"]
     assert "1 are none that config.json tells of, and would be left out: model.more.weight" in reason
+
+
+def test_only_the_weights_that_are_loaded_count(copy, tiny_model):
+    in_the_makers_form_too(copy)
+    assert checkpoints.num_parameters(copy) == checkpoints.num_parameters(tiny_model)
+    assert {file.name for file in checkpoints.weight_files(copy)} == SHARDS
+    assert {tensor.file.name for tensor in tensor_files.stored(copy).values()} == SHARDS
+    assert checkpoints.num_bytes(copy) == sum((copy / name).stat().st_size for name in SHARDS)
+    ours, theirs = checkpoints.load(copy)[0].state_dict(), checkpoints.load(tiny_model)[0].state_dict()
+    assert all(torch.equal(weight, theirs[name]) for name, weight in ours.items())
+    assert CliRunner().invoke(app, ["check", str(copy)]).exit_code == 0
+    artifact.link_tree(copy, copy.parent / "linked", ignore=faults.unread)
+    assert weights_in(copy.parent / "linked") == SHARDS
+
+
+def test_a_single_file_comes_before_an_index_and_a_gguf(copy):
+    """As transformers looks for them."""
+    single = shutil.copyfile(copy / "model.safetensors", copy.parent / "single")
+    sharded(copy)
+    shutil.copyfile(single, copy / "model.safetensors")
+    (copy / "model.gguf").write_bytes(b"GGUF")
+    assert checkpoints.weight_files(copy) == [copy / "model.safetensors"]
+    checkpoints.check(copy, to_train=True)
+    (copy / "model.safetensors").unlink()
+    assert {file.name for file in checkpoints.weight_files(copy)} == SHARDS
+    (copy / "model.safetensors.index.json").unlink()
+    assert checkpoints.weight_files(copy) == [copy / "model.gguf"]
+
+
+def test_the_makers_own_form_is_not_fetched_from_a_hub(copy, tmp_path, monkeypatch):
+    in_the_makers_form_too(copy)
+    with hub.serving(copy) as endpoint:
+        settings = {
+            "HF_HUB_CACHE": str(tmp_path / "hub"),
+            "HF_HUB_OFFLINE": False,
+            "ENDPOINT": endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        }
+        for name, value in settings.items():
+            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        fetched = checkpoints.named("base_model", "org/model", "main")
+    assert weights_in(fetched) == SHARDS
+    checkpoints.load(fetched)
 
 
 def test_a_file_is_no_checkpoint(copy):

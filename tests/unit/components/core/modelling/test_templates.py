@@ -1,14 +1,12 @@
 """Which tokens of a chat are trained, under templates of every kind that is published."""
 
-import itertools
 import json
-from pathlib import Path
 
 import pytest
-from toy_tokenizers import tokenizer_for
+from toy_tokenizers import runs, tokenizer_for
 
 from bloomery.components.core.errors import ModelError
-from bloomery.components.core.modelling import templates
+from bloomery.components.core.modelling import rendering, templates
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>\n' }}{% endfor %}"
@@ -131,18 +129,6 @@ KINDS = {
 }
 
 
-def runs(tokenizer, rows):
-    """The trained tokens of each row as texts, a run a turn."""
-    return [
-        [
-            tokenizer.decode([token for token, _ in run])
-            for trained, run in itertools.groupby(zip(*row, strict=True), key=lambda pair: pair[1])
-            if trained
-        ]
-        for row in rows
-    ]
-
-
 @pytest.fixture(params=KINDS)
 def kind(request):
     template, settings, trained, ends = KINDS[request.param]
@@ -263,6 +249,18 @@ REFUSED = {
     "a system prompt that is forbidden": (GEMMA[0], [SYSTEM, *TWO], "", "Conversation roles must alternate"),
     "tools that are never mentioned": (CHATML, TWO, TOOLS, "leaves out the tool 'weather'"),
     "a call that is never written": (CHATML, [asks("Rain?"), says("", tool_calls=CALL)], "", "leaves out the calls"),
+    "a call in roles that the template refuses": (
+        GEMMA[0],
+        [asks("Rain?"), says("", tool_calls=CALL), asks("?"), asks("?"), says("a")],
+        "",
+        "^the chat template refuses a chat: Conversation roles must alternate; the chat",
+    ),
+    "a call beside tools that lack what the template wants": (
+        "{% for t in tools %}{{ t.function.name + t.function.owner }}{% endfor %}" + CHATML,
+        [asks("Rain?"), says("", tool_calls=CALL)],
+        TOOLS,
+        "^the chat template refuses a chat: 'dict object' has no attribute 'owner'; the chat",
+    ),
     "thoughts that are dropped": (
         CHATML,
         [asks("hi"), says("hello", reasoning="I greet")],
@@ -279,8 +277,9 @@ REFUSED = {
 def test_what_cannot_be_proven_is_refused(name):
     template, chat, tools, told = REFUSED[name]
     tokenizer = tokenizer_for(template, eos="<|im_end|>", bos="<bos>")
-    with pytest.raises(ModelError, match=told):
+    with pytest.raises(ModelError, match=told) as caught:
         templates.trained_rows(tokenizer, chat, tools)
+    assert rendering.PROBE not in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_a_text_has_one_bos_where_the_tokenizer_writes_it_and_one_end():
@@ -293,43 +292,26 @@ def test_a_text_has_one_bos_where_the_tokenizer_writes_it_and_one_end():
     assert templates.text_tokens(plain, "ab") == word
 
 
-ORIGINALS = sorted(
-    file
-    for file in (Path(__import__("trl").__file__).parent / "chat_templates").glob("*.jinja")
-    if not file.stem.endswith("_training")
-)
-EOS = {
-    "gptoss": "<|return|>",
-    "deepseek": "<｜end▁of▁sentence｜>",
-    "llama": "<|eot_id|>",
-    "gemma": "<eos>",
-    "phi": "<|endoftext|>",
-    "glm": "<|endoftext|>",
-    "cohere": "<|END_OF_TURN_TOKEN|>",
-    "diffusion": "<eos>",
-}
-PARTS = ("idefics3", "llava_next", "smolvlm")
-"""Templates of models that see pictures and take content in parts alone: no causal language models."""
+NAMED = [{"type": "function", "function": {"name": "weather"}}]
+STRICT = "{% for t in tools or [] %}{{ t.function.description + '/' + (t.function.parameters | tojson) }};{% endfor %}"
+LAX = "{% for t in tools or [] %}{{ t | tojson }};{% endfor %}"
 
 
-@pytest.mark.parametrize("file", ORIGINALS, ids=lambda file: file.stem)
-def test_every_published_template_that_trl_holds_is_proven(file):
-    eos = next((token for name, token in EOS.items() if file.stem.startswith(name)), "<|im_end|>")
-    tokenizer = tokenizer_for(file.read_text(encoding="utf-8"), eos=eos, bos="<bos>")
-    if file.stem in PARTS:
-        with pytest.raises(ModelError):
-            templates.trained_rows(tokenizer, TWO)
-        return
-    found = [run for row in runs(tokenizer, templates.trained_rows(tokenizer, TWO)) for run in row]
-    ends = [tokenizer.decode([token]) for token in templates.end_tokens(tokenizer)]
-    assert len(found) == 2
-    for run, content in zip(found, ("hello", "ciao"), strict=True):
-        before, _, end = run.partition(content)
-        assert end in ends
-        # What stands before an answer is what the model writes there itself: an empty thought, or a channel.
-        assert before in ("", "<think>\n\n</think>\n\n", "\n</think>\n\n", "</think>", "\n<think></think>\n") or (
-            before in ("<|channel|>final<|message|>", " to=user<|message|>")
-        )
+def test_tools_are_rendered_as_they_are_and_completed_where_the_template_refuses_them():
+    """OpenAI's API asks for the name of a function alone."""
+    said = [asks("Rain?")]
+    strict, lax = (tokenizer_for(before + LAX + CHATML, eos="<|im_end|>") for before in (STRICT, ""))
+    text = strict.decode(templates.prompt_tokens(strict, said, json.dumps(NAMED)))
+    assert text.startswith(
+        '/{"type": "object", "properties": {}};{"type": "function", "function": {"name": "weather", '
+    )
+    text = lax.decode(templates.prompt_tokens(lax, said, json.dumps(NAMED)))
+    assert text.startswith('{"type": "function", "function": {"name": "weather"}};<|im_start|>user')
+    empty = {"description": None, "parameters": {"type": "object"}, "strict": True}
+    text = strict.decode(
+        templates.prompt_tokens(strict, said, json.dumps([{"function": {"name": "weather", **empty}}]))
+    )
+    assert text.startswith('/{"type": "object"};{"function": {"name": "weather", ') and '"strict": true' in text
 
 
 THINKING = (  # as Qwen3 writes a last turn
