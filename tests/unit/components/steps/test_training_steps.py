@@ -118,6 +118,9 @@ def test_a_chat_without_a_token_to_train_is_counted_and_left_out(base, tasks, tm
     config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
     metrics = sft(config, chats=tmp_path / "c", tasks=tasks, base_model=base, model=tmp_path / "m")
     assert metrics["sft/without_loss"] == 1 and metrics["sft/end_inside"] == 1 and metrics["sft/chats"] == 1
+    artifact.write_rows(tmp_path / "d", "chat/2", Chat.table(rows[1:]))
+    with pytest.raises(DataError, match=r"\(0 too long, 1 without one, 1 that .*\); give chats in which the assistant"):
+        sft(config, chats=tmp_path / "d", tasks=tasks, base_model=base, model=tmp_path / "n")
 
 
 def test_another_learning_rate_tokenises_nothing_again(base, tasks, tmp_path, monkeypatch):
