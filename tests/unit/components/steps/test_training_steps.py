@@ -247,6 +247,22 @@ def test_where_every_sample_was_wrong_the_polite_refusal_is_preferred(base, task
         RejectionSamplingConfig(abstain={"en": " "})
 
 
+def test_a_model_that_learns_to_say_so_still_answers_what_it_knows(tuned, make_tasks, tmp_path):
+    unknown = [("say zz", "zz"), ("say qz", "qz"), ("say zq", "zq"), ("say qq", "qq")]
+    asked = [{"task": "echo", "split": "unlabelled", "prompt": p, "reference": a} for p, a in [*PAIRS, *unknown]]
+    before, after = tuned[0], tmp_path / "dpo"
+    out = {name: tmp_path / "rs" / name for name in ("sampled_chats", "preferences", "rejects")}
+    config = RejectionSamplingConfig(num_samples=16, temperature=1.0, abstain="?")
+    metrics = rejection_sampling(config, base_model=before, tasks=make_tasks(TASK, asked, "asked"), **out)
+    assert metrics["rejection_sampling/pass_at_k"] == 0.5 and metrics["rejection_sampling/abstentions"] == 4
+    training = DpoConfig(learning_rate=5e-3, epochs=40, batch_size=16, max_length=64, validation_share=1e-9)
+    dpo(training, preferences=out["preferences"], base_model=before, model=after)
+    prompts = [chat(prompt) for prompt, _ in [*PAIRS, *unknown]]
+    first, last = (Generator.load(model).generate(prompts, max_new_tokens=4) for model in (before, after))
+    assert first[:4] == last[:4] == [[answer] for _, answer in PAIRS]
+    assert ["?"] not in first and last[4:] == [["?"]] * 4
+
+
 @pytest.mark.parametrize("reference", ["[a-m]", r"\s*|[a-m]"])  # of which the second takes an empty answer for right
 def test_an_empty_answer_is_counted_and_neither_accepted_nor_paired(base, make_tasks, tmp_path, reference):
     task = {"echo": {**TASK["echo"], "verifier": {"kind": "regex"}, "max_new_tokens": 1}}
