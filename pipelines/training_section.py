@@ -101,7 +101,7 @@ def fit_sentence(train: list[tuple[float, float]], validation: list[tuple[float,
             f"Over-fitting after step {step:g}: validation loss rose from {lowest:.3g} to {last:.3g} while "
             f"training loss ended at {train[-1][1]:.3g}; train for less long or on more data."
         )
-    before = validation[-max(2, len(validation) // 3)][1]
+    before = validation[-1 - len(validation) // 3][1]
     if before - last > last * CHANGE_FRACTION:
         return f"Under-fitting: validation loss was still falling, {before:.3g} to {last:.3g}; train for longer."
     return f"{falling}, validation loss levelled off at {last:.3g}: no sign of over- or under-fitting."

@@ -149,12 +149,16 @@ def _orpo(config: DpoConfig) -> Term:
 
 def on_tokens(trainer: type, term: Term | None = None) -> type:
     """The `trainer` of TRL for rows that are tokens already, so that training sees those of every other step, and hold
-    the reference's log-likelihoods; `term` is added to its loss.
+    the reference's log-likelihoods; `term` is added to its loss. Of pairs, the loss of an optimiser step is the mean
+    over all of them, and that on chosen answers over all their tokens, in however many passes and processes they come.
 
     It logs two measures more, of the batch: reference_kl (nats an answer, see `measures.divergence`) and chosen_change
     (mean change of the log-likelihood of a chosen answer, in nats a token).
     """
     import torch
+    import trl
+
+    is_of_pairs = issubclass(trainer, trl.DPOTrainer)
 
     class OnTokens(trainer):  # type: ignore[misc]
         def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
@@ -162,6 +166,18 @@ def on_tokens(trainer: type, term: Term | None = None) -> type:
 
         def _precompute_ref_logps(self, dataset: Any, *_: Any) -> Any:
             return dataset
+
+        def get_batch_samples(self, *given: Any) -> Any:
+            passes, count = super().get_batch_samples(*given)
+            if passes and is_of_pairs:
+                held_P2 = torch.stack([self._held(inputs) for inputs in passes])
+                self.mean_2 = self.accelerator.gather(held_P2).mean(0)
+            return passes, count
+
+        def _held(self, inputs: dict[str, Any]) -> Any:
+            """The pairs of a forward pass, and the tokens of their chosen answers."""
+            mask_BL = inputs["completion_mask"][:, 1:].chunk(2)[0]
+            return torch.tensor([len(mask_BL), mask_BL.sum()], dtype=torch.float32, device=self.accelerator.device)
 
         def _compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool) -> Any:
             passes = []
@@ -171,8 +187,11 @@ def on_tokens(trainer: type, term: Term | None = None) -> type:
                 return passes[-1]
 
             mask_NL = inputs["completion_mask"][:, 1:]
-            if self.accelerator.num_processes > 1 and "sft" in getattr(self, "loss_types", ()):
-                self._weigh_sft(mask_NL[: len(mask_NL) // 2].sum())
+            if is_of_pairs:
+                # The trainer takes the mean of the passes of all processes, whatever each of them holds.
+                pairs, tokens = (self._held(inputs) / self.mean_2).tolist()
+                weights = zip(self.loss_types, self.args.loss_weights, strict=True)
+                self.loss_weights = [weight * (tokens if kind == "sft" else pairs) for kind, weight in weights]
             loss = super()._compute_loss(remembered, inputs, False)
             # The last pass is that of the answers themselves; virtual tokens of an adapter stand before the real ones.
             lengths_N = mask_NL.sum(1)
@@ -191,13 +210,7 @@ def on_tokens(trainer: type, term: Term | None = None) -> type:
             if num_chosen:
                 self._metrics["train"]["chosen_change"].append(change / num_chosen)
             if term:
-                loss = loss + term(*nats_N.chunk(2)).mean()
+                loss = loss + pairs * term(*nats_N.chunk(2)).mean()
             return loss
-
-        def _weigh_sft(self, tokens: Any) -> None:
-            """Let the loss on chosen answers be a mean over the tokens of all processes, of which this one has some."""
-            share = float(tokens / self.accelerator.gather(tokens).float().mean())
-            weights = zip(self.loss_types, self.args.loss_weights, strict=True)
-            self.loss_weights = [weight * share if kind == "sft" else weight for kind, weight in weights]
 
     return OnTokens

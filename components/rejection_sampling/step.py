@@ -13,9 +13,10 @@ from typing import Annotated, Any
 
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
-from bloomery.components.core.data.chats import CORRECTED, as_text, identity, message
+from bloomery.components.core.data.chats import CORRECTED, Turn, as_text, identity, message
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError
+from bloomery.components.core.modelling import proof, templates
 from bloomery.components.core.modelling.context import context_tokens, fitting
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.modelling.reward_models import RewardModel
@@ -43,7 +44,8 @@ def run(
 
     Right is a score of `min_score` or more: such answers are accepted and chosen, the others rejected; a reward model
     ranks the right ones, or with `judge: reward_model` takes the verifiers' place. Where none was right, `abstain` is
-    chosen, if it is set. An empty answer is counted, and never learnt from: it is no chat and no part of a pair.
+    chosen, if it is set. An empty answer is counted, and never learnt from: it is no chat and no part of a pair. What
+    was thought before an answer is kept with it, and is not judged.
     Reads:   base_model, chats (kept as they are), prompts (with the references that the verifiers need; none: the
              unlabelled questions of the domain tasks, or the training ones where there are none), tasks, reward_model.
     Writes:  sampled_chats, preferences, rejects (a prompt without a right answer, and the reason of its likeliest
@@ -72,7 +74,9 @@ def run(
     abstentions: list[dict[str, Any]] = []
     shares: list[float] = []
     rewards: list[float] = []
-    for row, texts in zip(rows, answers, strict=True):
+    for row, turns in zip(rows, answers, strict=True):
+        texts = [proof.answer(turn["content"]) for turn in turns]
+        said = dict(zip(reversed(texts), reversed(turns), strict=True))  # the first turn with an answer stands for it
         if not texts:
             failed.append(_reject(row, "too_long", "leaves no room for an answer in the model's context"))
             continue
@@ -94,13 +98,14 @@ def run(
         if not right:
             detail = f"likeliest of {len(texts)} samples: {verdicts[counts.most_common(1)[0][0]][1]}"
             failed.append(_reject(row, "no_right_sample", detail))
-            abstentions += _abstention(row, wrong, config)
+            abstentions += _abstention(row, wrong, said, config)
         elif identity(row.messages, row.tools) not in answered:
-            accepted += [_chat(row, text) for text in right[: config.accepted_per_prompt]]
+            accepted += [_chat(row, said[text]) for text in right[: config.accepted_per_prompt]]
         if right:
-            corrected += [_correction(row, text, right[0], config) for text in wrong[: config.corrections_per_prompt]]
+            tried = wrong[: config.corrections_per_prompt]
+            corrected += [_correction(row, said[text], said[right[0]], config) for text in tried]
         for position in range(min(config.pairs_per_prompt, len(wrong)) if right else 0):
-            pairs.append(_pair(row, right[position % len(right)], wrong[position]))
+            pairs.append(_pair(row, said[right[position % len(right)]], said[wrong[position]]))
 
     pairs += abstentions
     made = accepted + corrected
@@ -120,10 +125,10 @@ def run(
     }
 
 
-def sample(generator: Generator, rows: list[Any], tasks: Tasks, config: RejectionSamplingConfig) -> list[list[str]]:
-    """`num_samples` answers to each row, in order, none to one that is too long; tasks may differ in their longest
-    answer."""
-    answers: list[list[str]] = [[] for _ in rows]
+def sample(generator: Generator, rows: list[Any], tasks: Tasks, config: RejectionSamplingConfig) -> list[list[Turn]]:
+    """`num_samples` turns that answer each row, in order, none of one that is too long; tasks may differ in their
+    longest answer."""
+    answers: list[list[Turn]] = [[] for _ in rows]
     context = context_tokens(generator.model.config, generator.tokenizer)
     for name, task in tasks.configs.items():
         mine = [index for index, row in enumerate(rows) if row.task == name]
@@ -132,7 +137,7 @@ def sample(generator: Generator, rows: list[Any], tasks: Tasks, config: Rejectio
         conversations, tools = [rows[i].messages for i in mine], [rows[i].tools for i in mine]
         asked = fitting(generator.tokenizer, conversations, tools, room, config.too_long, where)
         mine = [index for index, messages in zip(mine, asked, strict=True) if messages]
-        texts = generator.generate(
+        turns = generator.generate(
             [messages for messages in asked if messages],
             tools=[rows[index].tools for index in mine],
             max_new_tokens=task.max_new_tokens,
@@ -140,10 +145,11 @@ def sample(generator: Generator, rows: list[Any], tasks: Tasks, config: Rejectio
             temperature=config.temperature,
             top_p=config.top_p,
             seed=config.seed,
+            read=templates.said,
         )
-        for index, found in zip(mine, texts, strict=True):
+        for index, found in zip(mine, turns, strict=True):
             answers[index] = found
-    num_left_out = sum(not texts for texts in answers)
+    num_left_out = sum(not turns for turns in answers)
     if num_left_out:
         logger.warning(
             "%d of %d prompts are longer than the model's context and are not asked", num_left_out, len(rows)
@@ -156,10 +162,10 @@ def _reject(row: Any, reason: str, detail: str) -> dict[str, Any]:
     return {"id": row.id, "source": row.task, "reason": reason, "detail": detail, "text": text}
 
 
-def _chat(row: Any, answer: str) -> dict[str, Any]:
+def _chat(row: Any, answer: Turn) -> dict[str, Any]:
     return {
-        "id": content_id(identity(row.messages, row.tools), answer),
-        "messages": [*row.messages, message("assistant", answer)],
+        "id": content_id(identity(row.messages, row.tools), _text(answer)),
+        "messages": [*row.messages, answer],
         "tools": row.tools,
         "task": row.task,
         "origin": "sampled",
@@ -167,26 +173,33 @@ def _chat(row: Any, answer: str) -> dict[str, Any]:
     }
 
 
-def _correction(row: Any, wrong: str, right: str, config: RejectionSamplingConfig) -> dict[str, Any]:
+def _text(answer: Turn) -> str:
+    """All that was said, of which the key of a row is made."""
+    return f"{answer['reasoning']}{answer['content']}"
+
+
+def _correction(row: Any, wrong: Turn, right: Turn, config: RejectionSamplingConfig) -> dict[str, Any]:
     """A wrong answer, what the user says to it, and a right one."""
-    second = [message("assistant", wrong), message("user", config.correction), message("assistant", right)]
-    key = content_id(identity(row.messages, row.tools), wrong, config.correction, right)
+    second = [wrong, message("user", config.correction), right]
+    key = content_id(identity(row.messages, row.tools), _text(wrong), config.correction, _text(right))
     return {**_chat(row, right), "id": key, "messages": [*row.messages, *second], "origin": CORRECTED}
 
 
-def _abstention(row: Any, wrong: list[str], config: RejectionSamplingConfig) -> list[dict[str, Any]]:
+def _abstention(
+    row: Any, wrong: list[str], said: dict[str, Turn], config: RejectionSamplingConfig
+) -> list[dict[str, Any]]:
     """The pair that prefers `abstain` to the likeliest wrong answer that says something else, if there are both."""
     polite = config.abstain.get(row.group, "") if isinstance(config.abstain, dict) else config.abstain
     others = [text for text in wrong if text.strip() != polite.strip()]
-    return [_pair(row, polite, others[0])] if polite and others else []
+    return [_pair(row, message("assistant", polite), said[others[0]])] if polite and others else []
 
 
-def _pair(row: Any, chosen: str, rejected: str) -> dict[str, Any]:
+def _pair(row: Any, chosen: Turn, rejected: Turn) -> dict[str, Any]:
     return {
-        "id": content_id(identity(row.messages, row.tools), chosen, rejected),
+        "id": content_id(identity(row.messages, row.tools), _text(chosen), _text(rejected)),
         "task": row.task,
         "messages": row.messages,
         "tools": row.tools,
-        "chosen": [message("assistant", chosen)],
-        "rejected": [message("assistant", rejected)],
+        "chosen": [chosen],
+        "rejected": [rejected],
     }

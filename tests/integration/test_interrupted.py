@@ -6,6 +6,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import tempfile
 import time
@@ -150,18 +151,23 @@ def test_killed_at_random_points_it_ends_with_the_same_digest(work, name, tmp_pa
     began = time.monotonic()
     expected, told = finished(work, name, tmp_path / "whole", tmp_path / "store")
     seconds = time.monotonic() - began
-    chance, seen = random.Random(name), 0
-    for _ in range({"sft": 10, "dpo": 10}.get(name, 2)):
+    chance, seen, kills, wanted = random.Random(name), 0, 0, {"sft": 10, "dpo": 10}.get(name, 2)
+    for _ in range(3 * wanted):
         process = started(work, name, tmp_path / "killed", tmp_path / "other")
         while process.is_alive() and newest(tmp_path / "other") <= seen:
             time.sleep(0.005)
-        time.sleep(chance.uniform(0, 0.1) * seconds)
+        time.sleep(chance.uniform(0, 0.05) * seconds)
         process.kill()
         process.join()
-        seen = max(seen, newest(tmp_path / "other"))
-        if process.exitcode == 0:
+        seen = newest(tmp_path / "other")
+        kills += process.exitcode == -signal.SIGKILL and seen > 0
+        if kills == wanted:
             break
-    assert seen, "no checkpoint was written before a kill"
+        if process.exitcode == 0:  # it was over before the kill: from the beginning, to be killed further
+            assert artifact.read_manifest(tmp_path / "killed" / "model").digest == expected
+            for folder in ("killed", "other"):
+                shutil.rmtree(tmp_path / folder)
+    assert kills == wanted
     digest, result = finished(work, name, tmp_path / "killed", tmp_path / "other")
     assert digest == expected
     exact = ("trained_tokens", "best_step", "validation_loss", "validation_score", "_after")

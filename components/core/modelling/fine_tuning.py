@@ -348,10 +348,11 @@ def _told(counts: dict[str, int], config: FineTuningConfig, where: str) -> dict[
             "evaluation sets are)"
         )
     if not counts["chats"]:
+        advice = "raise it" if counts["too_long"] else "give chats in which the assistant answers"
         raise DataError(
             f"{where}: none of the {read} chats fits in {where}.max_length = {config.max_length} tokens with "
             f"a token to train ({counts['too_long']} too long, {counts['without_loss']} without one, "
-            f"{counts['end_inside']} that say what ends a turn); raise it"
+            f"{counts['end_inside']} that say what ends a turn); {advice}"
         )
     fraction = counts["too_long"] / read
     training.warn_of_too_long(counts["too_long"], read, "chats", config.max_length, config.too_long)

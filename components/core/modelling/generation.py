@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +39,10 @@ class Generator:
         seed: int = 0,
         tools: Sequence[str] = (),
         composition: int = 0,
-    ) -> list[list[str]]:
-        """`num_samples` answers to each conversation, in order; `tools`, where given, holds the tools of each.
+        read: Callable[[Any, Sequence[int]], Any] = templates.answer_text,
+    ) -> list[list[Any]]:
+        """`num_samples` answers to each conversation, in order; `tools`, where given, holds the tools of each. What
+        `read` makes of a tokenizer and the tokens of an answer is returned: its text, without reasoning.
 
         Temperature 0 is greedy. Prompts are answered in order of length, so that a batch holds little padding; the same
         arguments give the same answers. Another `composition` answers the same prompts in smaller batches with other
@@ -62,7 +64,7 @@ class Generator:
             composition=composition,
         )
         ends = templates.end_tokens(self.tokenizer, self.model.generation_config)
-        return [[templates.answer_text(self.tokenizer, without_end(ids, ends)) for ids in own] for own in found]
+        return [[read(self.tokenizer, without_end(ids, ends)) for ids in own] for own in found]
 
     def continued(
         self,

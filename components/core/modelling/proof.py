@@ -96,6 +96,11 @@ def thought(message: dict[str, Any]) -> str:
     return (message.get("content") or "").rpartition("</think>")[0].rpartition("<think>")[2]
 
 
+def answer(text: str) -> str:
+    """What is answered in a text that may begin with reasoning."""
+    return text.rpartition("</think>")[2].strip()
+
+
 def _plain(text: str) -> str:
     """What is left of a text when a tokenizer's normaliser went over it."""
     return unicodedata.normalize("NFKC", text).strip()

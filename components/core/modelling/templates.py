@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
+from bloomery.components.core.data import chats
 from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import proof
 from bloomery.components.core.modelling.rendering import ASK, PROBE, SAY, render, shaped, template_of
@@ -138,7 +139,20 @@ def answer_text(tokenizer: Any, ids: Sequence[int], *, is_open: bool = False) ->
     else:
         if marker and is_open:
             return ""
-    return tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+    text = tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+    # A model may have learnt to think from chats alone, of which its template knows nothing.
+    if is_open and "</think>" not in text and "<think>".startswith(text[: len("<think>")]):
+        return ""
+    return proof.answer(text)
+
+
+def said(tokenizer: Any, ids: Sequence[int]) -> dict[str, Any]:
+    """The assistant's turn that generated `ids` are, with what it thought before it answered: where the template writes
+    thoughts itself in `reasoning`, else in the content, where it was said."""
+    text = tokenizer.decode(list(ids), skip_special_tokens=True).strip()
+    if not _marker(tokenizer):
+        return chats.message("assistant", text)
+    return chats.message("assistant", answer_text(tokenizer, ids), reasoning=proof.thought({"content": text}).strip())
 
 
 def turns(tokenizer: Any) -> Turns:

@@ -6,8 +6,11 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+from chats import write_chats
 
 from bloomery.components.core import artifact
+from bloomery.components.core.step import run_step
+from bloomery.components.sft.step import run as sft
 from bloomery.pipelines.report import write_report
 from bloomery.pipelines.training_section import fit_sentence, guards_sentence
 
@@ -179,6 +182,9 @@ def test_fit_sentence_reads_the_two_curves():
     assert fit_sentence(train, [(1, 2.0), (2, 1.0), (3, 1.1)]).startswith("Over-fitting after step 2")
     assert fit_sentence(train, [(1, 3.0), (2, 2.0), (3, 1.0)]).startswith("Under-fitting")
     assert "no sign" in fit_sentence(train, [(1, 3.0), (2, 1.001), (3, 1.0), (4, 1.001)])
+    # The last third of six begins after the fourth: 1.05 to 1.01 is a fall of 4 %, 1.02 to 1.01 one of 1 %.
+    falling = [(1, 3.0), (2, 2.0), (3, 1.5), (4, 1.05), (5, 1.02), (6, 1.01)]
+    assert fit_sentence(train, falling).startswith("Under-fitting: validation loss was still falling, 1.05 to 1.01")
     assert "cannot be told" in fit_sentence(train, [])
 
 
@@ -190,3 +196,26 @@ def test_what_the_guards_found_is_told():
         "the largest; the merge changed the logits by 3e-06 of the largest (0.001 is rounding)"
     )
     assert guards_sentence({"loss": 0.1}, {}) == ""
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"learning_rate": 3e-2, "epochs": 60}, "Over-fitting after step "),
+        ({"learning_rate": 1e-2, "epochs": 10, "schedule": "constant_with_cooldown"}, "Under-fitting: "),
+    ],
+)
+def test_a_training_that_goes_on_too_long_or_too_short_is_named(
+    settings, word, tiny_model, make_tasks, tmp_path, monkeypatch
+):
+    """Eight chats are learnt, and questions watched whose answers are nearly theirs."""
+    monkeypatch.delenv("BLOOMERY_STORE", raising=False)
+    monkeypatch.setenv("BLOOMERY_JOURNAL", str(tmp_path / "journal.jsonl"))
+    artifact.seal(tiny_model, "model/1")
+    pairs = [(f"say {word}", word) for word in ("ab", "cde", "fghi", "jk", "lm", "nopqr", "s", "tu")]
+    rows = [{"task": "echo", "split": "validation", "prompt": ask, "reference": say[::-1] + "!"} for ask, say in pairs]
+    tasks = make_tasks({"echo": {"role": "domain", "splits": {}, "verifier": {"kind": "exact"}}}, rows)
+    inputs = {"chats": write_chats(tmp_path / "chats", pairs), "tasks": tasks, "base_model": tiny_model}
+    config = {"batch_size": 8, "max_length": 64, "num_validations": 6, **settings}
+    run_step(sft, "sft", config, inputs, {"model": tmp_path / "model"})
+    assert word in _told(write_report(tmp_path, _summary("failed")).read_text(encoding="utf-8"))

@@ -74,6 +74,17 @@ def test_a_stage_reads_the_newest_artifact_of_each_schema(load):
     assert found["promotion"]["duplicates"] == "dedup.duplicates" and "chats" not in found["promotion"]
 
 
+def test_the_last_short_pass_in_full_precision_is_one_line_as_the_readme_has_it(load):
+    readme = (Path(steps.__file__).parents[1] / "components" / "sft" / "README.md").read_text(encoding="utf-8")
+    section = readme.partition("**From four bits to full precision.**")[2].partition("**Soft prompts.**")[0]
+    loaded = load(["synthetic_data", *yaml.safe_load(section[section.index("    stages:") :])["stages"]])
+    found, (_, first, last) = wiring(loaded), loaded.stages
+    assert first.config.adapter.kind == "qlora" and last.config.adapter is None
+    assert (last.config.trained, last.config.precision) == ("all", "fp32")
+    assert found["sft"]["base_model"] == "preflight.start" and found["sft_whole"]["base_model"] == "sft.model"
+    assert found["sft_whole"]["chats"] == found["sft"]["chats"] and found["promotion"]["model"] == "sft_whole.model"
+
+
 def test_continued_pre_training_alone_is_a_chain(load):
     tasks = {"d": {**TEXTS, "splits": {"test": {"path": "t.jsonl"}}}}
     loaded = load([CURATION, "dedup", {"cpt": TRAINING}], tasks=tasks)

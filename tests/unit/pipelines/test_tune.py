@@ -1,9 +1,11 @@
 """What a search may vary, and how that is written."""
 
+import math
+
 import pytest
 
 from bloomery.components.core.errors import ConfigError
-from bloomery.pipelines.tune import Search, parse_over
+from bloomery.pipelines.tune import Search, parse_over, sampler_of
 
 
 @pytest.mark.parametrize(
@@ -41,3 +43,24 @@ def test_a_range_of_a_factor_of_ten_is_searched_by_order_of_magnitude():
         "share": (False, "FloatDistribution"),
         "rank": (True, "IntDistribution"),
     }
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cmaes", "CmaEsSampler"), ("population", "NSGAIISampler")])
+def test_a_search_comes_nearer_to_the_best(name, kind):
+    """Of (log10 rate + 3)^2 + (share - 0.3)^2, whose least is at 1e-3 and 0.3."""
+    optuna = pytest.importorskip("optuna", reason="pip install 'bloomery[tune]'")
+    pytest.importorskip("cmaes", reason="pip install 'bloomery[tune]'")
+    over = [Search("rate", low=1e-6, high=1e-1), Search("share", low=0.0, high=1.0)]
+    found = []
+    for _ in range(2):
+        study = optuna.create_study(sampler=sampler_of(optuna, name, over, 17))
+
+        def loss(trial):
+            rate, share = (each.suggest(trial) for each in over)
+            return (math.log10(rate) + 3) ** 2 + (share - 0.3) ** 2
+
+        study.optimize(loss, n_trials=64)
+        found.append([trial.value for trial in study.trials])
+    assert type(study.sampler).__name__ == kind and found[0] == found[1]
+    # A population is of 8; drawn evenly, the last would be as far from the best as the first.
+    assert sum(found[0][-16:]) / 16 < 0.7 * sum(found[0][:8]) / 8 and min(found[0]) < 0.1

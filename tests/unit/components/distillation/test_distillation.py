@@ -13,9 +13,11 @@ from conftest import WORDS
 from safetensors.torch import load_file, save_file
 
 from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError, ModelError
 from bloomery.components.core.modelling import batches, checkpoints, fine_tuning
 from bloomery.components.core.modelling.fine_tuning import labelled_rows
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.modelling.token_shards import IGNORED
 from bloomery.components.distillation.config import DistillationConfig
 from bloomery.components.distillation.step import run as distillation
@@ -72,13 +74,20 @@ def distil(tmp_path, talking_model, small, make_tasks):
     return go
 
 
-def test_a_student_comes_closer_to_a_better_teacher(distil):
-    _, told = distil(epochs=15, batch_size=8)
+def answers(folder: Path) -> list[str]:
+    """What the model says to the prompts of PAIRS, greedily."""
+    return [one for (one,) in Generator.load(folder).generate([chat(prompt) for prompt, _ in PAIRS], max_new_tokens=8)]
+
+
+def test_a_student_comes_closer_to_a_better_teacher(distil, small):
+    out, told = distil(epochs=15, batch_size=8)
     assert 0 < told["distillation/kl_after"] < 0.5 * told["distillation/kl_before"]
     assert told["distillation/agreement_after"] > told["distillation/agreement_before"] + 0.2
     assert told["distillation/chats"] == 64 and told["distillation/validation_loss"] < 3
     assert told["distillation/parent_parameters"] > told["distillation/parameters"]
     assert told["distillation/parent_prefill_seconds"] > 0
+    words, said = {word * times for word in WORDS for times in (1, 2, 3)}, answers(out)
+    assert set(said) <= words and not words & set(answers(small))
 
 
 WAYS = {
@@ -90,12 +99,13 @@ WAYS = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_every_way_brings_a_student_of_another_width_and_depth_closer(distil, way):
+def test_every_way_brings_a_student_of_another_width_and_depth_closer(distil, small, way):
     out, told = distil(**WAYS[way], num_validations=2)
     assert 0 < told["distillation/kl_after"] < 0.85 * told["distillation/kl_before"]
     assert artifact.read_manifest(out, "model/1").digest
     network, _ = checkpoints.load(out)
     assert network.config.hidden_size == 16 and network.config.num_hidden_layers == 1
+    assert answers(out) != answers(small)
     # What was learnt beside is thrown away.
     assert {name.split(".")[0] for name in load_file(out / "model.safetensors")} == {"model", "lm_head"}
 

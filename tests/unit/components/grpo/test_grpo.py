@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 
 import pytest
 
@@ -49,21 +50,26 @@ def share(model) -> float:
 
 
 @pytest.mark.parametrize("algorithm", ["grpo", "rloo"])
-def test_the_reward_rises_on_a_task_that_can_be_learnt(base, tasks, tmp_path, algorithm):
-    config = GrpoConfig(**SMALL, algorithm=algorithm, beta=0.01)
-    metrics = grpo(config, base_model=base, tasks=tasks, model=tmp_path / "m")
+def test_the_reward_rises_on_a_task_that_can_be_learnt(base, tasks, tmp_path, algorithm, caplog):
+    config = GrpoConfig(**SMALL, algorithm=algorithm, beta=0.01, kl_budget=1)
+    with caplog.at_level(logging.WARNING, logger="bloomery"):
+        metrics = grpo(config, base_model=base, tasks=tasks, model=tmp_path / "m")
+    (told,) = [text for text in (record.getMessage() for record in caplog.records) if "kl_budget" in text]
+    assert re.match(r"at optimiser step \d the reward rose from .* above kl_budget = 1:", told)
     assert metrics["grpo/prompts"] == 6 and metrics["grpo/too_long"] == 0
     assert metrics["grpo/reward_first"] < 0.4 and metrics["grpo/reward_last"] > 0.55
-    assert metrics["grpo/kl_last"] > metrics["grpo/kl_first"]
+    assert metrics["grpo/kl_last"] * metrics["grpo/answer_tokens_last"] > 1 > metrics["grpo/kl_first"]
     assert metrics["grpo/entropy_last"] > 0
     checkpoints.check(tmp_path / "m")
     assert share(base) < 0.4 and share(tmp_path / "m") > 0.55
 
 
-def test_an_adapter_is_trained_against_the_model_without_it_and_merged(base, tasks, tmp_path):
+def test_an_adapter_is_trained_against_the_model_without_it_and_merged(base, tasks, tmp_path, caplog):
     adapter = {"kind": "lora", "rank": 8, "alpha": 64, "dropout": 0.1}
     config = GrpoConfig(**{**SMALL, "learning_rate": 5e-3}, adapter=adapter)
-    metrics = grpo(config, base_model=base, tasks=tasks, model=tmp_path / "m")
+    with caplog.at_level(logging.WARNING, logger="bloomery"):
+        metrics = grpo(config, base_model=base, tasks=tasks, model=tmp_path / "m")
+    assert "kl_budget" not in caplog.text  # of 10 nats
     assert metrics["grpo/reward_last"] > metrics["grpo/reward_first"] + 0.2
     network, _ = checkpoints.load(tmp_path / "m")
     assert not any("lora" in name for name, _ in network.named_parameters())

@@ -7,8 +7,10 @@ import torch
 from chats import write_chats
 
 from bloomery.components.core import artifact, tracking
+from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError, DataError
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, costs
+from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.nas.config import NasConfig
 from bloomery.components.nas.step import run
 
@@ -18,19 +20,23 @@ TEXTS = {"plain": {"role": "general", "splits": {}, "verifier": {"kind": "perple
 WORDS = ("ab", "cd", "ef", "gh", "ij", "kl", "mn", "op")
 
 
-@pytest.fixture(scope="module")
-def deep(talking_model, tmp_path_factory):
-    """The model that has learnt to talk, with a layer in its middle that adds next to nothing."""
+def deepened(talking_model, folder, idle):
+    """The model that has learnt to talk, with so many layers in its middle that add next to nothing."""
     network, tokenizer = checkpoints.load(talking_model)
-    layers = network.model.layers
-    idle = copy.deepcopy(layers[0])
-    for last in (idle.self_attn.o_proj, idle.mlp.down_proj):
-        last.weight.data.mul_(1e-4)
-    network.model.layers = torch.nn.ModuleList([layers[0], idle, layers[1]])
-    network.config.num_hidden_layers = 3
-    folder = tmp_path_factory.mktemp("deep") / "model"
+    first, last = network.model.layers
+    between = [copy.deepcopy(first) for _ in range(idle)]
+    for layer in between:
+        layer.self_attn.o_proj.weight.data.mul_(1e-4)
+        layer.mlp.down_proj.weight.data.mul_(1e-4)
+    network.model.layers = torch.nn.ModuleList([first, *between, last])
+    network.config.num_hidden_layers = 2 + idle
     checkpoints.save(folder, network, tokenizer)
     return folder
+
+
+@pytest.fixture(scope="module")
+def deep(talking_model, tmp_path_factory):
+    return deepened(talking_model, tmp_path_factory.mktemp("deep") / "model", idle=1)
 
 
 @pytest.fixture
@@ -70,15 +76,33 @@ def test_the_idle_layer_is_left_out(deep, given, make_tasks):
     for mine, theirs in zip(small.model.layers, (whole.model.layers[0], whole.model.layers[2]), strict=True):
         assert torch.equal(mine.mlp.up_proj.weight, theirs.mlp.up_proj.weight)
     assert metrics["nas/score"] == metrics["nas/parent_score"]
+    asked = [chat(row["prompt"]) for row in rows()]
+    said, before = (Generator.load(path).generate(asked, max_new_tokens=7) for path in (given["model"], deep))
+    assert said == before and all(one for (one,) in said)
     assert metrics["nas/loss"] == pytest.approx(metrics["nas/parent_loss"], abs=1e-2)
     assert 2 <= metrics["nas/judged"] <= 6  # layers 0 1 2 in twos and alone: all that keep the limit
     best = tracker.shown["front"][-1]
     assert best["layers"] == "0, 2" and best["bytes"] == two and best["score"] == metrics["nas/score"]
 
 
-def test_widths_are_searched_by_the_loss_of_texts_under_a_limit_of_time(given, make_tasks):
+def test_a_limit_of_time_rules_out_what_is_better_and_slower(talking_model, make_tasks, tmp_path):
+    """One layer of 24 is worse than all of them, and some ten times as fast."""
+    base = deepened(talking_model, tmp_path / "base", idle=22)
+    whole = 1000 * costs.measured(base)["decode_seconds_per_token"]
+    given = {"base_model": base, "chats": write_chats(tmp_path / "chats", PAIRS), "tasks": make_tasks(TASK, rows())}
+    found = {}
+    for limit in (4 * whole, whole / 4):
+        config = NasConfig(num_hidden_layers=[1, 24], max_latency_ms=limit, population=2, generations=0)
+        found[limit] = run(config, **given, model=tmp_path / f"{limit}")
+    loose, tight = found.values()
+    assert (loose["nas/layers"], tight["nas/layers"]) == (24, 1)
+    assert tight["nas/loss"] > loose["nas/loss"] == pytest.approx(loose["nas/parent_loss"], rel=1e-6)
+    assert 1000 * tight["nas/decode_seconds_per_token"] < whole / 4
+
+
+def test_widths_are_searched_by_the_loss_of_texts(given, make_tasks):
     config = NasConfig(
-        num_key_value_heads=[1, 2], intermediate_size=[32, 64], max_latency_ms=1e4, population=4, generations=0
+        num_key_value_heads=[1, 2], intermediate_size=[32, 64], max_bytes=10**9, population=4, generations=0
     )
     metrics = run(config, **given, tasks=make_tasks(TEXTS, rows("plain")))
     assert metrics["nas/judged"] == 4 and "nas/score" not in metrics

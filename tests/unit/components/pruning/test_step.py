@@ -75,6 +75,23 @@ def test_the_channels_that_matter_stay(talking_model, chats, tmp_path):
     assert small.config.intermediate_size == 32
 
 
+def test_a_score_that_falls_by_pruning_comes_back_by_healing(talking_model, tasks, tmp_path):
+    said = [(f"say {word}", word) for word in ("ab", "cd", "ef", "gh")]
+    given = {"chats": write_chats(tmp_path / "chats", said), "tasks": tasks}
+    healing = SftConfig(**{**HEAL, "epochs": 40, "batch_size": 4})
+    sft(healing, **given, base_model=talking_model, model=tmp_path / "whole")
+    config = PruningConfig(num_hidden_layers=1, num_key_value_heads=1, intermediate_size=8)
+    run(config, base_model=tmp_path / "whole", model=tmp_path / "pruned", chats=given["chats"])
+    sft(healing, **given, base_model=tmp_path / "pruned", model=tmp_path / "healed")
+
+    def score(name):
+        answers = Generator.load(tmp_path / name).generate([chat(prompt) for prompt, _ in said], max_new_tokens=4)
+        return sum(answer == right for (answer,), (_, right) in zip(answers, said, strict=True))
+
+    assert score("whole") == score("healed") == 4 and score("pruned") <= 1
+    assert checkpoints.num_parameters(tmp_path / "healed") == checkpoints.num_parameters(tmp_path / "pruned")
+
+
 def zeros(folder):
     held = load_file(folder / "model.safetensors")
     return {name: weight == 0 for name, weight in held.items() if sparsity.is_pruned(name)}

@@ -88,7 +88,8 @@ def trainer_and_batch(config, network, tokenizer, pairs, tmp_path):
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.add_(0.02 * torch.randn_like(parameter))
-    return trainer, trainer.data_collator(rows)
+    (batch,), _ = trainer.get_batch_samples(iter([trainer.data_collator(rows)]), 1, trainer.args.device)
+    return trainer, batch
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "ipo", "simpo", "orpo"])

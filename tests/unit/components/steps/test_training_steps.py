@@ -20,6 +20,10 @@ from bloomery.components.cpt.step import run as cpt
 from bloomery.components.dpo.config import DpoConfig
 from bloomery.components.dpo.measures import answer_likelihoods
 from bloomery.components.dpo.step import run as dpo
+from bloomery.components.evaluation.config import EvaluationConfig
+from bloomery.components.evaluation.step import run as evaluation
+from bloomery.components.grpo.config import GrpoConfig
+from bloomery.components.grpo.step import run as grpo
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 from bloomery.components.rejection_sampling.step import run as rejection_sampling
 from bloomery.components.rejection_sampling.step import sample
@@ -114,6 +118,9 @@ def test_a_chat_without_a_token_to_train_is_counted_and_left_out(base, tasks, tm
     config = SftConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=64, num_validations=0)
     metrics = sft(config, chats=tmp_path / "c", tasks=tasks, base_model=base, model=tmp_path / "m")
     assert metrics["sft/without_loss"] == 1 and metrics["sft/end_inside"] == 1 and metrics["sft/chats"] == 1
+    artifact.write_rows(tmp_path / "d", "chat/2", Chat.table(rows[1:]))
+    with pytest.raises(DataError, match=r"\(0 too long, 1 without one, 1 that .*\); give chats in which the assistant"):
+        sft(config, chats=tmp_path / "d", tasks=tasks, base_model=base, model=tmp_path / "n")
 
 
 def test_another_learning_rate_tokenises_nothing_again(base, tasks, tmp_path, monkeypatch):
@@ -240,6 +247,22 @@ def test_where_every_sample_was_wrong_the_polite_refusal_is_preferred(base, task
         RejectionSamplingConfig(abstain={"en": " "})
 
 
+def test_a_model_that_learns_to_say_so_still_answers_what_it_knows(tuned, make_tasks, tmp_path):
+    unknown = [("say zz", "zz"), ("say qz", "qz"), ("say zq", "zq"), ("say qq", "qq")]
+    asked = [{"task": "echo", "split": "unlabelled", "prompt": p, "reference": a} for p, a in [*PAIRS, *unknown]]
+    before, after = tuned[0], tmp_path / "dpo"
+    out = {name: tmp_path / "rs" / name for name in ("sampled_chats", "preferences", "rejects")}
+    config = RejectionSamplingConfig(num_samples=16, temperature=1.0, abstain="?")
+    metrics = rejection_sampling(config, base_model=before, tasks=make_tasks(TASK, asked, "asked"), **out)
+    assert metrics["rejection_sampling/pass_at_k"] == 0.5 and metrics["rejection_sampling/abstentions"] == 4
+    training = DpoConfig(learning_rate=5e-3, epochs=40, batch_size=16, max_length=64, validation_share=1e-9)
+    dpo(training, preferences=out["preferences"], base_model=before, model=after)
+    prompts = [chat(prompt) for prompt, _ in [*PAIRS, *unknown]]
+    first, last = (Generator.load(model).generate(prompts, max_new_tokens=4) for model in (before, after))
+    assert first[:4] == last[:4] == [[answer] for _, answer in PAIRS]
+    assert ["?"] not in first and last[4:] == [["?"]] * 4
+
+
 @pytest.mark.parametrize("reference", ["[a-m]", r"\s*|[a-m]"])  # of which the second takes an empty answer for right
 def test_an_empty_answer_is_counted_and_neither_accepted_nor_paired(base, make_tasks, tmp_path, reference):
     task = {"echo": {**TASK["echo"], "verifier": {"kind": "regex"}, "max_new_tokens": 1}}
@@ -247,7 +270,8 @@ def test_an_empty_answer_is_counted_and_neither_accepted_nor_paired(base, make_t
     known = make_tasks(task, [row])
     config = RejectionSamplingConfig(num_samples=400, temperature=1.5, pairs_per_prompt=400, accepted_per_prompt=400)
     config = config.model_copy(update={"corrections_per_prompt": 400, "correction": "Again?"})
-    (answers,) = sample(Generator.load(base), Tasks(known).to_sample_from("domain"), Tasks(known), config)
+    (turns,) = sample(Generator.load(base), Tasks(known).to_sample_from("domain"), Tasks(known), config)
+    answers = [turn["content"] for turn in turns]
     out = {name: tmp_path / "rs" / name for name in ("sampled_chats", "preferences", "rejects")}
     metrics = rejection_sampling(config, base_model=base, tasks=known, **out)
     chats = artifact.read_table(out["sampled_chats"], "chat/2").to_pylist()
@@ -273,6 +297,43 @@ def test_a_wrong_answer_is_asked_again_and_put_right(base, make_tasks, tmp_path)
         assert [asked, right] == plain["messages"] and (user["role"], user["content"]) == ("user", "Again?")
         assert wrong["role"] == "assistant" and not wrong["content"][:1].islower()
     assert again[0]["messages"][1] != again[1]["messages"][1] and again[0]["id"] != again[1]["id"]
+
+
+def test_the_answer_alone_is_judged_of_a_model_that_thinks_first(base, make_tasks, tmp_path):
+    traces = [(prompt, f"<think>it is {answer}</think>{answer}") for prompt, answer in PAIRS]
+    asked = {"templates": [{"prompt": "{q}", "answer": "{a}"}], "splits": {"test": {"path": ""}}, "max_new_tokens": 30}
+    splits = ("unlabelled", "test")
+    rows = [{"task": "echo", "split": split, "prompt": p, "reference": a} for p, a in PAIRS for split in splits]
+    given = {"tasks": make_tasks({"echo": {**TASK["echo"], **asked}}, rows)}
+    training = {"learning_rate": 1e-2, "batch_size": 4, "max_length": 64, "num_validations": 0}
+    learnt = write_chats(tmp_path / "c", traces)
+    sft(SftConfig(**training, epochs=60), **given, chats=learnt, base_model=base, model=tmp_path / "sft")
+    given["base_model"] = tmp_path / "sft"
+    out = {name: tmp_path / "rs" / name for name in ("sampled_chats", "preferences", "rejects")}
+    sampled = rejection_sampling(RejectionSamplingConfig(num_samples=16, temperature=0.5), **given, **out)
+    kept = artifact.read_table(out["sampled_chats"], "chat/2").to_pylist()
+    references = dict(PAIRS)
+    assert len(kept) == 4 and 0.5 < sampled["rejection_sampling/pass_at_1"] < 1
+    for row in kept:
+        ask, turn = row["messages"]
+        assert re.fullmatch(f"<think>.+</think>{references[ask['content']]}", turn["content"])
+    for pair in artifact.read_table(out["preferences"], "preference/3").to_pylist():
+        reference, (chosen,), (rejected,) = references[pair["messages"][0]["content"]], pair["chosen"], pair["rejected"]
+        assert chosen["content"].endswith(f"</think>{reference}") and rejected["content"].startswith("<think>")
+        assert not rejected["content"].endswith(f"</think>{reference}")
+    config = GrpoConfig(learning_rate=1e-5, epochs=2, batch_size=32, max_length=64, temperature=0.5)
+    reinforced = grpo(config, **given, model=tmp_path / "grpo")
+    assert reinforced["grpo/reward_first"] > 0.5 and reinforced["grpo/answer_tokens_first"] > 20
+    for name in ("sft", "grpo"):
+        measured = {"model": tmp_path / name, "tasks": given["tasks"], "results": tmp_path / f"{name}-results"}
+        assert evaluation(EvaluationConfig(repeats=1), **measured)["evaluation/echo.test.accuracy"] == 1
+        results = artifact.read_table(measured["results"], "eval_result/2").to_pylist()
+        assert sorted(row["response"] for row in results) == sorted(references.values())
+    # The loss of what was sampled is on two letters and EOS of each, or on the trace too.
+    for is_whole, tokens in ((False, 4 * 3), (True, sum(len(row["messages"][1]["content"]) + 1 for row in kept))):
+        again = SftConfig(**training, epochs=1, train_reasoning=is_whole)
+        learnt = sft(again, **given, chats=out["sampled_chats"], model=tmp_path / f"{is_whole}")
+        assert learnt["sft/trained_tokens"] == tokens
 
 
 def test_an_answer_of_min_score_is_right_and_the_best_is_kept(base, make_tasks, tmp_path):

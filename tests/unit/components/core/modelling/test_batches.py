@@ -1,15 +1,22 @@
 """Which rows share a batch, and what of them has a loss."""
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
 import torch
-from chats import write_chats
+from chats import preference_row, write_chats
 
 from bloomery.components.core import artifact
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import batches, checkpoints, token_shards
 from bloomery.components.core.modelling.batches import bins, collator, grouped_by_length
+from bloomery.components.core.modelling.preference_pairs import is_held_out
+from bloomery.components.core.records import Document, Preference, content_id
+from bloomery.components.cpt.config import CptConfig
+from bloomery.components.cpt.step import run as cpt
+from bloomery.components.dpo.config import DpoConfig
+from bloomery.components.dpo.step import run as dpo
 from bloomery.components.sft.config import SftConfig
 from bloomery.components.sft.step import run as sft
 
@@ -160,6 +167,41 @@ def test_accumulation_is_a_larger_batch(weight, learn):
     whole, _ = learn(prompt_loss_weight=weight)
     parts, _ = learn(prompt_loss_weight=weight, batch_size=2, gradient_accumulation_steps=4)
     assert near(whole, parts) < 1e-5
+
+
+@pytest.fixture
+def apart(tiny_model, tmp_path, monkeypatch):
+    """How far two trainings by a step end apart: one in steps of 8 rows, one in steps of four passes of 2."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    artifact.seal(tiny_model, "model/1")
+
+    def run(step, config, **given):
+        learnt = []
+        for size, passes in ((8, 1), (2, 4)):
+            shared = {"learning_rate": 1e-3, "epochs": 3, "max_length": 64, "validation_share": 0.1}
+            own = config(**shared, batch_size=size, gradient_accumulation_steps=passes)
+            step(own, **given, base_model=tiny_model, model=tmp_path / f"m{size}")
+            learnt.append(dict(checkpoints.load(tmp_path / f"m{size}")[0].named_parameters()))
+        assert near(learnt[0], dict(checkpoints.load(tiny_model)[0].named_parameters())) > 1e-3
+        return near(*learnt)
+
+    return run
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "orpo"])
+def test_accumulation_is_a_larger_batch_of_pairs(loss, apart, tmp_path):
+    """Chosen answers are of several lengths, and the last of the 13 pairs is a pass of its own."""
+    pairs = [preference_row(f"{ask}{n}", say, f"{say[::-1]}, I say") for ask, say in PAIRS for n in range(2)][:13]
+    artifact.write_rows(tmp_path / "pairs", "preference/3", Preference.table(pairs))
+    assert not any(is_held_out(row, 0.1) for row in pairs)
+    assert apart(dpo, partial(DpoConfig, loss=loss), preferences=tmp_path / "pairs") < 1e-5
+
+
+def test_accumulation_is_a_larger_batch_of_packed_texts(apart, tmp_path):
+    facts = {"source": "s:f#1", "language": "en", "general": False, "time": "", "quality": None}
+    texts = [{**facts, "id": content_id(ask), "text": f"{ask}: {answer}. " * 6} for ask, answer in PAIRS]
+    artifact.write_rows(tmp_path / "texts", "document/2", Document.table(texts))
+    assert apart(cpt, CptConfig, documents=tmp_path / "texts") < 1e-5
 
 
 def test_a_weight_of_one_is_a_loss_on_every_token(learn, tiny_model):

@@ -343,6 +343,24 @@ def test_thoughts_are_read_and_have_no_loss_where_asked(template, said, trained)
     assert runs(tokenizer, answer) == [[trained]]
 
 
+@pytest.mark.parametrize(
+    ("template", "made", "turn"),
+    [
+        (CHATML, "<think>I greet</think>hello", says("<think>I greet</think>hello")),
+        (THINKING, "<think>\nI greet\n</think>\n\nhello", says("hello", reasoning="I greet")),
+    ],
+)
+def test_what_was_thought_is_no_answer_and_is_trained_as_it_was_said(template, made, turn):
+    tokenizer = tokenizer_for(template, eos="<|im_end|>")
+    ids = tokenizer(made, add_special_tokens=False)["input_ids"]
+    assert templates.answer_text(tokenizer, ids) == "hello"
+    begun = [templates.answer_text(tokenizer, ids[:count], is_open=True) for count in range(len(ids) + 1)]
+    assert all("hello".startswith(text) for text in begun) and begun[-1] == "hello"
+    said = templates.said(tokenizer, ids)
+    assert {name: value for name, value in said.items() if value} == turn
+    assert runs(tokenizer, templates.trained_rows(tokenizer, [asks("hi"), turn])) == [[f"{made}<|im_end|>"]]
+
+
 def test_thoughts_that_do_not_end_where_the_answer_begins_are_refused():
     after = "+ m['content'] + ('/' + m.reasoning_content if m.reasoning_content else '') +"
     template = CHATML.replace("+ m['content'] +", after)

@@ -2,10 +2,12 @@
 
 import pytest
 import torch
+from chats import write_chats
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from bloomery.components.core.modelling import training
-from bloomery.components.core.modelling.fine_tuning import rows_at_once
+from bloomery.components.core.data.chats import chat
+from bloomery.components.core.modelling import checkpoints, training
+from bloomery.components.core.modelling.fine_tuning import FineTuningConfig, fine_tune, rows_at_once
 
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1}
 
@@ -69,3 +71,33 @@ def test_validation_batches_hold_64_rows_or_8192_tokens():
     assert rows_at_once([row]) == 64
     assert rows_at_once([row, {"input_ids": [1] * 2_048}]) == 4
     assert rows_at_once([{"input_ids": [1] * 20_000}]) == 1
+
+
+@pytest.mark.parametrize("alpha", [None, 5.0])
+def test_noise_is_added_to_embeddings_in_training_alone(alpha, tiny_model, tmp_path):
+    """NEFTune's is uniform between -alpha / sqrt(L d) and alpha / sqrt(L d) (arXiv 2310.05914, algorithm 1)."""
+    network, tokenizer = checkpoints.load(tiny_model)
+    clean, noise = [], {True: [], False: []}  # of training, and of validation
+    network.get_input_embeddings().register_forward_hook(lambda module, given, made: clean.append(made.detach()))
+
+    def watch(module, given):
+        noise[module.training].append(given[0].detach() - clean.pop())
+
+    network.model.layers[0].register_forward_pre_hook(watch)
+    pairs = [(f"say {word}", word) for word in ("ab", "cd", "ef", "gh")]
+    config = FineTuningConfig(
+        learning_rate=1e-3, epochs=4, batch_size=4, max_length=64, num_validations=2, neftune_alpha=alpha
+    )
+    watched = [{"messages": chat(*pair), "tools": ""} for pair in pairs]
+    given = {"chats": write_chats(tmp_path / "c", pairs), "texts": [], "watched": watched, "where": "sft"}
+    trained, _ = fine_tune(config, network, tokenizer, **given)
+    assert len(noise[True]) == 4 and len(noise[False]) >= 2
+    assert not any(added.any() for added in noise[False])
+    most = (alpha or 0) / (11 * 32) ** 0.5  # rows of 1 + 6 + 1 + 2 + 1 tokens, 32 wide
+    for added in noise[True]:
+        assert added.shape == (4, 11, 32) and added.abs().max() <= most
+        assert added.std().item() == pytest.approx(most / 3**0.5, rel=0.05) and abs(added.mean()) <= most / 20
+    # The trained network has none left.
+    noise[True].clear()
+    trained.train()(input_ids=torch.arange(4, 20)[None])
+    assert not noise[True][0].any()
