@@ -10,7 +10,7 @@ GPU_IMAGE ?= ghcr.io/bloomery/bloomery-gpu:0.1.0
 BUILD = docker build --build-arg COMMIT=$$(git rev-parse HEAD)
 
 .PHONY: quickstart smollm2 test check lock install install-test compile image image-gpu audit clean bench-data bench-eval bench-drift \
-  bench-memory bench-train bench-methods bench-replay
+  bench-memory bench-train bench-gpu bench-methods bench-replay
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -112,6 +112,9 @@ bench-memory: .venv/installed-test  ## peak memory by vocabulary, and by the siz
 
 bench-train: .venv/installed-test  ## training beside a bare loop and beside TRL's own, and its start
 	$(BIN)/python tests/benchmarks/train.py
+
+bench-gpu: .venv/installed-test  ## training of 1.24 B parameters beside the peak of this machine's card
+	$(BIN)/python tests/benchmarks/gpu.py
 
 SMOLLM2 ?= $(lastword $(sort $(wildcard bloomery-runs/runs/*-smollm2)))
 

@@ -89,10 +89,13 @@ def random_rows(count: int, vocabulary: int, longest: int) -> list[tuple[list[in
 
 def clock(begins: list[float]) -> Any:
     """A trainer's callback that writes down when optimiser steps begin."""
+    import torch
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             begins.append(time.perf_counter())
 
     return Clock()
