@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, model_validator
+from pydantic import AfterValidator, BaseModel, Field, model_validator
 
 from bloomery.components.core.config import Config
 
@@ -23,6 +23,16 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
 }
 """Fields that vLLM adds to OpenAI's, with the values that change no answer of ours."""
+
+
+def _none_offered(value: list[Any]) -> list[Any]:
+    if value:
+        raise ValueError("none are offered here: an answer is text; leave it out")
+    return value
+
+
+NotOffered = Annotated[list[Any], AfterValidator(_none_offered)]
+"""What clients send along empty, and would have to be read from an answer's text."""
 
 
 class TextPart(BaseModel):
@@ -44,13 +54,13 @@ class ChatMessage(BaseModel):
     """What an earlier answer was thought with; the template decides whether the model sees it."""
     refusal: str = ""
     """Said instead of content."""
-    tool_calls: list[Any] = Field(default=[], max_length=0)
+    tool_calls: NotOffered = []
     """Not offered."""
     function_call: None = None
     """Not offered."""
     audio: None = None
     """Not offered."""
-    images: list[Any] = Field(default=[], max_length=0)
+    images: NotOffered = []
     """Not offered."""
     prefix: Literal[False] = False
     """Not offered: an answer begins anew."""
@@ -131,9 +141,9 @@ class ChatRequest(Config):
     """Not offered: only text."""
     modalities: list[Literal["text"]] | None = None
     """Not offered: only text."""
-    tools: list[Any] | None = Field(default=None, max_length=0)
+    tools: NotOffered | None = None
     """Not offered: only none."""
-    functions: list[Any] | None = Field(default=None, max_length=0)
+    functions: NotOffered | None = None
     """Not offered: only none."""
     tool_choice: Literal["none", "auto"] | None = None
     """Without tools there is no choice."""

@@ -80,6 +80,13 @@ def test_what_would_change_the_answer_is_refused_by_name(name: str, value: objec
         asked(**{name: value})
 
 
+def test_tools_are_refused_in_words():
+    call = {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f"}}]}
+    for body in ({"tools": [{"type": "function"}]}, {"messages": [{"role": "user", "content": "?"}, call]}):
+        with pytest.raises(ConfigError, match="none are offered here: an answer is text; leave it out"):
+            asked(**body)
+
+
 def turns(*messages: dict[str, object]) -> list[dict[str, str]]:
     return parse(ChatRequest, {"messages": list(messages)}).conversation()
 
