@@ -26,6 +26,9 @@ from bloomery.components.rejection_sampling.config import RejectionSamplingConfi
 
 logger = logging.getLogger(__name__)
 
+BATCH_ROWS = 1_000
+"""Chats that are looked at together: of those that pass through, no more are held as Python's objects."""
+
 
 @declare(accelerator=True)
 def run(
@@ -62,8 +65,8 @@ def run(
     rows = [Prompt.model_construct(**row) for row in given] or known.to_sample_from("domain")
     if not rows:
         raise DataError("rejection_sampling: no domain task has questions in `unlabelled` or `train`; add such a split")
-    seeds = artifact.read_table(chats, "chat/2").to_pylist() if chats else []
-    answered = {identity(row["messages"][:-1], row["tools"]) for row in seeds}
+    seeds = artifact.Shards(chats, "chat/2") if chats else None
+    answered = _answered(seeds, rows) if seeds else set()
     answers = sample(Generator.load(base_model), rows, known, config)
     scorer = RewardModel.load(reward_model) if reward_model else None
 
@@ -109,7 +112,11 @@ def run(
 
     pairs += abstentions
     made = accepted + corrected
-    artifact.write_rows(sampled_chats, "chat/2", Chat.table(seeds + made), rows_in=len(seeds), rows_made=len(made))
+    writer = artifact.Writer(sampled_chats, "chat/2")
+    for table, _ in seeds.tables() if seeds else ():
+        writer.add(table)
+    writer.add(Chat.table(made))
+    writer.close(rows_in=seeds.num_rows if seeds else 0, rows_made=len(made))
     artifact.write_rows(preferences, "preference/3", Preference.table(pairs), rows_in=0, rows_made=len(pairs))
     artifact.write_rows(rejects, "reject/1", Reject.table(failed))
     return {
@@ -123,6 +130,15 @@ def run(
         "rejection_sampling/pass_at_k": sum(share > 0 for share in shares) / max(1, len(shares)),
         **({"rejection_sampling/reward": sum(rewards) / len(rewards)} if rewards else {}),
     }
+
+
+def _answered(seeds: artifact.Shards, rows: list[Any]) -> set[str]:
+    """The conversations of `rows` that a chat of `seeds` answers."""
+    asked, found = {identity(row.messages, row.tools) for row in rows}, set()
+    for table, _ in seeds.tables():
+        for batch in table.select(["messages", "tools"]).to_batches(max_chunksize=BATCH_ROWS):
+            found |= asked & {identity(row["messages"][:-1], row["tools"]) for row in batch.to_pylist()}
+    return found
 
 
 def sample(generator: Generator, rows: list[Any], tasks: Tasks, config: RejectionSamplingConfig) -> list[list[Turn]]:
