@@ -7,6 +7,8 @@ import contextlib
 import itertools
 import json
 import logging
+import operator
+import random
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
@@ -44,6 +46,8 @@ logger = logging.getLogger(__name__)
 NUM_PROVEN = 200
 """Chats of the tasks, and of each source, on which preflight proves which tokens are trained and measures how long they
 are, and pairs of each source that it measures; training looks at them all."""
+MOST_READ = 20_000
+"""Rows of each source that they are drawn from: files may be sorted, and all of a large one takes more than seconds."""
 TOO_MANY = 0.05
 """Share of rows longer than what takes them above which they are warned of."""
 
@@ -120,8 +124,8 @@ def _looked_at(config: PreflightConfig, model: Path, model_digest: str, source: 
     """
     named = Path(config.chat_template)
     given = named.read_text(encoding="utf-8") if named.is_file() else config.chat_template
-    chats = [*_training_chats(tasks), *_first(chat_forms.chats_of, config.chat_sources)]
-    pairs = [pair._asdict() for pair in _first(chat_forms.pairs_of, config.preference_sources)]
+    chats = [*_training_chats(tasks), *_some_of(chat_forms.chats_of, config.chat_sources)]
+    pairs = [pair._asdict() for pair in _some_of(chat_forms.pairs_of, config.preference_sources)]
     limits: dict[str, Any] = {
         "max_length": config.max_length,
         "train_on": config.train_on,
@@ -171,12 +175,12 @@ def _once(*given: Any) -> Iterator[bool]:
 
 
 def _training_chats(tasks: Path) -> list[tuple[list[dict[str, Any]], str]]:
-    """The first chats of the `train` splits, on which the template is proven before anything is trained."""
+    """Some chats of the `train` splits, on which the template is proven before anything is trained."""
     if not (tasks / artifact.MANIFEST).is_file():  # one of the problems that are told
         return []
     known = Tasks(tasks)
     rows = [row for row in known.prompts("train") if not known.is_scored_by_likelihood(row.task)]
-    return [(answered(vars(row)), row.tools) for row in rows[:NUM_PROVEN]]
+    return [(answered(vars(row)), row.tools) for row in _some(rows)]
 
 
 def _evaluation_sets(tasks: Path, limit: int | None) -> list[EvaluationSet]:
@@ -198,14 +202,25 @@ def _evaluation_sets(tasks: Path, limit: int | None) -> list[EvaluationSet]:
     return found
 
 
-def _first(read: Callable[[Iterable[RawRow]], Iterator[Any]], sources: Sequence[ChatSource]) -> list[Any]:
-    """The first rows that `read` finds in each source, as far as its files can be read: what is wrong with them is told
+def _some_of(read: Callable[[Iterable[RawRow]], Iterator[Any]], sources: Sequence[ChatSource]) -> list[Any]:
+    """Some rows that `read` finds in each source, as far as its files can be read: what is wrong with them is told
     elsewhere."""
     found: list[Any] = []
     for source in sources:
         with contextlib.suppress(BloomeryError):
-            found += itertools.islice(read(rows_of(source)), NUM_PROVEN)
+            found += _some(read(rows_of(source)))
     return found
+
+
+def _some(rows: Iterable[Any]) -> list[Any]:
+    """NUM_PROVEN of the first MOST_READ rows in their order, each as likely as another (Vitter 1985, algorithm R)."""
+    chance, kept = random.Random(0), []
+    for place, row in enumerate(itertools.islice(rows, MOST_READ)):
+        if place < NUM_PROVEN:
+            kept.append((place, row))
+        elif (at := chance.randrange(place + 1)) < NUM_PROVEN:
+            kept[at] = (place, row)
+    return [row for _, row in sorted(kept, key=operator.itemgetter(0))]
 
 
 def _chats_of(source: ChatSource) -> Iterator[tuple[list[dict[str, Any]], str]]:
