@@ -17,7 +17,7 @@ import pytest
 from chats import preference_row, write_chats
 
 from bloomery.components.core import artifact
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, resuming
 from bloomery.components.core.records import Document, Preference, content_id
 from bloomery.components.core.step import execute, run_step
 from bloomery.components.cpt.step import run as cpt
@@ -204,6 +204,37 @@ def test_sigterm_writes_a_checkpoint_and_ends(work, tmp_path, monkeypatch):
     (left,) = tmp_path.glob("other/*/*.checkpoints/checkpoint-*")
     assert int(left.name.split("-")[1]) < told["history"][-1]["num_steps"]
     assert finished(work, "sft", tmp_path / "stopped", tmp_path / "other")[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        # Of 64 rows an epoch is one step; of 20 prompts and 8 answers a step, three.
+        ("sft of an adapter", {"epochs": 3, "mixing": None, "best_by": "validation_loss", "num_validations": 0}),
+        ("rloo", {"epochs": 1}),
+    ],
+)
+def test_a_step_that_takes_longer_than_sigterm_leaves_is_left_and_done_again(
+    work, name, settings, tmp_path, monkeypatch, capfd
+):
+    kind, given, inputs = work[name]
+    large_steps = {"batch_size": 1, "gradient_accumulation_steps": 64, "checkpoint": {"every_minutes": 60}}
+    work[name] = (kind, {**given, **large_steps, **settings}, inputs)
+    expected, told = finished(work, name, tmp_path / "whole", tmp_path / "store")
+    journal = tmp_path / "journal.jsonl"
+    journal.touch()
+    monkeypatch.setenv("BLOOMERY_JOURNAL", str(journal))
+    monkeypatch.setattr(resuming, "PATIENCE", 0.02)
+    process = started(work, name, tmp_path / "stopped", tmp_path / "other")
+    while '"progress"' not in journal.read_text():
+        time.sleep(0.01)
+    time.sleep(0.05)
+    process.terminate()
+    process.join(timeout=25)
+    assert process.exitcode == 128 + signal.SIGTERM and "was left after 0.02 s" in capfd.readouterr().err
+    (left,) = tmp_path.glob("other/*/*.checkpoints/checkpoint-*")
+    assert int(left.name.split("-")[1]) < told["history"][-1]["num_steps"]
+    assert finished(work, name, tmp_path / "stopped", tmp_path / "other")[0] == expected
 
 
 def test_a_training_whose_result_is_kept_nowhere_keeps_no_checkpoint(work, tmp_path, monkeypatch):

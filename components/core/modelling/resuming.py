@@ -7,6 +7,7 @@ import contextlib
 import json
 import logging
 import os
+import random
 import shutil
 import signal
 import sys
@@ -27,14 +28,22 @@ logger = logging.getLogger(__name__)
 COUNTERS = "counters.json"
 COUNTED = ("_total_train_tokens",)
 """What TRL's trainers count and do not put into a checkpoint themselves."""
+PATIENCE = 10.0
+"""Seconds that an optimiser step has after SIGTERM to end by itself. Then it is left, to be done again: a step of
+reinforcement may take minutes, and a pod is given 30 s (Kubernetes' terminationGracePeriodSeconds)."""
+
+
+class StepLeft(BaseException):
+    """An optimiser step was left in the middle of its passes; the weights are those that it began with."""
 
 
 class CheckpointConfig(Config):
     """Checkpoints of a training that is going on, which the same step takes up if it was killed."""
 
     every_minutes: float = Field(default=10, gt=0)
-    """Time between two checkpoints: what a killed training has to do again at most. One is written on SIGTERM, too. To
-    a store on S3 each is copied while the training goes on; the next one is not written before that has ended."""
+    """Time between two checkpoints: what a killed training has to do again at most. One is written on SIGTERM, too: a
+    validation is ended first, and a step that does not end within ten seconds is left and done again, where one process
+    trains. To a store on S3 each is copied while the training goes on; the next one is not written before that has ended."""
     keep: int = Field(default=1, gt=0)
     """Newest checkpoints that are kept until the step has ended; each holds weights and optimiser: of a full training
     12 bytes a parameter, of an adapter 12 bytes a parameter of the adapter. Where accelerators share out the weights
@@ -64,6 +73,10 @@ class Resuming:
         self.trainer: Any = None
         self.is_stopped = False
         """Whether SIGTERM has come."""
+        self.may_leave = False
+        """Whether an optimiser step is at its passes, and has changed nothing yet."""
+        self.began: tuple[Any, dict[str, Any]] = (None, {})
+        """Random states and counters as a training that goes on with this step has to have them."""
 
     @property
     def folder(self) -> Path | None:
@@ -83,7 +96,10 @@ class Resuming:
                 keeper.load(newest)
             logger.info("goes on from optimiser step %d", _step(newest))
         with self._on_sigterm():
-            trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+            try:
+                trainer.train(resume_from_checkpoint=str(newest) if newest else None)
+            except StepLeft:
+                self._save_as_it_began()
         if self.is_stopped:
             logger.warning(
                 "stopped by SIGTERM after optimiser step %d; the same run goes on from there", trainer.state.global_step
@@ -99,6 +115,19 @@ class Resuming:
         class Checkpoints(TrainerCallback):
             def __init__(self) -> None:
                 self.written = time.monotonic()
+                self.is_first = False
+
+            def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                # The first step of an epoch is gone on with from before its batches are drawn, others from after.
+                resuming.began, self.is_first = resuming.now(), True
+
+            def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if not self.is_first:
+                    resuming.began = resuming.now()
+                self.is_first, resuming.may_leave = False, True
+
+            def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                resuming.may_leave = False
 
             def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 self.written = time.monotonic()
@@ -117,6 +146,11 @@ class Resuming:
                 control.should_save = is_stopped or is_wanted
                 control.should_training_stop |= is_stopped
 
+            def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                (resuming.is_stopped,) = _of_any_process(resuming.is_stopped)
+                control.should_save |= resuming.is_stopped
+                control.should_training_stop |= resuming.is_stopped
+
             def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 written = Path(args.output_dir) / f"checkpoint-{state.global_step}"
                 for keeper in resuming.keepers:
@@ -134,8 +168,7 @@ class Resuming:
     def _put(self, written: Path) -> None:
         """Add to a written checkpoint what the trainer does not know of, and give it its place."""
         assert self.place is not None
-        counted = {name: value for name, value in vars(self.trainer).items() if name in COUNTED}
-        (written / COUNTERS).write_text(json.dumps(counted))
+        (written / COUNTERS).write_text(json.dumps(self._counted()))
         target = self.place / written.name
         shutil.rmtree(target, ignore_errors=True)
         os.replace(written, target)
@@ -144,6 +177,37 @@ class Resuming:
         for old in whole[: -self.config.keep]:
             shutil.rmtree(old, ignore_errors=True)
         logger.info("checkpoint at optimiser step %d", _step(target))
+
+    def _counted(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self.trainer).items() if name in COUNTED}
+
+    def now(self) -> tuple[Any, dict[str, Any]]:
+        """(random states of all generators, counters) as they are."""
+        import numpy as np
+        import torch
+
+        cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
+        return (random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda), self._counted()
+
+    def _save_as_it_began(self) -> None:
+        """Write the checkpoint of the last optimiser step that ended, if there is one and it is not written yet."""
+        import numpy as np
+        import torch
+
+        trainer, newest = self.trainer, self._newest()
+        step = trainer.state.global_step
+        logger.warning("optimiser step %d was left after %g s", step + 1, PATIENCE)
+        if not step or (newest and _step(newest) == step):
+            return
+        (of_python, of_numpy, of_torch, of_cuda), counted = self.began
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)
+        torch.set_rng_state(of_torch)
+        if of_cuda is not None:
+            torch.cuda.set_rng_state(of_cuda)
+        vars(trainer).update(counted)
+        trainer._save_checkpoint(trainer.model, trial=None)
+        trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
     def _whole(self) -> list[Path]:
         """The checkpoints, oldest first."""
@@ -161,12 +225,22 @@ class Resuming:
 
         def stop(*_: Any) -> None:
             self.is_stopped = True
+            if processes.count() == 1:  # of several none may leave the others alone
+                signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1.0)
 
-        before = signal.signal(signal.SIGTERM, stop)
+        def leave(*_: Any) -> None:
+            if self.may_leave:
+                self.may_leave = False
+                signal.setitimer(signal.ITIMER_REAL, 0)
+                raise StepLeft
+
+        before = signal.signal(signal.SIGTERM, stop), signal.signal(signal.SIGALRM, leave)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+            for number, handler in zip((signal.SIGTERM, signal.SIGALRM), before, strict=True):
+                signal.signal(number, handler)
 
 
 def _step(checkpoint: Path) -> int:
