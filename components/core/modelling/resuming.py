@@ -43,7 +43,8 @@ class CheckpointConfig(Config):
     every_minutes: float = Field(default=10, gt=0)
     """Time between two checkpoints: what a killed training has to do again at most. One is written on SIGTERM, too: a
     validation is ended first, and a step that does not end within ten seconds is left and done again, where one process
-    trains. To a store on S3 each is copied while the training goes on; the next one is not written before that has ended."""
+    trains. To a store on S3 each is copied while the training goes on, and the next one not written before that has
+    ended."""
     keep: int = Field(default=1, gt=0)
     """Newest checkpoints that are kept until the step has ended; each holds weights and optimiser: of a full training
     12 bytes a parameter, of an adapter 12 bytes a parameter of the adapter. Where accelerators share out the weights
