@@ -157,5 +157,5 @@ def test_a_server_that_died_has_its_last_words_told(tmp_path, monkeypatch, caplo
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with fork_server.running():
         assert subprocess.run([sys.executable, "-m", "this"], capture_output=True).returncode == 1
-        time.sleep(0.5)  # its sockets are closed before it has ended
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT)  # its sockets are closed before it has ended
     assert "has died: the disk is full" in caplog.text

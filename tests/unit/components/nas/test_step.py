@@ -1,6 +1,7 @@
 """A model with a layer that does nothing, and the search that finds it."""
 
 import copy
+import statistics
 
 import pytest
 import torch
@@ -86,18 +87,19 @@ def test_the_idle_layer_is_left_out(deep, given, make_tasks):
 
 
 def test_a_limit_of_time_rules_out_what_is_better_and_slower(talking_model, make_tasks, tmp_path):
-    """One layer of 24 is worse than all of them, and some ten times as fast."""
-    base = deepened(talking_model, tmp_path / "base", idle=22)
-    whole = 1000 * costs.measured(base)["decode_seconds_per_token"]
+    """One layer of 48 is worse than all of them, and some twenty times as fast: another program may disturb one of the
+    times fivefold."""
+    base = deepened(talking_model, tmp_path / "base", idle=46)
+    whole = 1000 * statistics.median(costs.measured(base)["decode_seconds_per_token"] for _ in range(3))
     given = {"base_model": base, "chats": write_chats(tmp_path / "chats", PAIRS), "tasks": make_tasks(TASK, rows())}
     found = {}
-    for limit in (4 * whole, whole / 4):
-        config = NasConfig(num_hidden_layers=[1, 24], max_latency_ms=limit, population=2, generations=0)
+    for limit in (5 * whole, whole / 5):
+        config = NasConfig(num_hidden_layers=[1, 48], max_latency_ms=limit, population=2, generations=0)
         found[limit] = run(config, **given, model=tmp_path / f"{limit}")
     loose, tight = found.values()
-    assert (loose["nas/layers"], tight["nas/layers"]) == (24, 1)
+    assert (loose["nas/layers"], tight["nas/layers"]) == (48, 1)
     assert tight["nas/loss"] > loose["nas/loss"] == pytest.approx(loose["nas/parent_loss"], rel=1e-6)
-    assert 1000 * tight["nas/decode_seconds_per_token"] < whole / 4
+    assert 1000 * tight["nas/decode_seconds_per_token"] < whole / 5
 
 
 def test_widths_are_searched_by_the_loss_of_texts(given, make_tasks):
