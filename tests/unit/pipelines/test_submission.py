@@ -1,6 +1,9 @@
 """Runs on a cluster, through kfp's own client, over HTTP, to a server that answers as the API does."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,18 @@ def test_a_key_names_one_submitted_run(api, submit):
     api.kept["runs"][0]["state"] = "FAILED"
     assert not submission.is_unfinished(access, "shop-3-w0004")
     assert not submission.is_unfinished(access, "never")
+
+
+def test_a_task_may_ask_as_well(api, submit):
+    """Within one, kfp has left its client out of itself."""
+    submit("shop-1")
+    api.kept["runs"][0]["state"] = "RUNNING"
+    asking = f"submission.is_unfinished(Access({api.url!r}), 'shop-1')"
+    imports = "import kfp.dsl.executor_main; from bloomery.pipelines.submission import Access; "
+    code = f"{imports}from bloomery.pipelines import submission; print({asking})"
+    environment = {**os.environ, kubeflow.RUNTIME: "true"}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert told.stdout == "True\n", told.stderr
 
 
 def test_an_answer_that_was_lost_makes_no_second_run(api, submit):
