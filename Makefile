@@ -10,7 +10,7 @@ GPU_IMAGE ?= ghcr.io/bloomery/bloomery-gpu:0.1.0
 BUILD = docker build --build-arg COMMIT=$$(git rev-parse HEAD)
 
 .PHONY: quickstart smollm2 test check lock install install-test compile image image-gpu audit clean bench-data bench-eval bench-drift \
-  bench-memory bench-train bench-gpu bench-methods bench-replay
+  bench-memory bench-train bench-gpu bench-methods bench-replay bench-kills
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -123,3 +123,6 @@ bench-methods: .venv/installed-test  ## what each method of fine-tuning costs an
 
 bench-replay: .venv/installed-test  ## what the quickstart's continued pre-training forgets, by the share that is replayed
 	$(BIN)/python tests/benchmarks/replay.py
+
+bench-kills: .venv/installed-test  ## twenty kills over a run of a tiny chain, held against one that nobody disturbed
+	$(BIN)/python tests/benchmarks/kills.py

@@ -310,7 +310,8 @@ def check_task(
         result = check(_file_of(recipe), home, log, monitoring, settings=settings)
         for artifact, name in ((decision, "decision.md"), (drift_page, "drift.html")):
             page_file = home.folder / str(result["window"]) / name
-            home.fetch(f"{result['window']}/{name}")  # of a window that was judged before
+            if not page_file.is_file():  # that of a window which was compared before
+                home.fetch(f"{result['window']}/{name}")
             text = page_file.read_text(encoding="utf-8") if result["window"] else result["reason"]
             Path(artifact.path).parent.mkdir(parents=True, exist_ok=True)
             Path(artifact.path).write_text(text, encoding="utf-8")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import os
 import shlex
 import shutil
 import subprocess
@@ -30,7 +31,7 @@ from bloomery.components.core.artifact import write_atomically
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import ConfigError, DataError, ServiceError
 from bloomery.monitoring.home import Home
-from bloomery.pipelines import keys
+from bloomery.pipelines import keys, kubeflow
 
 
 class Trigger(Config):
@@ -136,6 +137,7 @@ class Triggers:
                     stdout=output,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
+                    env={name: value for name, value in os.environ.items() if name != kubeflow.RUNTIME},
                     pass_fds=[lock.fileno()],
                 )
                 status = process.wait() if wait else 0

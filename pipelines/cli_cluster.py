@@ -107,6 +107,8 @@ def status(
         for task in now.tasks:
             seconds = "" if task.seconds is None else f"{task.seconds:.0f} s"
             typer.echo(f"{task.stage:<24} {task.word:<9} {seconds:>8}  {task.message}".rstrip())
+        if now.overhead:
+            typer.echo(now.overhead, err=True)
         typer.echo(f"{now.name}: {now.outcome}", err=True)
     submission.raise_for(now)
 
@@ -168,6 +170,8 @@ def _follow(run: str, access: Any) -> None:
         ended = submission.follow(run, access, show)
     finally:
         show.close()
+    if ended.overhead:
+        typer.echo(ended.overhead, err=True)
     submission.raise_for(ended)
     submission.raise_unless_known(ended)
     typer.echo(f"{ended.name}: {ended.outcome}", err=True)

@@ -7,6 +7,7 @@ import io
 import json
 import logging
 import os
+import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,6 +25,8 @@ SECONDS = 60
 TOKEN_FILE = "/var/run/secrets/kubeflow/pipelines/token"
 """Where kfp expects the token of a pod's service account unless `KF_PIPELINES_SA_TOKEN_PATH` says otherwise."""
 NAMESPACE_FILE = "/var/run/secrets/kubernetes.io/serviceaccount/namespace"
+RUNTIME = "_KFP_RUNTIME"
+"""Environment of a task, by which kfp leaves out of itself what only who submits needs: its client."""
 UNKNOWN = "-"
 """A namespace, where none is known yet: without one kfp's client asks what the API is five times, five seconds apart,
 with a traceback each."""
@@ -65,7 +68,15 @@ def quietly() -> contextlib.redirect_stdout[io.StringIO]:
     return contextlib.redirect_stdout(io.StringIO())
 
 
+def whole() -> None:
+    """Let kfp have its client in a task, too: what it has imported without is imported again."""
+    if os.environ.pop(RUNTIME, None):
+        for name in [name for name in sys.modules if name.partition(".")[0] == "kfp"]:
+            del sys.modules[name]
+
+
 def _client(access: Access) -> Any:
+    whole()
     import kfp
     from kfp.client import ServiceAccountTokenVolumeCredentials
 

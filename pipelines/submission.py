@@ -17,8 +17,9 @@ from typing import Any
 
 from bloomery.components.core import errors
 from bloomery.components.core.errors import BloomeryError, ConfigError, GateError, ServiceError
-from bloomery.pipelines import keys, kubeflow, launch, left_jobs, workflows
+from bloomery.pipelines import keys, kubeflow, launch, left_jobs, overhead, workflows
 from bloomery.pipelines.kubeflow import Access, connected
+from bloomery.pipelines.overhead import Overhead
 from bloomery.pipelines.recipe import Recipe
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,8 @@ class Seen:
     """In the order in which they can run."""
     verdict: str = ""
     """What promotion has told, `promoted: why` or `rejected: why`; '' before, or where its log is gone."""
+    overhead: Overhead | None = None
+    """What the tasks that have ended cost beyond their work; None where their logs or the workflow are gone."""
 
     @property
     def outcome(self) -> str:
@@ -168,11 +171,11 @@ def seen(run: str, access: Access) -> Seen:
 def follow(run: str, access: Access, show: Callable[[dict[str, Any]], None], poll: float = POLL_SECONDS) -> Seen:
     """Show what happens to a run, as events of a journal, until it has ended; returns it as it ended."""
     told: dict[str, str] = {}
-    reused: dict[str, bool] = {}
+    said: dict[str, str] = {}
     with connected(access) as client:
         run_id = _found(client, run).run_id
         while True:
-            now = _seen(client, client.get_run(run_id), reused)
+            now = _seen(client, client.get_run(run_id), said)
             for event in events(now, told):
                 show(event)
             if now.state in ENDED:
@@ -250,49 +253,70 @@ def _found(client: Any, run: str) -> Any:
     return client.get_run(run)
 
 
-def _seen(client: Any, run: Any, reused: dict[str, bool] | None = None) -> Seen:
-    """A run with its tasks: their states from it, their pods and what these said from its workflow; `reused` keeps what
-    the logs of its pods have told of that before."""
-    reused = {} if reused is None else reused
-    states = {detail.display_name: detail for detail in (run.run_details and run.run_details.task_details) or ()}
+def _seen(client: Any, run: Any, said: dict[str, str] | None = None) -> Seen:
+    """A run with its tasks: their states from it, their pods and what these said from its workflow; `said` keeps the
+    last lines of its steps' logs, by pod."""
+    said = {} if said is None else said
     workflow = workflows.of(client, run.run_id)
-    tasks = []
-    for key, stage in (workflows.stages(run.pipeline_spec or {}) or workflows.begun(workflow)).items():
-        detail = states.get(key)
-        nodes = workflows.nodes(workflow, key)
-        driver = states.get(f"{key}-driver")
-        if driver is not None and driver.state == "FAILED":
-            detail, nodes = driver, workflows.nodes(workflow, f"{key}-driver")
-        pods = tuple(workflows.pod_name(workflow, node) for node in nodes if node.get("type") == "Pod")
-        state = STATES.get(detail.state, "·") if detail else "·"
-        message = _message(nodes) if state in ("failed", "running", "waiting") else ""
-        if state == "failed" and not message and pods:
-            message = _last_told(client, run.run_id, pods[-1], level="ERROR")
-        is_reused = state == "done" and bool(workflow) and _is_reused(client, run.run_id, workflow, nodes, reused)
-        times = (_time(detail and detail.start_time), _time(detail and detail.end_time))
-        tasks.append(Task(stage, state, *times, message, pods, is_reused))
+    for node in workflows.pods(workflow):
+        if node.get("phase") == "Succeeded" and IMPLEMENTATION in node.get("templateName", ""):
+            pod = workflows.pod_name(workflow, node)
+            if pod not in said:
+                said[pod] = _last_told(client, run.run_id, pod, once=True, logger=STEP)
+    known = workflows.stages(run.pipeline_spec or {}) or workflows.begun(workflow)
+    states = {detail.display_name: detail for detail in (run.run_details and run.run_details.task_details) or ()}
+    tasks: list[Task] = []
+    for key, stage in known.items():
+        in_loop = [one for one in known if one.startswith(f"{key}.")]
+        task = _task(client, run.run_id, workflow, states, key, stage, said)
+        # A loop is told by its tasks, unless it failed and none of them did.
+        if not in_loop or (task.state == "failed" and not any(one.state == "failed" for one in tasks)):
+            tasks.append(task)
     judged = next((task for task in tasks if task.stage == "promotion" and task.state == "done" and task.pods), None)
     verdict = _last_told(client, run.run_id, judged.pods[-1], logger=PROMOTION) if judged else ""
-    return Seen(run.run_id, run.display_name, run.state or "PENDING", tuple(tasks), verdict)
+    return Seen(
+        run.run_id, run.display_name, run.state or "PENDING", tuple(tasks), verdict, overhead.of(workflow, said)
+    )
+
+
+def _task(
+    client: Any,
+    run_id: str,
+    workflow: dict[str, Any],
+    states: dict[str, Any],
+    key: str,
+    stage: str,
+    said: dict[str, str],
+) -> Task:
+    """The task at a place in the workflow."""
+    detail = states.get(key) or workflows.detail(workflow, key)
+    nodes = workflows.nodes(workflow, key)
+    driver = states.get(f"{key}-driver") or workflows.detail(workflow, f"{key}-driver")
+    if driver is not None and driver.state == "FAILED":
+        detail, nodes = driver, workflows.nodes(workflow, f"{key}-driver")
+    pods = tuple(workflows.pod_name(workflow, node) for node in nodes if node.get("type") == "Pod")
+    state = STATES.get(detail.state, "·") if detail else "·"
+    message = _message(nodes) if state in ("failed", "running", "waiting") else ""
+    if state == "failed" and not message and pods:
+        message = _last_told(client, run_id, pods[-1], level="ERROR")
+    is_reused = state == "done" and bool(workflow) and _is_reused(workflow, nodes, said)
+    times = (_time(detail and detail.start_time), _time(detail and detail.end_time))
+    return Task(stage, state, *times, message, pods, is_reused)
 
 
 STEP, REUSED = "bloomery.components.core.step", "reused: "
 """The logger that tells of a result that it is an earlier run's, and the word that it begins with."""
+IMPLEMENTATION = "container-impl"
+"""What the template of a pod that runs a step is called, and that of no driver."""
 
 
-def _is_reused(
-    client: Any, run_id: str, workflow: dict[str, Any], nodes: list[dict[str, Any]], known: dict[str, bool]
-) -> bool:
+def _is_reused(workflow: dict[str, Any], nodes: list[dict[str, Any]], said: dict[str, str]) -> bool:
     """Whether every pod that ended well for a task says so in its log, or there is none: a cached task has no pod."""
-    for node in nodes:
-        if node.get("phase") == "Succeeded" and "container-impl" in node.get("templateName", ""):
-            pod = workflows.pod_name(workflow, node)
-            if pod not in known:
-                said = _last_told(client, run_id, pod, once=True, logger=STEP)
-                known[pod] = f": {REUSED}" in said
-            if not known[pod]:
-                return False
-    return True
+    return all(
+        f": {REUSED}" in said.get(workflows.pod_name(workflow, node), "")
+        for node in nodes
+        if node.get("phase") == "Succeeded" and IMPLEMENTATION in node.get("templateName", "")
+    )
 
 
 def _time(value: datetime | None) -> datetime | None:

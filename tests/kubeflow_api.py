@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import threading
+from datetime import datetime, timedelta
 from http.server import ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -13,6 +14,7 @@ from json_api import JsonHandler
 
 IDENTITIES = {"experiments": "experiment_id", "runs": "run_id", "recurringruns": "recurring_run_id"}
 WORKFLOW = "quickstart-x7k2p"
+START = datetime(2026, 11, 28, 10)
 
 
 class KubeflowAPI(ThreadingHTTPServer):
@@ -39,34 +41,55 @@ class KubeflowAPI(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
-    def play(self, run: dict[str, Any], state: str, nodes: dict[str, tuple[str, str]]) -> None:
-        """Let a run be in `state`, with the Argo `nodes` (by their names below the root) in a phase, with a message."""
+    def play(
+        self,
+        run: dict[str, Any],
+        state: str,
+        nodes: dict[str, tuple[str, str]],
+        times: dict[str, tuple[float, float]] | None = None,
+    ) -> None:
+        """Let a run be in `state`, with the Argo `nodes` (by their names below the root) in a phase, with a message;
+        each takes 30 s and begins a minute after the one before, unless its `times` say the seconds of both."""
         run["state"] = state
         phases = {"Succeeded": "SUCCEEDED", "Failed": "FAILED", "Running": "RUNNING", "Pending": "PENDING"}
         told, details = {}, []
         for number, (name, (phase, message)) in enumerate(nodes.items()):
             is_pod = name.endswith(("executor", ")", "-driver"))
-            start = f"2026-11-28T10:{number:02d}:00Z"
+            begins, ends = (times or {}).get(name, (60 * number, 60 * number + 30))
+            has_ended = phase in ("Succeeded", "Failed", "Error")
+            start = _clock(begins)
+            ended = _clock(ends) if has_ended else "0001-01-01T00:00:00Z"
             identity = f"{WORKFLOW}-{number + 1000}"
             told[identity] = {
                 "id": identity,
                 "name": f"{WORKFLOW}.root.{name}",
                 "displayName": name.rpartition(".")[2],
                 "type": "Pod" if is_pod else "DAG",
-                "templateName": "retry-system-container-impl" if name.endswith(")") else "system-container-impl",
+                "templateName": "system-container-driver"
+                if name.endswith("-driver")
+                else "retry-system-container-impl"
+                if name.endswith(")")
+                else "system-container-impl",
                 "phase": phase,
                 "message": message,
                 "startedAt": start,
+                "finishedAt": ended if has_ended else None,
             }
-            ended = start.replace(":00Z", ":30Z") if phase in ("Succeeded", "Failed") else "0001-01-01T00:00:00Z"
-            details.append({
-                "display_name": name.rpartition(".")[2],
-                "state": phases.get(phase, "FAILED"),
-                "start_time": start,
-                "end_time": ended,
-            })
+            details.append(
+                {
+                    "display_name": name.rpartition(".")[2],
+                    "state": phases.get(phase, "FAILED"),
+                    "start_time": start,
+                    "end_time": ended,
+                }
+            )
         self.workflows[run["run_id"]] = {"metadata": {"name": WORKFLOW}, "status": {"nodes": told}}
         run["run_details"] = {"task_details": details}
+
+
+def _clock(seconds: float) -> str:
+    """As Kubernetes tells it: of whole seconds."""
+    return (START + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class _Handler(JsonHandler):

@@ -214,6 +214,14 @@ def names(uri: str) -> list[str]:
         return [entry["Key"].removeprefix(key) for page in pages for entry in page.get("Contents", ())]
 
 
+def is_there(uri: str) -> bool:
+    """Whether there is an object of that name. Raises: as `put`."""
+    bucket, key = _split(uri)
+    with _told(f"listing {uri}"):
+        found = _client().list_objects_v2(Bucket=bucket, Prefix=key, MaxKeys=1)  # the shortest name comes first
+        return any(entry["Key"] == key for entry in found.get("Contents", ()))
+
+
 def listed(uri: str) -> list[str]:
     """Names next under `uri`: of objects, and of folders, these with a / at their end. Raises: as `put`."""
     bucket, key = _split(f"{uri.rstrip('/')}/")

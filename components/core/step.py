@@ -40,7 +40,8 @@ TERMINATION_LOG = Path("/dev/termination-log")
 MOST_LAST_WORDS = 2048
 """Bytes of them that are kept, half of what Kubernetes does."""
 REUSED = "reused: the result is that of an earlier run"
-"""How the line of a log begins that tells it, after the stage: `bloomery status` finds it on a cluster."""
+"""How the last line of a log begins, after the stage, where it is so: `bloomery status` finds it on a cluster, and the
+seconds that it ends with."""
 CHATTY = (
     "torchao",
     "torch.utils._pytree",
@@ -119,8 +120,9 @@ def run_step(
                 logger.exception("%s failed", stage)
             _hand_on(_tell(stage, error), _paths(outputs), metrics)
             return {}
-    if result["cached"]:
-        logger.info("%s: %s, since code, config and inputs are as before", stage, REUSED)
+    seconds = time.perf_counter() - started
+    how = f"{REUSED}, since code, config and inputs are as before" if result["cached"] else "done"
+    logger.info("%s: %s; %.2f s", stage, how, seconds)
     tracking.journal(
         "finished",
         stage,
@@ -129,7 +131,7 @@ def run_step(
         history=result["history"],
         warnings=result["warnings"],
         shown=result["shown"],
-        seconds=round(time.perf_counter() - started, 2),
+        seconds=round(seconds, 2),
         peak_bytes=_peak_bytes(),
         outputs={name: str(path) for name, path in _paths(outputs).items()},
     )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ from bloomery.components.core.data.hub_folders import data_files
 from bloomery.components.core.errors import BloomeryError, DataError, MissingExtraError, ServiceError, from_os_error
 
 _SPOOL_BYTES = 64 * 2**20
+_MAGIC = re.compile(r"[*?\[]")
 
 
 def list_files(uri: str) -> list[str]:
@@ -24,9 +26,12 @@ def list_files(uri: str) -> list[str]:
     folder with rows its README, licence and metadata.
 
     Raises: DataError if there is nothing or a name is not UTF-8, MissingExtraError if the protocol needs a package
-    that is not installed, ServiceError if the store does not answer.
+    that is not installed, ServiceError if the store does not answer, ConfigError what an object store refuses.
     """
-    files = _list_remote(uri) if is_remote(uri) else _list_local(uri)
+    if uri.startswith(s3.SCHEME):
+        files = _list_objects(uri)
+    else:
+        files = _list_remote(uri) if is_remote(uri) else _list_local(uri)
     for file in files:
         try:
             file.encode()
@@ -108,6 +113,25 @@ def _raise(error: OSError) -> None:
 
 def _is_hidden(relative: str) -> bool:
     return any(part.startswith(".") for part in relative.split("/"))
+
+
+def _list_objects(uri: str) -> list[str]:
+    """By the client that reads them, which tries again and tells a refusal with its code; fsspec's does so in silence,
+    and knows of a refusal that it is one."""
+    from fsspec.utils import glob_translate
+
+    if magic := _MAGIC.search(uri):
+        folder = uri[: magic.start()].rpartition("/")[0]
+        pattern = re.compile(glob_translate(uri))
+        return [file for file in _visible_objects(folder) if pattern.match(file)]
+    if files := _visible_objects(uri.rstrip("/")):
+        return data_files(uri, files)
+    return [uri] if s3.is_there(uri) else []
+
+
+def _visible_objects(folder: str) -> list[str]:
+    names = s3.names(folder)
+    return sorted(f"{folder}/{name}" for name in names if name and not name.endswith("/") and not _is_hidden(name))
 
 
 def _list_remote(uri: str) -> list[str]:

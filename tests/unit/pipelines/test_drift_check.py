@@ -3,15 +3,20 @@ from types import SimpleNamespace
 
 import pytest
 import yaml
+from drifting_log import ROWS_PER_WEEK, write_log
 from google.protobuf import json_format
-from kfp import compiler, local
+from kfp import compiler, components, local
 from kfp.pipeline_spec import pipeline_spec_pb2
+from kubeflow_api import KubeflowAPI
+from s3_server import BUCKET
 
 from bloomery.infra import images
 from bloomery.infra.resources import ResourcesConfig
 from bloomery.monitoring.config import MonitoringConfig
-from bloomery.pipelines import drift_check
+from bloomery.pipelines import drift_check, launch
+from bloomery.pipelines.kubeflow import Access
 from bloomery.pipelines.recipe import Recipe
+from bloomery.pipelines.schedule import schedule
 
 RECIPE = Recipe.model_construct(
     name="shop",
@@ -83,3 +88,82 @@ def test_before_there_is_a_log_the_check_ends_well(tmp_path):
     check_task("shop.yaml", f"file://{tmp_path}/w", f"file://{tmp_path}/none", {"runner": "cluster"}, [], *outputs)
     assert (tmp_path / "decision").read_text().startswith(f"nothing yet: no prediction at file://{tmp_path}/none;")
     assert json.loads((tmp_path / "metrics").read_text())["drift_check/started"] == 0
+
+
+PLACE = f"s3://{BUCKET}/shop"
+"""What the checks of the test below share, as pods do."""
+DIGEST = "registry.example.com/bloomery-cpu@sha256:" + "0" * 64
+
+
+@pytest.fixture
+def scheduled(object_store, tmp_path, monkeypatch):
+    """A recurring check of a log on S3, as the API of a cluster has it, with what its pods know of their surroundings:
+    (the API, what runs the check once as the cluster does)."""
+    for name in ("KFP_ENDPOINT", "KFP_TOKEN", "KFP_NAMESPACE", "BLOOMERY_BUCKET"):
+        monkeypatch.delenv(name, raising=False)
+    split = {name: {"path": f"{PLACE}/{name}.jsonl"} for name in ("train", "test")}
+    question = {"templates": [{"prompt": "{q}", "answer": "{a}"}], "verifier": {"kind": "exact"}}
+    learning = {"path": "{drifted}", "templates": [{"prompt": "{prompt}", "answer": "{label}"}]}
+    values = {
+        "name": "shop",
+        "registered_model": "sql",
+        "base_model": "org/model",
+        "tasks": {"sql": {"role": "domain", **question, "splits": split}},
+        "stages": [{"sft": {"learning_rate": 1e-3, "epochs": 1, "max_length": 64}}],
+        "promotion": {"models_uri": f"{PLACE}/models"},
+        "monitoring": {
+            "reference_rows": ROWS_PER_WEEK,
+            "window_rows": ROWS_PER_WEEK,
+            "policy": {"min_rows": 100, "consecutive_windows": 1},
+            "runner": "cluster",
+            "settings": ["sft.epochs=2", f"tasks.sql.splits.unlabelled={json.dumps(learning)}"],
+        },
+    }
+    file = tmp_path / "shop.yaml"
+    file.write_text(yaml.safe_dump(values))
+    with KubeflowAPI() as api:
+        monkeypatch.setattr(images, "CPU_IMAGE", DIGEST)
+        recipe, access = launch.load(str(file), prepare=False), Access(api.url)
+        log = f"{PLACE}/predictions"
+        schedule(recipe, None, log, "0 * * * *", None, access, workdir=PLACE, settings=["seed=3"])
+        file.unlink()  # no pod sees it
+        monkeypatch.setenv("KF_PIPELINES_ENDPOINT", api.url)  # of the ConfigMap, beside those of the store
+        (recurring,) = api.kept["recurringruns"]
+        spec = recurring["pipeline_spec"]
+
+        def run(pod):
+            local.init(local.SubprocessRunner(use_venv=False), pipeline_root=str(tmp_path / pod), raise_on_error=True)
+            components.load_component_from_text(yaml.safe_dump(spec.get("pipeline_spec", spec)))()
+            (metrics,) = (tmp_path / pod).rglob("metrics")
+            (page,) = (tmp_path / pod).rglob("decision")
+            return json.loads(metrics.read_text()), page.read_text()
+
+        yield api, run
+
+
+def test_the_recurring_check_finds_drift_and_submits_one_retraining(scheduled, object_store, tmp_path):
+    """On a cluster, as far as there is one: each check is a process that shares the object store and the API alone."""
+    api, check = scheduled
+
+    log = write_log(tmp_path / "log.jsonl", [0, 0.4])
+    object_store.client.upload_file(str(log), BUCKET, "shop/predictions/log.jsonl")
+    found, page = check("first")
+    assert found["drift_check/started"] == 1 and found["drift_check/drifted_signals"] >= 4
+    assert page.startswith("# Retrain: sql:3")
+    (run,) = api.kept["runs"]
+    retraining = run["pipeline_spec"].get("pipeline_spec", run["pipeline_spec"])
+    executors = retraining["deploymentSpec"]["executors"].values()
+    assert {executor["container"]["image"] for executor in executors} == {DIGEST}
+    given = retraining["root"]["inputDefinitions"]["parameters"]
+    told = json.dumps(given)
+    kept = object_store.objects("shop/monitoring/")
+    window = run["display_name"]
+    rows = f"{window}/retraining.jsonl"
+    assert f"{PLACE}/monitoring/{rows}" in told and len(kept[rows].splitlines()) >= 10
+    assert given["sft"]["defaultValue"]["epochs"] == 2
+    record = json.loads(kept[f"triggers/{window}.json"])
+    assert (record["status"], record["attempts"]) == ("submitted", 1)
+    assert "seed=3" in record["command"]
+    found, page = check("second")
+    assert found["drift_check/started"] == 0 and "was started before" in page
+    assert [run["display_name"] for run in api.kept["runs"]] == [window]

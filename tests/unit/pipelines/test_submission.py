@@ -1,6 +1,9 @@
 """Runs on a cluster, through kfp's own client, over HTTP, to a server that answers as the API does."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -72,6 +75,18 @@ def test_a_key_names_one_submitted_run(api, submit):
     api.kept["runs"][0]["state"] = "FAILED"
     assert not submission.is_unfinished(access, "shop-3-w0004")
     assert not submission.is_unfinished(access, "never")
+
+
+def test_a_task_may_ask_as_well(api, submit):
+    """Within one, kfp has left its client out of itself."""
+    submit("shop-1")
+    api.kept["runs"][0]["state"] = "RUNNING"
+    asking = f"submission.is_unfinished(Access({api.url!r}), 'shop-1')"
+    imports = "import kfp.dsl.executor_main; from bloomery.pipelines.submission import Access; "
+    code = f"{imports}from bloomery.pipelines import submission; print({asking})"
+    environment = {**os.environ, kubeflow.RUNTIME: "true"}
+    told = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert told.stdout == "True\n", told.stderr
 
 
 def test_an_answer_that_was_lost_makes_no_second_run(api, submit):
@@ -176,6 +191,105 @@ def test_a_driver_that_fails_is_its_stage(api, submit):
     submit("shop-1")
     api.play(api.kept["runs"][0], "FAILED", {"sft-driver": ("Failed", "main: Error (exit code 1): no such bucket")})
     assert submission.seen("shop-1", Access(api.url)).failure == "sft: no such bucket"
+
+
+ITEM = "for-loop-1.iteration-iterations({0}:{0}).iteration-item.{1}"
+"""Where Argo has a task of a loop, in the words of Kubeflow Pipelines' compiler."""
+
+
+@pytest.fixture
+def quantised(api, file):
+    """A run with a loop over two variants."""
+    values = yaml.safe_load(Path(file).read_text())
+    values["quantisation"] = [{"scheme": "int8_weight_only"}]  # and `none`, always
+    Path(file).write_text(yaml.safe_dump(values))
+    submission.submit(recipe.load(file), Access(api.url), "shop-1")
+    return api.kept["runs"][0]
+
+
+def test_a_variant_is_told_by_its_name(api, quantised):
+    whole = ITEM.format(0, "quantisation-of-variant"), ITEM.format(0, "evaluation-of-variant")
+    failed = ITEM.format(1, "quantisation-of-variant")
+    nodes = {"for-loop-1": ("Failed", ""), "for-loop-1.iteration-driver": ("Succeeded", "")}
+    for task in whole:
+        nodes |= {
+            f"{task}-driver": ("Succeeded", ""),
+            task: ("Succeeded", ""),
+            f"{task}.executor(0)": ("Succeeded", ""),
+        }
+    nodes |= {f"{failed}-driver": ("Succeeded", ""), failed: ("Failed", "")}
+    nodes[f"{failed}.executor(0)"] = "Failed", "main: Error (exit code 1): ConfigError: int8_weight_only: no layer fits"
+    api.play(quantised, "FAILED", nodes)
+    now = submission.seen("shop-1", Access(api.url))
+    assert now.failure == "ptq_int8_weight_only: ConfigError: int8_weight_only: no layer fits"
+    states = {task.stage: task.state for task in now.tasks if "ptq_" in task.stage}
+    assert states == {
+        "ptq_none": "done",
+        "evaluation_ptq_none": "done",
+        "ptq_int8_weight_only": "failed",
+        "evaluation_ptq_int8_weight_only": "·",
+    }
+    assert list(states) == [task.stage for task in now.tasks if "ptq_" in task.stage]
+    assert "variants" not in {task.stage for task in now.tasks}
+    with pytest.raises(ConfigError, match="^ptq_int8_weight_only: int8_weight_only: no layer fits$"):
+        submission.raise_for(now)
+    ((pod,),) = [task.pods for task in now.tasks if task.stage == "ptq_int8_weight_only"]
+    api.logs = {pod: "its log\n"}
+    assert run_cli(api, "logs", "shop-1").stdout == run_cli(api, "logs", "shop-1", "ptq_int8_weight_only").stdout
+    # One that was killed says nothing, and one whose driver fails has not begun.
+    nodes[f"{failed}.executor(0)"] = "Failed", "OOMKilled (exit code 137)"
+    api.play(quantised, "FAILED", nodes)
+    assert submission.seen("shop-1", Access(api.url)).failure == "ptq_int8_weight_only: OOMKilled (exit code 137)"
+    nodes[f"{failed}-driver"] = "Failed", "main: Error (exit code 1): no such bucket"
+    api.play(quantised, "FAILED", nodes)
+    assert submission.seen("shop-1", Access(api.url)).failure == "ptq_int8_weight_only: no such bucket"
+
+
+def test_a_loop_whose_own_driver_fails_is_told(api, quantised):
+    driver = {"for-loop-1": ("Failed", ""), "for-loop-1.iteration-driver": ("Failed", "Error (exit code 1): no item")}
+    api.play(quantised, "FAILED", driver)
+    assert submission.seen("shop-1", Access(api.url)).failure == "variants: no item"
+
+
+def test_what_tasks_cost_beyond_their_work(api, quantised):
+    """Times as of a small cluster: a driver takes 10 s, and a pod is there after 10 s more; one was preempted, one
+    comes from the cache, and one is at work."""
+    variant = ITEM.format(0, "quantisation-of-variant")
+    times = {
+        "preflight-driver": (0, 10),
+        "preflight": (10, 40),
+        "preflight.executor(0)": (10, 40),
+        "evaluation-base-driver": (40, 52),
+        "evaluation-base": (52, 52),
+        "sft-driver": (40, 50),
+        "sft": (50, 300),
+        "sft.executor(0)": (50, 100),
+        "sft.executor(1)": (160, 300),
+        "for-loop-1.iteration-driver": (300, 309),
+        "for-loop-1.iteration-iterations(0:0).iteration-item-driver": (310, 320),
+        f"{variant}-driver": (320, 330),
+        f"{variant}.executor(0)": (330, 400),
+        "promotion-driver": (400, 410),
+        "promotion.executor(0)": (410, 0),
+    }
+    nodes = {name: ("Succeeded", "") for name in times}
+    nodes |= {"sft.executor(0)": ("Error", "pod deleted"), "promotion.executor(0)": ("Running", "")}
+    api.play(quantised, "RUNNING", nodes, times)
+    assert submission.seen("shop-1", Access(api.url)).overhead is None
+    took = {"preflight.executor(0)": 12, "sft.executor(1)": 90.4, f"{variant}.executor(0)": 40}
+    places = list(times)
+    for name, seconds in took.items():
+        line = {"level": "INFO", "logger": submission.STEP, "message": f"a_stage: done; {seconds:.2f} s"}
+        api.logs[f"{WORKFLOW}-retry-system-container-impl-{1000 + places.index(name)}"] = json.dumps(line)
+    # Of preflight 28 s, of sft with both attempts 169.6, of the variant 40; the drivers of the cached evaluation, the
+    # loop and its item 12, 9 and 10; promotion has not ended.
+    told = submission.seen("shop-1", Access(api.url)).overhead
+    assert (told.tasks, round(told.work, 1), round(told.beyond, 1)) == (3, 142.4, 268.6)
+    line = "3 tasks: 142 s of work, and 269 s beyond it (drivers, pods, images, Python), 90 s a task"
+    assert line in run_cli(api, "status", "shop-1").stderr
+    assert json.loads(run_cli(api, "status", "shop-1", "--json").stdout)["overhead"]["tasks"] == 3
+    api.play(quantised, "FAILED", {**nodes, "promotion.executor(0)": ("Failed", "")}, times)
+    assert line in run_cli(api, "status", "shop-1", "--watch").stderr
 
 
 def run_cli(api, *arguments):

@@ -59,7 +59,7 @@ def llama(folder, kind="Llama", **sizes):
     from tokenizers import Tokenizer, decoders, normalizers, pre_tokenizers, trainers
     from tokenizers import models as tokenizer_models
 
-    from tests.conftest import TEMPLATE
+    from tests.tiny import TEMPLATE
 
     tokenizer = Tokenizer(tokenizer_models.BPE())
     tokenizer.normalizer = normalizers.NFC()
