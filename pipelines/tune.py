@@ -75,6 +75,8 @@ def parse_over(text: str) -> Search:
             return Search(key, low=first, high=last)
     elif key and "," in values:
         return Search(key, tuple(_value(value.strip()) for value in values.split(",")))
+    elif key and values:
+        raise ConfigError(f"--over {text}: found one value; give two or more, or set it by --set {text}")
     raise ConfigError(
         f"--over {text}: expected stage.key=low..high or stage.key=a,b,c, such as --over sft.learning_rate=1e-5..1e-3"
     )

@@ -52,7 +52,7 @@ def run(
     kept, held_out, told = usable_pairs(tokenizer, rows, config, "dpo")
     check_readable(network, tokenizer, (*kept, *held_out), "dpo")
     if not kept:
-        return _passed_on(base_model, model, told)
+        return _passed_on(base_model, model, {**told, "held_out": float(len(held_out))})
     before = measures.answer_likelihoods(network, held_out)
     kind, prepared, settings = losses.prepared(config, network, kept)
     trainer = training.train(
@@ -81,7 +81,8 @@ def run(
 
 
 def _passed_on(base_model: Path, model: Path, told: dict[str, float]) -> dict[str, float]:
-    logger.warning("no preference pair to learn from: the model is passed on as it is")
+    held_out = f" ({told['held_out']:.0f} are held out by dpo.validation_share)" if told.get("held_out") else ""
+    logger.warning("no preference pair to learn from%s: the model is passed on as it is", held_out)
     artifact.link_tree(base_model, model)
     return {**_named(told), "dpo/pairs": 0.0}
 

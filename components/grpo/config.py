@@ -14,18 +14,18 @@ from bloomery.components.core.scoring.verify import pattern_problem
 class RewardWeights(Config):
     """What an answer is worth: the weighted sum of these."""
 
-    verifier: float = Field(default=1.0, ge=0)
+    verifier: float = Field(default=1.0, ge=0, le=1_000)
     """Weight of the score, in [0, 1], that the verifier of the question's task gives; with 0 it is measured only."""
-    reward_model: float = Field(default=1.0, ge=0)
+    reward_model: float = Field(default=1.0, ge=0, le=1_000)
     """Weight of the score that a reward model of the chain gives, which has standard deviation 1 over the answers of
     its pairs (-1 for an answer that does not end); without one in the chain it says nothing."""
-    length: float = Field(default=0.0, ge=0)
+    length: float = Field(default=0.0, ge=0, le=1_000)
     """Weight of what long answers lose: nothing up to the share `length_from` of their task's `max_new_tokens`, from
     there linearly to 1 at the end (soft overlong punishment: DAPO, arXiv 2503.14476, equation 13). DAPO's weight is 1
     beside rewards of -1 and 1, which is 0.5 beside a verifier's 0 and 1."""
     length_from: float = Field(default=0.8, gt=0, lt=1)
     """Share of `max_new_tokens` from which length costs; DAPO's is 16,384 of 20,480."""
-    format: float = Field(default=0.0, ge=0)
+    format: float = Field(default=0.0, ge=0, le=1_000)
     """Weight of 1 for an answer that `format_pattern` matches (DeepSeek-R1, arXiv 2501.12948, section 2.2.2)."""
     format_pattern: str = ""
     """Regular expression of all that the model writes, its reasoning included, such as

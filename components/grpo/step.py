@@ -68,9 +68,11 @@ def run(
     scorer = RewardModel.load(reward_model) if reward_model and config.rewards.reward_model else None
     rewards = Rewards(config.rewards, tokenizer, ends, known, scorer)
     readers = [network, *([scorer.network] if scorer else [])]
-    most = min([config.max_length, *(context_tokens(reader.config, tokenizer) for reader in readers)])
+    limits = [config.max_length, *(context_tokens(reader.config, tokenizer) for reader in readers)]
+    most = min(limits)
     longest = max(known.configs[row.task].max_new_tokens for row in rows)  # to which every answer may go on
-    asked = tokens_of(tokenizer, rows, known, most - longest, config)
+    limit = "grpo.max_length" if most == config.max_length else "the model's context"
+    asked = tokens_of(tokenizer, rows, known, most - longest, config, limit)
     check_embedded(network.config, tokenizer, lambda: max(max(row["prompt"]) for row in asked), "grpo")
     trainer = training.train(
         config,
@@ -91,15 +93,22 @@ def run(
     }
 
 
-def tokens_of(tokenizer: Any, rows: Sequence[Any], tasks: Tasks, room: int, config: GrpoConfig) -> list[dict[str, Any]]:
-    """The prompts of at most `room` tokens, as token ids, with what their rewards need."""
+def tokens_of(
+    tokenizer: Any,
+    rows: Sequence[Any],
+    tasks: Tasks,
+    room: int,
+    config: GrpoConfig,
+    limit: str = "the model's context",
+) -> list[dict[str, Any]]:
+    """The prompts of at most `room` tokens, which `limit` leaves, as token ids, with what their rewards need."""
     found = []
     for name in tasks.configs:
         mine = [row for row in rows if row.task == name]
         if not mine:
             continue
         conversations, tools = [row.messages for row in mine], [row.tools for row in mine]
-        fits = fitting(tokenizer, conversations, tools, room, config.too_long, f"grpo: tasks.{name}")
+        fits = fitting(tokenizer, conversations, tools, room, config.too_long, f"grpo: tasks.{name}", limit)
         for row, messages in zip(mine, fits, strict=True):
             if messages:
                 ids = templates.prompt_tokens(tokenizer, messages, row.tools)

@@ -29,5 +29,7 @@ def added(base: Path, adapters: Sequence[tuple[str, Path]], weights: Sequence[fl
     network, tokenizer = checkpoints.load(base, dtype="float32")
     wrapped = adapter_folders.attached(network, adapters, str(base))
     names = adapter_folders.names(len(adapters))
+    # What is added up takes the config of the first, with a scale of 1 by lora_alpha / r, not by its root.
+    wrapped.peft_config[names[0]].use_rslora = False
     wrapped.add_weighted_adapter(names, list(weights), "merged", combination_type="cat")
     return wrapped.merge_and_unload(adapter_names=["merged"]), tokenizer

@@ -14,7 +14,7 @@ from bloomery.components.core.modelling.named_models import NamedModel
 class MergedModel(NamedModel):
     """A model that is merged, or for `lora_concatenation` an adapter: a PEFT folder, or a stage that wrote one."""
 
-    weight: float = 1.0
+    weight: float = Field(default=1.0, ge=-1_000, le=1_000)
     """How much it counts: its share of the weighted mean (`linear`, `ties`, `dare_ties`), or what its difference to the
     stage's own model, or its adapter's, is multiplied by (`task_arithmetic`, `dare_linear`, `lora_concatenation`),
     where a negative number takes away (arXiv 2212.04089, section 3)."""

@@ -6,9 +6,9 @@ from __future__ import annotations
 import ctypes
 import tempfile
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bloomery.components.core import tracking
 from bloomery.components.core.config import Config
@@ -32,13 +32,23 @@ CLASSES = {
     "ia3": "IA3Config",
 }
 """PEFT's class of each kind that is not one of LoRA's; all of them merge."""
+RANK_WITHIN = ("pissa", "olora", "miss")
+"""Kinds whose rank a matrix has to have: the first two begin as a part of it."""
 SOFT = ("prompt", "p_tuning")
 """Kinds that are embeddings of new tokens; see `soft_prompts`."""
 MERGE_TOLERANCE, MERGE_TOLERANCE_16_BITS = 1e-3, 0.05
 """Largest change of a logit by the merge, as a part of the largest logit, that is taken for rounding: merges in 32 bits
 change 1e-6, in bfloat16, which has 8 bits of mantissa, some hundredths."""
 
-Trained = Literal["all", "bias", "head"] | int
+
+
+def _no_truth(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise ValueError("expected all, bias, head or a number of layers")
+    return value
+
+
+Trained = Annotated[Literal["all", "bias", "head"] | Annotated[int, Field(ge=1)], BeforeValidator(_no_truth)]
 
 
 class AdapterConfig(Config):
@@ -62,7 +72,7 @@ class AdapterConfig(Config):
     """Scale numerator: the update is scaled by alpha / r (by alpha / sqrt(r) for rslora); of LoRA's kinds alone."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Dropout on the adapter's input, where the kind has one."""
-    target_modules: Literal["all-linear"] | list[str] = "all-linear"
+    target_modules: Literal["all-linear"] | Annotated[list[str], Field(min_length=1)] = "all-linear"
     """Linear layers that get an adapter: all but the head, or those whose names end so, such as `[q_proj, v_proj]`."""
     tokens: int = Field(default=20, gt=0)
     """Of a soft prompt: tokens that it has; more than 20 bring little (2104.08691, section 3.2)."""
@@ -101,13 +111,16 @@ class AdapterConfig(Config):
             raise ValueError(f"alpha: found {self.alpha}, but {self.kind} has no such scale; leave it out")
         if "rank" in changed and self.kind == "ia3":
             raise ValueError(f"rank: found {self.rank}, but ia3 has none; leave it out")
+        if self.kind == "gralora" and self.rank % 2:
+            raise ValueError(f"rank: found {self.rank}, and gralora halves it; give an even number")
         return self
 
 
 def peft_config(adapter: AdapterConfig | None, network: Any) -> Any:
     """The PEFT config of `adapter` for `network`, or None.
 
-    Raises: ConfigError if a name in `target_modules` is that of no linear layer.
+    Raises: ConfigError if a name in `target_modules` is that of no linear layer, or `rank` is more than one has room
+            for.
     """
     if adapter is None or adapter.is_soft:
         return None
@@ -116,6 +129,8 @@ def peft_config(adapter: AdapterConfig | None, network: Any) -> Any:
     named = adapter.target_modules
     if not isinstance(named, str):
         _check_names(named, network)
+    if adapter.kind in RANK_WITHIN:
+        _check_rank(adapter, network)
     # With the latter, PEFT trains the head of a reward model whole.
     task = "CAUSAL_LM" if network.can_generate() else "SEQ_CLS"
     shared: dict[str, Any] = {"task_type": task, "target_modules": named}
@@ -157,7 +172,8 @@ def freeze(network: Any, trained: Trained) -> None:
             weight.requires_grad_(name.endswith("bias"))
     else:
         last = layers[len(layers) - trained :] if isinstance(trained, int) else []
-        for module in (*last, network.get_output_embeddings()):
+        head = network.get_output_embeddings() or network.score  # of a reward model
+        for module in (*last, head):
             module.requires_grad_(True)
     if not any(weight.requires_grad for weight in network.parameters()):
         raise ConfigError("trained: bias, and the model has no biases; use an adapter, `head` or a number of layers")
@@ -270,6 +286,16 @@ def _check_names(named: list[str], network: Any) -> None:
         if not any(name == wanted or name.endswith(f".{wanted}") for name in layers):
             known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
             raise ConfigError(f"adapter.target_modules: found {wanted}, and the linear layers are called {known}")
+
+
+def _check_rank(adapter: AdapterConfig, network: Any) -> None:
+    named = adapter.target_modules
+    chosen = [item for item in _linear_layers(network) if isinstance(named, str) or item[0].endswith(tuple(named))]
+    name, smallest = min(((name, min(module.weight.shape)) for name, module in chosen), key=lambda found: found[1])
+    if adapter.rank > smallest:
+        raise ConfigError(
+            f"adapter.rank: found {adapter.rank}, and {adapter.kind} can have at most {smallest}, the width of {name}"
+        )
 
 
 def _linear_layers(network: Any) -> list[tuple[str, Any]]:

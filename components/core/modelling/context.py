@@ -58,11 +58,12 @@ def fitting(
     room: int,
     too_long: TooLong,
     where: str,
+    limit: str = "the model's context",
 ) -> list[list[dict[str, Any]] | None]:
     """Each conversation, with its tools, as it can be asked in `room` tokens, or None where it is left out.
 
     `truncate_left` takes the beginning off the last turn, token by token; the turns before it stay, and where they fill
-    the room alone it is left out. `where` names the questions in errors.
+    the room alone it is left out. `where` names the questions in errors, `limit` what leaves no more room.
     Raises: DataError with the longest for `too_long` error, and where all are left out.
     """
     fixed: dict[tuple[str, ...], int] = {}
@@ -88,9 +89,9 @@ def fitting(
     if num_left_out and (too_long == "error" or num_left_out == len(found)):
         other = {"error": ", or set too_long to drop or truncate_left", "drop": ", or set too_long to truncate_left"}
         raise DataError(
-            f"{where}: {num_left_out} of {len(found)} questions do not fit: the longest has {longest} tokens, and the "
-            f"model's context leaves {max(0, room)} beside an answer of `max_new_tokens`; shorten them or lower the "
-            f"task's max_new_tokens{other.get(too_long, '')}"
+            f"{where}: {num_left_out} of {len(found)} questions do not fit: the longest has {longest} tokens, and "
+            f"{limit} leaves {max(0, room)} beside an answer of `max_new_tokens`; shorten them or lower the task's "
+            f"max_new_tokens{other.get(too_long, '')}"
         )
     return found
 

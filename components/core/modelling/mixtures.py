@@ -72,9 +72,8 @@ class Mixture:
         return chosen
 
     def unseen(self, epochs: float) -> int:
-        """Rows that no epoch takes."""
-        taken = math.ceil(epochs)
-        return sum(max(0, len(rows) - taken * self.sizes[group]) for group, rows in self._members.items())
+        """Rows that no epoch takes; of an epoch that is not whole, the part of each group that it has on average."""
+        return sum(max(0, len(rows) - round(epochs * self.sizes[group])) for group, rows in self._members.items())
 
     def _at(self, group: int, rows: Sequence[int], place: int) -> int:
         turn, at = divmod(place, len(rows))

@@ -54,7 +54,7 @@ class TrainingConfig(Config):
     section 3.5); at 1.1 M parameters Muon learnt the quickstart's questions 12 points better in the same epochs. RAdam
     (1908.03265), Adafactor (1804.04235: little memory); of bitsandbytes AdamW in 8 bits (2110.02861), also paged, and
     Lion (2302.06675: a learning rate 3 to 10 times lower than AdamW's)."""
-    epochs: float = Field(gt=0)
+    epochs: float = Field(gt=0, le=10_000)
     """Passes over the data; differs by the amount of data, so it has no default."""
     batch_size: int = Field(default=32, gt=0)
     """Sequences per forward pass of a device. An optimiser step has as many times that as there are accumulated passes
@@ -312,7 +312,7 @@ def _arguments(config: TrainingConfig, *, num_rows: int, evaluations: int) -> di
         "max_steps": steps,
         "per_device_train_batch_size": config.batch_size,
         "gradient_accumulation_steps": config.gradient_accumulation_steps,
-        "warmup_steps": math.ceil(steps * config.warmup_fraction),
+        "warmup_steps": min(math.ceil(steps * config.warmup_fraction), steps - 1),  # whose first has a rate of 0
         "optim": optimisers.name_of(config.optimizer),
         "weight_decay": config.weight_decay,
         "max_grad_norm": config.max_grad_norm,

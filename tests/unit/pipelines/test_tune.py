@@ -24,10 +24,15 @@ def test_a_setting_and_its_values(text, found):
     assert [type(end) for end in parse_over(text).ends()] == [type(end) for end in found.ends()]
 
 
-@pytest.mark.parametrize("text", ["sft.epochs", "sft.epochs=3", "=1..2", "sft.epochs=3..1", "sft.optimizer=a..b"])
+@pytest.mark.parametrize("text", ["sft.epochs", "=1..2", "sft.epochs=3..1", "sft.optimizer=a..b"])
 def test_what_is_neither_a_range_nor_a_list_is_refused(text):
     with pytest.raises(ConfigError, match=r"--over .*: expected stage\.key=low\.\.high or stage\.key=a,b,c"):
         parse_over(text)
+
+
+def test_of_one_value_there_is_nothing_to_search():
+    with pytest.raises(ConfigError, match="found one value; give two or more, or set it by --set sft.epochs=3"):
+        parse_over("sft.epochs=3")
 
 
 def test_a_range_of_a_factor_of_ten_is_searched_by_order_of_magnitude():

@@ -44,8 +44,10 @@ def product(outside, name, module):
     return second @ first
 
 
-def test_concatenated_adapters_add_the_sum_of_their_products(adapters, tiny_model, tmp_path):
-    given = [{"model": "/one", "weight": 0.5}, {"model": "/two", "weight": 2}]
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_concatenated_adapters_add_the_sum_of_their_products(adapters, tiny_model, tmp_path, is_turned):
+    """In any order: PEFT gives the sum the scale of the first."""
+    given = [{"model": "/one", "weight": 0.5}, {"model": "/two", "weight": 2}][:: -1 if is_turned else 1]
     config = MergingConfig.model_validate({"method": "lora_concatenation", "models": given})
     metrics = run(config, base_model=tiny_model, model=tmp_path / "out", outside=adapters)
     base, made = load_file(tiny_model / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")

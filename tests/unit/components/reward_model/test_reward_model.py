@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 
 import pytest
+import torch
 from chats import preference_row
+from safetensors.torch import load_file
 
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
@@ -113,6 +115,17 @@ def test_an_adapter_trains_the_head_whole_and_is_merged(base, tmp_path, caplog):
     assert "little but length" not in caplog.text
     network, _ = reward_models.load(tmp_path / "m", dtype="auto")
     assert not any("lora" in name for name, _ in network.named_parameters())
+
+
+@pytest.mark.parametrize("trained", ["head", 1])
+def test_of_a_part_of_the_weights_the_head_is_that_of_scores(base, tmp_path, trained):
+    pairs = write_pairs(tmp_path / "pairs", lambda a, b: (b, b * 3))
+    config = RewardModelConfig(**SMALL, epochs=1, trained=trained)
+    reward_model(config, preferences=pairs, base_model=base, reward_model=tmp_path / "m")
+    before, after = load_file(base / "model.safetensors"), load_file(tmp_path / "m" / "model.safetensors")
+    moved = {name for name in before if name in after and not torch.equal(before[name], after[name])}
+    last = f"layers.{max(int(name.split('.')[2]) for name in before if 'layers' in name)}."
+    assert all(last in name for name in moved) and bool(moved) == (trained == 1) and "score.weight" in after
 
 
 def test_padding_with_the_end_of_a_turn_does_not_hide_it(base, tmp_path):

@@ -274,3 +274,27 @@ def test_every_optimiser_learns(optimizer, learn):
 @pytest.mark.parametrize("schedule", ["one_cycle", "constant_with_cooldown"])
 def test_a_schedule_of_our_own_trains(schedule, learn):
     assert learn(schedule=schedule, epochs=10)[1]["sft/loss"] < 4.5
+
+
+def test_a_training_of_one_step_learns(learn, tiny_model):
+    folder, metrics = learn(epochs=0.001, batch_size=32)
+    assert metrics["sft/best_step"] == 1 and changed(tiny_model, folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"trained": 0}, "greater than or equal to 1"),
+        ({"trained": -3}, "greater than or equal to 1"),
+        ({"trained": True}, "expected all, bias, head or a number of layers"),
+        ({"adapter": {"target_modules": []}}, "at least 1 item"),
+        ({"adapter": {"kind": "gralora", "rank": 7}}, "gralora halves it; give an even number"),
+        ({"adapter": {"kind": "pissa", "rank": 33}}, "pissa can have at most 32, the width of model.layers.0"),
+        ({"adapter": {"kind": "olora", "rank": 33, "target_modules": ["q_proj"]}}, "olora can have at most 32"),
+        ({"adapter": {"kind": "miss", "rank": 1_000}}, "miss can have at most"),
+        ({"epochs": 1e300}, "less than or equal to 10000"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_in_words(learn, settings, told):
+    with pytest.raises(ConfigError, match=told):
+        learn(**settings)
