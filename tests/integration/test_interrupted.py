@@ -221,19 +221,22 @@ def test_a_step_that_takes_longer_than_sigterm_leaves_is_left_and_done_again(
     large_steps = {"batch_size": 1, "gradient_accumulation_steps": 64, "checkpoint": {"every_minutes": 60}}
     work[name] = (kind, {**given, **large_steps, **settings}, inputs)
     expected, told = finished(work, name, tmp_path / "whole", tmp_path / "store")
-    journal = tmp_path / "journal.jsonl"
-    journal.touch()
-    monkeypatch.setenv("BLOOMERY_JOURNAL", str(journal))
-    monkeypatch.setattr(resuming, "PATIENCE", 0.02)
-    process = started(work, name, tmp_path / "stopped", tmp_path / "other")
-    while '"progress"' not in journal.read_text():
-        time.sleep(0.01)
-    time.sleep(0.05)
-    process.terminate()
+    now = resuming.Resuming.now
+
+    def now_and_stop(self):
+        found = now(self)
+        if self.trainer.state.global_step == 1 and not self.is_stopped:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resuming, "PATIENCE", 0.02)
+        patch.setattr(resuming.Resuming, "now", now_and_stop)
+        process = started(work, name, tmp_path / "stopped", tmp_path / "other")
     process.join(timeout=25)
     assert process.exitcode == 128 + signal.SIGTERM and "was left after 0.02 s" in capfd.readouterr().err
     (left,) = tmp_path.glob("other/*/*.checkpoints/checkpoint-*")
-    assert int(left.name.split("-")[1]) < told["history"][-1]["num_steps"]
+    assert left.name == "checkpoint-1" and told["history"][-1]["num_steps"] == 3
     assert finished(work, name, tmp_path / "stopped", tmp_path / "other")[0] == expected
 
 

@@ -227,7 +227,7 @@ class Resuming:
         def stop(*_: Any) -> None:
             self.is_stopped = True
             if processes.count() == 1:  # of several none may leave the others alone
-                signal.setitimer(signal.ITIMER_REAL, PATIENCE, 1.0)
+                signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE / 10)
 
         def leave(*_: Any) -> None:
             if self.may_leave:
