@@ -350,7 +350,7 @@ def memory() -> dict[str, Any]:
     from bloomery.components.core.modelling.cards import Card
     from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
 
-    config = FineTuningConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=128)
+    config = FineTuningConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=128, num_validations=0)
     machine = Card("CPU", math.inf, 0, 0, is_gpu=False)
     with tempfile.TemporaryDirectory() as name:
         model = llama(Path(name) / "model", 49_152, **LARGE)
@@ -367,7 +367,7 @@ def peak(model: str) -> None:
 
     from bloomery.components.core.modelling.fine_tuning import FineTuningConfig
 
-    config = FineTuningConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=128)
+    config = FineTuningConfig(learning_rate=1e-3, epochs=1, batch_size=4, max_length=128, num_validations=0)
     rows = [(ids * 3, marks * 3) for ids, marks in random_rows(16, 49_152, 128)]
     ours(Path(model), [(ids[:128], marks[:128]) for ids, marks in rows], config)
     print(peak_bytes())
