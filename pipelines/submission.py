@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import errors
+from bloomery.components.core import errors, step
 from bloomery.components.core.errors import BloomeryError, ConfigError, GateError, ServiceError
 from bloomery.pipelines import keys, kubeflow, launch, left_jobs, overhead, workflows
 from bloomery.pipelines.kubeflow import Access, connected
@@ -262,7 +262,7 @@ def _seen(client: Any, run: Any, said: dict[str, str] | None = None) -> Seen:
         if node.get("phase") == "Succeeded" and IMPLEMENTATION in node.get("templateName", ""):
             pod = workflows.pod_name(workflow, node)
             if pod not in said:
-                said[pod] = _last_told(client, run.run_id, pod, once=True, logger=STEP)
+                said[pod] = _last_told(client, run.run_id, pod, once=True, logger=step.__name__)
     known = workflows.stages(run.pipeline_spec or {}) or workflows.begun(workflow)
     states = {detail.display_name: detail for detail in (run.run_details and run.run_details.task_details) or ()}
     tasks: list[Task] = []
@@ -304,8 +304,6 @@ def _task(
     return Task(stage, state, *times, message, pods, is_reused)
 
 
-STEP, REUSED = "bloomery.components.core.step", "reused: "
-"""The logger that tells of a result that it is an earlier run's, and the word that it begins with."""
 IMPLEMENTATION = "container-impl"
 """What the template of a pod that runs a step is called, and that of no driver."""
 
@@ -313,7 +311,7 @@ IMPLEMENTATION = "container-impl"
 def _is_reused(workflow: dict[str, Any], nodes: list[dict[str, Any]], said: dict[str, str]) -> bool:
     """Whether every pod that ended well for a task says so in its log, or there is none: a cached task has no pod."""
     return all(
-        f": {REUSED}" in said.get(workflows.pod_name(workflow, node), "")
+        f": {step.REUSED}" in said.get(workflows.pod_name(workflow, node), "")
         for node in nodes
         if node.get("phase") == "Succeeded" and IMPLEMENTATION in node.get("templateName", "")
     )

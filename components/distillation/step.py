@@ -98,12 +98,10 @@ def run(
     network.generation_config = published
     after = measured(network, large, probes, pad) if probes else {}
     checkpoints.save(model, network, tokenizer, like=base_model)
-    before_and_after = (costs.measured(folder, Generator(large, theirs)), costs.measured(model))
     tracking.show("parent", config.teacher.stage)
     return {
         **{f"distillation/{name}": value for name, value in metrics.items()},
-        **{f"distillation/parent_{name}": value for name, value in before_and_after[0].items()},
-        **{f"distillation/{name}": value for name, value in before_and_after[1].items()},
+        **costs.compared("distillation", folder, model, Generator(large, theirs)),
         **{f"distillation/{name}_before": value for name, value in before.items()},
         **{f"distillation/{name}_after": value for name, value in after.items()},
     }

@@ -41,7 +41,6 @@ MERGE_TOLERANCE, MERGE_TOLERANCE_16_BITS = 1e-3, 0.05
 change 1e-6, in bfloat16, which has 8 bits of mantissa, some hundredths."""
 
 
-
 def _no_truth(value: Any) -> Any:
     if isinstance(value, bool):
         raise ValueError("expected all, bias, head or a number of layers")
@@ -281,21 +280,29 @@ def _on_whole_weights(model: Any) -> Any:
 
 
 def _check_names(named: list[str], network: Any) -> None:
-    layers = [name for name, _ in _linear_layers(network)]
+    layers = _linear_layers(network)
     for wanted in named:
-        if not any(name == wanted or name.endswith(f".{wanted}") for name in layers):
-            known = ", ".join(sorted({name.rpartition(".")[2] for name in layers}))
+        if not _targets([wanted], layers):
+            known = ", ".join(sorted({name.rpartition(".")[2] for name, _ in layers}))
             raise ConfigError(f"adapter.target_modules: found {wanted}, and the linear layers are called {known}")
 
 
 def _check_rank(adapter: AdapterConfig, network: Any) -> None:
-    named = adapter.target_modules
-    chosen = [item for item in _linear_layers(network) if isinstance(named, str) or item[0].endswith(tuple(named))]
+    chosen = _targets(adapter.target_modules, _linear_layers(network))
     name, smallest = min(((name, min(module.weight.shape)) for name, module in chosen), key=lambda found: found[1])
     if adapter.rank > smallest:
         raise ConfigError(
             f"adapter.rank: found {adapter.rank}, and {adapter.kind} can have at most {smallest}, the width of {name}"
         )
+
+
+def _targets(named: str | list[str], layers: list[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """Those of the `layers` that get an adapter: all, or those that are called so or whose last parts are, as PEFT
+    reads it."""
+    if isinstance(named, str):
+        return layers
+    ends = tuple(f".{wanted}" for wanted in named)
+    return [layer for layer in layers if f".{layer[0]}".endswith(ends)]
 
 
 def _linear_layers(network: Any) -> list[tuple[str, Any]]:

@@ -14,13 +14,14 @@ COSTS = ("parameters", "bytes", "prefill_seconds", "decode_seconds_per_token")
 """What is told of both models, of the one before as `parent_…`."""
 
 
-def compared(step: str, parent: Path, model: Path) -> dict[str, float]:
+def compared(step: str, parent: Path, model: Path, loaded: Generator | None = None) -> dict[str, float]:
     """COSTS of `model`, and as `parent_…` of the one that it was made of, as metrics of `step`: numbers in the weights,
     bytes of the weight files, medians of the seconds of a prompt of PROMPT_TOKENS and of a token after it (batch 1).
 
-    Both are loaded, one after the other, as they stand on disk; ModelError if one does not load.
+    Both are loaded, one after the other, as they stand on disk, but for a parent that is `loaded`; ModelError if one
+    does not load.
     """
-    told = {f"{step}/parent_{name}": value for name, value in measured(parent).items()}
+    told = {f"{step}/parent_{name}": value for name, value in measured(parent, loaded).items()}
     return told | {f"{step}/{name}": value for name, value in measured(model).items()}
 
 

@@ -119,10 +119,14 @@ class Resuming:
                 self.is_first = False
 
             def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if resuming.place is None:
+                    return
                 # The first step of an epoch is gone on with from before its batches are drawn, others from after.
                 resuming.began, self.is_first = resuming.now(), True
 
             def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                if resuming.place is None:
+                    return
                 if not self.is_first:
                     resuming.began = resuming.now()
                 self.is_first, resuming.may_leave = False, True

@@ -12,7 +12,7 @@ from kubeflow_api import WORKFLOW, KubeflowAPI
 from trainer_api import JOBS, NAMESPACE, TrainerAPI
 from typer.testing import CliRunner
 
-from bloomery.components.core import train_job
+from bloomery.components.core import step, train_job
 from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, GateError, ServiceError
 from bloomery.components.promotion import step as promotion
 from bloomery.pipelines import kubeflow, recipe, submission
@@ -279,7 +279,7 @@ def test_what_tasks_cost_beyond_their_work(api, quantised):
     took = {"preflight.executor(0)": 12, "sft.executor(1)": 90.4, f"{variant}.executor(0)": 40}
     places = list(times)
     for name, seconds in took.items():
-        line = {"level": "INFO", "logger": submission.STEP, "message": f"a_stage: done; {seconds:.2f} s"}
+        line = {"level": "INFO", "logger": step.__name__, "message": f"a_stage: done; {seconds:.2f} s"}
         api.logs[f"{WORKFLOW}-retry-system-container-impl-{1000 + places.index(name)}"] = json.dumps(line)
     # Of preflight 28 s, of sft with both attempts 169.6, of the variant 40; the drivers of the cached evaluation, the
     # loop and its item 12, 9 and 10; promotion has not ended.
@@ -373,7 +373,7 @@ def test_what_was_reused_is_told_of_the_store_and_of_the_cache(api, submit):
     nodes["sft.executor(1)"] = "Succeeded", ""
     api.play(api.kept["runs"][0], "SUCCEEDED", nodes)
     pods = {number: f"{WORKFLOW}-retry-system-container-impl-{number}" for number in (1001, 1004, 1005)}
-    own = {"level": "INFO", "logger": submission.STEP, "message": "preflight: all is well"}
+    own = {"level": "INFO", "logger": step.__name__, "message": "preflight: all is well"}
     taken = {**own, "message": "sft: reused: the result is that of an earlier run"}
     api.logs = {pods[1001]: json.dumps(own), pods[1004]: "", pods[1005]: json.dumps(taken)}
     told = []
