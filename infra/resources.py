@@ -109,7 +109,7 @@ class ResourcesConfig(Config):
     of tasks is looked at."""
     accelerators: int = Field(default=1, ge=1)
     """Accelerators on one node of every task whose training is shared by processes, one for each (cpt, sft, dpo,
-    reward_model): an optimiser step then has as many times `batch_size` rows. What generates or trains alone gets
+    grpo, reward_model): an optimiser step then has as many times `batch_size` rows. What generates or trains alone gets
     one."""
     nodes: int = Field(default=1, ge=1)
     """Nodes that share a training, each with `accelerators` of them, or one process on its cores where there are none:

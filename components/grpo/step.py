@@ -24,7 +24,7 @@ from bloomery.components.grpo.trainer import arguments, trainer_for
 logger = logging.getLogger(__name__)
 
 
-@declare(accelerator=True)
+@declare(accelerator="all")
 def run(
     config: GrpoConfig,
     *,

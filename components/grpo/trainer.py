@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from bloomery.components.core import processes
+from bloomery.components.core.modelling import sharding
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.grpo.config import GrpoConfig
 from bloomery.components.grpo.rewards import Rewards
@@ -63,14 +65,25 @@ def trainer_for(config: GrpoConfig, rewards: Rewards) -> tuple[type, type]:
 
         def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
             recomputing = {"gradient_checkpointing_kwargs": self.args.gradient_checkpointing_kwargs}
-            with unwrap_model_for_generation(self.model_wrapped, self.accelerator, **recomputing) as model:
+            whole = sharding.unsharded(self.model)
+            with unwrap_model_for_generation(self.model_wrapped, self.accelerator, **recomputing) as model, whole:
                 model.eval()  # the samples are those of the model as it would be served, without dropout
                 found = Generator(model, self.processing_class).continued(
-                    prompt_ids, max_new_tokens=self.max_completion_length, temperature=config.temperature
+                    prompt_ids,
+                    max_new_tokens=self.max_completion_length,
+                    temperature=config.temperature,
+                    chances_NT=self._chances(len(prompt_ids)),
                 )
                 model.train()
             answers = [ids for (ids,) in found]
             return answers if is_rloo else (answers, None)
+
+        def _chances(self, num_rows: int) -> Any:
+            """The chances of this process's answers: those that it would have, were all answers of the step its own."""
+            drawing = torch.Generator()
+            drawing.manual_seed(1_000_003 * config.seed + self.state.global_step)
+            shape = (num_rows * processes.count(), self.max_completion_length)
+            return torch.rand(shape, generator=drawing)[num_rows * processes.rank() :][:num_rows]
 
     return OnOurTokens, RLOOConfig if is_rloo else GRPOConfig
 

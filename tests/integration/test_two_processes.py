@@ -26,6 +26,7 @@ from bloomery.components.core.records import Document, Preference, content_id
 from bloomery.components.core.step import config_class, execute, perform, run_step
 from bloomery.components.cpt.step import run as cpt
 from bloomery.components.dpo.step import run as dpo
+from bloomery.components.grpo.step import run as grpo
 from bloomery.components.reward_model.step import run as reward_model
 from bloomery.components.sft.step import run as sft
 
@@ -38,11 +39,12 @@ TRAINING = {"learning_rate": 1e-3, "epochs": 1, "max_length": 64}
 def work(tiny_model, make_tasks, tmp_path, monkeypatch):
     """By name: a step's `run`, its settings beside the batch, and its inputs. Rows divide by 8."""
     monkeypatch.setattr(guards, "NUM_ANSWERED", 4)  # of each token all weights are sent around
-    for module in ("sft_trainer", "dpo_trainer", "reward_trainer"):
+    for module in ("sft_trainer", "dpo_trainer", "grpo_trainer", "reward_trainer", "rloo_trainer"):
         importlib.import_module(f"trl.trainer.{module}")  # once, and not in every fork
     artifact.seal(tiny_model, "model/1")
     pairs = [(f"say {a} and {b}", f"{a} {b}") for a in WORDS for b in WORDS][:32]
     rows = [{"task": "echo", "split": "validation", "prompt": p, "reference": a} for p, a in pairs[:5]]
+    rows += [{**row, "split": "unlabelled"} for row in rows[:4]]
     preferences = [preference_row(prompt, answer, answer[::-1]) for prompt, answer in pairs]
     artifact.write_rows(tmp_path / "pairs", "preference/3", Preference.table(preferences))
     facts = {"source": "s:f#1", "language": "en", "time": "", "quality": None, "general": False}
@@ -52,12 +54,16 @@ def work(tiny_model, make_tasks, tmp_path, monkeypatch):
     chats = {"chats": write_chats(tmp_path / "chats", pairs), "tasks": make_tasks(TASK, rows), "base_model": tiny_model}
     preferred = {"preferences": tmp_path / "pairs", "base_model": tiny_model}
     read = {"documents": tmp_path / "documents", "base_model": tiny_model}
+    asked = {name: chats[name] for name in ("tasks", "base_model")}
+    rewarded = {"num_generations": 4, "rewards": {"format": 1.0, "format_pattern": ".*[a-z].*"}, "epochs": 3}
     return {
         "sft": (sft, {"num_validations": 2}, chats),
         "packed, with prompts": (sft, {"packing": True, "prompt_loss_weight": 0.3, "num_validations": 0}, chats),
         "dpo": (dpo, {"validation_share": 1e-9}, preferred),
         "reward model": (reward_model, {"validation_share": 1e-9}, preferred),
         "cpt": (cpt, {"validation_share": 1e-9, "replay_share": 0.0}, read),
+        "grpo": (grpo, rewarded, asked),
+        "rloo": (grpo, {**rewarded, "algorithm": "rloo"}, asked),
     }
 
 
@@ -120,13 +126,15 @@ def assert_alike(found: Path, expected: Path) -> None:
     assert max(apart) < 1e-6
 
 
-SHARDED = ("sft", "dpo", "cpt")
-"""Whose weights are shared out, too: with accumulation, a loss of its own, and an adapter."""
+SHARDED = ("sft", "dpo", "cpt", "grpo")
+"""Whose weights are shared out, too: with accumulation, a loss of its own, an adapter, and answers of different length
+in each process."""
 
 
-@pytest.mark.parametrize("name", ["sft", "packed, with prompts", "dpo", "reward model", "cpt"])
+@pytest.mark.parametrize("name", ["sft", "packed, with prompts", "dpo", "reward model", "cpt", "grpo", "rloo"])
 def test_losses_are_those_of_one_process_with_twice_the_batch(work, name, tmp_path):
-    more = {"sft": {"gradient_accumulation_steps": 2}, "cpt": {"adapter": {"rank": 4}}}.get(name, {})
+    accumulated = {"gradient_accumulation_steps": 2}
+    more = {"sft": accumulated, "grpo": accumulated, "cpt": {"adapter": {"rank": 4}}}.get(name, {})
     one = alone(work, name, tmp_path / "one", batch_size=8, **more)
     told = ("loss", "grad_norm", "learning_rate", *(["num_tokens"] if "num_tokens" in one["history"][0] else []))
     assert len(losses(one, *told)) > 1

@@ -75,25 +75,32 @@ class Generator:
         temperature: float = 0.0,
         top_p: float = 1.0,
         composition: int = 0,
+        chances_NT: Any = None,
     ) -> list[list[list[int]]]:
         """The token ids of `num_samples` answers to each prompt of token ids, in order, each with the token that ends
-        it, where it ends within `max_new_tokens`; see `generate`. The chance is torch's."""
+        it, where it ends within `max_new_tokens`; see `generate`.
+
+        `chances_NT`, uniform in [0, 1), draws the tokens of the answers, the samples of a prompt one after the other,
+        each from a number of its own, so that an answer does not hang on which others are asked for; None: torch's.
+        """
         import torch
         from transformers import LogitsProcessorList
 
         answers: list[list[list[int]]] = [[] for _ in asked]
         ends = templates.end_tokens(self.tokenizer, self.model.generation_config)
-        choice = LogitsProcessorList([_choice(temperature, top_p)] if temperature > 0 else [])
         most_rows = rows_of_logits(self.model)
         for batch in _batches(asked, max_new_tokens, num_samples, composition, most_rows):
             ids_BL, mask_BL = left_padded([asked[index] for index in batch], templates.pad_token(self.tokenizer))
+            samples = [index * num_samples + sample for index in batch for sample in range(num_samples)]
+            drawn_BT = None if chances_NT is None else chances_NT[samples]
+            choice = [_choice(temperature, top_p, ids_BL.shape[1], drawn_BT)] if temperature > 0 else []
             with torch.inference_mode():
                 output = self.model.generate(
                     input_ids=ids_BL.to(self.model.device).repeat_interleave(num_samples, 0),
                     attention_mask=mask_BL.to(self.model.device).repeat_interleave(num_samples, 0),
                     max_new_tokens=max_new_tokens,
                     do_sample=False,  # the choice has been made when the likeliest token is taken
-                    logits_processor=choice,
+                    logits_processor=LogitsProcessorList(choice),
                     eos_token_id=ends,
                     pad_token_id=templates.pad_token(self.tokenizer),
                     **without_routers(self.model),
@@ -171,12 +178,12 @@ def _batches(
         yield batch
 
 
-def _choice(temperature: float, top_p: float) -> Any:
-    """A logits processor that draws a token of each row and leaves no other possible.
+def _choice(temperature: float, top_p: float, begin: int, chances_BT: Any) -> Any:
+    """A logits processor that draws a token of each row and leaves no other possible; answers begin at `begin`.
 
-    One uniform number a row, looked up in the cumulated probabilities. `torch.multinomial`, which transformers
-    samples with, draws one for every token of the vocabulary on one core: 35 % of the time of sampling 6,400 answers
-    from the quickstart's model.
+    One uniform number a row, of `chances_BT` or, if it is None, of torch's chance, looked up in the cumulated
+    probabilities. `torch.multinomial`, which transformers samples with, draws one for every token of the vocabulary on
+    one core: 35 % of the time of sampling 6,400 answers from the quickstart's model.
     """
     import torch
     from transformers import LogitsProcessor, TemperatureLogitsWarper, TopPLogitsWarper
@@ -189,7 +196,9 @@ def _choice(temperature: float, top_p: float) -> Any:
                 scores = warper(input_ids, scores)
             cumulated_BV = scores.float().softmax(-1).cumsum(-1)
             total_B1 = cumulated_BV[:, -1:]
-            drawn_B1 = torch.rand_like(total_B1) * total_B1
+            at = slice(input_ids.shape[1] - begin, input_ids.shape[1] - begin + 1)
+            chances_B1 = torch.rand_like(total_B1) if chances_BT is None else chances_BT[:, at].to(total_B1)
+            drawn_B1 = chances_B1 * total_B1
             # Rounding may reach the total, and no token would be left.
             drawn_B1 = torch.minimum(drawn_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
             chosen_B1 = torch.searchsorted(cumulated_BV, drawn_B1, right=True)

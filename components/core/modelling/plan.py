@@ -84,6 +84,8 @@ class Training(Config):
     else as a second copy of the weights."""
     best: bool = False
     """A copy of the best weights is kept, and validation rows are read."""
+    answers: bool = False
+    """The model answers between its steps, each device with all weights."""
     teachers: list[str] = []
     """Models that read along, each by its folder; '': one that is not here, counted as large as the trained one."""
     shards: int | None = Field(default=None, gt=1)
@@ -108,6 +110,7 @@ class Training(Config):
             scores=is_scored,
             reference="before" if is_preference else "beside" if is_beside else None,
             best=validates and getattr(config, "keep", "") == "best",
+            answers=config.METHOD == "reinforcement",
             teachers=[one.model if Path(one.model).is_dir() else "" for one in named_models.within(config)],
             shards=shards,
         )
@@ -177,6 +180,8 @@ def of_training(shape: Shape, training: Training, card: Card) -> Need:
         rows = min(64 * training.max_length, max(likelihood.BATCH_TOKENS, training.max_length))
         numbers = rows * _forward_numbers(shape)
         moments["validation"] = standing + parts["gathered"] + numbers * (2 if card.is_gpu else width)
+    if training.answers and shards > 1:
+        moments["answers"] = standing + parameters * (2 if is_mixed else width)
     if dtype == "nf4" and not card.is_gpu:
         moments["merge"] = standing + parameters * shape.own_bytes  # the base as it is, beside that in 4 bits
     moment = max(moments, key=lambda name: moments[name])

@@ -8,7 +8,9 @@ for FSDP and trains with whole weights.
 
 from __future__ import annotations
 
+import contextlib
 import copy
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +125,24 @@ def _in_parts(model: Any, *, in_16_bits: bool) -> Any:
     if hasattr(model, "generate"):
         register_fsdp_forward_method(model, "generate")
     return whole
+
+
+@contextlib.contextmanager
+def unsharded(model: Any) -> Iterator[None]:
+    """While it lasts each process holds all weights of `model`, in the dtype that it computes in, and passes over them
+    as often as it likes, whatever the others do; of a model that is not shared out, nothing changes."""
+    from torch.distributed.fsdp import FSDPModule
+
+    parts = [module for module in model.modules() if isinstance(module, FSDPModule)]
+    for part in parts:
+        part.set_reshard_after_forward(False, recurse=False)
+        part.unshard()
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.set_reshard_after_forward(True, recurse=False)
+            part.reshard()
 
 
 def own_part(weight: Any) -> Any:

@@ -205,8 +205,9 @@ def test_resources_name_steps_and_no_accelerator_where_none_is_wanted(load):
         load(ROUNDS, resources={"accelerator": "nvidia.com/gpu", "steps": {"dedup": {"accelerators": 1}}})
     with pytest.raises(ConfigError, match="resources.steps.evaluation.accelerators: found 4; evaluation uses one"):
         load(ROUNDS, resources={"accelerator": "nvidia.com/gpu", "steps": {"evaluation": {"accelerators": 4}}})
-    with pytest.raises(ConfigError, match="resources.steps.grpo.nodes: found 2; grpo runs on one; remove the key"):
-        load(ROUNDS, resources={"steps": {"grpo": {"nodes": 2}}})
+    sampling = "resources.steps.rejection_sampling.nodes: found 2; rejection_sampling runs on one; remove the key"
+    with pytest.raises(ConfigError, match=sampling):
+        load(ROUNDS, resources={"steps": {"rejection_sampling": {"nodes": 2}}})
 
 
 def test_nodes_share_a_training_on_a_cluster_and_on_one_machine_there_is_one(load, tmp_path):

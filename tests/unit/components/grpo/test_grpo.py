@@ -87,6 +87,20 @@ def test_the_model_sees_the_tokens_of_every_other_step(base, tasks):
     assert kind._tokenize_prompts(None, [[1, 2], [3]]) == ([[1, 2], [3]], None, {})
 
 
+def test_an_answer_does_not_hang_on_which_others_are_asked_for(base):
+    import torch
+
+    generator = Generator.load(base)
+    asked = [templates.prompt_tokens(generator.tokenizer, chat(f"say {text}")) for text in ("qr", "a", "abcdef", "qr")]
+    given = {"max_new_tokens": 6, "temperature": 1.0}
+    chances_NT = torch.rand((4, 6), generator=torch.Generator().manual_seed(1))
+    together = generator.continued(asked, chances_NT=chances_NT, **given)
+    alone = [generator.continued([ids], chances_NT=chances_NT[at : at + 1], **given)[0] for at, ids in enumerate(asked)]
+    assert together == alone and together[0] != together[3]
+    twice = generator.continued(asked[:1], num_samples=2, chances_NT=chances_NT[[0, 3]], **given)
+    assert twice == [[*together[0], *together[3]]]
+
+
 def test_what_an_answer_is_worth(base, make_tasks):
     tokenizer = checkpoints.load_tokenizer(base)
     tasks = Tasks(make_tasks({"letter": {**TASK["letter"], "max_new_tokens": 10}}, ROWS))

@@ -227,6 +227,14 @@ def test_cards_that_share_out_the_weights_hold_a_part_and_a_few_layers_whole(lla
     assert frozen["weights"] == pytest.approx(4 * (8_030_261_248 + 41_943_040) / 8)
 
 
+def test_what_samples_between_its_steps_holds_all_weights_once_meanwhile(llama):
+    asked = {"shards": 8, "answers": True, "checkpointing": True, "batch_size": 1, "max_length": 128}
+    need = plan.of_training(llama, training(**asked), H100)
+    standing = sum(need.parts[name] for name in ("runtime", "weights", "optimiser"))
+    assert need.moment == "answers" and need.peak == standing + 2 * 8_030_261_248  # computed in 16 bits
+    assert "answers" != plan.of_training(llama, training(**asked | {"shards": None}), H100).moment
+
+
 def test_cards_that_share_a_training_anyway_share_out_the_weights_before_it_becomes_another(llama):
     wanted = training(max_length=4096)
     settings, changed, need = fixes.cheapest(llama, wanted, H100, cards=8)
