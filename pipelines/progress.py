@@ -14,6 +14,8 @@ from bloomery.components.core import errors
 from bloomery.components.core.errors import BloomeryError
 
 POLL_SECONDS = 0.2
+LINE_SECONDS = 60.0
+"""How often a stage that is at work has a line, where lines are all there is."""
 
 
 class Journal:
@@ -99,20 +101,42 @@ def headline(metrics: dict[str, float], limit: int = 3) -> str:
     return ", ".join(telling[:limit])
 
 
+def _course(event: dict[str, Any], seconds: float) -> str:
+    """How far a training has come, by an event of its progress `seconds` after it began."""
+    metrics, step = event["metrics"], event["step"]
+    parts = [f"loss {metrics['loss']:.3f}"] if "loss" in metrics else []
+    if "tokens_per_second" in metrics:
+        parts.append(f"{metrics['tokens_per_second']:.0f} tokens/s")
+    total = metrics.get("num_steps")
+    if total and step:
+        parts.append(f"{step}/{total:.0f}, {seconds / step * (total - step):.0f} s left")
+    return ", ".join(parts)
+
+
 def _stderr() -> IO[str]:
     """A stream of its own to where stderr leads now: during a run, stderr itself leads to the log of kfp."""
     return os.fdopen(os.dup(2), "w", buffering=1, encoding="utf-8")
 
 
 class Lines:
-    """Progress as plain lines on stderr, for CI and pods: one for each stage that ends, and each of its warnings."""
+    """Progress as plain lines on stderr, for CI and pods: one for each stage that ends, each of its warnings, and now
+    and then how far a training has come."""
 
     def __init__(self) -> None:
         self._stream = _stderr()
+        self._started: dict[str, float] = {}
+        self._told: dict[str, float] = {}
 
     def __call__(self, event: dict[str, Any]) -> None:
         stage = event["stage"]
-        if event["event"] == "finished":
+        if event["event"] == "started":
+            self._started[stage] = self._told[stage] = event["time"]
+        elif event["event"] == "progress":
+            if event["time"] - self._told.setdefault(stage, event["time"]) >= LINE_SECONDS:
+                self._told[stage] = event["time"]
+                seconds = event["time"] - self._started.get(stage, event["time"])
+                print(f"{stage:<20} running {seconds:>6.1f} s  {_course(event, seconds)}", file=self._stream)
+        elif event["event"] == "finished":
             state = "reused" if event["cached"] else "done"
             print(f"{stage:<20} {state:<7} {event['seconds']:>6.1f} s  {headline(event['metrics'])}", file=self._stream)
             for warning in event.get("warnings", ()) if event["cached"] else ():
@@ -154,7 +178,7 @@ class Live:
             self._rows[stage] = ("running", "", "")
         elif kind == "progress":
             seconds = event["time"] - self._started.get(stage, event["time"])
-            self._rows[stage] = ("running", f"{seconds:.0f}", self._progress(event, seconds))
+            self._rows[stage] = ("running", f"{seconds:.0f}", _course(event, seconds))
         elif kind == "finished":
             state = "reused" if event["cached"] else "done"
             self._rows[stage] = (state, f"{event['seconds']:.1f}", headline(event["metrics"]))
@@ -168,17 +192,6 @@ class Live:
 
     def _warn(self, stage: str, message: str) -> None:
         self._live.console.print(f"{stage} warns: {message}", style="yellow", markup=False, highlight=False)
-
-    @staticmethod
-    def _progress(event: dict[str, Any], seconds: float) -> str:
-        metrics, step = event["metrics"], event["step"]
-        parts = [f"loss {metrics['loss']:.3f}"] if "loss" in metrics else []
-        if "tokens_per_second" in metrics:
-            parts.append(f"{metrics['tokens_per_second']:.0f} tokens/s")
-        total = metrics.get("num_steps")
-        if total and step:
-            parts.append(f"{step}/{total:.0f}, {seconds / step * (total - step):.0f} s left")
-        return ", ".join(parts)
 
     def _table(self) -> Any:
         from rich.table import Table

@@ -137,10 +137,11 @@ class Recipe(Config):
                 yield f"resources.steps.{name}.nodes: found {own.nodes}; {name} runs on one; remove the key"
 
     def _unknown_tasks(self) -> Iterator[str]:
-        for stage in self.stages:
-            wanted = stage.config.tasks if isinstance(stage.config, FineTuningConfig) else []
+        read = {f"stages.{stage.name}": stage.config for stage in self.stages}
+        for where, config in {**read, **{f"quantisation.{one.name}.qat": one.qat for one in self.quantisation}}.items():
+            wanted = config.tasks if isinstance(config, FineTuningConfig) else []
             if unknown := [name for name in wanted if name not in self.tasks]:
-                yield f"stages.{stage.name}.tasks: no task {', '.join(unknown)}; the tasks are {', '.join(self.tasks)}"
+                yield f"{where}.tasks: no task {', '.join(unknown)}; the tasks are {', '.join(self.tasks)}"
 
     def _unshardable(self) -> Iterator[str]:
         for stage in self.stages:

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from bloomery.components.core.errors import ConfigError
 from bloomery.pipelines import chain
-from bloomery.pipelines.settings import put
+from bloomery.pipelines.settings import mapping, put
 
 RECIPES = Path(__file__).parent / "recipes"
 
@@ -64,29 +64,9 @@ def read(recipe: str, variables: Mapping[str, str] | None, *, reads_data: bool) 
         raise ConfigError(
             "\n".join(f"{path}: ${{{name}}} is not set; export it as an environment variable" for name in missing)
         )
-    try:
-        values = yaml.load(re.sub(r"\$\{(\w+)\}", lambda match: known.get(match[1], match[0]), text), _Loader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not YAML: {str(error)[:300]}") from None
-    except RecursionError:
-        raise ConfigError(f"{path}: not YAML: brackets within brackets, too many to be read") from None
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path}: found {type(values).__name__}, expected a mapping of recipe keys")
+    text = re.sub(r"\$\{(\w+)\}", lambda match: known.get(match[1], match[0]), text)
+    values = mapping(text, str(path), "recipe keys")
     return unshared(values), path.parent.absolute()
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once: of two the first would be lost in silence."""
-
-    def compose_mapping_node(self, anchor: Any) -> Any:
-        node = super().compose_mapping_node(anchor)
-        seen = set()
-        for key, _ in node.value:
-            told = str(key.value)
-            if told in seen and told != "<<":
-                raise yaml.composer.ComposerError(None, None, f"the key {told} stands here again", key.start_mark)
-            seen.add(told)
-        return node
 
 
 def unshared(value: Any, around: tuple[Any, ...] = ()) -> Any:

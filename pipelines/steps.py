@@ -17,15 +17,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
-import yaml
-
 import bloomery.components
 from bloomery.components.core import artifact
 from bloomery.components.core.config import Config
 from bloomery.components.core.declare import Declared, declared
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.step import config_class, execute
-from bloomery.pipelines.settings import put
+from bloomery.pipelines.settings import mapping, put
 
 FRAME = ("preflight", "quantisation", "ptq", "evaluation", "promotion")
 """Steps that stand before, between and after the stages of every recipe, and have a key of their own there."""
@@ -182,7 +180,7 @@ def _values(config: Path | None, settings: list[str]) -> dict[str, Any]:
     if config is not None:
         if not config.is_file():
             raise ConfigError(f"{config}: no such config file")
-        values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        values = mapping(config.read_text(encoding="utf-8"), str(config), "the step's settings")
     for setting in settings:
         put(values, setting)
     return values

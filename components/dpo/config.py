@@ -30,7 +30,8 @@ class DpoConfig(PreferenceConfig):
     both. `ipo`: its tau. `orpo`: weight of the odds ratio, lambda in the paper; 0.1 is TRL's default of both. `simpo`:
     scale of the reward, 2 unless it is set (its section 3 finds 2.0 to 2.5 good everywhere)."""
     gamma: float = Field(default=1.0, ge=0)
-    """Margin of rewards that `simpo` asks for; its authors advise half of beta to begin with. The others have none."""
+    """Margin of rewards that `simpo` asks for; its authors advise half of beta to begin with. The others have none, and
+    another value than the default is then an error."""
     sft_weight: float = Field(default=1.0, ge=0)
     """Weight of the negative log-likelihood of the chosen answer, added to the preference loss: without it DPO may
     lower the likelihood of both answers (Iterative RPO, arXiv 2404.19733, which uses 1). It is a part of `orpo`, where
@@ -58,9 +59,11 @@ class DpoConfig(PreferenceConfig):
         return values
 
     @model_validator(mode="after")
-    def _fit_for_kto(self) -> "DpoConfig":
+    def _fit_the_loss(self) -> "DpoConfig":
         if self.adapter and self.adapter.is_soft:
             check_whole(self.too_long, self.adapter.kind)
+        if self.loss != "simpo" and self.gamma != 1:
+            raise ValueError(f"gamma: found {self.gamma:g}; loss: {self.loss} has no margin, remove it or take simpo")
         if self.loss == "kto" and self.sft_weight:
             raise ValueError(
                 f"sft_weight: found {self.sft_weight:g}; loss: kto has no such term, set it to 0 or take loss: sigmoid"

@@ -40,6 +40,20 @@ def test_what_a_step_warns_of_is_told_at_once_and_of_a_reused_one_under_its_line
     assert last == f"{'sft':<20} warns: 9 of 10 chats are too long"
 
 
+def test_a_log_has_a_line_a_minute_of_a_training_that_goes_on(capfd):
+    lines = Lines()
+    lines({"event": "started", "stage": "sft", "time": 100.0})
+    for seconds in (30, 59, 61, 90, 122):
+        metrics = {"loss": 1 / seconds, "num_steps": 244.0}
+        lines({"event": "progress", "stage": "sft", "time": 100.0 + seconds, "step": seconds, "metrics": metrics})
+    lines.close()
+    told = capfd.readouterr().err.splitlines()
+    assert told == [
+        f"{'sft':<20} running   61.0 s  loss 0.016, 61/244, 183 s left",
+        f"{'sft':<20} running  122.0 s  loss 0.008, 122/244, 122 s left",
+    ]
+
+
 @pytest.mark.parametrize(
     ("last", "kind", "told"),
     [

@@ -142,8 +142,9 @@ def test_what_is_no_mapping_or_no_yaml_is_refused(tmp_path):
     with pytest.raises(ConfigError, match="expected a mapping"):
         recipe.load(str(file))
     file.write_text("a: [\n")
-    with pytest.raises(ConfigError, match="not YAML"):
+    with pytest.raises(ConfigError, match="not YAML") as told:
         recipe.load(str(file))
+    assert f"in {file}, line 2" in str(told.value)
 
 
 def test_a_recipe_in_another_encoding_is_refused_wherever_it_is_read(tmp_path):
@@ -201,6 +202,9 @@ def test_a_stage_that_is_to_learn_a_task_that_is_not_there_is_told(write):
     assert stages_of(recipe.load(learning("t")))["sft"].tasks == ["t"]
     with pytest.raises(ConfigError, match=r"stages\.sft\.tasks: no task u; the tasks are t"):
         recipe.load(learning("t", "u"))
+    trained = [{"scheme": "int4_weight_only", "qat": {**TRAINING, "tasks": ["u"]}}]
+    with pytest.raises(ConfigError, match=r"quantisation\.int4_weight_only_g32_qat\.qat\.tasks: no task u; the tasks"):
+        recipe.load(write(quantisation=trained))
 
 
 @pytest.mark.parametrize("name", sorted(file.stem for file in recipe_files.RECIPES.glob("*.yaml")))

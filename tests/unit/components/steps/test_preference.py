@@ -185,6 +185,8 @@ def test_settings_follow_from_the_loss_unless_they_are_set():
     assert [name for name, config in found.items() if config.sft_weight == 0] == ["simpo", "kto"]
     assert DpoConfig(loss="simpo", beta=2.5, **SETTINGS).beta == 2.5
     assert DpoConfig(**found["simpo"].model_dump()) == found["simpo"]  # as it comes back from a pipeline's parameter
+    with pytest.raises(ConfigError, match="dpo: gamma: found 0.5; loss: ipo has no margin"):
+        parse(DpoConfig, {**SETTINGS, "loss": "ipo", "gamma": 0.5}, where="dpo")
     with pytest.raises(ConfigError, match="dpo: sft_weight: found 1; loss: kto has no such term"):
         parse(DpoConfig, {"loss": "kto", "sft_weight": 1, **SETTINGS}, where="dpo")
     with pytest.raises(ConfigError, match="dpo: batch_size: found 1; loss: kto compares"):
