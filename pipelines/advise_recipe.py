@@ -82,8 +82,8 @@ def _tasks(answers: Answers, measured: Measured, decided: Decided, shares: dict[
         used += ["unlabelled"] if decided.sampling else []
         splits = {name: {"path": answers.chats, "share": share} for name, share in shares.items() if name in used}
         found["examples"] = {**of_domain, "templates": [measured.chat], "splits": splits}
-        if decided.prompting:
-            found["examples"]["shots"] = SHOTS
+        if decided.prompting and (shots := _shots(measured, most)):
+            found["examples"]["shots"] = shots
     elif decided.dpo:
         splits = {"test": {"path": answers.preferences, "share": [0.9, 1.0]}}
         found["examples"] = {**of_domain, "templates": [measured.pair], "splits": splits}
@@ -99,6 +99,13 @@ def _tasks(answers: Answers, measured: Measured, decided: Decided, shares: dict[
         template = [{"answer": measured.general}]
         found["general"] = {"role": "general", "templates": template, **read, "splits": splits}
     return found
+
+
+def _shots(measured: Measured, most: int) -> int:
+    """SHOTS, or as many as the context has room for beside a question and an answer of `most` tokens."""
+    if not measured.shape or not measured.longest:
+        return SHOTS
+    return max(0, min(SHOTS, (measured.shape.context - most) // measured.longest - 1))
 
 
 def _stages(answers: Answers, measured: Measured, decided: Decided) -> list[Any]:
@@ -151,9 +158,10 @@ def written(answers: Answers, decided: Decided, values: Values) -> str:
         "what they take, `bloomery tune` searches for better ones.",
         "",
     )
-    if decided.prompting and decided.sft:
+    shots = values["tasks"].get("examples", {}).get("shots") if decided.sft else None
+    if shots:
         lines += _comment(
-            f"With fewer than {FEW} examples a prompt comes first: every model of the run is asked with {SHOTS} of "
+            f"With fewer than {FEW} examples a prompt comes first: every model of the run is asked with {shots} of "
             "them before the question, the base model too, so that training is promoted only where it beats that.",
             "",
         )

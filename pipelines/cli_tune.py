@@ -113,7 +113,7 @@ def tune(
         told=tell,
     )
     if study.best:
-        settings = " ".join(f"--set {key}={value}" for key, value in study.best["settings"].items())
+        settings = " ".join(f"--set {search.setting(key, value)}" for key, value in study.best["settings"].items())
         typer.echo(f"best: trial {study.best['number']}, {study.best['value']:.5g}: {settings}", err=True)
     typer.echo(f"page: {study.page}", err=True)
     if as_json:

@@ -11,7 +11,7 @@ import jinja2
 from markupsafe import Markup
 
 from bloomery.components.core import artifact, errors
-from bloomery.components.core.errors import DataError
+from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.scoring.statistics import Z95, holm, mean_stderr
 from bloomery.components.evaluation.judge import Ask, Pair, judge, tally
 from bloomery.pipelines import charts, history, run_outputs
@@ -92,7 +92,12 @@ def describe(found: dict[str, Any]) -> str:
 
 
 def write_page(found: dict[str, Any], target: Path) -> None:
-    """Write a comparison as one HTML page with its intervals drawn."""
+    """Write a comparison as one HTML page with its intervals drawn; of a link, to where it leads.
+
+    Raises: ConfigError if `target` is something else than a file."""
+    target = target.resolve()
+    if target.exists() and not target.is_file():
+        raise ConfigError(f"{target}: found a folder or a device, expected the name of a file to write")
     pictures = []
     for perplexity, title, axis in (
         (False, "Scores", "b - a, in points; more is better"),

@@ -7,11 +7,13 @@ trial whose validation curve is worse than the median's is ended, and the study 
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
 import re
 import signal
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -116,20 +118,23 @@ def search(
     name = study_name(base, settings, over, f"{stage}/{metric}")
     folder = workdir.absolute() / "tune"
     folder.mkdir(parents=True, exist_ok=True)
-    chooser = sampler_of(optuna, sampler, over, base.seed)
+    chooser = functools.partial(sampler_of, optuna, sampler, over)
     with answering("--storage"):
         study = optuna.create_study(
             study_name=name,
             storage=with_driver(storage) if storage else f"sqlite:///{folder / 'studies.db'}",
             load_if_exists=True,
             direction="maximize" if maximise else "minimize",
-            sampler=chooser,
+            sampler=chooser(base.seed),
             pruner=optuna.pruners.MedianPruner(n_startup_trials=FIRST_TRIALS),
         )
 
     def run(trial: Any) -> float:
         chosen = [setting(each.key, each.suggest(trial)) for each in over]
-        tried = launch.load(recipe, [*settings, *chosen], prepare=True)
+        try:
+            tried = launch.load(recipe, [*settings, *chosen], prepare=True)
+        except ConfigError as error:  # each of them goes with the recipe, and not all of them together
+            raise _failed(trial, str(error)) from None
         return _run(trial, name, tried, workdir, stage, metric, show)
 
     states = optuna.trial.TrialState
@@ -137,8 +142,10 @@ def search(
         trials = min(trials, math.prod(len(each.choices) for each in over))
     with fork_server.running():
         while len(study.get_trials(states=(states.COMPLETE, states.PRUNED, states.FAIL))) < trials:
-            study.optimize(run, n_trials=1, catch=(TrialFailedError,))
-            told(_row(study.trials[-1]))
+            if sampler != "grid":  # each trial by a seed of its own: a search that goes on draws no trial again
+                study.sampler = chooser(base.seed + len(study.trials))
+            tell = [lambda _, trial: told(_row(trial))]
+            study.optimize(run, n_trials=1, catch=(TrialFailedError,), callbacks=tell)
     rows = [_row(trial) for trial in study.trials]
     finished = [row for row in rows if row["state"] == "complete"]
     best = (max if maximise else min)(finished, key=lambda row: row["value"]) if finished else None
@@ -152,8 +159,10 @@ def checked(
 ) -> tuple[Recipe, str, str]:
     """(the recipe without what is searched for, the stage and the metric that trials are judged by).
 
-    Raises: ConfigError if a key or an end of its values is refused by the recipe, or the measure is none.
+    Raises: ConfigError if a key stands twice or an end of its values is refused by the recipe, or the measure is none.
     """
+    if twice := [key for key, count in Counter(each.key for each in over).items() if count > 1]:
+        raise ConfigError(f"--over: {', '.join(twice)} is given twice; give all its values at once")
     for each in over:
         for value in each.ends():
             launch.load(recipe, [*settings, setting(each.key, value)], prepare=False)
@@ -268,12 +277,19 @@ def _run(
     if pruned:
         raise optuna.TrialPruned
     if summary["error"]:
-        trial.set_user_attr("error", summary["error"])
-        raise TrialFailedError(summary["error"])
+        raise _failed(trial, summary["error"])
     found = {name.partition("/")[2]: value for name, value in summary["stages"][stage].items()}
     if metric not in found:
         raise ConfigError(f"--measure {stage}/{metric}: {stage} has {', '.join(sorted(found))}")
+    if not math.isfinite(found[metric]):
+        raise _failed(trial, f"{stage}/{metric} is {found[metric]}")
     return found[metric]
+
+
+def _failed(trial: Any, reason: str) -> TrialFailedError:
+    """The error that ends one trial and not the study, which keeps why."""
+    trial.set_user_attr("error", reason)
+    return TrialFailedError(reason)
 
 
 def _row(trial: Any) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import contextlib
 import functools
 import json
 import logging
+import math
 import os
 import random
 import shutil
@@ -148,6 +149,14 @@ def _raise_if_failed(inputs: Mapping[str, Path | list[Path]]) -> None:
         for _, path in _each(name, given):
             if (path / FAILED).is_file():
                 raise DataError((path / FAILED).read_text(encoding="utf-8"))
+
+
+def _finite(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics that are numbers: neither JSON nor Kubeflow Pipelines knows others."""
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            logger.warning("%s is %s, and is left out", name, value)
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _hand_on(why: str, outputs: Mapping[str, Path], metrics: Any) -> None:
@@ -295,7 +304,7 @@ def perform(
     bloomery.addHandler(warnings)
     with artifact.lineage(stage, resolved, digests), tracking.track(stage, resolved) as tracker:
         try:
-            metrics = run(settings, **inputs, **outputs)
+            metrics = _finite(run(settings, **inputs, **outputs))
         except OSError as error:
             if isinstance(error, ConnectionError):
                 raise

@@ -38,9 +38,10 @@ def run(
     An empty `model` artifact, which stands for "there is no champion", gives no rows. With `lm_eval` its tasks are
     answered too, as tasks `lm_eval/<name>`, and how stands in lm_eval.json beside the rows.
     Returns: for each task and set, evaluation/<task>.<set>.<metric> (accuracy, chrf, bleu, rouge_1, rouge_2, rouge_l;
-             perplexity a token), .stderr and .n; of chrF and BLEU also .corpus_chrf and .corpus_bleu, which are no
-             means; for label tasks what `analysis.classification` measures; with repeats, .flipped_fraction: the
-             share of answers whose score changed in another batch; .too_long: questions left out, where there are any.
+             perplexity a token), .stderr where there are two and more, and .n; of chrF and BLEU also .corpus_chrf and
+             .corpus_bleu, which are no means; for label tasks what `analysis.classification` measures; with repeats,
+             .flipped_fraction: the share of answers whose score changed in another batch; .too_long: questions left
+             out, where there are any.
     Raises:  DataError where no question of a task fits into the context.
     """
     known = Tasks(tasks)
@@ -124,9 +125,8 @@ def summarise(rows: list[dict[str, Any]], tasks: Tasks) -> dict[str, float]:
         metric = first[0]["metric"]
         if metric == "log_likelihood":
             # The error of exp(x) is exp(x) times the error of x, to first order.
-            metrics |= {f"{key}.perplexity": math.exp(-mean), f"{key}.stderr": math.exp(-mean) * stderr}
-        else:
-            metrics |= {f"{key}.{metric}": mean, f"{key}.stderr": stderr}
+            mean, stderr, metric = math.exp(-mean), math.exp(-mean) * stderr, "perplexity"
+        metrics |= {f"{key}.{metric}": mean} | ({f"{key}.stderr": stderr} if len(first) > 1 else {})
         if config and metric in CORPUS_METRICS:
             metrics[f"{key}.corpus_{metric}"] = _corpus(first, config)
         if config and config.verifier.kind == "label":

@@ -102,6 +102,35 @@ def test_a_trial_that_falls_behind_is_ended_and_the_study_has_its_best(project):
     assert 20 <= max(steps) < 300
 
 
+def test_trials_that_the_recipe_refuses_fail_and_a_search_that_goes_on_draws_none_again(project):
+    """Each value goes with the recipe, and no pair of them does: every trial ends before it begins a run."""
+    over = [search.parse_over(text) for text in ("dpo.loss=ipo,orpo", "dpo.gamma=0.1..0.9")]
+
+    def found(folder, trials):
+        told = []
+        study = search.search(
+            str(project / "recipe.yaml"),
+            ["dpo.loss=simpo"],
+            over,
+            project / folder,
+            trials=trials,
+            sampler="random",
+            measure="dpo/accuracy_after",
+            told=told.append,
+        )
+        return study.trials, told
+
+    first, _ = found("w", 2)
+    trials, told = found("w", 4)
+    assert [trial["number"] for trial in trials] == [0, 1, 2, 3] and trials[:2] == first and trials[2:] == told
+    assert {trial["state"] for trial in trials} == {"fail"}
+    assert all("has no margin" in trial["error"] for trial in trials)
+    chosen = [trial["settings"] for trial in trials]
+    assert len({settings["dpo.gamma"] for settings in chosen}) == 4
+    assert [trial["settings"] for trial in found("whole", 4)[0]] == chosen
+    assert not (project / "w" / "runs").exists()
+
+
 def test_pods_share_a_study_on_postgresql(project, postgres_server, monkeypatch, tmp_path):
     """Twelve trials by four at a time, as tasks of a search ask and tell them; every fourth fails, and one pod dies."""
     import optuna
@@ -145,6 +174,7 @@ def test_pods_share_a_study_on_postgresql(project, postgres_server, monkeypatch,
         (("--over", "seed=1,2"), "so --measure has to: stage/metric"),
         (("--over", "sft.epochs=1,2", "--measure", "sftt/loss"), "expected stage/metric, the stage one of data"),
         (("--over", "sft.epochs=1..2", "--sampler", "grid"), "sft.epochs is a range; a grid needs lists"),
+        (("--over", "sft.epochs=1,2", "--over", "sft.epochs=3..4"), "--over: sft.epochs is given twice"),
     ],
 )
 def test_a_search_that_cannot_be_is_refused_before_the_first_trial(arguments, told, project):

@@ -129,11 +129,15 @@ def test_stable_knowledge_in_many_documents_is_read_then_used():
     assert "RAG" in said(few, "retrieval")
 
 
-def test_a_form_with_few_examples_is_prompted_first():
+def test_a_form_with_few_examples_is_prompted_first(llama):
     advice = asked(goal="form", examples=49)
     assert "prompt with your best examples" in said(advice, "prompting")
     task = advice.recipe["tasks"]["examples"]
     assert task["shots"] == 4 and task["splits"]["train"]["share"] == [0.0, 0.5] and "chats" not in advice.recipe
+    # 8,192 tokens of context, 256 of them for the answer: 7,936 / 2,500 is room for a question and two examples.
+    for longest, shots in ((2_500, 2), (4_000, None)):
+        known = asked(Measured(llama, longest=longest), goal="form", examples=49)
+        assert known.recipe["tasks"]["examples"].get("shots") == shots
     more = asked(goal="form", examples=50)
     assert not said(more, "prompting") and "shots" not in more.recipe["tasks"]["examples"]
     assert "50 examples with LoRA" in said(more, "examples")

@@ -53,7 +53,10 @@ def test_it_is_told_and_drawn(workdir, tmp_path):
     found = compare_runs(workdir, "one", "two")
     told = describe(found)
     assert "q.test" in told and "+20.0 (−6.1 to +46.1)" in told and "text.test (perplexity)" in told
-    write_page(found, tmp_path / "d.html")
+    (tmp_path / "link.html").symlink_to(tmp_path / "d.html")
+    write_page(found, tmp_path / "link.html")
+    with pytest.raises(ConfigError, match="found a folder or a device, expected the name of a file"):
+        write_page(found, tmp_path)
     page = (tmp_path / "d.html").read_text(encoding="utf-8")
     assert page.count("<svg") == 2 and "<script" not in page and "+20.0" in page and 'class="guide"' in page
 

@@ -41,7 +41,7 @@ def run(config: CountConfig, *, numbers: Annotated[Path, Reads("n/1")], total: A
         import os, signal
         os.kill(os.getpid(), signal.SIGKILL)
     artifact.seal(total, "t/1")
-    return {"count/total": 1.0}
+    return {"count/total": 1.0, **({"count/share": float("nan")} if config.mode == "unknown" else {})}
 """
 
 
@@ -91,6 +91,12 @@ def test_no_step_sees_the_order_of_keys(call, tmp_path):
     for names in ({"b": 1, "a": 2}, {"a": 2, "b": 1}):
         shutil.rmtree(tmp_path / "store", ignore_errors=True)
         assert call({"names": names})[0] == 0 and (tmp_path / "total" / "names").read_text() == "a b"
+
+
+def test_what_is_no_number_is_left_out_of_the_metrics_and_told(call):
+    code, log, events = call({"mode": "unknown"})
+    assert code == 0 and events[-1]["metrics"] == {"count/total": 1.0}
+    assert "count/share is nan, and is left out" in events[-1]["warnings"]
 
 
 def test_a_finished_result_is_reused_until_config_or_input_changes(call, tmp_path):

@@ -111,6 +111,9 @@ def test_flips_are_told_from_the_repeats(make_tasks):
             (("a", 0, 1.0), ("b", 0, 0.0), ("a", 1, 1.0), ("b", 1, 1.0), ("a", 2, 1.0), ("b", 2, 0.0))]  # fmt: skip
     metrics = summarise(rows, known)
     assert metrics["evaluation/t.test.accuracy"] == 0.5 and metrics["evaluation/t.test.flipped_fraction"] == 0.25
+    assert metrics["evaluation/t.test.stderr"] == 0.5
+    alone = summarise(rows[:1], known)  # of one answer the error is not known
+    assert alone == {"evaluation/t.test.accuracy": 1.0, "evaluation/t.test.n": 1.0}
 
 
 def test_a_question_beyond_the_context_is_counted_and_not_scored(tmp_path, tiny_model, make_tasks):
