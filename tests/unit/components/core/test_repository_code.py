@@ -113,6 +113,8 @@ def test_a_seal_that_a_folder_brings_itself_counts_for_nothing(enter, own, ran, 
             told()
     checked = CliRunner().invoke(app, ["check", str(own)])
     assert checked.exit_code == 4 and "trust_remote_code is off" in checked.output
+    told = CliRunner().invoke(app, ["step", "adoption", f"--outside={tmp_path}", "--model=m", "--set", "model=m"])
+    assert isinstance(told.exception, ConfigError) and "to which a recipe alone consents" in str(told.exception)
     assert not ran()
 
 
