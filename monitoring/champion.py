@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, repository_code
 from bloomery.components.core.data.chats import chat
-from bloomery.components.core.errors import BloomeryError, ConfigError
+from bloomery.components.core.errors import BloomeryError, ConfigError, ModelError
 from bloomery.components.core.modelling import adapter_folders, checkpoints
 from bloomery.components.core.registry import registry
+from bloomery.components.core.repository_code import Consent
 from bloomery.monitoring.engine import Row, Served, decode
 from bloomery.monitoring.serving_config import ServingConfig
 from bloomery.monitoring.vllm_engine import VllmModel
@@ -29,9 +30,15 @@ class Champion:
     """
 
     def __init__(
-        self, name: str, config: ServingConfig, adapters: Mapping[str, Path] | None = None, base: Path | None = None
+        self,
+        name: str,
+        config: ServingConfig,
+        adapters: Mapping[str, Path] | None = None,
+        base: Path | None = None,
+        consents: Sequence[Consent] = (),
     ) -> None:
-        """Load the champion of `name`, or the checkpoint `base` in its place, with `adapters` by their names.
+        """Load the champion of `name`, or the checkpoint `base` in its place, with `adapters` by their names, and run
+        code of the model's own repository that the recipe `consents` to.
 
         Raises: ConfigError if there is no champion, or an adapter has the model's name; ModelError if it does not load
         or an adapter does not fit; ServiceError if the registry is away; MissingExtraError if vLLM is asked for and not
@@ -46,6 +53,7 @@ class Champion:
         """Why the champion of the registry is not the one served, or where its aliases and its record differ, or ''."""
         self._name = name
         self._config = config
+        self._consents = consents
         self._stopping = threading.Event()
         if base is None:
             found = registry.alias(name, registry.CHAMPION)
@@ -54,9 +62,10 @@ class Champion:
                     f"{name}: no champion to serve; run the recipe first, promote a version with `bloomery models "
                     "promote`, or give the --workdir of its runs"
                 )
-            self.served, *others = load(name, str(found.version), found.source, config, given)
+            self.served, *others = load(name, str(found.version), found.source, config, given, consents=consents)
         else:
-            self.served, *others = load(name, base.name, str(base), config, given)
+            whose = {"consents": consents, "is_registered": False}
+            self.served, *others = load(name, base.name, str(base), config, given, **whose)
         self.adapters = {served.name: served for served in others}
         if base is None:
             threading.Thread(target=self._follow, name="champion", daemon=True).start()
@@ -89,19 +98,26 @@ class Champion:
                     f"version {found.version} is champion, and {', '.join(self.adapters)} belong to the weights that "
                     "are served; start the server again, with adapters of that version"
                 )
-            (served,) = load(self._name, str(found.version), found.source, self._config)
+            (served,) = load(self._name, str(found.version), found.source, self._config, consents=self._consents)
             logger.info("%s: version %s follows version %s", self._name, served.version, self.served.version)
             self.served = served
 
 
 def load(
-    name: str, version: str, source: str, config: ServingConfig, adapters: Mapping[str, Path] | None = None
+    name: str,
+    version: str,
+    source: str,
+    config: ServingConfig,
+    adapters: Mapping[str, Path] | None = None,
+    *,
+    consents: Sequence[Consent] = (),
+    is_registered: bool = True,
 ) -> list[Served]:
     """The checkpoint at `source` (a folder, or a store's URI), then what answers with each of `adapters` on it, loaded
-    and proven by a first token each.
+    and proven by a first token each. Of one that is not registered what its seal says of a consent counts for nothing.
 
-    Raises: ModelError if it does not load, or an adapter does not fit; MissingExtraError if vLLM is asked for and not
-    installed.
+    Raises: ModelError if it does not load, has code that the recipe does not consent to, or an adapter does not fit;
+    MissingExtraError if vLLM is asked for and not installed.
     """
     given = [(f"--adapter {key}={path}", path) for key, path in (adapters or {}).items()]
     given = [(label, adapter_folders.found(label, path)) for label, path in given]
@@ -114,7 +130,16 @@ def load(
         is_sealed = (folder / artifact.MANIFEST).is_file()
         if is_sealed:
             _warn_of_other_bases(given, folder)
+        if is_registered:
+            repository_code.allow_registered(f"{name}, {source}", folder, consents)
+        else:
+            repository_code.allow_read(folder, consents)
         if config.engine == "vllm":
+            if repository_code.is_allowed(folder):
+                raise ModelError(
+                    f"{name}, {source}: vLLM runs apart, where code of the model's own repository is not run; set "
+                    "serving.engine: transformers"
+                )
             checkpoints.check(folder)
             for label, path in given:
                 adapter_folders.check_low_rank(label, path)

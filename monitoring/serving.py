@@ -27,6 +27,7 @@ from starlette.routing import Route
 
 from bloomery.components.core.config import ConfigT, parse
 from bloomery.components.core.errors import ConfigError, DataError
+from bloomery.components.core.repository_code import Consent
 from bloomery.monitoring import chat_api
 from bloomery.monitoring.answer import Answer
 from bloomery.monitoring.champion import Champion
@@ -51,10 +52,12 @@ def serve(
     port: int,
     adapters: Mapping[str, Path] | None = None,
     base: Path | None = None,
+    consents: Sequence[Consent] = (),
 ) -> None:
     """Answer until SIGTERM or SIGINT; then what was asked is answered, and the prediction log written.
 
-    `adapters` answer under their names, on the champion or on the checkpoint `base` in its place.
+    `adapters` answer under their names, on the champion or on the checkpoint `base` in its place; `consents` are the
+    recipe's to code of models.
     Raises: ConfigError if there is no champion or the address is taken, ModelError if the champion does not load or an
     adapter does not fit it, ServiceError if the registry or the log's store is away.
     """
@@ -66,7 +69,7 @@ def serve(
         bound_socket.bind((host, port))
     except OSError as error:
         raise ConfigError(f"{host}:{port}: cannot listen there: {error.strerror}; give another --port") from None
-    champion = Champion(name, config, adapters, base)
+    champion = Champion(name, config, adapters, base, consents)
     log = PredictionLog(log_uri, flush_rows=config.flush_rows, flush_seconds=config.flush_seconds)
     app = Server(champion, log, config).app()
     # uvicorn raises a signal again when it has shut down; by then it has been obeyed.

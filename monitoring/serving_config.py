@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from bloomery.components.core.config import Config
 
@@ -36,3 +36,10 @@ class ServingConfig(Config):
     """Answers in a file of the prediction log, at most."""
     flush_seconds: float = Field(default=30, gt=0)
     """Longest time that an answer waits to be written to the prediction log; so much a killed server loses."""
+
+    @field_validator("vllm_arguments")
+    @classmethod
+    def _runs_no_code(cls, arguments: list[str]) -> list[str]:
+        if told := [one for one in arguments if one.replace("_", "-").startswith("--trust-remote-code")]:
+            raise ValueError(f"{told[0]} would run code that nobody has named; leave it out")
+        return arguments

@@ -27,7 +27,7 @@ from typing import Any
 import requests
 
 from bloomery.components.core.errors import MissingExtraError, ModelError
-from bloomery.components.core.modelling import adapter_folders, templates
+from bloomery.components.core.modelling import adapter_folders, checkpoints, templates
 from bloomery.monitoring.engine import QueueFullError, Row
 from bloomery.monitoring.serving_config import ServingConfig
 
@@ -56,9 +56,9 @@ class VllmModel:
 
         Raises: MissingExtraError without vLLM, ModelError with the first error of its log if it ends.
         """
-        from transformers import AutoConfig, GenerationConfig
+        from transformers import GenerationConfig
 
-        self.config = AutoConfig.from_pretrained(folder)
+        self.config = checkpoints.load_config(folder)
         has_own = (folder / "generation_config.json").is_file()
         self.generation_config = GenerationConfig.from_pretrained(folder) if has_own else None
         self._ends = templates.end_tokens(tokenizer, self.generation_config)

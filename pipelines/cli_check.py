@@ -45,6 +45,7 @@ def check(
     from bloomery.components.core.modelling import checkpoints, inspection
 
     rows: dict[str, Any] = {}
+    consents: Sequence[Any] = ()
     if recipe:
         from bloomery.components.core.data import chat_forms
         from bloomery.pipelines import launch
@@ -53,6 +54,7 @@ def check(
         if model is None:
             model, revision = loaded.base_model, loaded.revision
         chat_template = chat_template or loaded.chat_template
+        consents = loaded.trust_remote_code
         checked = loaded.preflight()
         for source in checked.chat_sources:
             chat_forms.check_source(source, chat_forms.read_chat)
@@ -69,7 +71,7 @@ def check(
         }
     if model is None:
         raise ConfigError("expected MODEL (a checkpoint folder or a hub name), or --recipe, whose base_model is meant")
-    folder = checkpoints.named("MODEL", model, revision)
+    folder = checkpoints.named("MODEL", model, revision, consents)
     facts = inspection.look(folder, chat_template=chat_template, **rows)
     typer.echo(json.dumps(facts, ensure_ascii=False) if as_json else inspection.describe(facts))
     if facts["refused"]:

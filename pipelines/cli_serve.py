@@ -55,10 +55,10 @@ def serve(
     from bloomery.monitoring.serving import serve as run
 
     target = log or str(workdir / "predictions")
-    name, config = loaded.registered_model, loaded.serving
+    name, config, consents = loaded.registered_model, loaded.serving, loaded.trust_remote_code
 
     def answer(_: object) -> None:
-        run(name, target, config, host=host, port=port, adapters=adapters, base=base)
+        run(name, target, config, host=host, port=port, adapters=adapters, base=base, consents=consents)
 
     if base is None:
         with_registry(workdir, answer)

@@ -19,6 +19,7 @@ from bloomery.components.core.modelling.plan import Training
 from bloomery.components.core.modelling.preference_rows import PreferenceConfig
 from bloomery.components.core.modelling.reshaping import Reshaping
 from bloomery.components.core.modelling.training import TrainingConfig
+from bloomery.components.core.repository_code import Consent
 from bloomery.components.core.scoring.lm_eval_tasks import PREFIX
 from bloomery.components.core.scoring.tasks import TaskConfig
 from bloomery.components.data_curation.config import DataCurationConfig
@@ -31,7 +32,7 @@ from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.infra.resources import ResourcesConfig
 from bloomery.monitoring.config import MonitoringConfig
 from bloomery.monitoring.serving_config import ServingConfig
-from bloomery.pipelines import chain, recipe_files, steps
+from bloomery.pipelines import chain, consents, recipe_files, steps
 from bloomery.pipelines.chain import Stage
 
 LEARNT_AS = ("max_length", "train_on", "train_reasoning")
@@ -50,6 +51,9 @@ class Recipe(Config):
     hub."""
     revision: str = "main"
     """Revision of a hub model; a commit hash makes the run repeatable."""
+    trust_remote_code: list[Consent] = []
+    """Models from outside whose own code (`*.py` in their repository, named by `auto_map`) may be run, each as
+    `{model: NAME, revision: …}`: whoever writes it has read that code. None: no such code is run."""
     chat_template: TemplateName = ""
     """For a base model without a chat template: `chatml`, or the path of a Jinja template, which is written into every
     model of the run; empty: the model's own."""
@@ -112,7 +116,7 @@ class Recipe(Config):
             if stage.name in Recipe.model_fields
         ]
         problems += chain.problems(self.stages, self.start().values())
-        problems = problems or [*self._too_large()]
+        problems = problems or [*self._too_large(), *self._unfit_code()]
         if problems:
             raise ValueError("\n".join(problems))
         return self
@@ -172,6 +176,9 @@ class Recipe(Config):
                 "documents; add a stage dedup after data_curation, or set it to false"
             )
 
+    def _unfit_code(self) -> Iterator[str]:
+        return consents.problems(self.preflight(), self.stages, self.quantisation, self.serving)
+
     def _too_large(self) -> Iterator[str]:
         variants = {f"quantisation.{variant.name}": variant for variant in self.variants()}
         for name, config in {**self.configs(), **variants, "monitoring": self.monitoring}.items():
@@ -214,35 +221,23 @@ class Recipe(Config):
 
     def preflight(self) -> PreflightConfig:
         """What preflight checks: the top-level keys, and what data_curation and dedup read from outside."""
-        dedup = next((stage.config for stage in self.stages if isinstance(stage.config, DedupConfig)), DedupConfig())
+        configs = [stage.config for stage in self.stages]
+        curations = [config for config in configs if isinstance(config, ChatCurationConfig)]
+        dedup = next((config for config in configs if isinstance(config, DedupConfig)), DedupConfig())
         semantic = dedup.semantic
-        learns = next((stage.config for stage in self.stages if isinstance(stage.config, FineTuningConfig)), None)
+        learns = next((config for config in configs if isinstance(config, FineTuningConfig)), None)
         on_pairs = (stage.config for stage in self.stages if "preference/3" in stage.declared.reads.values())
         compares = next((config for config in on_pairs if isinstance(config, TrainingConfig)), None)
-        named = [named for stage in self.stages for named in named_models.within(stage.config) if named.model]
+        named = [named for config in configs for named in named_models.within(config) if named.model]
         return PreflightConfig(
             base_model=self.base_model,
             revision=self.revision,
+            trust_remote_code=self.trust_remote_code,
             chat_template=self.chat_template,
             tasks=self.tasks,
-            sources=[
-                source
-                for stage in self.stages
-                if isinstance(stage.config, DataCurationConfig)
-                for source in stage.config.inputs
-            ],
-            chat_sources=[
-                source
-                for stage in self.stages
-                if isinstance(stage.config, ChatCurationConfig)
-                for source in stage.config.chats
-            ],
-            preference_sources=[
-                source
-                for stage in self.stages
-                if isinstance(stage.config, ChatCurationConfig)
-                for source in stage.config.preferences
-            ],
+            sources=[source for one in configs if isinstance(one, DataCurationConfig) for source in one.inputs],
+            chat_sources=[source for one in curations for source in one.chats],
+            preference_sources=[source for one in curations for source in one.preferences],
             pair_kinds=self._pair_kinds(),
             **({name: getattr(learns, name) for name in LEARNT_AS} if learns else {}),
             most_tokens=self._most_tokens(),

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
 import bloomery.components
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, repository_code
 from bloomery.components.core.config import Config
 from bloomery.components.core.declare import Declared, declared
 from bloomery.components.core.errors import ConfigError
@@ -133,7 +133,8 @@ def _described(name: str, run: Callable[..., dict[str, float]], said: Declared) 
 def run_one(name: str, config: Path | None, settings: list[str], arguments: list[str]) -> dict[str, float]:
     """Run the step `name` on `--port FOLDER` arguments, repeated for a port that takes a list; returns its metrics.
 
-    Raises: ConfigError for an unknown step, and naming every port that is missing or unknown.
+    Raises: ConfigError for an unknown step, naming every port that is missing or unknown, and for code of a model's own
+    repository: who gives a folder by hand may have it from anywhere, and there is no recipe that consents to its code.
     """
     step = find(name)
     given = _ports(arguments)
@@ -158,6 +159,12 @@ def run_one(name: str, config: Path | None, settings: list[str], arguments: list
     inputs = {
         port: given[port] if hints[port] == list[Path] else given[port][-1] for port in step.reads if port in given
     }
+    for folder in [folder for port in inputs for folder in given[port]]:
+        if any(folder.rglob(repository_code.CONSENT)):
+            raise ConfigError(
+                f"{name}: {folder} holds code of a model's own repository, to which a recipe alone consents "
+                "(trust_remote_code); run the step as a stage of that recipe"
+            )
     return execute(step.run, name, values, inputs, {port: given[port][-1] for port in step.writes})["metrics"]
 
 

@@ -23,7 +23,17 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from bloomery.components.core import artifact, processes, s3, sources, store, tracking, train_job, unfinished
+from bloomery.components.core import (
+    artifact,
+    processes,
+    repository_code,
+    s3,
+    sources,
+    store,
+    tracking,
+    train_job,
+    unfinished,
+)
 from bloomery.components.core.config import Config, canonical, digest, parse, unpacked
 from bloomery.components.core.declare import declared
 from bloomery.components.core.errors import BloomeryError, ConfigError, DataError, ServiceError, from_os_error, masked
@@ -304,7 +314,9 @@ def perform(
     bloomery.addHandler(warnings)
     with artifact.lineage(stage, resolved, digests), tracking.track(stage, resolved) as tracker:
         try:
-            metrics = _finite(run(settings, **inputs, **outputs))
+            given = (path for port, item in inputs.items() for _, path in _each(port, item))
+            with repository_code.believing(given):
+                metrics = _finite(run(settings, **inputs, **outputs))
         except OSError as error:
             if isinstance(error, ConnectionError):
                 raise

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from bloomery.components.core import repository_code
 from bloomery.components.core.modelling import checkpoints
 
 if TYPE_CHECKING:
@@ -32,9 +33,10 @@ def embed(texts: Iterable[pa.Array], encoder: Path, max_length: int) -> np.ndarr
     from transformers import AutoModel, AutoTokenizer
 
     device = checkpoints.device()
-    tokenizer = AutoTokenizer.from_pretrained(encoder)
+    trust = repository_code.allowed(encoder)
+    tokenizer = AutoTokenizer.from_pretrained(encoder, **trust)
     tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModel.from_pretrained(encoder).to(device).eval()
+    model = AutoModel.from_pretrained(encoder, **trust).to(device).eval()
     found = []
     for part in texts:
         for start in range(0, len(part), TEXTS_PER_FORWARD):

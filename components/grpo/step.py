@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, repository_code
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError
@@ -82,6 +82,7 @@ def run(
         Dataset.from_list(asked),
         callbacks=[alarms.callback(config.kl_budget)],
         **arguments(config, rewards, longest),
+        **repository_code.allowed(base_model),
     )
     network = adapters.merged(trainer.model, model).eval()
     network.generation_config = published

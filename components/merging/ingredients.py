@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bloomery.components.core import repository_code
 from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import checkpoints, tensor_files
 from bloomery.components.core.modelling.tensor_files import Stored
@@ -46,11 +47,9 @@ def opened(label: str, path: Path) -> Ingredient:
 
     Raises: ModelError if it is no checkpoint that can be trained, so that its weights are numbers to reckon with.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     checkpoints.check(path, to_train=True, has_chats=False)
-    whole = AutoConfig.from_pretrained(path)
-    kind: Any = AutoModelForCausalLM._model_mapping[type(whole)]
+    whole = checkpoints.load_config(path)
+    kind = repository_code.causal_class(path, whole)
     text = whole.get_text_config()
     patterns = (r"rotary_emb\.inv_freq$", *(kind._keys_to_ignore_on_load_unexpected or ()))
     ignored = [rf"(?:^|\.)(?:{pattern})" for pattern in patterns]
@@ -92,6 +91,11 @@ def check_compatible(base: Ingredient, other: Ingredient) -> None:
                 f"{key} is {theirs!r} in {other.label} and {ours!r} in {base.label}; merging needs one architecture; "
                 "give models that were trained from one base"
             )
+    if repository_code.digest_of(base.path) != repository_code.digest_of(other.path):
+        raise ModelError(
+            f"the code (*.py) in {other.label} is other code than in {base.label}; merging needs one architecture; "
+            "give models that were trained from one base"
+        )
     known, given = base.config.to_dict(), other.config.to_dict()
     differing = sorted(key for key in known.keys() | given.keys() if known.get(key) != given.get(key))
     if told := [key for key in differing if key not in INCIDENTAL]:

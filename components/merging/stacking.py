@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bloomery.components.core.errors import ConfigError, ModelError
-from bloomery.components.core.modelling import surgery
+from bloomery.components.core.modelling import checkpoints, surgery
 from bloomery.components.core.modelling.tensor_files import Made, Stored
 from bloomery.components.merging.config import MergingConfig
 from bloomery.components.merging.ingredients import Ingredient, check_compatible, layers
@@ -83,9 +83,7 @@ def tensors(base: Ingredient, stacked: Sequence[Layer]) -> Iterator[Made]:
 def write_config(base: Ingredient, stacked: Sequence[Layer], target: Path) -> None:
     """Write config.json of the new model: that of `base` with the new number of layers, and what it says of each layer
     (such as which of them slide) from the model of the layer."""
-    from transformers import AutoConfig
-
-    whole = AutoConfig.from_pretrained(base.path)
+    whole = checkpoints.load_config(base.path)
     text = whole.get_text_config()
     by_layer = {
         key: [getattr(layer.model.config, key)[layer.number] for layer in stacked] for key in surgery.by_layer(text)

@@ -15,6 +15,7 @@ from bloomery.components.core.modelling.named_models import NamedModel
 from bloomery.components.core.modelling.plan import Training
 from bloomery.components.core.modelling.reshaping import Reshaping
 from bloomery.components.core.modelling.templates import TrainOn
+from bloomery.components.core.repository_code import Consent
 from bloomery.components.core.scoring.tasks import TaskConfig
 
 StartFrom = Literal["base", "champion"]
@@ -27,6 +28,8 @@ class PreflightConfig(Config):
     """Checkpoint folder, or the name of a model on the Hugging Face hub."""
     revision: str = "main"
     """Revision of a hub model; a commit hash makes the run repeatable."""
+    trust_remote_code: list[Consent] = []
+    """The recipe's `trust_remote_code`."""
     chat_template: str = ""
     """The recipe's `chat_template`: `chatml`, or a file, for a model that has none; empty: the model's own."""
     tasks: dict[str, TaskConfig] = Field(min_length=1)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact, store
+from bloomery.components.core import artifact, repository_code, store
 from bloomery.components.core.config import digest
 from bloomery.components.core.data import chat_forms
 from bloomery.components.core.data.chats import ChatSource
@@ -38,6 +38,7 @@ from bloomery.components.core.modelling import (
 from bloomery.components.core.modelling.inspection import EvaluationSet
 from bloomery.components.core.modelling.named_models import NamedModel
 from bloomery.components.core.registry import registry
+from bloomery.components.core.repository_code import Consent
 from bloomery.components.core.scoring.tasks import Tasks, answered
 from bloomery.components.preflight.config import PreflightConfig
 
@@ -62,7 +63,8 @@ def take_base_model(config: PreflightConfig, target: Path, tasks: Path) -> dict[
     Raises:  ModelError with every reason to refuse the model, DataError if a set cannot be evaluated or every chat of a
              source is too long, ServiceError if the disk is too full for a run.
     """
-    source = checkpoints.named("base_model", config.base_model, config.revision)
+    name, consents = config.base_model, config.trust_remote_code
+    source = checkpoints.named("base_model", name, config.revision, consents)
     checkpoints.check(source, to_train=True, has_chats=not config.chat_template)
     size = checkpoints.num_bytes(source)
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -73,7 +75,7 @@ def take_base_model(config: PreflightConfig, target: Path, tasks: Path) -> dict[
             f"{target.parent}: {free:,} bytes free on the disk, {wanted:,} are wanted (preflight.min_free_bytes and "
             "ten times the base model); free some space or choose another --workdir"
         )
-    _link(source, target)
+    _link(name, source, target, consents)
     facts = _looked_at(config, target, artifact.seal(target, "model/1").digest, source, tasks)
     for what in facts["supplied"]:
         logger.info("base_model: supplied is %s", what)
@@ -229,17 +231,19 @@ def _chats_of(source: ChatSource) -> Iterator[tuple[list[dict[str, Any]], str]]:
         yield from chat_forms.chats_of(rows_of(source))
 
 
-def _link(source: Path, target: Path) -> None:
-    """Make `target` the model in `source` as far as it is loaded, not sealed."""
+def _link(name: str, source: Path, target: Path, consents: Sequence[Consent]) -> None:
+    """Make `target` the model `name` in `source` as far as it is loaded, with the consent to its code, not sealed."""
     artifact.link_tree(source, target, ignore=faults.unread)
     (target / artifact.MANIFEST).unlink(missing_ok=True)
+    repository_code.seal(name, source, target, consents)
 
 
 def take_encoder(config: PreflightConfig, target: Path) -> None:
     target.mkdir(parents=True, exist_ok=True)
     if config.encoder:
-        source = checkpoints.named("dedup.semantic.encoder", config.encoder, config.encoder_revision)
-        _link(source, target)
+        name, consents = config.encoder, config.trust_remote_code
+        source = checkpoints.named("dedup.semantic.encoder", name, config.encoder_revision, consents)
+        _link(name, source, target, consents)
     artifact.seal(target, "encoder/1")
 
 
@@ -247,10 +251,10 @@ def take_outside(config: PreflightConfig, target: Path) -> None:
     """Write the models, or adapters in PEFT's form, that stages name, each under its `folder`."""
     target.mkdir(parents=True, exist_ok=True)
     for named in config.outside:
-        source = checkpoints.named("stages", named.model, named.revision)
+        source = checkpoints.named("stages", named.model, named.revision, config.trust_remote_code)
         if not (source / "adapter_config.json").is_file():
             checkpoints.check(source, to_train=True, has_chats=False)
-        _link(source, target / named.folder)
+        _link(named.model, source, target / named.folder, config.trust_remote_code)
     sealed = artifact.seal(target, "models/1")
     with _once("whole", sealed.digest) as is_new:
         for named in config.outside if is_new else ():
@@ -310,7 +314,7 @@ def take_champion(
     version = registry.alias(name, registry.CHAMPION) if registry.available() else None
     champion.mkdir(parents=True, exist_ok=True)
     if version is not None:
-        _fetch(version.source, champion)
+        _fetch(version.source, champion, config)
     artifact.seal(champion, "model/1")
     started_from = ""
     if config.start_from == "champion" and version is not None:
@@ -320,7 +324,7 @@ def take_champion(
                 f"start_from: version {version.version} of {name}, the champion, was registered without its parent "
                 "before quantisation; train from the base model once (`--set start_from=base`)"
             )
-        _fetch(parent, start)
+        _fetch(parent, start, config)
         started_from = str(version.version)
     elif base_model.is_dir():  # else it is one of the problems that are told
         artifact.link_tree(base_model, start)
@@ -334,11 +338,12 @@ def take_champion(
     artifact.seal(champion_version, "registry/1")
 
 
-def _fetch(uri: str, target: Path) -> None:
+def _fetch(uri: str, target: Path, config: PreflightConfig) -> None:
     """The registered checkpoint at `uri`, without the model card and MLflow's files beside the weights, which are not
-    of the checkpoint, whose digest has to stay."""
+    of the checkpoint, whose digest has to stay. Raises: ModelError if it has code that the recipe consents not to."""
     checkpoints.fetch(uri, target)
     listed = {*artifact.read_manifest(target, "model/1").files, artifact.MANIFEST}
     for file in target.iterdir():
         if file.is_file() and file.name not in listed:
             file.unlink()
+    repository_code.allow_registered(f"{config.registered_model}, {uri}", target, config.trust_remote_code)

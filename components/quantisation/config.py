@@ -29,6 +29,8 @@ Scheme = Literal[
 
 GROUPED = ("int4_weight_only", "mixed_int4", "gptq_int4", "awq_int4")
 """Schemes with one scale for `group_size` weights."""
+APART = ("gptq_int4", "awq_int4", "smoothquant_int8", "fp8_dynamic")
+"""Schemes of llm-compressor."""
 
 
 class CannotRun(Exception):
@@ -94,6 +96,15 @@ class QuantisationConfig(Config):
         if qat and scheme != "int4_weight_only":
             raise ValueError(f"quantisation-aware training is for int4_weight_only; remove qat from {scheme}")
         return qat
+
+    @property
+    def takes_no_code(self) -> str:
+        """Why the scheme takes no model that is code of its own repository; '' if it does."""
+        if self.scheme.startswith("gguf"):
+            return f"{self.name}: llama.cpp knows architectures by name, and this model is code of its own repository"
+        if self.scheme in APART:
+            return f"{self.name}: llm-compressor runs apart, where code of the model's own repository is not run"
+        return ""
 
     @property
     def name(self) -> str:

@@ -7,15 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, repository_code
 from bloomery.components.core.errors import MissingExtraError
 from bloomery.components.core.modelling import checkpoints, faults
 from bloomery.components.quantisation import apart
 from bloomery.components.quantisation.calibration import calibration_texts
-from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
-
-APART = ("gptq_int4", "awq_int4", "smoothquant_int8", "fp8_dynamic")
-"""Schemes of llm-compressor."""
+from bloomery.components.quantisation.config import APART, CannotRun, QuantisationConfig
 
 
 def installed(config: QuantisationConfig) -> bool:
@@ -45,6 +42,8 @@ def export(
     """
     if reason := missing(config):
         raise CannotRun(reason)
+    if config.takes_no_code and repository_code.is_allowed(source):
+        raise CannotRun(config.takes_no_code)
     details: dict[str, Any] = {}
     if config.scheme == "none":
         artifact.link_tree(source, target)
@@ -68,6 +67,7 @@ def export(
     if config.scheme != "none":
         for file in faults.safetensors_files(target):
             sort_header(file)
+        repository_code.carry(source, target)
     if config.kv_cache_bits:
         _quantise_cache(target)
     return details
@@ -98,7 +98,8 @@ def _bitsandbytes(config: QuantisationConfig, source: Path, target: Path) -> Non
             bnb_4bit_compute_dtype=getattr(torch, stored.get("dtype") or "float32"),
         )
     )
-    network = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype="auto")
+    trust = repository_code.allowed(source)
+    network = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype="auto", **trust)
     network.save_pretrained(target)
     checkpoints.load_tokenizer(source).save_pretrained(target)
 

@@ -13,7 +13,6 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.modelling.calibration import calibration_rows
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.modelling.likelihood import log_likelihoods
@@ -140,4 +139,3 @@ def write(
     # transformers 5.23 keeps the layers packed unless told, and then fails to initialise packed embeddings.
     content = {**json.loads(file.read_text()), "quantization_config": {**settings, "dequantize": True}}
     file.write_text(json.dumps(content, indent=1, sort_keys=True))
-    checkpoints.check(target)

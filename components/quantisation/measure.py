@@ -14,7 +14,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, repository_code
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import BloomeryError
 from bloomery.components.core.modelling import checkpoints, faults, templates
@@ -129,16 +129,16 @@ def weight_bytes(model: Any) -> int:
 def _import_libraries(model: Path) -> None:
     """Import what loading will, by making the model without weights."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.from_pretrained(model)
+    config = checkpoints.load_config(model)
     method = getattr(config, "quantization_config", {}).get("quant_method")
     if method in LIBRARIES:
         importlib.import_module(LIBRARIES[method])
     if faults.gguf(model):
         importlib.import_module("gguf")
     with torch.device("meta"):
-        AutoModelForCausalLM.from_config(config)
+        AutoModelForCausalLM.from_config(config, **repository_code.allowed(model))
 
 
 def _restart_peak() -> int:
@@ -166,7 +166,8 @@ def main() -> None:
     configure_logging()
     target, model, tasks, *chats = map(Path, sys.argv[1:])
     try:
-        found = measure(model, tasks, chats[0] if chats else None)
+        with repository_code.believing([model]):
+            found = measure(model, tasks, chats[0] if chats else None)
     except BloomeryError as error:
         found = {"error": type(error).__name__, "message": str(error)}
     target.write_text(json.dumps(found, ensure_ascii=False), encoding="utf-8")

@@ -50,9 +50,9 @@ def run(
         found["skipped"] = str(reason)
         shutil.rmtree(model, ignore_errors=True)
         model.mkdir(parents=True)
-    else:
-        found |= measured_apart(model, tasks, chats)
     artifact.seal(model, "model/1")
+    if not found["skipped"]:
+        found |= measured_apart(model, tasks, chats)
     measurement.mkdir(parents=True, exist_ok=True)
     artifact.write_atomically(measurement / "measurement.json", json.dumps(found, ensure_ascii=False, indent=1))
     artifact.seal(measurement, "measurement/1")

@@ -7,6 +7,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from bloomery.components.core import repository_code
 from bloomery.components.core.modelling import checkpoints, faults
 from bloomery.components.quantisation.config import CannotRun, QuantisationConfig
 
@@ -27,7 +28,8 @@ def export(config: QuantisationConfig, source: Path, target: Path) -> None:
     names |= {r"re:.*\.bias": None, "_default": linear}
     settings = TorchAoConfig(FqnToConfig(names), include_input_output_embeddings=config.embeddings)
     try:
-        network = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype="auto")
+        trust = repository_code.allowed(source)
+        network = AutoModelForCausalLM.from_pretrained(source, quantization_config=settings, dtype="auto", **trust)
         with torch.inference_mode():
             network(input_ids=torch.zeros(1, 1, dtype=torch.long, device=network.device))
     except (RuntimeError, ValueError, TypeError, AttributeError, AssertionError) as error:
@@ -43,10 +45,10 @@ def export(config: QuantisationConfig, source: Path, target: Path) -> None:
 def _names_of_embeddings(source: Path) -> list[str]:
     """What the architecture of a checkpoint calls its embeddings, of tokens and of positions."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+        network = AutoModelForCausalLM.from_config(checkpoints.load_config(source), **repository_code.allowed(source))
     return [name for name, module in network.named_modules() if isinstance(module, torch.nn.Embedding)]
 
 

@@ -122,9 +122,27 @@ def test_pipelines_never_import_a_step_py_at_the_top() -> None:
             assert not any(name.endswith(".step") and name != "bloomery.components.core.step" for name in imports(file))
 
 
-def test_no_code_of_a_model_is_run() -> None:
-    asked = re.compile(r"trust_remote_code\s*=\s*(?!False)\w")
-    assert not [file for file in SOURCES if asked.search(file.read_text(encoding="utf-8"))]
+TRUST = "trust_remote_code"
+"""What transformers' loaders are told by."""
+OTHERS = ("llm_compressor.py", "prepare.py")
+"""What loads models that have no code of their own: after a check of them, and of a package of ours."""
+
+
+def test_code_of_a_model_is_run_where_repository_code_says_so_alone() -> None:
+    told, silent = set(), []
+    for file in SOURCES:
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Dict):
+                told |= {file.name for key in node.keys if isinstance(key, ast.Constant) and key.value == TRUST}
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node.func)
+            told |= {file.name for one in node.keywords if one.arg == TRUST and called != "PreflightConfig"}
+            given = [ast.unparse(one.value) for one in node.keywords if one.arg is None]
+            is_loader = re.fullmatch(r"Auto\w+\.from_(pretrained|config)", called)
+            if is_loader and not any(one == "trust" or one.startswith("repository_code.allowed(") for one in given):
+                silent += [file.name] * (file.name not in OTHERS)
+    assert told == {"repository_code.py"} and not silent
 
 
 def test_only_drift_py_imports_evidently() -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from bloomery.components.core import tracking
+from bloomery.components.core import repository_code, tracking
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import ConfigError, MissingExtraError, ModelError
 from bloomery.components.core.modelling import adapter_folders, soft_prompts
@@ -198,7 +198,11 @@ def load_in_4_bits(path: Path) -> Any:
         bnb_4bit_compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
     )
     network: Any = AutoModelForCausalLM.from_pretrained(
-        path, quantization_config=settings, use_safetensors=True, dtype="auto" if on_gpu else torch.float32
+        path,
+        quantization_config=settings,
+        use_safetensors=True,
+        dtype="auto" if on_gpu else torch.float32,
+        **repository_code.allowed(path),
     )
     if not on_gpu:
         for module in network.modules():
@@ -270,12 +274,13 @@ def _on_whole_weights(model: Any) -> Any:
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
 
-    base = model.get_base_model().name_or_path
+    base = Path(model.get_base_model().name_or_path)
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)  # what training has freed, which glibc would keep beside the weights that come
     with tempfile.TemporaryDirectory(prefix="bloomery-") as folder:
         model.save_pretrained(folder)
-        network = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True)
+        trust = repository_code.allowed(base)
+        network = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True, **trust)
         return PeftModel.from_pretrained(network, folder)
 
 

@@ -9,14 +9,16 @@ import logging
 import math
 import warnings
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact, s3, uploads
+from bloomery.components.core import artifact, repository_code, s3, uploads
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import DataError, ModelError, ServiceError
 from bloomery.components.core.modelling import faults, templates, wholeness
 from bloomery.components.core.modelling.faults import weight_files
+from bloomery.components.core.repository_code import Consent
 
 __all__ = ["weight_files"]
 
@@ -43,7 +45,7 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
     model has no embedding for.
     """
     check(path)
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -51,7 +53,7 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
     gguf = faults.gguf(path)
     weights: dict[str, Any] = {"use_safetensors": True}
     if gguf:  # the config beside it, as transformers 5.24 reads no head_dim of a Qwen 3 out of the file
-        weights = {"gguf_file": gguf.name, "config": AutoConfig.from_pretrained(path)}
+        weights = {"gguf_file": gguf.name, "config": load_config(path)}
         _unpack_q5_0()
     tokenizer = load_tokenizer(path)
     try:
@@ -62,12 +64,13 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are told below, by name
             **weights,
+            **repository_code.allowed(path),
         )
         model, told = loaded
         if gguf:  # transformers 5.23 then reads no generation_config.json
             model.generation_config = GenerationConfig.from_pretrained(path)
     except Exception as error:  # of any kind: config and weights are read by code of each architecture
-        raise ModelError(f"{path}: the checkpoint does not load: {_first_line(error)}") from None
+        raise ModelError(f"{path}: the checkpoint does not load: {_reason(path, error)}") from None
     wholeness.check_found(path, told)
     embeddings: Any = model.get_input_embeddings()
     check_vocabulary(path, tokenizer, embeddings.weight.shape[0])
@@ -102,9 +105,9 @@ def load_tokenizer(path: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **repository_code.allowed(path))
     except Exception as error:  # of any kind: a tokenizer is made by code of its class, after config.json
-        raise ModelError(f"{path}: the tokenizer does not load: {_first_line(error)}") from None
+        raise ModelError(f"{path}: the tokenizer does not load: {_reason(path, error)}") from None
     for told in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(told, None)
     if tokenizer.pad_token_id is None:
@@ -119,12 +122,14 @@ def load_config(path: Path) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(path)
+        return AutoConfig.from_pretrained(path, **repository_code.allowed(path))
     except Exception as error:  # of any kind: a config is read by code of its architecture
-        raise ModelError(f"{path}: config.json does not load: {_first_line(error)}") from None
+        raise ModelError(f"{path}: config.json does not load: {_reason(path, error)}") from None
 
 
-def _first_line(error: Exception) -> str:
+def _reason(path: Path, error: Exception) -> str:
+    if repository_code.is_asked(error):
+        return repository_code.refusal(path, "a class of it")
     return next(iter(str(error).splitlines()), type(error).__name__)[:300]
 
 
@@ -195,8 +200,8 @@ def _unpack_q5_0() -> None:
 def save(path: Path, model: Any, tokenizer: Any, *, like: Path | None = None) -> artifact.Manifest:
     """Write weights (safetensors), config and tokenizer under `path` and seal it as `model/1`.
 
-    Each weight takes the dtype that it has in the checkpoint `like`, whatever it was trained in. What ends a turn
-    stands in generation_config.json, so that every engine that reads it stops there.
+    Each weight takes the dtype that it has in the checkpoint `like`, whatever it was trained in; code comes from
+    there too. What ends a turn stands in generation_config.json, so that every engine that reads it stops there.
     """
     import torch
 
@@ -219,6 +224,8 @@ def save(path: Path, model: Any, tokenizer: Any, *, like: Path | None = None) ->
         )  # else transformers refuses to write what some publish
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
+    if like is not None:
+        repository_code.carry(like, path)
     return artifact.seal(path, "model/1")
 
 
@@ -261,9 +268,15 @@ def num_bytes(path: Path) -> int:
     return sum(file.stat().st_size for file in weight_files(path))
 
 
-def named(key: str, name: str, revision: str) -> Path:
+def named(key: str, name: str, revision: str, consents: Sequence[Consent] = ()) -> Path:
     """The folder `name`, that of an object store in the cache, or the hub's model of that name; `key` of the recipe
-    names it in errors."""
+    names it in errors. Its own code may be run if it has one of the `consents`, and is fetched only then."""
+    folder = _named(key, name, revision, with_code=any(one.model == name for one in consents))
+    repository_code.admit(key, name, folder, consents)
+    return folder
+
+
+def _named(key: str, name: str, revision: str, *, with_code: bool) -> Path:
     if "://" in name:
         name = str(uploads.fetched(name))
     if Path(name).is_dir():
@@ -280,7 +293,7 @@ def named(key: str, name: str, revision: str) -> Path:
 
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         raise DataError(f"{key}: no folder {name}; give a checkpoint folder or a hub name such as org/model")
-    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt"]
+    patterns = ["*.json", "*.safetensors", "*.jinja", "*.model", "*.txt", *(["*.py"] if with_code else [])]
     try:
         fetched = snapshot_download(
             name, revision=revision, allow_patterns=patterns, ignore_patterns=list(faults.ORIGINALS)

@@ -7,6 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from bloomery.components.core import repository_code
+
 CAUSAL = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration", "LMHead")
 """How architectures that go on with a text end, in transformers' names."""
 BOTH_WAYS = (
@@ -100,7 +102,7 @@ def _found(path: Path, to_train: bool, has_chats: bool) -> list[str]:
     config = read_json(path / "config.json")
     if (path / "generation_config.json").is_file():
         read_json(path / "generation_config.json")
-    faults = [*_architecture(config), *_sizes(config), *_weights(path)]
+    faults = [*_architecture(path, config), *_sizes(config), *_weights(path)]
     if to_train:
         faults += _untrainable(config, path)
     if not any(file for pattern in VOCABULARIES for file in path.glob(pattern)) and not gguf(path):
@@ -131,11 +133,14 @@ def tensors(path: Path) -> dict[str, tuple[str, list[int]]]:
     return held
 
 
-def _architecture(config: dict[str, Any]) -> list[str]:
+def _architecture(path: Path, config: dict[str, Any]) -> list[str]:
     named = config.get("architectures") or []
     kind = ", ".join(named) or config.get("model_type", "none")
     if config.get("is_encoder_decoder"):
         return [f"the architecture is {kind}, an encoder and a decoder; expected a causal language model"]
+    own, is_allowed = config.get("auto_map") or {}, repository_code.is_allowed(path)
+    if "AutoModelForCausalLM" in own and is_allowed:
+        return []
     if named and not any(name.endswith(CAUSAL) for name in named):
         return [
             f"the architecture is {kind}, which does not go on with a text; expected a causal language model, whose "
@@ -154,12 +159,10 @@ def _architecture(config: dict[str, Any]) -> list[str]:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     if config.get("model_type") not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
-        if "auto_map" in config:
-            return [
-                f"the architecture {kind} is code in the model's repository (auto_map in config.json), and code from a "
-                "repository is never run here (trust_remote_code is off); take a model whose architecture is part of "
-                "transformers, or a conversion of this one"
-            ]
+        if own and is_allowed:
+            return [f"the code of {kind} has no AutoModelForCausalLM (auto_map); expected a causal language model"]
+        if own:
+            return [repository_code.refusal(path, f"the architecture {kind}")]
         from transformers import __version__
 
         return [

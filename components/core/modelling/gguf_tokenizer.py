@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from bloomery.components.core import repository_code
+
 
 def load(file: Path) -> Any:
     """The tokenizer in a GGUF, which cuts text as llama.cpp does by what the file says.
@@ -16,7 +18,8 @@ def load(file: Path) -> Any:
     from tokenizers import pre_tokenizers
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    trust = repository_code.allowed(file.parent)
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, **trust)
     way = GGUFReader(file).get_field("tokenizer.ggml.pre")
     if way is not None and way.contents() == "smollm":
         digits = pre_tokenizers.Digits(individual_digits=True)

@@ -104,7 +104,7 @@ def _made(stage: Reshaping, given: Followed, find: Callable[[NamedModel], Follow
         return _stacked(given, of_each * given.config.num_hidden_layers + more)
     if stage.cut is None:
         return given
-    surgery.check_layout(stage.stage, given.config)
+    surgery.check_layout(stage.stage, given.config, given.tokens)
     largest = surgery.shapes(stage.stage, given.config, given.tensors, stage.cut)[0]
     if stage.rewind:
         surgery.check_rewound(stage.stage, given.tensors, find(stage.rewind).tensors)

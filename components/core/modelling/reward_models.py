@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, repository_code
 from bloomery.components.core.data.chats import Turn, message
 from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import checkpoints, templates
@@ -50,6 +50,7 @@ class RewardModel:
         own = getattr(torch, checkpoints.own_dtype(like), None)
         self.network.to(own or self.network.dtype).save_pretrained(path)
         self.tokenizer.save_pretrained(path)
+        repository_code.carry(like, path)
         artifact.write_atomically(path / SCALE, json.dumps({"mean": self.mean, "deviation": self.deviation}))
         return artifact.seal(path, SCHEMA)
 
@@ -119,10 +120,13 @@ def load(path: Path, *, dtype: str, on: str = "cpu") -> tuple[Any, Any]:
             device_map=None if on == "cpu" else on,
             use_safetensors=True,
             output_loading_info=True,
+            **repository_code.allowed(path),
         )
         network, found = loaded
     except Exception as error:  # of any kind: config and weights are read by code of each architecture
         told = next(iter(str(error).splitlines()), type(error).__name__)[:300]
+        if repository_code.is_asked(error):
+            told = repository_code.refusal(path, "a class of it")
         raise ModelError(f"{path}: no reward model can be made of it: {told}") from None
     if lacking := [name for name in sorted(found["missing_keys"]) if name.startswith(f"{network.base_model_prefix}.")]:
         raise ModelError(

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from bloomery.components.core import repository_code
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import ConfigError, ModelError
 from bloomery.components.core.modelling import checkpoints, tensor_files, wholeness
@@ -105,16 +106,16 @@ def opened(path: Path, where: str) -> tuple[Any, Widths]:
     checkpoints.check(path, to_train=True, has_chats=False)
     wholeness.check(path)
     config = checkpoints.load_config(path)
-    check_layout(where, config)
+    check_layout(where, config, path)
     return config, widths(config)
 
 
-def check_layout(where: str, config: Any) -> None:
-    """Raise ConfigError for an architecture that is not known here."""
-    if config.model_type not in KINDS:
-        raise ConfigError(
-            f"{where}: the layout of {config.model_type} is not known; expected one of {', '.join(KINDS)}"
-        )
+def check_layout(where: str, config: Any, path: Path) -> None:
+    """Raise ConfigError for an architecture that is not known here: `config` is that of the model in `path`."""
+    is_own = repository_code.is_allowed(path)
+    if is_own or config.model_type not in KINDS:
+        told = f"{config.model_type}{', which is code of its own repository,' if is_own else ''}"
+        raise ConfigError(f"{where}: the layout of {told} is not known; expected one of {', '.join(KINDS)}")
 
 
 def widths(config: Any) -> Widths:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from bloomery.components.core import artifact
+from bloomery.components.core import artifact, repository_code
 from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import faults
 
@@ -94,8 +94,8 @@ class Made(NamedTuple):
 
 
 def write(path: Path, tensors: Iterable[Made], *, like: Path) -> None:
-    """Write a checkpoint of `tensors`, with config, tokenizer and templates of the checkpoint `like` as far as `path`
-    has none of its own. It is whole once the caller has sealed it.
+    """Write a checkpoint of `tensors`, with config, tokenizer, templates and code of the checkpoint `like` as far as
+    `path` has none of its own. It is whole once the caller has sealed it.
 
     One tensor is made at a time. Raises: ModelError naming a tensor that is not finite.
     """
@@ -108,6 +108,7 @@ def write(path: Path, tensors: Iterable[Made], *, like: Path) -> None:
         if file.name not in (faults.INDEX, artifact.MANIFEST) and not copy.exists():
             copy.parent.mkdir(exist_ok=True)
             shutil.copyfile(file, copy)
+    repository_code.carry(like, path)
     with (path / faults.SINGLE).open("wb") as opened:
         opened.write(_head(made))
         for one in made:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from bloomery.components.core import repository_code
 from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import faults, tensor_files
 
@@ -87,14 +88,13 @@ def _layer(name: str) -> int | None:
 def _loaded(path: Path, held: dict[str, tuple[str, list[int]]]) -> dict[str, Any]:
     """What transformers tells of loading tensors of these dtypes and shapes, none of which takes memory."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-    from transformers.models.auto.auto_factory import _get_model_class
+    from transformers import AutoConfig
     from transformers.utils import logging
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    config = AutoConfig.from_pretrained(path)
-    kind: Any = _get_model_class(config, AutoModelForCausalLM._model_mapping)
+    config = AutoConfig.from_pretrained(path, **repository_code.allowed(path))
+    kind = repository_code.causal_class(path, config)
     if kind.config_class == config.sub_configs.get("text_config"):
         config = config.get_text_config()
     dtypes = {name: getattr(torch, tensor_files.DTYPES.get(stored, "float32")) for name, (stored, _) in held.items()}

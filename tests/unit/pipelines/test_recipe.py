@@ -213,3 +213,54 @@ def test_what_is_dumped_is_read_as_the_same_recipe(name, tmp_path, monkeypatch):
     found = launch.load(name, prepare=False)
     (tmp_path / "again.yaml").write_text(recipe_files.dumped(found), encoding="utf-8")
     assert launch.load(str(tmp_path / "again.yaml"), prepare=False) == found
+
+
+def code(model, revision):
+    return [{"model": model, "revision": revision}]
+
+
+COMMIT, DIGEST = "a" * 40, "b" * 64
+CODE = {
+    "a branch": (code("org/model", "main"), 'revision: found "main"; expected the commit of a hub\'s model (40 hex'),
+    "another commit": (code("org/model", COMMIT), f"org/model: found {COMMIT}, and the recipe takes it at main; give"),
+    "a digest of a hub's model": (code("org/model", DIGEST), f"found {DIGEST}, and the recipe takes it at main"),
+    "a stranger": (code("org/other", COMMIT), "other: no model that the recipe takes from outside; these are org/mod"),
+    "a champion's commit": (code("champion", COMMIT), "champion: give the sha256 over its code, which preflight tells"),
+    "a folder elsewhere": (code("/there", COMMIT), "/there: give the sha256 over the code"),
+}
+
+
+@pytest.mark.parametrize("name", CODE)
+def test_a_consent_to_code_fits_a_model_and_its_revision(write, name):
+    consents, told = CODE[name]
+    with pytest.raises(ConfigError) as caught:
+        recipe.load(write(base_model="/there" if "/there" in told else "org/model", trust_remote_code=consents))
+    assert told in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_consent_to_code_in_a_folder_is_to_the_code_that_is_there(write, tmp_path):
+    (tmp_path / "own").mkdir()
+    with pytest.raises(ConfigError, match="the folder has no code"):
+        recipe.load(write(base_model="own", trust_remote_code=code("./own", DIGEST)))
+    (tmp_path / "own" / "modeling_own.py").write_text("1 / 0")
+    with pytest.raises(ConfigError, match=r"found b{64}, and the code \(\*\.py\) in the folder is") as caught:
+        recipe.load(write(base_model="own", trust_remote_code=code("own", DIGEST)))
+    revision = str(caught.value).rpartition("revision: ")[2].rstrip("`")
+    consents = recipe.load(write(base_model="own", trust_remote_code=code("own", revision))).preflight()
+    assert [(one.model, one.revision) for one in consents.trust_remote_code] == [(str(tmp_path / "own"), revision)]
+
+
+def test_what_a_model_with_code_cannot_pass_is_told_before_it_runs(write):
+    own = {"revision": COMMIT, "trust_remote_code": code("org/model", COMMIT)}
+    reward = [*STAGES[:-1], {"reward_model": TRAINING}, STAGES[-1]]
+    with pytest.raises(ConfigError) as caught:
+        recipe.load(
+            write(**own, stages=reward, quantisation=[{"scheme": "gguf_q8_0"}, {"scheme": "int8_weight_only"}]),
+            ["serving.engine=vllm"],
+        )
+    told = str(caught.value).split("\n")
+    assert [line.partition(": ")[0] for line in told] == ["quantisation", "stages.reward_model", "serving.engine"]
+    assert "gguf_q8_0: llama.cpp knows architectures by name" in told[0]
+    assert recipe.load(write(**own)).trust_remote_code[0].revision == COMMIT
+    with pytest.raises(ConfigError, match="--trust-remote-code would run code that nobody has named"):
+        recipe.load(write(), ["serving.vllm_arguments=[--trust-remote-code]"])

@@ -113,6 +113,7 @@ def test_where_nothing_is_held_out_for_choosing_other_questions_are_asked(base, 
 def test_errors_of_the_measuring_process_keep_their_kind(base, tasks, chats, tmp_path):
     broken = shutil.copytree(base, tmp_path / "broken")
     (broken / "model.safetensors").unlink()
+    artifact.seal(broken, "model/1")
     with pytest.raises(ModelError, match="safetensors"):
         measured_apart(broken, tasks, chats)
     with pytest.raises(ModelError, match="could not be measured"):

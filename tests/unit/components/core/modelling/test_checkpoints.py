@@ -361,14 +361,7 @@ def test_a_single_file_comes_before_an_index_and_a_gguf(copy):
 def test_the_makers_own_form_is_not_fetched_from_a_hub(copy, tmp_path, monkeypatch):
     in_the_makers_form_too(copy)
     with hub.serving(copy) as endpoint:
-        settings = {
-            "HF_HUB_CACHE": str(tmp_path / "hub"),
-            "HF_HUB_OFFLINE": False,
-            "ENDPOINT": endpoint,
-            "HUGGINGFACE_CO_URL_TEMPLATE": f"{endpoint}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
-        }
-        for name, value in settings.items():
-            monkeypatch.setattr(f"huggingface_hub.constants.{name}", value)
+        hub.ask(monkeypatch, endpoint, tmp_path / "hub")
         fetched = checkpoints.named("base_model", "org/model", "main")
     assert weights_in(fetched) == SHARDS
     checkpoints.load(fetched)
