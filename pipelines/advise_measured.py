@@ -13,13 +13,12 @@ from bloomery.components.core.modelling import shapes
 from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.shapes import Shape
 from bloomery.pipelines.advise_decisions import Measured
+from bloomery.pipelines.counted import CHARACTERS_PER_TOKEN
 
 SAMPLE = 500
 """Rows that are tokenised and whose language is told, at most twice as many; all are counted."""
 SPOKEN = 0.05
 """Share of the rows from which a language is one of the data's. A reading aid."""
-CHARACTERS_PER_TOKEN = 4.0
-"""Where the model's tokenizer is not there to be asked: English of most tokenizers."""
 TURNS = ("messages", "conversations", "conversation")
 
 

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from bloomery.components.core import uploads
-from bloomery.components.core.errors import BloomeryError, ConfigError, ModelError, ServiceError
+from bloomery.components.core.errors import ConfigError, ModelError, ServiceError
 from bloomery.components.core.modelling import fixes, generation, likelihood, plan, reshaping, shapes
 from bloomery.components.core.modelling.calibration import CALIBRATION_TOKENS
 from bloomery.components.core.modelling.cards import Card, seconds_of
@@ -21,12 +19,9 @@ from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.components.nas.config import NasConfig
 from bloomery.components.pruning.config import PruningConfig
 from bloomery.pipelines.chain import Stage
+from bloomery.pipelines.counted import of_files
 from bloomery.pipelines.recipe import Recipe
 
-CHARACTERS_PER_TOKEN = 4.0
-"""Where the model's tokenizer is not there to be asked: English of most tokenizers."""
-SAMPLE = 200
-"""Texts by which the model's tokenizer is asked how long its tokens are."""
 READS = {"document/2": "documents", "chat/2": "chats", "preference/3": "preferences"}
 
 
@@ -44,7 +39,7 @@ def of_recipe(
     unknown = sorted(set(tokens) - set(trainings))
     if unknown:
         raise ConfigError(f"--tokens {unknown[0]}: no stage of this name trains; known: {', '.join(trainings)}")
-    counted = _counted(recipe, folder) if set(trainings) - set(tokens) else {}
+    counted = of_files(recipe, folder) if set(trainings) - set(tokens) else {}
     told = []
     surgery: list[dict[str, Any]] = []
     for stage, given, made in _reshaped(recipe, folder, shape):
@@ -75,6 +70,7 @@ def of_recipe(
             "utilisation": utilisation,
             "price_per_hour": price,
         },
+        "order": [stage.name for stage in recipe.stages],
         "stages": told,
         "surgery": surgery,
         "not_planned": {stage.name: _why_not(stage) for stage in recipe.stages if stage.name not in planned},
@@ -250,58 +246,6 @@ def _at_once(recipe: Recipe, shape: Shape) -> tuple[int, int]:
     return max(1, min(likelihood.LOGIT_BYTES // (4 * shape.vocabulary), generation.MAX_BATCH_TOKENS // length)), length
 
 
-def _counted(recipe: Recipe, folder: Path) -> dict[str, tuple[int, float]]:
-    """(rows, tokens of an epoch) of the documents, chats and preferences that the recipe's files hold, as they are."""
-    from bloomery.pipelines.cli_check import own_chats, training_chats
-
-    found: dict[str, tuple[int, float]] = {}
-    with contextlib.suppress(BloomeryError):
-        chats = [_text(messages) for messages, _ in (*training_chats(recipe.tasks), *own_chats(recipe.chats))]
-        found["chats"] = _measured(chats, folder)
-    with contextlib.suppress(BloomeryError):
-        pairs = [str(row) for row in _raw(recipe.preferences)]
-        found["preferences"] = _measured(pairs, folder)
-    size = sum(Path(file).stat().st_size for file in _files(recipe))
-    found["documents"] = (0, size / CHARACTERS_PER_TOKEN)
-    return found
-
-
-def _text(messages: Iterable[Mapping[str, Any]]) -> str:
-    return "\n".join(f"{turn['role']} {turn.get('content') or ''}" for turn in messages)
-
-
-def _raw(sources: Iterable[Any]) -> Iterable[Any]:
-    from bloomery.components.core.data.tables import rows_of
-
-    return (row.value for source in sources for row in rows_of(source) if row.value is not None)
-
-
-def _files(recipe: Recipe) -> list[str]:
-    from bloomery.components.core.data.files import list_files
-    from bloomery.components.data_curation.config import DataCurationConfig
-
-    found: list[str] = []
-    for stage in recipe.stages:
-        for source in stage.config.sources if isinstance(stage.config, DataCurationConfig) else ():
-            if "://" not in source.path:
-                with contextlib.suppress(BloomeryError):
-                    found += list_files(source.path)
-    return found
-
-
-def _measured(texts: list[str], folder: Path) -> tuple[int, float]:
-    """How many texts, and their tokens by those of the first ones."""
-    characters = sum(map(len, texts))
-    sample = list(itertools.islice(texts, 0, None, max(1, len(texts) // SAMPLE)))
-    ratio = CHARACTERS_PER_TOKEN
-    if sample and (folder / "tokenizer.json").is_file():
-        from tokenizers import Tokenizer
-
-        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        ratio = sum(map(len, sample)) / max(1, sum(len(tokenizer.encode(text).ids) for text in sample))
-    return len(texts), characters / ratio
-
-
 def described(told: Mapping[str, Any]) -> str:
     """The plan in words and numbers, for a terminal."""
     model, card = told["model"], told["card"]
@@ -311,10 +255,10 @@ def described(told: Mapping[str, Any]) -> str:
         f"on {card['name']}: {_gigabytes(card['memory_bytes'])}"
         + (f", {card['flops'] / 1e12:,.0f} TFLOP/s at {card['utilisation']:.0%}" if card["flops"] else ""),
     ]
-    for stage in told["stages"]:
-        lines += ["", *_described_stage(stage, card)]
-    for one in told["surgery"]:
-        lines += ["", *_described_surgery(one, card)]
+    parts = {one["stage"]: _described_stage(one, card) for one in told["stages"]}
+    parts |= {one["stage"]: _described_surgery(one, card) for one in told["surgery"]}
+    for name in filter(parts.__contains__, told["order"]):
+        lines += ["", *parts[name]]
     answers = told["answers"]
     lines += [
         "",

@@ -18,7 +18,7 @@ from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import cards, fixes, plan, shapes
 from bloomery.components.core.modelling.cards import Card
 from bloomery.components.core.modelling.training import TrainingConfig
-from bloomery.pipelines import planned
+from bloomery.pipelines import counted, planned
 from bloomery.pipelines.chain import Stage
 from bloomery.pipelines.recipe import Recipe
 from bloomery.pipelines.scaling_constants import (
@@ -155,7 +155,7 @@ def _parts(
 def _of_data(recipe: Recipe, stage: Stage, size: float) -> Part:
     """A step that goes through all text: sources come as they are, documents as they are stored."""
     cores, memory = recipe.resources.room(stage.step, 0)
-    text = size * planned.CHARACTERS_PER_TOKEN
+    text = size * counted.CHARACTERS_PER_TOKEN
     stored = text * STORED.value
     reads_sources = "source/1" in stage.declared.reads.values()
     comes = text if reads_sources else stored
@@ -184,7 +184,7 @@ def _of_tokenising(
     """The text's way into a training: fetched as documents, cut into tokens by a node's cores, while all cards wait."""
     number = one["accelerators"]
     cores, _ = recipe.resources.room(stage.step, min(number, cards.NODE))
-    stored = size * planned.CHARACTERS_PER_TOKEN * STORED.value
+    stored = size * counted.CHARACTERS_PER_TOKEN * STORED.value
     ids = size * (2 if vocabulary <= 2**16 else 4)
     disk = stored + ids
     return Part(
@@ -255,7 +255,7 @@ def described(told: Mapping[str, Any]) -> str:
     price = "" if card["price_per_hour"] is None else f", {card['price_per_hour']:g} an hour"
     used = {row["takes_over"] for row in rows}
     lines = [
-        f"{model['parameters'] / 1e9:.3g} B parameters ({model['kind']}); {planned.CHARACTERS_PER_TOKEN:g} bytes of "
+        f"{model['parameters'] / 1e9:.3g} B parameters ({model['kind']}); {counted.CHARACTERS_PER_TOKEN:g} bytes of "
         f"text a token; {cores or 'no step of data'}; {card['name']}: {card['flops'] / 1e12:,.0f} TFLOP/s at "
         f"{card['utilisation']:.0%}{price}. A time is that of work and copies.",
         "",

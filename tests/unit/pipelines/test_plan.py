@@ -48,6 +48,25 @@ def asked(recipe: Path, *arguments: str) -> dict:
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
+def test_tokens_are_those_of_the_model_s_template(recipe, tiny_model):
+    from bloomery.components.core.data.chats import chat
+    from bloomery.components.core.modelling import checkpoints, templates
+
+    text = recipe.read_text(encoding="utf-8").replace("base_model: ./llama", f"base_model: {tiny_model}")
+    pair = {"prompt": "which?", "chosen": "this one", "rejected": "that"}
+    (recipe.parent / "pairs.jsonl").write_text("\n".join([json.dumps(pair)] * 3), encoding="utf-8")
+    text = text.replace("  - rejection_sampling: {num_samples: 2}\n", "")
+    recipe.write_text(text + "preferences: [{name: own, path: pairs.jsonl}]\n", encoding="utf-8")
+    sft, dpo = asked(recipe)["stages"]
+    tokenizer = checkpoints.load_tokenizer(tiny_model)
+
+    def number(asked_for, said):
+        return sum(len(ids) for ids, _ in templates.trained_rows(tokenizer, chat(asked_for, said)))
+
+    assert sft["tokens"] == 8 * number("q" * 12, "a" * 12)
+    assert dpo["tokens"] == 3 * (number("which?", "this one") + number("which?", "that"))
+
+
 def test_every_training_of_the_recipe_is_planned(recipe):
     told = asked(recipe, "--gpu", "H100", "--price", "3", "--tokens", "dpo=1_000_000")
     assert told["model"]["parameters"] == 8_030_261_248
