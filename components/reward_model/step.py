@@ -31,8 +31,9 @@ def run(
 ) -> dict[str, float]:
     """Put a head of one number on `base_model`, train both to score the chosen answers of `preferences` above the
     rejected ones, or answers as they are scored there, and write `reward_model`, whose scores have mean 0 and standard
-    deviation 1 over the held-out answers (over the trained ones where none is held out). They are tokenised once, to
-    disk, and stand in memory neither as texts nor as tokens.
+    deviation 1 over the held-out answers (over the trained ones where none is held out).
+
+    Chats are tokenised once, to disk, and stand in memory neither as texts nor as tokens.
 
     Returns: reward_model/pairs (trained on; of scored answers /answers), /held_out, /too_long, /too_long_fraction,
              /dropped_<reason> (see `pair_of` and `scored_answer_of`), /loss (nats per pair; of scores their squared

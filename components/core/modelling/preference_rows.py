@@ -113,9 +113,7 @@ def _encoded(preferences: Path, read: Read, config: PreferenceConfig, where: str
     yield from map_ordered(made, (batch.to_pylist() for batch in batches))
 
 
-def _made(
-    read: Read, config: PreferenceConfig, where: str, called: str, rows: Sequence[Mapping[str, Any]]
-) -> Encoded:
+def _made(read: Read, config: PreferenceConfig, where: str, called: str, rows: Sequence[Mapping[str, Any]]) -> Encoded:
     """The tokens of some rows, three rows of them each, and what is counted of them."""
     parts: list[list[int]] = []
     fates: list[int] = []
