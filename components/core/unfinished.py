@@ -3,7 +3,8 @@
 The key is a digest of code, config and inputs, so only the very same work finds it; what is kept goes when the result
 is there. With a store on a disk it lies there. With one on an object store it lies in a folder of this machine, from
 which `keep` copies it while the step goes on, and into which it comes back when the same work is begun on another.
-Where several machines train together, each has written a part of a folder: `keep_part` copies those of the others,
+Folders are of kinds, by what stands before the last hyphen of their names, and the newest of each kind is gone on from.
+Where several machines train together, each has written a part of a checkpoint: `keep_part` copies those of the others,
 before the first keeps its own, and each begins again with all of them.
 """
 
@@ -25,6 +26,8 @@ from bloomery.components.core.errors import BloomeryError, ServiceError
 logger = logging.getLogger(__name__)
 
 CONTENT = "content"
+CHECKPOINT = "checkpoint"
+"""The kind of folders of which each machine writes a part; of others the first writes all."""
 OTHER = ".node-"
 """Between the name of a folder and the number of the machine, in the name of a part."""
 
@@ -54,10 +57,10 @@ def current() -> Place | None:
 
 
 def keep(folders: Sequence[Path]) -> None:
-    """Let these folders of `place()`, which are whole and change no more, and none but them, be what the same work goes
-    on from. They are copied to an object store in a thread, after those of an earlier call, for which this one waits:
-    then those may go, and these have to stay until `settle`. Where the store does not take them, this is told, and the
-    work goes on: it has the older ones."""
+    """Let these folders of `place()`, of one kind, which are whole and change no more, and none but them of their kind,
+    be what the same work goes on from. They are copied to an object store in a thread, after those of an earlier call,
+    for which this one waits: then those may go, and these have to stay until `settle`. Where the store does not take
+    them, this is told, and the work goes on: it has the older ones."""
     here = _place.get()
     if here is None or here.uri is None:
         return
@@ -81,7 +84,7 @@ def settle() -> None:
 
 def _copy(uri: str, folders: Sequence[Path]) -> None:
     try:
-        there = set(trees.names(uri))
+        there = {name for name in trees.names(uri) if _kind(name) == _kind(folders[0].name)}
         parts = {part for folder in folders for part in _parts(folder.name)}
         if lacking := parts - there:
             raise ServiceError(f"{', '.join(sorted(lacking))} was not kept")
@@ -110,7 +113,13 @@ def keep_part(folder: Path) -> None:
 
 def _parts(name: str) -> list[str]:
     """Names of what the other machines keep of a folder."""
-    return [f"{name}{OTHER}{rank}" for rank in range(1, nodes.here().count)]
+    count = nodes.here().count if _kind(name) == CHECKPOINT else 1
+    return [f"{name}{OTHER}{rank}" for rank in range(1, count)]
+
+
+def _kind(name: str) -> str:
+    """Of a folder, or of a part of one."""
+    return name.partition(OTHER)[0].rpartition("-")[0]
 
 
 @contextlib.contextmanager
@@ -123,17 +132,18 @@ def kept_in(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def kept_at(uri: str) -> Iterator[None]:
-    """Give the step that runs inside a folder with what an object store keeps for it at `uri`, the newest of it. It
-    stays there until somebody deletes it who has put the result in its place.
+    """Give the step that runs inside a folder with what an object store keeps for it at `uri`, the newest of each kind.
+    It stays there until somebody deletes it who has put the result in its place.
 
     Raises: ConfigError what the store refuses, ServiceError if it does not answer.
     """
     with tempfile.TemporaryDirectory(prefix="bloomery-") as name:
         folder = Path(name)
+        fetched: set[str] = set()
         for found in reversed([name for name in trees.names(uri) if OTHER not in name]):
-            if _fetched(uri, found, folder):
+            if _kind(found) not in fetched and _fetched(uri, found, folder):
                 logger.info("%s of an earlier attempt was fetched", found)
-                break
+                fetched.add(_kind(found))
         with lying_in(Place(folder, uri)):
             yield
 

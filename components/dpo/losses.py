@@ -16,31 +16,34 @@ from typing import Any
 
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling.context import positions
+from bloomery.components.core.modelling.lazy import Lazily
 from bloomery.components.core.modelling.likelihood import log_likelihoods
 from bloomery.components.core.modelling.preference_pairs import Pair
+from bloomery.components.dpo import kept_likelihoods
 from bloomery.components.dpo.config import DpoConfig
 
 Answer = tuple[list[int], list[int]]
 """Token ids of a prompt and of an answer to it."""
 
+Rows = Sequence[dict[str, Any]]
+"""As a trainer takes them, made as they are asked for."""
 
-Rows = list[dict[str, Any]]
-"""As a trainer takes them."""
 
-
-def prepared(config: DpoConfig, network: Any, pairs: list[Pair]) -> tuple[tuple[type, type], Rows, dict[str, Any]]:
+def prepared(config: DpoConfig, network: Any, pairs: Sequence[Pair]) -> tuple[tuple[type, type], Rows, dict[str, Any]]:
     """((trainer, class of its arguments), rows, keyword arguments) for `config.loss` on `pairs`; `network` is the model
-    as it is before training, and so the reference.
+    as it is before training, and so the reference, whose log-likelihoods are kept for a step that is begun again.
 
     Raises: DataError if the loss is `kto` and there are only good answers, or only bad ones.
     """
     import trl
 
+    shared = {"beta": config.beta, "precompute_ref_log_probs": True, "remove_unused_columns": False}
+    if config.loss == "kto":
+        shared |= {"loss_type": "kto", **_weights(*(len(_numbers(pairs, side)) for side in (0, 1)))}
     with arithmetic(config):
         rows = single_rows(config, network, pairs) if config.loss == "kto" else pair_rows(network, pairs)
-    shared = {"beta": config.beta, "precompute_ref_log_probs": True}
     if config.loss == "kto":
-        return (on_tokens(trl.KTOTrainer), trl.KTOConfig), rows, {**shared, "loss_type": "kto", **_weights(rows)}
+        return (on_tokens(trl.KTOTrainer), trl.KTOConfig), rows, shared
     terms = {"simpo": _simpo, "orpo": _orpo}
     term = terms[config.loss](config) if config.loss in terms else None
     losses = {} if term else {config.loss: 1.0}
@@ -57,62 +60,85 @@ def arithmetic(config: DpoConfig) -> Any:
     return torch.autocast("cuda", torch.bfloat16, enabled=torch.cuda.is_available() and config.precision != "fp32")
 
 
-def nats(network: Any, answers: Sequence[Answer]) -> list[float]:
-    """Log-likelihood in nats of each answer, its end included, given its prompt."""
-    marks = [[False] * len(prompt) + [True] * len(answer) for prompt, answer in answers]
-    return [total for total, _ in log_likelihoods(network, [prompt + answer for prompt, answer in answers], marks)]
+def nats(network: Any, answers: Sequence[Answer], name: str = "") -> list[float]:
+    """Log-likelihood in nats of each answer, its end included, given its prompt; with a `name` kept under it, as
+    `kept_likelihoods` does."""
+
+    def marks(at: int) -> list[bool]:
+        prompt, answer = answers[at]
+        return [False] * len(prompt) + [True] * len(answer)
+
+    rows = Lazily(lambda at: [token for part in answers[at] for token in part], len(answers))
+    scored = Lazily(marks, len(answers))
+    if name:
+        return kept_likelihoods.nats(network, rows, scored, name)
+    return [total for total, _ in log_likelihoods(network, rows, scored)]
 
 
-def pair_rows(network: Any, pairs: list[Pair]) -> Rows:
+def answer(pairs: Sequence[Pair], number: int) -> Answer:
+    """An answer, with its prompt, by its number: of pair n the chosen one is 2 n, the rejected one 2 n + 1."""
+    pair = pairs[number // 2]
+    return pair.prompt, pair.rejected if number % 2 else pair.chosen
+
+
+def pair_rows(network: Any, pairs: Sequence[Pair]) -> Rows:
     """Pairs as TRL's DPOTrainer takes them."""
-    found = nats(network, [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)])
-    return [
-        {
+    found = nats(network, Lazily(lambda at: answer(pairs, at), 2 * len(pairs)), "reference")
+
+    def row(at: int) -> dict[str, Any]:
+        pair = pairs[at]
+        return {
             "prompt_ids": pair.prompt,
             "chosen_ids": pair.chosen,
             "rejected_ids": pair.rejected,
-            "ref_chosen_logps": chosen,
-            "ref_rejected_logps": rejected,
+            "ref_chosen_logps": found[2 * at],
+            "ref_rejected_logps": found[2 * at + 1],
         }
-        for pair, chosen, rejected in zip(pairs, found[::2], found[1::2], strict=True)
-    ]
+
+    return Lazily(row, len(pairs))
 
 
-def single_rows(config: DpoConfig, network: Any, pairs: list[Pair]) -> Rows:
+def single_rows(config: DpoConfig, network: Any, pairs: Sequence[Pair]) -> Rows:
     """Answers with a label as TRL's KTOTrainer takes them, shuffled by the seed, each with the answer of the row before
     it, of which the divergence is estimated (KTO, section 4.1).
 
     Such an answer is cut to what of it fits behind the other prompt in `max_length` tokens, or the positions that the
     model knows.
     """
-    answers = [(pair.prompt, pair.chosen, True) for pair in pairs if pair.chosen]
-    answers += [(pair.prompt, pair.rejected, False) for pair in pairs if pair.rejected]
-    random.Random(config.seed).shuffle(answers)
+    numbers = [*_numbers(pairs, 0), *_numbers(pairs, 1)]
+    random.Random(config.seed).shuffle(numbers)
     most = int(min(config.max_length, positions(network.config)))
-    others = [
-        (prompt, other[: most - len(prompt)])
-        for (prompt, _, _), (_, other, _) in zip(answers, [answers[-1], *answers[:-1]], strict=True)
-    ]
-    own = nats(network, [(prompt, answer) for prompt, answer, _ in answers])
-    return [
-        {
+
+    def other(at: int) -> Answer:
+        prompt, _ = answer(pairs, numbers[at])
+        _, before = answer(pairs, numbers[at - 1])
+        return prompt, before[: most - len(prompt)]
+
+    others = Lazily(other, len(numbers))
+    own_nats = nats(network, Lazily(lambda at: answer(pairs, numbers[at]), len(numbers)), "reference")
+    other_nats = nats(network, others, "reference_of_others")
+
+    def row(at: int) -> dict[str, Any]:
+        prompt, own = answer(pairs, numbers[at])
+        return {
             "prompt_ids": prompt,
-            "completion_ids": answer,
-            "label": label,
-            "KL_completion_ids": other,
-            "ref_logps": of_answer,
-            "ref_KL_logps": of_other,
+            "completion_ids": own,
+            "label": numbers[at] % 2 == 0,
+            "KL_completion_ids": others[at][1],
+            "ref_logps": own_nats[at],
+            "ref_KL_logps": other_nats[at],
         }
-        for (prompt, answer, label), (_, other), of_answer, of_other in zip(
-            answers, others, own, nats(network, others), strict=True
-        )
-    ]
+
+    return Lazily(row, len(numbers))
 
 
-def _weights(rows: Rows) -> dict[str, float]:
-    """Weights of good and bad answers with which both sides weigh the same: arXiv 2402.01306, equation 8."""
-    good = sum(row["label"] for row in rows)
-    bad = len(rows) - good
+def _numbers(pairs: Sequence[Pair], side: int) -> list[int]:
+    """The numbers, as `answer` has them, of the answers of one side that are there: 0 the chosen, 1 the rejected."""
+    return [2 * at + side for at in range(len(pairs)) if answer(pairs, 2 * at + side)[1]]
+
+
+def _weights(good: int, bad: int) -> dict[str, float]:
+    """Weights of so many good and bad answers with which both sides weigh the same: arXiv 2402.01306, equation 8."""
     if not good or not bad:
         raise DataError(
             f"dpo: loss: kto found {good} good and {bad} bad answers to train on, and learns from what tells them "

@@ -10,9 +10,10 @@ from typing import Any
 
 from bloomery.components.core.modelling import guards
 from bloomery.components.core.modelling.guards import WINDOW
+from bloomery.components.core.modelling.lazy import Lazily
 from bloomery.components.core.modelling.preference_pairs import Pair
 from bloomery.components.dpo.config import DpoConfig
-from bloomery.components.dpo.losses import nats
+from bloomery.components.dpo.losses import answer, nats
 
 logger = logging.getLogger(__name__)
 
@@ -20,15 +21,17 @@ Likelihoods = list[tuple[float | None, float | None]]
 """(chosen, rejected) log-likelihoods in nats of the answers to each prompt, ends included; None: there is none."""
 
 
-def answer_likelihoods(network: Any, pairs: list[Pair]) -> Likelihoods:
-    """The log-likelihoods of the answers of `pairs` under `network`, given their prompts."""
-    sides = [(pair.prompt, answer) for pair in pairs for answer in (pair.chosen, pair.rejected)]
-    found = iter(nats(network, [side for side in sides if side[1]]))
-    told = [next(found) if answer else None for _, answer in sides]
+def answer_likelihoods(network: Any, pairs: Sequence[Pair], name: str = "") -> Likelihoods:
+    """The log-likelihoods of the answers of `pairs` under `network`, given their prompts; `name` as in `nats`."""
+    numbers = [number for number in range(2 * len(pairs)) if answer(pairs, number)[1]]
+    found = nats(network, Lazily(lambda at: answer(pairs, numbers[at]), len(numbers)), name)
+    told: list[float | None] = [None] * (2 * len(pairs))
+    for number, value in zip(numbers, found, strict=True):
+        told[number] = value
     return list(zip(told[::2], told[1::2], strict=True))
 
 
-def compared(pairs: list[Pair], before: Likelihoods, after: Likelihoods) -> dict[str, float]:
+def compared(pairs: Sequence[Pair], before: Likelihoods, after: Likelihoods) -> dict[str, float]:
     """What changed on `pairs`; for what there is no answer, no measure.
 
     chosen, rejected (mean log-likelihood of such answers, in nats), margin (difference of the two), accuracy (share of
@@ -45,9 +48,9 @@ def compared(pairs: list[Pair], before: Likelihoods, after: Likelihoods) -> dict
         told |= {f"{key}_{name}": value for key, value in measured.items()}
     lengths, changes, is_chosen = [], [], []
     for pair, old, new in zip(pairs, before, after, strict=True):
-        for side, answer in enumerate((pair.chosen, pair.rejected)):
-            if answer:
-                lengths.append(len(answer))
+        for side, own in enumerate((pair.chosen, pair.rejected)):
+            if own:
+                lengths.append(len(own))
                 changes.append(new[side] - old[side])  # type: ignore[operator]
                 is_chosen.append(side == 0)
     chosen = [(change, length) for change, length, good in zip(changes, lengths, is_chosen, strict=True) if good]

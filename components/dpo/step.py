@@ -9,7 +9,7 @@ from typing import Annotated
 from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
-from bloomery.components.core.modelling import adapters, checkpoints, training
+from bloomery.components.core.modelling import adapters, checkpoints, lazy, training
 from bloomery.components.core.modelling.preference_rows import check_readable, usable_pairs
 from bloomery.components.dpo import losses, measures
 from bloomery.components.dpo.config import DpoConfig
@@ -28,7 +28,8 @@ def run(
     """Optimise `base_model` on `preferences`, with itself as the reference, and write `model`.
 
     With fewer than two prompts there is nothing to learn from: the model is passed on as it is, with a warning. The
-    reference is read once, before the first step, and takes no second copy of the weights.
+    pairs are tokenised once, to disk, and stand in memory neither as texts nor as tokens. The reference is read once,
+    before the first step, and takes no second copy of the weights; what was found of it outlives a kill.
     Returns: dpo/pairs (trained on), dpo/held_out, dpo/trained_tokens (of the answers of one epoch),
              dpo/too_long (pairs of more than max_length tokens),
              dpo/too_long_fraction, dpo/dropped_<reason> (pairs left out before training, see `pair_of`), dpo/loss
@@ -40,32 +41,30 @@ def run(
              ConfigError if a pair is longer than the positions that the model knows; DivergedError before a non-finite
              step is taken.
     """
-    from datasets import Dataset
     from transformers import set_seed
 
-    rows = artifact.read_table(preferences, "preference/3").to_pylist()
-    if not rows:
+    if not artifact.read_manifest(preferences, "preference/3").rows:
         return _passed_on(base_model, model, {})
     set_seed(config.seed)
     network, tokenizer = training.load(config, base_model)
     checkpoints.check_template(tokenizer, base_model)
-    kept, held_out, told = usable_pairs(tokenizer, rows, config, "dpo")
-    check_readable(network, tokenizer, (*kept, *held_out), "dpo")
-    if not kept:
-        return _passed_on(base_model, model, {**told, "held_out": float(len(held_out))})
-    before = measures.answer_likelihoods(network, held_out)
-    kind, prepared, settings = losses.prepared(config, network, kept)
-    trainer = training.train(
-        config,
-        kind,
-        network,
-        tokenizer,
-        Dataset.from_list(prepared),
-        callbacks=[measures.alarm(config)],
-        **settings,
-    )
-    network = adapters.merged(trainer.model, model).eval()
-    changed = measures.compared(held_out, before, measures.answer_likelihoods(network, held_out))
+    with usable_pairs(tokenizer, preferences, config, "dpo") as (kept, held_out, told):
+        check_readable(network, tokenizer, (kept, held_out), "dpo")
+        if not kept:
+            return _passed_on(base_model, model, {**told, "held_out": float(len(held_out))})
+        before = measures.answer_likelihoods(network, held_out, "held_out")
+        kind, prepared, settings = losses.prepared(config, network, kept)
+        trainer = training.train(
+            config,
+            kind,
+            network,
+            tokenizer,
+            lazy.dataset(prepared),
+            callbacks=[measures.alarm(config)],
+            **settings,
+        )
+        network = adapters.merged(trainer.model, model).eval()
+        changed = measures.compared(held_out, before, measures.answer_likelihoods(network, held_out))
     measures.warn(config, changed)
     checkpoints.save(model, network, tokenizer, like=base_model)
     first = [name for name in ("accuracy_before", "accuracy_after") if name in changed]
@@ -73,7 +72,7 @@ def run(
         "dpo/pairs": float(len(kept)),
         **_named({name: changed[name] for name in first}),  # which the line of progress tells
         "dpo/held_out": float(len(held_out)),
-        "dpo/trained_tokens": float(sum(len(pair.chosen) + len(pair.rejected) for pair in kept)),
+        "dpo/trained_tokens": float(kept.lengths_N3[:, 1:].sum()),
         "dpo/loss": training.final_loss(trainer.state.log_history),
         **_named(changed),
         **_named(told),

@@ -31,7 +31,7 @@ def of_scores(found: Sequence[float], answers: Sequence[Answer]) -> dict[str, fl
     and accuracy_by_length. Nothing of answers whose scores are all the same."""
     from scipy.stats import kendalltau, spearmanr
 
-    given, lengths = [answer.score for answer in answers], [float(answer.answer_length) for answer in answers]
+    given, lengths = [answer.score for answer in answers], [float(answer.length) for answer in answers]
     if len(set(given)) < 2:
         return {}
     by_length = abs(spearmanr(lengths, given).statistic) if len(set(lengths)) > 1 else 0.0
@@ -51,7 +51,7 @@ def of_scores(found: Sequence[float], answers: Sequence[Answer]) -> dict[str, fl
     ):
         if sign := (first.score > second.score) - (first.score < second.score):
             margins.append(sign * (one - other))
-            longer.append(float(sign * (first.answer_length - second.answer_length)))
+            longer.append(float(sign * (first.length - second.length)))
     if margins:
         pairs = of_pairs(margins, longer)
         told |= {name: pairs[name] for name in ("accuracy", "accuracy_by_length")}

@@ -2,83 +2,81 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+import contextlib
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from bloomery.components.core.data.chats import identity, said
+from bloomery.components.core import artifact
+from bloomery.components.core.data.chats import identity
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import templates
-from bloomery.components.core.modelling.preference_pairs import chat_tokens
-from bloomery.components.core.modelling.preference_rows import divided, dropped
-from bloomery.components.core.modelling.proof import EndInsideError
+from bloomery.components.core.modelling.lazy import Lazily
+from bloomery.components.core.modelling.preference_pairs import scored_answer_of
+from bloomery.components.core.modelling.preference_rows import ROWS_AT_ONCE, Pairs, Usable, divided, dropped
+from bloomery.components.core.records import content_id
 from bloomery.components.reward_model.config import RewardModelConfig
 
 
-@dataclass(frozen=True)
-class Answer:
-    """Token ids of a chat to the end of its answer, how long the answer is and what it is worth."""
+class Answer(NamedTuple):
+    """What a found score is held against."""
 
-    ids: list[int]
-    answer_length: int
+    length: int
+    """Tokens of the answer."""
     score: float
     asked: str
     """What it answers: equal for equal prompts alone."""
 
-    @property
-    def length(self) -> int:
-        """Tokens of the chat, which `max_length` bounds."""
-        return len(self.ids)
 
-    @property
-    def chats(self) -> list[list[int]]:
-        """The one chat that is scored, as pairs have two."""
-        return [self.ids]
-
-    def shortened(self, max_length: int) -> Answer | None:
-        """With the end of its prompt that fits; None if no token of it does."""
-        return replace(self, ids=self.ids[-max_length:]) if self.answer_length < max_length else None
-
-
-def usable(
-    tokenizer: Any, rows: Sequence[Mapping[str, Any]], config: RewardModelConfig
-) -> tuple[list[Answer], list[Answer], dict[str, float]]:
-    """The scored answers among `rows`, preference/3, as `divided` has it; why one is none, `read` says.
+@contextlib.contextmanager
+def usable(tokenizer: Any, preferences: Path, config: RewardModelConfig) -> Iterator[Usable]:
+    """The scored answers of `preferences`, as `divided` has it, each in the place of a chosen one; why one is none,
+    `scored_answer_of` says.
 
     Raises: as `divided`, and DataError if the scores that are left to learn from are fewer than two or all the same.
     """
-    kept, held_out, told = divided(rows, partial(read, tokenizer), config, "reward_model", "scored answer")
-    if len({answer.score for answer in kept}) < 2:
-        raise DataError(
-            f"reward_model: of {len(rows)} scored answers no two with different scores are left to learn from "
-            f"({dropped(told)}; {len(held_out)} held out); an answer must fit in "
-            f"reward_model.max_length = {config.max_length} tokens with its prompt"
-        )
-    return kept, held_out, told
+    read = partial(scored_answer_of, tokenizer)
+    with divided(tokenizer, preferences, read, config, "reward_model", "scored answer") as (kept, held_out, told):
+        if len(set(given(preferences, kept))) < 2:
+            raise DataError(
+                f"reward_model: of {kept.tokens.counts['read']} scored answers no two with different scores are left "
+                f"to learn from ({dropped(told)}; {len(held_out)} held out); an answer must fit in "
+                f"reward_model.max_length = {config.max_length} tokens with its prompt"
+            )
+        yield kept, held_out, told
 
 
-def read(tokenizer: Any, row: Mapping[str, Any]) -> tuple[Answer | None, str]:
-    """(the answer of a scored row of preference/3, ""), or (None, why it teaches nothing): `empty` (it is only blanks),
-    `end_inside` (it says what ends a turn)."""
-    if not any(said(turn).strip() for turn in row["chosen"]):
-        return None, "empty"
-    try:
-        ids = chat_tokens(tokenizer, row["messages"] + row["chosen"], row["tools"])
-    except EndInsideError:
-        return None, "end_inside"
-    asked = len(templates.prompt_tokens(tokenizer, row["messages"], row["tools"]))
-    return Answer(ids, len(ids) - asked, row["score"], identity(row["messages"], row["tools"])), ""
+def given(preferences: Path, answers: Pairs) -> list[float]:
+    """The scores of some answers of `preferences`."""
+    column = artifact.Shards(preferences, "preference/3").column("score")
+    return column.to_numpy()[answers.numbers_N].tolist()
 
 
-def prepared(answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def described(preferences: Path, answers: Pairs) -> list[Answer]:
+    """What the scores that are found of some answers of `preferences` are held against."""
+    wanted = set(answers.numbers_N.tolist())
+    asked = []
+    number = 0
+    for batch in artifact.Shards(preferences, "preference/3").batches(ROWS_AT_ONCE, ["messages", "tools"]):
+        for row in batch.to_pylist():
+            if number in wanted:
+                asked.append(content_id(identity(row["messages"], row["tools"])))
+            number += 1
+    lengths = answers.lengths_N3[:, 1].tolist()
+    return list(map(Answer, lengths, given(preferences, answers), asked))
+
+
+def prepared(answers: Pairs, scores: Sequence[float]) -> Sequence[dict[str, Any]]:
     """The rows that the trainer takes, with scores of mean 0 and standard deviation 1, so that a rate of learning means
     the same in any unit."""
     from statistics import fmean, pstdev
 
-    scores = [answer.score for answer in answers]
     mean, deviation = fmean(scores), pstdev(scores)
-    return [{"chosen_ids": answer.ids, "score": (answer.score - mean) / deviation} for answer in answers]
+
+    def row(at: int) -> dict[str, Any]:
+        return {"chosen_ids": answers[at].chats[0], "score": (scores[at] - mean) / deviation}
+
+    return Lazily(row, len(answers))
 
 
 def trainer_of(trainer: type, pad: int) -> tuple[type, Any]:
@@ -87,12 +85,6 @@ def trainer_of(trainer: type, pad: int) -> tuple[type, Any]:
     import torch
 
     class Regression(trainer):  # type: ignore[misc]
-        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
-            return dataset
-
-        def _set_signature_columns_if_needed(self) -> None:
-            self._signature_columns = ["chosen_ids", "score"]
-
         def compute_loss(self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
             wanted_B = inputs.pop("score")
             outputs = model(**inputs, use_cache=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,12 +12,13 @@ from bloomery.components.core import artifact
 from bloomery.components.core.artifact import Reads, Writes
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import adapters, checkpoints, reward_models, training
-from bloomery.components.core.modelling.preference_pairs import Pair
-from bloomery.components.core.modelling.preference_rows import check_readable, dropped, usable_pairs
+from bloomery.components.core.modelling import adapters, checkpoints, lazy, reward_models, training
+from bloomery.components.core.modelling.lazy import Lazily
+from bloomery.components.core.modelling.preference_rows import Pairs, Usable, check_readable, dropped, usable_pairs
 from bloomery.components.core.modelling.reward_models import RewardModel
 from bloomery.components.reward_model import measures, scores
 from bloomery.components.reward_model.config import RewardModelConfig
+from bloomery.components.reward_model.scores import Answer
 
 
 @declare(accelerator="all")
@@ -31,8 +33,10 @@ def run(
     rejected ones, or answers as they are scored there, and write `reward_model`, whose scores have mean 0 and standard
     deviation 1 over the held-out answers (over the trained ones where none is held out).
 
+    Chats are tokenised once, to disk, and stand in memory neither as texts nor as tokens.
+
     Returns: reward_model/pairs (trained on; of scored answers /answers), /held_out, /too_long, /too_long_fraction,
-             /dropped_<reason> (see `pair_of` and `scores.read`), /loss (nats per pair; of scores their squared
+             /dropped_<reason> (see `pair_of` and `scored_answer_of`), /loss (nats per pair; of scores their squared
              error, in units of their variance); and of what is held out /accuracy (share of pairs with the better
              answer scored higher), /accuracy_by_length (what preferring the longer answer, or the shorter one, would
              reach) and /length_correlation (of the difference of scores with that of lengths in tokens, within pairs;
@@ -43,88 +47,108 @@ def run(
              longer than the positions that the model knows; ModelError if transformers has no such head for the
              architecture; DivergedError before a non-finite step is taken.
     """
-    from datasets import Dataset
     from transformers import set_seed
     from trl import RewardConfig as Arguments
     from trl import RewardTrainer
 
-    rows = artifact.read_table(preferences, "preference/3").to_pylist()
-    is_scored = _are_scored(rows)
+    is_scored = _are_scored(preferences)
     set_seed(config.seed)  # of the new head
     checkpoints.check(base_model, to_train=True)
     network, tokenizer = reward_models.load(base_model, dtype=training.weights_dtype(config, base_model))
     checkpoints.check_template(tokenizer, base_model)
-    kept, held_out, told = _usable(tokenizer, rows, config, is_scored)
-    check_readable(network, tokenizer, (*kept, *held_out), "reward_model")
-    kind: type = RewardTrainer
+    kind = _on_tokens(RewardTrainer)
     collator: Any = None
     settings: dict[str, Any] = {"center_rewards_coefficient": config.center or None}
     if is_scored:
-        kind, collator = scores.trainer_of(RewardTrainer, tokenizer.pad_token_id)
+        kind, collator = scores.trainer_of(kind, tokenizer.pad_token_id)
         settings = {}
-    trainer = training.train(
-        config,
-        (kind, Arguments),
-        network,
-        tokenizer,
-        Dataset.from_list(scores.prepared(kept) if is_scored else _prepared(kept)),
-        collator=collator,
-        **settings,
-    )
-    model = RewardModel(adapters.merged(trainer.model).eval(), tokenizer)
-    raw = model.raw_scores([ids for one in held_out or kept for ids in one.chats])
-    model.mean = sum(raw) / len(raw)
-    model.deviation = math.sqrt(sum((score - model.mean) ** 2 for score in raw) / len(raw)) or 1.0
-    model.save(reward_model, like=base_model)
+    with _usable(tokenizer, preferences, config, is_scored) as (kept, held_out, told):
+        check_readable(network, tokenizer, (kept, held_out), "reward_model")
+        trainer = training.train(
+            config,
+            (kind, Arguments),
+            network,
+            tokenizer,
+            lazy.dataset(scores.prepared(kept, scores.given(preferences, kept)) if is_scored else _prepared(kept)),
+            collator=collator,
+            remove_unused_columns=False,
+            **settings,
+        )
+        model = RewardModel(adapters.merged(trainer.model).eval(), tokenizer)
+        raw = model.raw_scores(_chats(held_out if held_out else kept, 1 if is_scored else 2))
+        model.mean = sum(raw) / len(raw)
+        model.deviation = math.sqrt(sum((score - model.mean) ** 2 for score in raw) / len(raw)) or 1.0
+        model.save(reward_model, like=base_model)
+        measured = _measured(raw, held_out, scores.described(preferences, held_out) if is_scored else None)
     metrics = {
         **told,
         "answers" if is_scored else "pairs": float(len(kept)),
         "held_out": float(len(held_out)),
         "loss": training.final_loss(trainer.state.log_history),
-        **(_measured(raw, held_out, is_scored) if held_out else {}),
+        **measured,
     }
     return {f"reward_model/{name}": value for name, value in metrics.items()}
 
 
-def _are_scored(rows: Sequence[dict[str, Any]]) -> bool:
+def _are_scored(preferences: Path) -> bool:
     """Whether the rows are scored answers, and not pairs. Raises: DataError if they are both."""
-    num_scored = sum(row["score"] is not None for row in rows)
-    if 0 < num_scored < len(rows):
+    column = artifact.Shards(preferences, "preference/3").column("score")
+    if 0 < column.null_count < len(column):
         raise DataError(
-            f"reward_model: found {len(rows) - num_scored} pairs and {num_scored} scored answers, and it learns from "
-            "one of them; leave the files of the others out of `preferences`"
+            f"reward_model: found {column.null_count} pairs and {len(column) - column.null_count} scored answers, and "
+            "it learns from one of them; leave the files of the others out of `preferences`"
         )
-    return num_scored > 0
+    return column.null_count < len(column)
 
 
-def _usable(
-    tokenizer: Any, rows: Sequence[dict[str, Any]], config: RewardModelConfig, is_scored: bool
-) -> tuple[list[Any], list[Any], dict[str, float]]:
-    """(pairs or scored answers to train on, those held out, what is told of the others). Raises: DataError if none is
-    left to train on."""
+@contextlib.contextmanager
+def _usable(tokenizer: Any, preferences: Path, config: RewardModelConfig, is_scored: bool) -> Iterator[Usable]:
+    """The pairs or scored answers of `preferences`, as `usable_pairs` has it. Raises: DataError if none is left to
+    train on."""
     if is_scored:
-        return scores.usable(tokenizer, rows, config)
-    kept, held_out, told = usable_pairs(tokenizer, rows, config, "reward_model")
-    if not kept:
-        raise DataError(
-            f"reward_model: of {len(rows)} preference pairs none is left to learn from ({dropped(told)}; "
-            f"{len(held_out)} held out); give it pairs of more prompts"
-        )
-    return kept, held_out, told
+        with scores.usable(tokenizer, preferences, config) as found:
+            yield found
+        return
+    with usable_pairs(tokenizer, preferences, config, "reward_model") as (kept, held_out, told):
+        if not kept:
+            raise DataError(
+                f"reward_model: of {kept.tokens.counts['read']} preference pairs none is left to learn from "
+                f"({dropped(told)}; {len(held_out)} held out); give it pairs of more prompts"
+            )
+        yield kept, held_out, told
 
 
-def _prepared(pairs: Sequence[Pair]) -> list[dict[str, list[int]]]:
+def _on_tokens(trainer: type) -> type:
+    """TRL's reward `trainer` for rows that are tokens already."""
+
+    class OnTokens(trainer):  # type: ignore[misc]
+        def _prepare_dataset(self, dataset: Any, *_: Any) -> Any:
+            return dataset
+
+    return OnTokens
+
+
+def _prepared(pairs: Pairs) -> Sequence[dict[str, list[int]]]:
     """The rows that TRL's trainer takes."""
-    return [dict(zip(("chosen_ids", "rejected_ids"), pair.chats, strict=True)) for pair in pairs]
+    return Lazily(lambda at: dict(zip(("chosen_ids", "rejected_ids"), pairs[at].chats, strict=True)), len(pairs))
 
 
-def _measured(raw: Sequence[float], held_out: Sequence[Any], is_scored: bool) -> dict[str, float]:
-    """What is told of the held-out pairs or answers, whose scores are `raw`."""
-    if is_scored:
-        told = measures.of_scores(raw, held_out)
+def _chats(pairs: Pairs, count: int) -> Sequence[list[int]]:
+    """The first `count` chats of each pair: of scored answers there is one."""
+    return Lazily(lambda at: pairs[at // count].chats[at % count], count * len(pairs))
+
+
+def _measured(raw: Sequence[float], held_out: Pairs, answers: Sequence[Answer] | None) -> dict[str, float]:
+    """What is told of the held-out pairs, or of the held-out scored `answers`, whose scores are `raw`; nothing where
+    none is held out."""
+    if not held_out:
+        return {}
+    if answers is not None:
+        told = measures.of_scores(raw, answers)
     else:
         margins = [chosen - rejected for chosen, rejected in zip(raw[::2], raw[1::2], strict=True)]
-        told = measures.of_pairs(margins, [float(len(one.chosen) - len(one.rejected)) for one in held_out])
+        longer = (held_out.lengths_N3[:, 1] - held_out.lengths_N3[:, 2]).astype(float).tolist()
+        told = measures.of_pairs(margins, longer)
     if told:
         measures.warn(told)
     return told

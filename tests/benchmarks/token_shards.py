@@ -1,11 +1,12 @@
-"""Memory of `cpt` by the size of its corpus, and of `sft` by the number of its chats.
+"""Memory of `cpt` by the size of its corpus, of `sft` by the number of its chats, and of `dpo` by that of its pairs.
 
 `python tests/benchmarks/token_shards.py` writes token_shards.json beside it. Each step is run as it is (`run` of its
 step.py) in a fresh process with glibc's settings of `infra/surroundings.py`, on a narrow Llama with the real tokenizer
 of SmolLM2: it tokenises all rows to disk and takes a few optimiser steps. The rows are real texts of the folder that
-BLOOMERY_DATA names (PEPs, EIPs, Korean web documents; answers about medicine as chats), again and again.
+BLOOMERY_DATA names (PEPs, EIPs, Korean web documents; answers about medicine as chats, or to be shortened in one of two
+ways), again and again.
 
-    rows, tokens                  documents or chats, and the tokens that were made of them
+    rows, tokens                  documents, chats or pairs, and the tokens that were made of them
     mebibytes                     the most that was resident at once, pages of mapped files among it, which the kernel
                                   takes back when memory is short
     mebibytes_tokenising          the most that it cannot take back until all token ids are on disk, and
@@ -31,10 +32,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-SIZES = {"cpt": (5_000_000, 25_000_000), "sft": (20_000, 100_000)}
-"""Tokens, roughly; chats."""
+SIZES = {"cpt": (5_000_000, 25_000_000), "sft": (20_000, 100_000), "dpo": (1_000, 4_000)}
+"""Tokens, roughly; chats; pairs, of some 600 tokens."""
 CHARACTERS_PER_TOKEN = 3.2
 CORPORA = (("peps_eips", "peps"), ("peps_eips", "eips"), ("web_docs_ko", "en"), ("web_docs_ko", "ko"))
+PAIR_CHARACTERS = 2_400
 BATCH, LENGTH, STEPS = 4, 512, 2
 PROBES = 4
 """Documents whose perplexity is measured, at either size."""
@@ -79,6 +81,25 @@ def write_chats(folder: Path, data: Path, num_chats: int) -> int:
     for number, row in enumerate(rows):
         messages = chat(row["question"], row["answer"][:1_000])
         writer.add(Chat.table([{"id": str(number), "messages": messages, **facts}]))
+    return writer.close().rows
+
+
+def write_pairs(folder: Path, data: Path, num_pairs: int) -> int:
+    """A preference/3 artifact of long answers and two short forms of each; the number of its rows."""
+    from bloomery.components.core.artifact import Writer
+    from bloomery.components.core.data.chats import chat, message
+    from bloomery.components.core.records import Preference
+
+    facts = {"task": "", "tools": "", "score": None}
+    rows = texts(data, ("medquad", "medquad"))
+    answers = itertools.cycle([row["answer"] for row in rows if len(row["answer"]) > 1_000])
+    writer = Writer(folder, "preference/3")
+    for number in range(num_pairs):
+        long = f"{number}: {next(answers)} {next(answers)}"[:PAIR_CHARACTERS]
+        sides = {"chosen": long[:100], "rejected": long[-100:]}
+        row = {name: [message("assistant", text)] for name, text in sides.items()}
+        row |= {"id": str(number), "messages": chat(f"Shorten this. {long}"), **facts}
+        writer.add(Preference.table([row]))
     return writer.close().rows
 
 
@@ -131,6 +152,16 @@ def run_step(step: str, folder: Path, num_rows: int, num_tokens: int) -> None:
         run_cpt(
             CptConfig(epochs=epochs, **shared),
             documents=folder / "rows",
+            base_model=folder / "model",
+            model=folder / "out",
+        )
+    elif step == "dpo":
+        from bloomery.components.dpo.config import DpoConfig
+        from bloomery.components.dpo.step import run as run_dpo
+
+        run_dpo(
+            DpoConfig(epochs=STEPS * BATCH / num_rows, **{**shared, "max_length": 2 * LENGTH}),
+            preferences=folder / "rows",
             base_model=folder / "model",
             model=folder / "out",
         )
@@ -204,7 +235,7 @@ def child(step: str, size: int, data: Path) -> dict[str, float]:
         folder = Path(name)
         write_model(folder / "model", data)
         write_tasks(folder / "tasks")
-        num_rows = (write_documents if step == "cpt" else write_chats)(folder / "rows", data, size)
+        num_rows = {"cpt": write_documents, "sft": write_chats, "dpo": write_pairs}[step](folder / "rows", data, size)
         settings = {**surroundings.of(1), "BLOOMERY_STORE": str(folder / "store"), "HF_HUB_OFFLINE": "1"}
         command = [sys.executable, __file__, step, name, str(num_rows), str(size)]
         done = subprocess.run(command, env=os.environ | settings, stdout=subprocess.PIPE, text=True, check=True)

@@ -17,11 +17,12 @@ import pytest
 from chats import preference_row, write_chats
 
 from bloomery.components.core import artifact
-from bloomery.components.core.modelling import checkpoints, resuming
+from bloomery.components.core.modelling import checkpoints, likelihood, resuming
 from bloomery.components.core.records import Document, Preference, content_id
 from bloomery.components.core.step import execute, run_step
 from bloomery.components.cpt.step import run as cpt
 from bloomery.components.distillation.step import run as distillation
+from bloomery.components.dpo import kept_likelihoods
 from bloomery.components.dpo.step import run as dpo
 from bloomery.components.grpo.step import run as grpo
 from bloomery.components.reward_model.step import run as reward_model
@@ -186,6 +187,49 @@ def test_kto_whose_rows_keep_their_order_goes_on_in_it(work, tmp_path):
     process.join()
     assert list(tmp_path.glob("other/*/*.checkpoints/checkpoint-*"))
     assert finished(work, "kto", tmp_path / "killed", tmp_path / "other")[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "at_batch", "seconds"),
+    [
+        ("dpo", signal.SIGKILL, 20, 0.0),  # in the middle of the reference, which is written after each batch
+        ("kto", signal.SIGTERM, 60, 60.0),  # in the middle of the answers of others, which is written as the step ends
+    ],
+)
+def test_killed_while_it_reads_the_reference_it_finds_the_other_likelihoods_alone(
+    work, name, number, at_batch, seconds, tmp_path, monkeypatch
+):
+    kind, settings, inputs = work[name]
+    work[name] = (kind, {**settings, "epochs": 0.25}, inputs)
+    padded, journal = likelihood._padded, tmp_path / "batches"
+
+    def run(store: str, kills: bool):
+        """(exit code, rows of each batch whose likelihoods the step computed)."""
+        journal.write_text("")
+
+        def noted(rows, scored, batch):
+            with journal.open("a") as stream:
+                stream.write(f"{len(batch)}\n")
+            if kills and len(journal.read_text().splitlines()) == at_batch:
+                os.kill(os.getpid(), number)
+            return padded(rows, scored, batch)
+
+        monkeypatch.setattr(likelihood, "_padded", noted)
+        process = started(work, name, tmp_path / store / "target", tmp_path / store)
+        process.join()
+        return process.exitcode, [int(line) for line in journal.read_text().splitlines()]
+
+    monkeypatch.setattr(likelihood, "BATCH_TOKENS", 64)
+    monkeypatch.setattr(kept_likelihoods, "SECONDS", seconds)
+    _, whole = run("store", kills=False)
+    code, killed = run("other", kills=True)
+    assert code == (-number if number == signal.SIGKILL else 128 + number) and len(killed) == at_batch < len(whole)
+    found = sum(int(folder.name.rpartition("-")[2]) for folder in tmp_path.glob("other/*/*.checkpoints/*-*"))
+    assert found == sum(killed[:-1])
+    code, resumed = run("other", kills=False)
+    assert code == 0 and resumed == whole[at_batch - 1 :]
+    digests = [artifact.read_manifest(tmp_path / store / "target" / "model").digest for store in ("store", "other")]
+    assert digests[0] == digests[1] and not list(tmp_path.glob("other/*/*.checkpoints"))
 
 
 def test_sigterm_writes_a_checkpoint_and_ends(work, tmp_path, monkeypatch):

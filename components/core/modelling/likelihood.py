@@ -27,7 +27,7 @@ def log_likelihoods(
     and never counts. `model` is any causal language model of transformers, with an adapter of PEFT or without.
     """
     sums = [(0.0, 0)] * len(rows)
-    for batch, nats_BL, counts_BL in _token_log_likelihoods(model, rows, scored):
+    for batch, nats_BL, counts_BL in in_batches(model, rows, scored):
         found = zip(nats_BL.sum(-1).tolist(), counts_BL.sum(-1).tolist(), strict=True)
         for index, (total, count) in zip(batch, found, strict=True):
             sums[index] = (total, count)
@@ -40,7 +40,7 @@ def by_position(model: Any, rows: Sequence[Sequence[int]]) -> dict[int, tuple[fl
     import torch
 
     found: dict[int, tuple[float, int]] = {}
-    for _, nats_BL, counts_BL in _token_log_likelihoods(model, rows):
+    for _, nats_BL, counts_BL in in_batches(model, rows):
         parts = torch.tensor([(at // NEAR).bit_length() for at in range(1, nats_BL.shape[1] + 1)])
         nats_L, counts_L = nats_BL.sum(0).cpu(), counts_BL.sum(0).cpu()
         for part in range(int(parts[-1]) + 1):
@@ -50,21 +50,30 @@ def by_position(model: Any, rows: Sequence[Sequence[int]]) -> dict[int, tuple[fl
     return {begin: found[begin] for begin in sorted(found) if found[begin][1]}
 
 
-def _token_log_likelihoods(
-    model: Any, rows: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]] | None = None
+def in_batches(
+    model: Any,
+    rows: Sequence[Sequence[int]],
+    scored: Sequence[Sequence[bool]] | None = None,
+    is_known: Sequence[bool] | None = None,
 ) -> Iterator[tuple[list[int], Any, Any]]:
     """(indices of some rows, nats [B, L - 1] of their tokens after the first, whether these count [B, L - 1]), for all
-    rows of more than one token, the shortest first."""
+    rows of more than one token, the shortest first, but for batches of which all rows are marked as known.
+
+    Rows may be made as they are asked for: those of a batch stand in memory, and of the others their lengths.
+    """
     import torch
 
-    order = [index for index in sorted(range(len(rows)), key=lambda index: len(rows[index])) if len(rows[index]) > 1]
+    lengths = [len(row) for row in rows]
+    order = [index for index in sorted(range(len(rows)), key=lengths.__getitem__) if lengths[index] > 1]
     if not order:
         return
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # its layers hold the adapter
     most = rows_of_logits(model)
     with torch.inference_mode():
         head = output_head(model, rows[order[-1]][:8])
-        for batch in _batches([len(row) for row in rows], order, BATCH_TOKENS if head else min(BATCH_TOKENS, most)):
+        for batch in _batches(lengths, order, BATCH_TOKENS if head else min(BATCH_TOKENS, most)):
+            if is_known is not None and all(is_known[index] for index in batch):
+                continue
             ids_BL, attended_BL, counts_BL = (part.to(model.device) for part in _padded(rows, scored, batch))
             inputs = {"input_ids": ids_BL, "attention_mask": attended_BL, "use_cache": False}
             next_BL, counts_BL = ids_BL[:, 1:], counts_BL[:, 1:]
@@ -86,11 +95,12 @@ def _padded(rows: Sequence[Sequence[int]], scored: Sequence[Sequence[bool]] | No
     """(token ids [B, L], which are no padding [B, L], which are scored [B, L]) of some rows, padded on the right."""
     import torch
 
-    width = max(len(rows[index]) for index in batch)
-    empty = [[0] * (width - len(rows[index])) for index in batch]
-    marks = [[True] * len(rows[index]) if scored is None else scored[index] for index in batch]
-    ids_BL = torch.tensor([[*rows[index], *rest] for index, rest in zip(batch, empty, strict=True)])
-    attended_BL = torch.tensor([[1] * len(rows[index]) + rest for index, rest in zip(batch, empty, strict=True)])
+    own = [rows[index] for index in batch]
+    width = max(map(len, own))
+    empty = [[0] * (width - len(row)) for row in own]
+    marks = [[True] * len(row) if scored is None else scored[index] for index, row in zip(batch, own, strict=True)]
+    ids_BL = torch.tensor([[*row, *rest] for row, rest in zip(own, empty, strict=True)])
+    attended_BL = torch.tensor([[1] * len(row) + rest for row, rest in zip(own, empty, strict=True)])
     counts_BL = torch.tensor([[*mark, *rest] for mark, rest in zip(marks, empty, strict=True)]).bool()
     return ids_BL, attended_BL, counts_BL
 

@@ -60,6 +60,22 @@ def pair_of(tokenizer: Any, row: Mapping[str, Any], *, takes_single: bool = Fals
     return (None, "identical") if pair.chosen == pair.rejected else (pair, "")
 
 
+def scored_answer_of(tokenizer: Any, row: Mapping[str, Any]) -> tuple[Pair | None, str]:
+    """(the tokens of a scored row of preference/3, ""), its answer in the place of the chosen one; or (None, why it
+    teaches nothing): `empty` (it is only blanks), `end_inside` (it says what ends a turn).
+
+    Raises: ModelError, with the text, if the template refuses it.
+    """
+    if not any(said(turn).strip() for turn in row["chosen"]):
+        return None, "empty"
+    try:
+        ids = chat_tokens(tokenizer, row["messages"] + row["chosen"], row["tools"])
+    except EndInsideError:
+        return None, "end_inside"
+    begin = len(templates.prompt_tokens(tokenizer, row["messages"], row["tools"]))
+    return Pair(ids[:begin], ids[begin:], []), ""
+
+
 def fault_of(row: Mapping[str, Any], *, takes_single: bool = False) -> str:
     """Why the answers of a preference/3 row are no pair to learn from: `scored` (one answer with a number), `unpaired`
     or `empty`, as in `pair_of`; "" if they are."""

@@ -64,18 +64,22 @@ class RewardModel:
         ]
 
     def raw_scores(self, rows: Sequence[Sequence[int]]) -> list[float]:
-        """What the head says of each row, before mean and deviation are taken out of it."""
+        """What the head says of each row, before mean and deviation are taken out of it. Rows may be made as they are
+        asked for: those of a batch stand in memory."""
         import torch
 
         found = [0.0] * len(rows)
-        order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+        lengths = [len(row) for row in rows]
+        order = sorted(range(len(rows)), key=lengths.__getitem__)
         pad = self.network.config.get_text_config().pad_token_id
         while order:
-            most = max(1, BATCH_TOKENS // len(rows[order[-1]]))
-            order, batch = order[:-most], order[-most:]
-            width = len(rows[batch[-1]])
-            ids_BL = torch.tensor([[*rows[index], *[pad] * (width - len(rows[index]))] for index in batch])
-            mask_BL = torch.tensor([[1] * len(rows[index]) + [0] * (width - len(rows[index])) for index in batch])
+            width = lengths[order[-1]]
+            most = max(1, BATCH_TOKENS // width)
+            batch = order[-most:]
+            del order[-most:]
+            own = [rows[index] for index in batch]
+            ids_BL = torch.tensor([[*row, *[pad] * (width - len(row))] for row in own])
+            mask_BL = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in own])
             device = self.network.device
             with torch.inference_mode():
                 logits_B1 = self.network(ids_BL.to(device), attention_mask=mask_BL.to(device), use_cache=False).logits

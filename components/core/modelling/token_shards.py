@@ -24,7 +24,8 @@ from typing import TYPE_CHECKING, Any
 
 from bloomery.components.core import artifact, processes, store
 from bloomery.components.core.config import digest
-from bloomery.components.core.modelling import proof, rendering, templates
+from bloomery.components.core.modelling import lazy, proof, rendering, templates
+from bloomery.components.core.modelling.lazy import Lazily
 
 if TYPE_CHECKING:
     import numpy as np
@@ -78,6 +79,7 @@ class Tokens:
         self.counts = Counter(index["counts"])
         """What was counted as the rows were made."""
         self.digest: str = index["digest"]
+        self._folder = folder
         self._ids = _mapped(folder / "ids.bin", np.dtype(index["dtype"]))
         self._offsets = _mapped(folder / "offsets.bin", np.dtype(np.int64))
         self._labels = _mapped(folder / "labels.bin", np.dtype(np.int32)) if index["has_labels"] else None
@@ -103,6 +105,16 @@ class Tokens:
         """The highest token of all rows; -1 of none."""
         return int(self._ids.max()) if self.num_tokens else -1
 
+    def row(self, number: int) -> list[int]:
+        """The token ids of a row."""
+        begin, end = self._offsets[number : number + 2].tolist()
+        return self._ids[begin:end].tolist()
+
+    def __reduce__(self) -> tuple[type[Tokens], tuple[Path]]:
+        """Their folder stands for them: a dataset with a transform is named by a digest of all that this can reach,
+        which would else be read into memory."""
+        return Tokens, (self._folder,)
+
     def rows(self) -> Any:
         """A dataset with one item a row: `input_ids`, and `labels` where the rows have a mask."""
         return self._dataset(self._offsets, "rows")
@@ -127,19 +139,17 @@ class Tokens:
     def packed(self, groups: Sequence[Sequence[int]]) -> Any:
         """A dataset with one item a group of rows, one after the other: `input_ids`, `labels`, and `seq_lengths`, the
         tokens of each row; read as it is asked for."""
-        from datasets import Dataset
 
-        labels = self._ids if self._labels is None else self._labels
-
-        def read(asked: dict[str, list[list[int]]]) -> dict[str, list[list[int]]]:
-            spans = [[slice(*self._offsets[row : row + 2].tolist()) for row in group] for group in asked["rows"]]
+        def made(at: int) -> dict[str, list[int]]:
+            labels = self._ids if self._labels is None else self._labels
+            spans = [slice(*self._offsets[row : row + 2].tolist()) for row in groups[at]]
             return {
-                "input_ids": [[token for span in group for token in self._ids[span].tolist()] for group in spans],
-                "labels": [[label for span in group for label in labels[span].tolist()] for group in spans],
-                "seq_lengths": [[span.stop - span.start for span in group] for group in spans],
+                "input_ids": [token for span in spans for token in self._ids[span].tolist()],
+                "labels": [label for span in spans for label in labels[span].tolist()],
+                "seq_lengths": [span.stop - span.start for span in spans],
             }
 
-        return Dataset.from_dict({"rows": [list(group) for group in groups]}).with_transform(read)
+        return lazy.dataset(Lazily(made, len(groups)))
 
     def _dataset(self, offsets: np.ndarray, form: str) -> Any:
         import pyarrow as pa

@@ -176,32 +176,34 @@ def test_a_damaged_result_is_made_again(pod, object_store, tmp_path):
 def test_what_was_kept_for_going_on_comes_back_elsewhere_and_goes_at_the_end(object_store, tmp_path, caplog):
     uri = f"{object_store.uri}/sft/key.checkpoints"
 
-    def checkpoint(number: int) -> Path:
-        folder = unfinished.place() / f"checkpoint-{number}"
+    def checkpoint(number: int, kind: str = "checkpoint") -> Path:
+        folder = unfinished.place() / f"{kind}-{number}"
         folder.mkdir()
         (folder / "weights").write_text(str(number))
         return folder
 
     with pytest.raises(KeyboardInterrupt), unfinished.kept_at(uri):
         first = unfinished.place()
+        unfinished.keep([checkpoint(300, "reference")])
+        unfinished.keep([checkpoint(400, "reference")])
         unfinished.keep([checkpoint(9)])
         object_store.fail("stuck", "PUT .*checkpoint-10/whole.json")
         unfinished.keep([checkpoint(10)])  # goes on beside the work, when the one before is there
         assert object_store.stuck.wait(10) and unfinished.is_copying()
-        assert trees.names(uri) == ["checkpoint-9"]  # until the newer one is whole
+        assert trees.names(uri) == ["checkpoint-9", "reference-400"]  # until the newer one is whole
         object_store.release()
         unfinished.settle()
-        assert trees.names(uri) == ["checkpoint-10"] and not unfinished.is_copying()
+        assert trees.names(uri) == ["checkpoint-10", "reference-400"] and not unfinished.is_copying()
         object_store.fail("AccessDenied", "PUT .*checkpoint-11/whole.json")
         unfinished.keep([checkpoint(11)])  # torn: the older one stays
         raise KeyboardInterrupt
     assert "checkpoint-11 is kept on this machine alone" in caplog.text and not first.exists()
-    assert trees.names(uri) == ["checkpoint-10"]
+    assert trees.names(uri) == ["checkpoint-10", "reference-400"]
     with unfinished.kept_at(uri):
         assert unfinished.place() != first
-        assert [folder.name for folder in unfinished.place().iterdir()] == ["checkpoint-10"]
+        assert {folder.name for folder in unfinished.place().iterdir()} == {"checkpoint-10", "reference-400"}
         assert (unfinished.place() / "checkpoint-10" / "weights").read_text() == "10"
-    assert trees.names(uri) == ["checkpoint-10"]
+    assert trees.names(uri) == ["checkpoint-10", "reference-400"]
 
 
 def test_a_checkpoint_that_the_store_refuses_is_told_with_the_result(pod, object_store):

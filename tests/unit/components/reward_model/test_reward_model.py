@@ -10,20 +10,20 @@ from chats import preference_row
 from safetensors.torch import load_file
 
 from bloomery.components.core import artifact
-from bloomery.components.core.data.chats import chat
+from bloomery.components.core.data.chats import chat, identity
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.modelling import checkpoints, reward_models, templates
 from bloomery.components.core.modelling.preference_pairs import chat_tokens
 from bloomery.components.core.modelling.preference_rows import usable_pairs
 from bloomery.components.core.modelling.reward_models import NO_END, RewardModel
-from bloomery.components.core.records import Preference
+from bloomery.components.core.records import Preference, content_id
 from bloomery.components.grpo.config import GrpoConfig
 from bloomery.components.grpo.step import run as grpo
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 from bloomery.components.rejection_sampling.step import run as rejection_sampling
 from bloomery.components.reward_model.config import RewardModelConfig
 from bloomery.components.reward_model.measures import of_scores, uncentred_correlation, warn
-from bloomery.components.reward_model.scores import Answer, prepared
+from bloomery.components.reward_model.scores import Answer, described, given, prepared
 from bloomery.components.reward_model.scores import usable as usable_scores
 from bloomery.components.reward_model.step import run as reward_model
 
@@ -155,14 +155,15 @@ def test_pairs_that_teach_nothing_are_counted(base, tmp_path):
         preference_row("say gh", "gh", "g" * 100),
         {**preference_row("say ij", "ij", "ji"), "rejected": []},
     ]
-    pairs, _, told = usable_pairs(tokenizer, rows, config, "reward_model")
-    # The answer, and its end.
-    assert [(len(pair.chosen), len(pair.rejected)) for pair in pairs] == [(3, 3)]
+    artifact.write_rows(tmp_path / "p", "preference/3", Preference.table(rows))
+    with usable_pairs(tokenizer, tmp_path / "p", config, "reward_model") as (pairs, _, told):
+        # The answer, and its end.
+        assert [(len(pair.chosen), len(pair.rejected)) for pair in pairs] == [(3, 3)]
     reasons = ("identical", "empty", "too_long", "unpaired")
     assert {f"dropped_{reason}": 1.0 for reason in reasons}.items() <= told.items() and told["too_long"] == 1
+    artifact.write_rows(tmp_path / "q", "preference/3", Preference.table(rows[1:2]))
     with pytest.raises(DataError, match="reward_model: none of the 1 preference pairs can be learnt from: 1 identical"):
-        usable_pairs(tokenizer, rows[1:2], config, "reward_model")
-    artifact.write_rows(tmp_path / "p", "preference/3", Preference.table(rows))
+        reward_model(config, preferences=tmp_path / "q", base_model=base, reward_model=tmp_path / "m")
     all_out = config.model_copy(update={"validation_share": 1 - 1e-9})
     with pytest.raises(DataError, match="of 5 preference pairs none is left to learn from .*; 1 held out"):
         reward_model(all_out, preferences=tmp_path / "p", base_model=base, reward_model=tmp_path / "m")
@@ -207,7 +208,7 @@ def test_it_learns_scores_and_tells_how_well_it_ranks(base, make_tasks, tmp_path
 
 def answers(*given):
     """Answers of (prompt, score, length)."""
-    return [Answer([1], length, score, asked) for asked, score, length in given]
+    return [Answer(length, score, asked) for asked, score, length in given]
 
 
 def test_ranks_are_compared_over_all_answers_and_pairs_within_a_prompt():
@@ -231,7 +232,7 @@ def test_scores_that_follow_length_alone_are_warned_of(caplog):
     assert "its rank correlation is 1.00, and that of the length of the answers alone 1.00" in caplog.text
 
 
-def test_scored_answers_that_teach_nothing_are_counted(base):
+def test_scored_answers_that_teach_nothing_are_counted(base, tmp_path):
     tokenizer = checkpoints.load_tokenizer(base)
     config = RewardModelConfig(**SMALL, epochs=1, validation_share=1e-9)
     rows = [
@@ -241,18 +242,28 @@ def test_scored_answers_that_teach_nothing_are_counted(base):
         scored_row("say gh", "g" * 100, 2.0),
         scored_row("say ij", "i<|eos|>j", 2.0),
     ]
-    kept, _, told = usable_scores(tokenizer, rows, config)
-    assert [(answer.score, answer.answer_length) for answer in kept] == [(1, 3), (3, 3)]  # the answer, and its end
+    artifact.write_rows(tmp_path / "s", "preference/3", Preference.table(rows))
+    artifact.write_rows(tmp_path / "one", "preference/3", Preference.table(rows[:1]))
+    with usable_scores(tokenizer, tmp_path / "s", config) as (kept, _, told):
+        described_rows = described(tmp_path / "s", kept)
+        assert [answer[:2] for answer in described_rows] == [(3, 1), (3, 3)]  # the answer, and its end
+        assert described_rows[0].asked == content_id(identity(rows[0]["messages"], ""))
+        # Of mean 2 and deviation 1.
+        assert [row["score"] for row in prepared(kept, given(tmp_path / "s", kept))] == [-1, 1]
     reasons = ("empty", "end_inside", "too_long")
     assert told == {"too_long": 1, "too_long_fraction": 0.2, **{f"dropped_{reason}": 1 for reason in reasons}}
-    assert [row["score"] for row in prepared(kept)] == [-1, 1]  # of mean 2 and deviation 1
     with pytest.raises(DataError, match="of 1 scored answers no two with different scores are left"):
-        usable_scores(tokenizer, rows[:1], config)
+        reward_model(config, preferences=tmp_path / "one", base_model=base, reward_model=tmp_path / "m")
     with pytest.raises(DataError, match=r"the scored answer say gh .* is \d+ tokens long with its prompt"):
-        usable_scores(tokenizer, rows, config.model_copy(update={"too_long": "error"}))
+        reward_model(
+            config.model_copy(update={"too_long": "error"}),
+            preferences=tmp_path / "s",
+            base_model=base,
+            reward_model=tmp_path / "m",
+        )
     cut = config.model_copy(update={"too_long": "truncate_left", "max_length": 5})
-    short, _, _ = usable_scores(tokenizer, rows[:2], cut)
-    assert [answer.length for answer in short] == [5, 5] and short[0].answer_length == 3
+    with usable_scores(tokenizer, tmp_path / "s", cut) as (short, _, _):
+        assert short.lengths_N3.tolist() == [[2, 3, 0], [2, 3, 0]]
 
 
 def test_pairs_and_scores_together_are_refused(base, tmp_path):

@@ -11,7 +11,7 @@ from bloomery.components.core import artifact
 from bloomery.components.core.config import parse
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError, DataError
-from bloomery.components.core.modelling import checkpoints
+from bloomery.components.core.modelling import checkpoints, lazy
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.modelling.preference_pairs import Pair, pair_of
 from bloomery.components.core.records import Preference
@@ -79,11 +79,9 @@ def by_hand(name, new, old, lengths):
 def trainer_and_batch(config, network, tokenizer, pairs, tmp_path):
     """TRL's trainer for `config`, and its batch of all rows, after the model has moved away from the reference."""
     (kind, arguments), rows, settings = losses.prepared(config, network, pairs)
-    from datasets import Dataset
-
     shared = {"use_cpu": True, "bf16": False, "report_to": "none", "per_device_train_batch_size": 4, "max_length": None}
     args = arguments(output_dir=str(tmp_path), **shared, **settings)
-    trainer = kind(model=network, processing_class=tokenizer, train_dataset=Dataset.from_list(rows), args=args)
+    trainer = kind(model=network, processing_class=tokenizer, train_dataset=lazy.dataset(rows), args=args)
     torch.manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -174,9 +172,8 @@ def test_single_answers_are_learnt_from_by_kto_alone(base, tmp_path):
 
 
 def test_good_and_bad_answers_weigh_the_same():
-    rows = [{"label": label} for label in [True] * 6 + [False] * 2]
-    assert losses._weights(rows) == {"desirable_weight": pytest.approx(1 / 3), "undesirable_weight": 1.0}
-    assert losses._weights(rows[4:]) == {"desirable_weight": 1.0, "undesirable_weight": 1.0}
+    assert losses._weights(6, 2) == {"desirable_weight": pytest.approx(1 / 3), "undesirable_weight": 1.0}
+    assert losses._weights(2, 2) == {"desirable_weight": 1.0, "undesirable_weight": 1.0}
 
 
 def test_settings_follow_from_the_loss_unless_they_are_set():

@@ -12,6 +12,7 @@ from bloomery.components.core.errors import BloomeryError, ConfigError, DataErro
 from bloomery.components.core.modelling import cards, checkpoints, inspection
 from bloomery.components.core.modelling.named_models import NamedModel
 from bloomery.components.core.modelling.preference_rows import usable_pairs
+from bloomery.components.core.records import Preference
 from bloomery.components.core.registry import registry
 from bloomery.components.core.scoring.contamination import evaluation_items
 from bloomery.components.core.scoring.tasks import Tasks, Template, ask
@@ -263,7 +264,10 @@ def test_pairs_longer_than_a_stage_takes_are_counted_as_dpo_counts_them(call, tm
     _, tokenizer = checkpoints.load(tiny_model)
     stored = [{"id": "", **pair._asdict()} for pair in map(read_pair, rows[:5])]
     config = DpoConfig(learning_rate=1e-3, epochs=1, max_length=60)
-    assert usable_pairs(tokenizer, stored, config, "dpo")[2]["too_long_fraction"] == 0.2
+    stored = [{"task": "", **row} for row in stored]
+    artifact.write_rows(tmp_path / "stored", "preference/3", Preference.table(stored))
+    with usable_pairs(tokenizer, tmp_path / "stored", config, "dpo") as (_, _, counted):
+        assert counted["too_long_fraction"] == 0.2
     shutil.rmtree(tmp_path / "out")
     caplog.clear()
     assert call(lambda values: values.update(pair_max_length=61))[0]["preflight/too_long_pair_fraction"] == 0

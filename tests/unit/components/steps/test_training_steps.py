@@ -395,17 +395,24 @@ def test_dpo_leaves_out_and_counts_pairs_that_teach_nothing(tuned, tmp_path):
         dpo(config, preferences=tmp_path / "q", base_model=tuned[0], model=tmp_path / "n")
 
 
-def test_a_pair_that_is_too_long_loses_the_beginning_of_its_prompt_or_stops_the_run(base):
+def test_a_pair_that_is_too_long_loses_the_beginning_of_its_prompt_or_stops_the_run(base, tmp_path):
     _, tokenizer = checkpoints.load(base)
+
+    def usable(config, *rows):
+        artifact.write_rows(tmp_path / f"{len(rows)}", "preference/3", Preference.table(rows))
+        with usable_pairs(tokenizer, tmp_path / f"{len(rows)}", config, "dpo") as (kept, _, told):
+            return list(kept), told
+
     config = DpoConfig(learning_rate=1e-4, epochs=1, max_length=20, validation_share=1e-9)
     row = preference_row("0123456789012345", "ab", "longer")  # 18 tokens of prompt, and 3 or 7 of answer
-    assert usable_pairs(tokenizer, [row, preference_row("p", "a", "b")], config, "dpo")[2]["dropped_too_long"] == 1
+    (pair,), told = usable(config, row, preference_row("p", "a", "b"))
+    assert told["dropped_too_long"] == 1 and tokenizer.decode(pair.prompt) == "<|user|>p<|assistant|>"
     cut = config.model_copy(update={"too_long": "truncate_left"})
-    (pair,), _, told = usable_pairs(tokenizer, [row], cut, "dpo")
+    (pair,), told = usable(cut, row)
     assert len(pair.prompt) == 13 and tokenizer.decode(pair.prompt) == "456789012345<|assistant|>"
     assert tokenizer.decode(pair.rejected) == "longer<|eos|>" and told["too_long"] == 1
     with pytest.raises(DataError, match="is 25 tokens long with its prompt and dpo.max_length is 20"):
-        usable_pairs(tokenizer, [row], config.model_copy(update={"too_long": "error"}), "dpo")
+        usable(config.model_copy(update={"too_long": "error"}), row)
 
 
 def test_log_likelihoods_count_the_answer_and_its_end_alone(base):

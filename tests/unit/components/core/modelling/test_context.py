@@ -6,7 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from chats import preference_row
 
+from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError, DataError
 from bloomery.components.core.modelling import checkpoints, templates
@@ -54,10 +56,11 @@ def test_rows_beyond_the_positions_of_a_model_are_refused(tiny_model: Path) -> N
     check_positions(MambaConfig(), 10**6, "sft")
 
 
-def test_a_token_without_an_embedding_is_told_wherever_text_is_read(tiny_model: Path) -> None:
+def test_a_token_without_an_embedding_is_told_wherever_text_is_read(tiny_model: Path, tmp_path: Path) -> None:
     from bloomery.components.core.modelling.generation import Generator
-    from bloomery.components.core.modelling.preference_pairs import Pair
-    from bloomery.components.core.modelling.preference_rows import check_readable
+    from bloomery.components.core.modelling.preference_rows import check_readable, usable_pairs
+    from bloomery.components.core.records import Preference
+    from bloomery.components.dpo.config import DpoConfig
     from bloomery.monitoring.engine import Served
 
     model, tokenizer = checkpoints.load(tiny_model)
@@ -67,12 +70,19 @@ def test_a_token_without_an_embedding_is_told_wherever_text_is_read(tiny_model: 
     assert Generator(model, tokenizer).generate([plain], max_new_tokens=1)
     served = Served(model, tokenizer, "one", "1")
     assert served.prompt_tokens(plain)
-    pairs = [Pair(templates.prompt_tokens(tokenizer, asked), [1], [2]) for asked in (plain, odd)]
-    check_readable(model, tokenizer, pairs[:1], "dpo")
+
+    def read_pairs(*prompts: str) -> None:
+        rows = [preference_row(prompt, "a", "b") for prompt in prompts]
+        artifact.write_rows(tmp_path / f"{len(rows)}", "preference/3", Preference.table(rows))
+        config = DpoConfig(learning_rate=1e-4, epochs=1, max_length=64)
+        with usable_pairs(tokenizer, tmp_path / f"{len(rows)}", config, "dpo") as (kept, held_out, _):
+            check_readable(model, tokenizer, (kept, held_out), "dpo")
+
+    read_pairs("say ab")
     for where, read in (
         ("prompts", lambda: Generator(model, tokenizer).generate([plain, odd], max_new_tokens=1)),
         ("messages", lambda: served.prompt_tokens(odd)),
-        ("dpo", lambda: check_readable(model, tokenizer, pairs, "dpo")),
+        ("dpo", lambda: read_pairs("say ab", "say <|new|>")),
     ):
         with pytest.raises(DataError, match=f"^{where}: {re.escape(told)}$"):
             read()

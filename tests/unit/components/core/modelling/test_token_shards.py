@@ -1,6 +1,7 @@
 """Tokens on disk are the tokens that were made, packed as TRL packs them, kept whole and found again."""
 
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -125,3 +126,12 @@ def test_batches_end_with_their_texts_or_their_characters(monkeypatch):
     monkeypatch.setattr(token_shards, "BATCH_ROWS", 3)
     monkeypatch.setattr(token_shards, "BATCH_CHARACTERS", 10)
     assert list(in_batches(["a", "b", "c", "d", "e" * 10, "f"])) == [["a", "b", "c"], ["d", "e" * 10], ["f"]]
+
+
+def test_a_dataset_of_tokens_is_named_without_reading_them(tokenizer):
+    rows = [([token % 200] * 40, None) for token in range(2_000)]
+    with tokenised(tokenizer, [], lambda: iter([encoded(rows)])) as tokens:
+        assert len(pickle.dumps(tokens)) < 1_000 and pickle.loads(pickle.dumps(tokens)).row(7) == [7] * 40
+        packed = tokens.packed([[0, 2], [1]])
+        assert packed[1] == {"input_ids": [1] * 40, "labels": [1] * 40, "seq_lengths": [40]}
+        assert packed[:]["seq_lengths"] == [[40, 40], [40]]
