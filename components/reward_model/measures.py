@@ -59,15 +59,24 @@ def of_scores(found: Sequence[float], answers: Sequence[Answer]) -> dict[str, fl
     return told
 
 
-def warn(told: dict[str, float]) -> None:
-    """Warn where length says as much as the model, and the model follows it."""
+FEW = 10
+"""Held-out pairs, or scored answers, below which nothing is said of what the model has learnt. A reading aid."""
+
+
+def warn(told: dict[str, float], num_held_out: int) -> None:
+    """Warn where length says as much as the model, and the model follows it; or where too few are held out to say."""
+    if num_held_out < FEW:
+        told_of = "%d held out: what is told of them says little; give more rows, or a higher validation_share"
+        logger.warning(told_of, num_held_out)
+        return
     measure = "spearman" if "spearman" in told else "accuracy"
     own, by_length, correlation = told[measure], told[f"{measure}_by_length"], told["length_correlation"]
     if own <= by_length and abs(correlation) > 0.5:
         logger.warning(
-            "the reward model knows little but length: on what was held out its %s is %.2f, and that of the length of "
-            "the answers alone %.2f; what is trained against it will learn to write %s answers (arXiv 2310.03716). "
-            "Balance the lengths of what it learns from",
+            "the reward model knows little but length: on the %d that were held out its %s is %.2f, and that of the "
+            "length of the answers alone %.2f; what is trained against it will learn to write %s answers (arXiv "
+            "2310.03716). Balance the lengths of what it learns from",
+            num_held_out,
             {"accuracy": "share of right pairs", "spearman": "rank correlation"}[measure],
             own,
             by_length,
