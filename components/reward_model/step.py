@@ -52,7 +52,10 @@ def run(
     is_scored = _are_scored(rows)
     set_seed(config.seed)  # of the new head
     checkpoints.check(base_model, to_train=True)
-    network, tokenizer = reward_models.load(base_model, dtype=training.weights_dtype(config, base_model))
+    if config.adapter and config.adapter.kind == "qlora":
+        network, tokenizer = reward_models.load(base_model, in_4_bits=True)
+    else:
+        network, tokenizer = reward_models.load(base_model, dtype=training.weights_dtype(config, base_model))
     checkpoints.check_template(tokenizer, base_model)
     kept, held_out, told = _usable(tokenizer, rows, config, is_scored)
     check_readable(network, tokenizer, (*kept, *held_out), "reward_model")

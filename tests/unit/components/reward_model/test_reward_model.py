@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import pytest
@@ -12,7 +13,8 @@ from safetensors.torch import load_file
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import checkpoints, reward_models, templates
+from bloomery.components.core.modelling import adapters, checkpoints, reward_models, templates
+from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.preference_pairs import chat_tokens
 from bloomery.components.core.modelling.preference_rows import usable_pairs
 from bloomery.components.core.modelling.reward_models import NO_END, RewardModel
@@ -115,6 +117,38 @@ def test_an_adapter_trains_the_head_whole_and_is_merged(base, tmp_path, caplog):
     assert "little but length" not in caplog.text
     network, _ = reward_models.load(tmp_path / "m", dtype="auto")
     assert not any("lora" in name for name, _ in network.named_parameters())
+
+
+def test_qlora_trains_on_4_bits_and_merges_into_the_weights_as_they_were(base, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="pip install 'bloomery[bitsandbytes]'")
+    network, _ = reward_models.load(base, in_4_bits=True)
+    assert {name for name, weight in network.named_parameters() if weight.dtype == torch.uint8} == {
+        f"model.layers.{layer}.{part}_proj.weight"
+        for layer in range(2)
+        for part in (*(f"self_attn.{one}" for one in "qkvo"), "mlp.gate", "mlp.up", "mlp.down")
+    }  # and not the head
+    pairs = write_pairs(tmp_path / "pairs", lambda a, b: ("x" + b, "y" + b))
+    config = RewardModelConfig(**SMALL, epochs=1, adapter={"kind": "qlora", "rank": 1})
+    reward_model(config, preferences=pairs, base_model=base, reward_model=tmp_path / "m")
+    old, new = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "m"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    # An update of rank 1 to the very weights; from dequantised ones every number would differ.
+    assert torch.linalg.matrix_rank(new[name] - old[name], rtol=1e-3) == 1
+    told = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
+    assert "quantization_config" not in told and told["pad_token_id"] == 0 and new["score.weight"].shape == (1, 32)
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora", "miss", "ia3"])
+def test_the_head_of_scores_gets_no_adapter_and_bounds_no_rank(base, kind):
+    from peft import get_peft_model
+
+    network, _ = reward_models.load(base)
+    adapter = AdapterConfig(kind=kind, **({} if kind == "ia3" else {"rank": 4}))
+    wrapped = get_peft_model(network, adapters.peft_config(adapter, network))
+    targets = {name.rpartition(".")[2] for name in wrapped.targeted_module_names}
+    assert targets == {f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}
+    learnt = {name for name, weight in wrapped.named_parameters() if weight.requires_grad}
+    assert {name for name in learnt if "score" in name} == {"base_model.model.score.modules_to_save.default.weight"}
 
 
 @pytest.mark.parametrize("trained", ["head", 1])
