@@ -12,14 +12,16 @@ from safetensors.torch import load_file
 
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat
-from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import adapters, checkpoints, reward_models, templates
+from bloomery.components.core.errors import DataError, ModelError
+from bloomery.components.core.modelling import adapters, checkpoints, reward_models, soft_prompts, templates
 from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.preference_pairs import chat_tokens
 from bloomery.components.core.modelling.preference_rows import usable_pairs
 from bloomery.components.core.modelling.reward_models import NO_END, RewardModel
 from bloomery.components.core.records import Preference
-from bloomery.components.grpo.config import GrpoConfig
+from bloomery.components.core.scoring.tasks import Tasks
+from bloomery.components.grpo.config import GrpoConfig, RewardWeights
+from bloomery.components.grpo.rewards import Rewards
 from bloomery.components.grpo.step import run as grpo
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 from bloomery.components.rejection_sampling.step import run as rejection_sampling
@@ -84,6 +86,22 @@ def test_grpo_learns_what_the_reward_model_prefers(prefers_short, base, make_tas
     assert "while the verifier's score fell" in caplog.text
     assert metrics["grpo/reward_last"] > metrics["grpo/reward_first"] + 0.5
     assert metrics["grpo/answer_tokens_last"] < metrics["grpo/answer_tokens_first"]
+
+
+def test_a_reward_model_reads_what_a_soft_prompt_answers_without_it(prefers_short, base, make_tasks):
+    scorer = RewardModel.load(prefers_short[0])
+    network, tokenizer = checkpoints.load(base)
+    own = soft_prompts.added(network, tokenizer, 3)
+    tasks = Tasks(make_tasks(TASK, []))
+    rewards = Rewards(RewardWeights(), own, templates.end_tokens(own), tasks, scorer)
+    asked, answers = chat("say ab"), [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in ("ab", "abc")]
+    prompt = templates.prompt_tokens(own, asked)
+    assert prompt[:3] == [260, 261, 262] and scorer.tokenizer.get_vocab().keys() < own.get_vocab().keys()
+    found = rewards.reward_model([prompt, prompt], answers)
+    assert found == scorer.scores_of_answers(asked, "", ["ab", "abc"]) and found[0] != found[1]
+    own.add_tokens(["<other>"])
+    with pytest.raises(ModelError, match="has other tokens than the model that is trained, the first is '<other>'; tr"):
+        Rewards(RewardWeights(), own, templates.end_tokens(own), tasks, scorer)
 
 
 def test_rejection_sampling_takes_the_best_answer_by_the_reward_model(prefers_short, base, make_tasks, tmp_path):
