@@ -172,12 +172,11 @@ def _warn_of_other_bases(given: list[tuple[str, Path]], folder: Path) -> None:
     `folder`."""
     own = artifact.read_manifest(folder).digest
     for label, path in given:
-        if path.name == adapter_folders.FOLDER and (path.parent / artifact.MANIFEST).is_file():
-            trained_on = artifact.read_manifest(path.parent).inputs.get("base_model", own)
-            if trained_on != own:
-                logger.warning(
-                    "%s was trained on the model %s, and %s is served: its answers are not those that were measured",
-                    label,
-                    trained_on[:12],
-                    own[:12],
-                )
+        trained_on = adapter_folders.base_of(path) or own
+        if trained_on != own:
+            logger.warning(
+                "%s was trained on the model %s, and %s is served: its answers are not those that were measured",
+                label,
+                trained_on[:12],
+                own[:12],
+            )

@@ -56,8 +56,8 @@ def run(
              and _after, cpt/domain_perplexity_from_<position> (after, of the tokens that stand there and further, to
              twice the position); with `replay_exercises` cpt/exercises and cpt/too_long (of them, left out).
     Raises:  DataError if no domain document is left to train on; ConfigError if a block is longer than the positions
-             that the model knows; ModelError if its RoPE cannot be scaled as told; DivergedError before a non-finite
-             step is taken.
+             that the model knows, or tokens for infilling would not be learnt; ModelError if its RoPE cannot be scaled
+             as told; DivergedError before a non-finite step is taken.
     """
     from transformers import set_seed
     from trl import SFTConfig, SFTTrainer
@@ -69,9 +69,10 @@ def run(
         raise DataError(f"cpt: none of the {shards.num_rows} documents is domain text; check data_curation.sources")
     set_seed(config.seed)
     network, tokenizer, before = _loaded(config, base_model, probes, model.parent)
-    found = infilling.marks(tokenizer, network) if config.infilling_share else None
+    found = infilling.marks(tokenizer, network, config) if config.infilling_share else None
     parts = ["cpt", artifact.read_manifest(documents).digest, config.validation_share, config.replay_share]
-    parts += [config.infilling_share, config.seed] if found else []
+    if found:
+        parts += [config.infilling_share, config.seed, artifact.file_digest(Path(infilling.__file__))]
     if chats:
         checkpoints.check_template(tokenizer, base_model)
         parts += [artifact.read_manifest(chats).digest, config.replay_exercises, config.max_length]
@@ -181,7 +182,8 @@ def _encode(
     kind, texts = batch
     rows = token_shards.whole_texts(tokenizer, texts)
     if found:
-        rows = [infilled(ids, config.infilling_share, found, config.seed) for ids in rows]
+        bos = tokenizer.bos_token_id
+        rows = [infilled(ids, config.infilling_share, found, config.seed, bos) for ids in rows]
     marked = [(ids, [True] * len(ids) if are_marked else None) for ids in rows]
     return token_shards.encoded(marked, {kind: sum(map(len, texts))})
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bloomery.components.core.errors import ModelError
-from bloomery.components.core.modelling import templates
+from bloomery.components.core.modelling import soft_prompts, templates
 from bloomery.components.core.modelling.generation import without_end
 from bloomery.components.core.modelling.reward_models import RewardModel
 from bloomery.components.core.scoring.tasks import Tasks
@@ -26,11 +26,18 @@ class Rewards:
         self.ends = ends
         self.tasks = tasks
         self.scorer = scorer
-        if scorer is not None and scorer.tokenizer.get_vocab() != tokenizer.get_vocab():
-            raise ModelError(
-                "grpo: the reward model has another tokenizer than the model that is trained; train it on a model of "
-                "this chain"
-            )
+        self.unread: set[int] = set()
+        """Tokens of soft prompts that the reward model does not know: it reads the chats as it learnt them, without."""
+        if scorer is not None:
+            known = scorer.tokenizer.get_vocab()
+            self.unread = {index for token, index in soft_prompts.tokens_of(tokenizer).items() if token not in known}
+            own = {token: index for token, index in tokenizer.get_vocab().items() if index not in self.unread}
+            if own != known:
+                token, _ = min(own.items() ^ known.items(), key=lambda pair: (pair[1], pair[0]))
+                raise ModelError(
+                    f"grpo: the reward model has other tokens than the model that is trained, the first is {token!r}; "
+                    "train it on a model of this chain that has the same"
+                )
 
     def chosen(self) -> list[tuple[Callable[..., list[float]], float]]:
         """(reward, weight) of those that count, and of the verifier in any case: what else is rewarded is held against
@@ -58,7 +65,8 @@ class Rewards:
     def reward_model(self, prompts: list[list[int]], completion_ids: list[list[int]], **_: Any) -> list[float]:
         """The score of the reward model."""
         assert self.scorer is not None
-        return self.scorer.scores([[*asked, *ids] for asked, ids in zip(prompts, completion_ids, strict=True)])
+        rows = ([*asked, *ids] for asked, ids in zip(prompts, completion_ids, strict=True))
+        return self.scorer.scores([[token for token in row if token not in self.unread] for row in rows])
 
     def length(self, completion_ids: list[list[int]], task: list[str], **_: Any) -> list[float]:
         """0 up to `length_from` of the task's `max_new_tokens`, from there linearly to -1."""

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from bloomery.components.core import artifact
+from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import adapter_folders, checkpoints
+
+logger = logging.getLogger(__name__)
 
 
 def folder(label: str, path: Path) -> Path:
@@ -24,8 +29,9 @@ def added(base: Path, adapters: Sequence[tuple[str, Path]], weights: Sequence[fl
 
     PEFT's `add_weighted_adapter` with `cat` puts the Aᵢ, times weight and scaling, one above the other and the Bᵢ side
     by side, so that the product is the sum of the products, of whatever ranks, exactly.
-    Raises: ModelError if an adapter does not fit the model.
+    Raises: ModelError if an adapter does not fit the model, or its manifest tells that it was trained on another.
     """
+    _check_bases(base, adapters)
     network, tokenizer = checkpoints.load(base, dtype="float32")
     wrapped = adapter_folders.attached(network, adapters, str(base))
     names = adapter_folders.names(len(adapters))
@@ -33,3 +39,17 @@ def added(base: Path, adapters: Sequence[tuple[str, Path]], weights: Sequence[fl
     wrapped.peft_config[names[0]].use_rslora = False
     wrapped.add_weighted_adapter(names, list(weights), "merged", combination_type="cat")
     return wrapped.merge_and_unload(adapter_names=["merged"]), tokenizer
+
+
+def _check_bases(base: Path, adapters: Sequence[tuple[str, Path]]) -> None:
+    """Raise ModelError for an adapter that was trained on another model than `base`; warn of those that do not tell."""
+    own = artifact.read_manifest(base).digest
+    for label, path in adapters:
+        trained_on = adapter_folders.base_of(path)
+        if trained_on is None:
+            logger.warning("%s has no manifest that would tell whether it was trained on the stage's own model", label)
+        elif trained_on != own:
+            raise ModelError(
+                f"{label}: its adapter was trained on the model {trained_on[:12]}, and the stage's own model is "
+                f"{own[:12]}; let the stage go on `from` the one that the adapter was trained on"
+            )

@@ -83,7 +83,7 @@ class MergingConfig(Config):
     density: float | None = Field(default=None, gt=0, le=1)
     """Share of each tensor's differences that stays: the largest for `ties` (0.2 in its paper), random ones for `dare`
     (1 - p of its paper, where 0.1 of small differences is enough). It has no default as it differs by method."""
-    scale: float = 1.0
+    scale: float = Field(default=1.0, ge=-1_000, le=1_000)
     """The merged difference is multiplied by it: λ of task arithmetic and TIES, to be chosen on validation rows.
     Without any, 1 for TIES and 0.4 for sums of many differences (both 2306.01708)."""
     slices: list[Slice] = []

@@ -41,8 +41,8 @@ def run(
     Returns: merging/models, merging/layers, merging/parameters and, where tensors are combined, merging/relative_change
              (norm of the difference to base_model over the norm of base_model).
     Raises:  ModelError if models differ in a tensor, in what their config computes or in their vocabulary, if one of
-             which the difference is taken is `base_model` itself, or if an adapter does not fit; ConfigError for layers
-             that a model does not have.
+             which the difference is taken is `base_model` itself, or if an adapter does not fit or was trained on
+             another model; ConfigError for layers that a model does not have.
     """
     found = named_models.located(config, (first, second, third, fourth), outside)
     base = opened("the stage's own model", base_model)

@@ -33,8 +33,8 @@ def export(config: QuantisationConfig, source: Path, chats: Path | None, target:
 
     Norms stay in 32 bits, embeddings and head in 16 where `config.embeddings` is false.
     Raises: CannotRun for another architecture than ARCHITECTURES, another RoPE than the plain one, sliding windows,
-            rows that are no multiple of 32, or a tokenizer that the file cannot hold so that it cuts the calibration
-            chats into the same tokens.
+            rows that are no multiple of 32, or a tokenizer that has no merges or that the file cannot hold so that it
+            cuts the calibration chats into the same tokens.
     """
     from gguf import GGUFWriter, LlamaFileType
 
@@ -168,8 +168,14 @@ def _add_tokenizer(config: QuantisationConfig, writer: Any, tokenizer: Any, voca
     from gguf import TokenType
 
     content = json.loads(tokenizer.backend_tokenizer.to_str())
+    split = _split(config, content)
+    if not content["model"]["merges"]:  # the `gguf` package then leaves the key out, and no reader knows BPE without
+        raise CannotRun(
+            f"{config.name}: the tokenizer is byte-level BPE without a merge, each byte a token, and a GGUF is read by "
+            "its merges; take a model whose tokenizer has some, or another scheme"
+        )
     writer.add_tokenizer_model("gpt2")  # byte-level BPE, in the words of the format
-    writer.add_tokenizer_pre(_split(config, content))
+    writer.add_tokenizer_pre(split)
     ids = {index: token for token, index in tokenizer.get_vocab().items()}
     added = {token["id"]: token["special"] for token in content["added_tokens"]}
     types = {True: TokenType.CONTROL, False: TokenType.USER_DEFINED, None: TokenType.NORMAL}

@@ -58,7 +58,10 @@ def run(
     is_scored = _are_scored(preferences)
     set_seed(config.seed)  # of the new head
     checkpoints.check(base_model, to_train=True)
-    network, tokenizer = reward_models.load(base_model, dtype=training.weights_dtype(config, base_model))
+    if config.adapter and config.adapter.kind == "qlora":
+        network, tokenizer = reward_models.load(base_model, in_4_bits=True)
+    else:
+        network, tokenizer = reward_models.load(base_model, dtype=training.weights_dtype(config, base_model))
     checkpoints.check_template(tokenizer, base_model)
     kind = _on_tokens(RewardTrainer)
     collator: Any = None

@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from bloomery.components.core import artifact
 from bloomery.components.core.errors import ModelError
 from bloomery.components.core.modelling import faults, tensor_files
 
@@ -108,6 +109,14 @@ def attached(network: Any, given: Sequence[tuple[str, Path]], base: str) -> Any:
                 "give the base that it was trained on"
             )
     return wrapped.eval()
+
+
+def base_of(folder: Path) -> str | None:
+    """Digest of the model that the adapter in `folder` was trained on, as the manifest of its step tells, in whose
+    model it lies; None where nothing tells it."""
+    if folder.name != FOLDER or not (folder.parent / artifact.MANIFEST).is_file():
+        return None
+    return artifact.read_manifest(folder.parent).inputs.get("base_model")
 
 
 def is_on_other_weights(model: Any, name: str, merged: Path) -> bool:

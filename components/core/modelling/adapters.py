@@ -171,15 +171,32 @@ def freeze(network: Any, trained: Trained) -> None:
             weight.requires_grad_(name.endswith("bias"))
     else:
         last = layers[len(layers) - trained :] if isinstance(trained, int) else []
-        head = network.get_output_embeddings() or network.score  # of a reward model
-        for module in (*last, head):
+        for module in (*last, _head(network)):
             module.requires_grad_(True)
     if not any(weight.requires_grad for weight in network.parameters()):
         raise ConfigError("trained: bias, and the model has no biases; use an adapter, `head` or a number of layers")
 
 
+def embeddings_learn(network: Any, adapter: AdapterConfig | None, trained: Trained) -> bool:
+    """Whether the embeddings of all tokens are among the weights that are trained."""
+    if adapter or trained == "bias":
+        return False
+    return trained == "all" or _head(network).weight is network.get_input_embeddings().weight
+
+
 def load_in_4_bits(path: Path) -> Any:
     """The model of a checkpoint folder in NF4 with double quantisation, to be trained under an adapter.
+
+    Raises: MissingExtraError without bitsandbytes.
+    """
+    from transformers import AutoModelForCausalLM
+
+    given = {**settings_of_4_bits(), **repository_code.allowed(path)}
+    return trainable_in_4_bits(AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **given))
+
+
+def settings_of_4_bits() -> dict[str, Any]:
+    """What transformers is told to load the layers of a model, but for its head, in NF4 with double quantisation.
 
     Raises: MissingExtraError without bitsandbytes.
     """
@@ -188,7 +205,7 @@ def load_in_4_bits(path: Path) -> Any:
     except ImportError:
         raise MissingExtraError("adapter.kind qlora: pip install 'bloomery[bitsandbytes]'") from None
     import torch
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+    from transformers import BitsAndBytesConfig
 
     on_gpu = torch.cuda.is_available()
     settings = BitsAndBytesConfig(
@@ -197,14 +214,14 @@ def load_in_4_bits(path: Path) -> Any:
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if on_gpu else torch.float32,
     )
-    network: Any = AutoModelForCausalLM.from_pretrained(
-        path,
-        quantization_config=settings,
-        use_safetensors=True,
-        dtype="auto" if on_gpu else torch.float32,
-        **repository_code.allowed(path),
-    )
-    if not on_gpu:
+    return {"quantization_config": settings, "dtype": "auto" if on_gpu else torch.float32}
+
+
+def trainable_in_4_bits(network: Any) -> Any:
+    """`network`, which was loaded with `settings_of_4_bits`, when gradients pass through it on a CPU too."""
+    import torch
+
+    if not torch.cuda.is_available():
         for module in network.modules():
             # Where a processor has AVX512-BF16, bitsandbytes 0.50 packs a matrix at the first answer asked of it, and
             # no gradient passes through it any more.
@@ -272,15 +289,20 @@ def merged(model: Any, beside: Path | None = None) -> Any:
 def _on_whole_weights(model: Any) -> Any:
     """The adapter of `model` on the checkpoint that its base was loaded from."""
     from peft import PeftModel
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    base = Path(model.get_base_model().name_or_path)
+    base = model.get_base_model()
+    path = Path(base.name_or_path)
+    kind: Any = AutoModelForCausalLM
+    given: dict[str, Any] = repository_code.allowed(path)
+    if not base.can_generate():  # a reward model, whose head the adapter holds whole
+        kind, given = AutoModelForSequenceClassification, {**given, "num_labels": base.num_labels}
     if hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)  # what training has freed, which glibc would keep beside the weights that come
     with tempfile.TemporaryDirectory(prefix="bloomery-") as folder:
         model.save_pretrained(folder)
-        trust = repository_code.allowed(base)
-        network = AutoModelForCausalLM.from_pretrained(base, dtype="auto", use_safetensors=True, **trust)
+        network = kind.from_pretrained(path, dtype="auto", use_safetensors=True, **given)
+        network.config.get_text_config().pad_token_id = base.config.get_text_config().pad_token_id
         return PeftModel.from_pretrained(network, folder)
 
 
@@ -315,9 +337,13 @@ def _linear_layers(network: Any) -> list[tuple[str, Any]]:
     from torch.nn import Linear
     from transformers.pytorch_utils import Conv1D
 
-    head = network.get_output_embeddings()
-    modules = network.named_modules()
+    head, modules = _head(network), network.named_modules()
     return [(name, module) for name, module in modules if isinstance(module, Linear | Conv1D) and module is not head]
+
+
+def _head(network: Any) -> Any:
+    """What the last states go through: to the vocabulary, or to the score of a reward model."""
+    return network.get_output_embeddings() or network.score
 
 
 def blocks(network: Any) -> Any:

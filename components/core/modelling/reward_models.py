@@ -15,7 +15,7 @@ from typing import Any
 from bloomery.components.core import artifact, repository_code
 from bloomery.components.core.data.chats import Turn, message
 from bloomery.components.core.errors import ModelError
-from bloomery.components.core.modelling import checkpoints, templates
+from bloomery.components.core.modelling import adapters, checkpoints, templates
 from bloomery.components.core.modelling.likelihood import BATCH_TOKENS
 from bloomery.components.core.modelling.preference_pairs import chat_tokens
 
@@ -100,12 +100,14 @@ class RewardModel:
         return [next(found) if row else NO_END for row in rows]
 
 
-def load(path: Path, *, dtype: str, on: str = "cpu") -> tuple[Any, Any]:
-    """(network with a head of one number, tokenizer) of a reward model or, with a new head, of a model's checkpoint.
+def load(path: Path, *, dtype: str = "auto", on: str = "cpu", in_4_bits: bool = False) -> tuple[Any, Any]:
+    """(network with a head of one number, tokenizer) of a reward model or, with a new head, of a model's checkpoint;
+    `in_4_bits`: all but the head in NF4, in place of `dtype`, to be trained under an adapter.
 
     The network knows padding by its token, so that this is one that ends no turn: where a tokenizer pads with the end,
     the end of the answer would not be seen.
-    Raises: ModelError if transformers has no such head for the architecture, or the checkpoint does not load.
+    Raises: ModelError if transformers has no such head for the architecture, or the checkpoint does not load;
+            MissingExtraError for 4 bits without bitsandbytes.
     """
     from transformers import AutoModelForSequenceClassification
     from transformers.utils.logging import disable_progress_bar
@@ -116,15 +118,16 @@ def load(path: Path, *, dtype: str, on: str = "cpu") -> tuple[Any, Any]:
     if tokenizer.pad_token_id in ends:
         other = next(index for index in range(len(tokenizer)) if index not in ends)
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(other)
+    weights = adapters.settings_of_4_bits() if in_4_bits else {"dtype": dtype}
     try:
         loaded: Any = AutoModelForSequenceClassification.from_pretrained(
             path,
             num_labels=1,
-            dtype=dtype,
             device_map=None if on == "cpu" else on,
             use_safetensors=True,
             output_loading_info=True,
             **repository_code.allowed(path),
+            **weights,
         )
         network, found = loaded
     except Exception as error:  # of any kind: config and weights are read by code of each architecture
@@ -138,4 +141,4 @@ def load(path: Path, *, dtype: str, on: str = "cpu") -> tuple[Any, Any]:
             f"{', '.join(lacking[:3])}{' …' if len(lacking) > 3 else ''}; fetch the checkpoint again, whole"
         )
     network.config.get_text_config().pad_token_id = tokenizer.pad_token_id
-    return network, tokenizer
+    return adapters.trainable_in_4_bits(network) if in_4_bits else network, tokenizer

@@ -60,6 +60,12 @@ def added(network: Any, tokenizer: Any, count: int, *, text: str = "", encoded: 
     return own
 
 
+def tokens_of(tokenizer: Any) -> dict[str, int]:
+    """The tokens of all soft prompts that `tokenizer` has, with their ids."""
+    pattern = NAME.replace("|", r"\|").format(r"\d+")
+    return {token: index for token, index in tokenizer.get_vocab().items() if re.fullmatch(pattern, token)}
+
+
 def folded(network: Any) -> Any:
     """`network` with the trained embeddings in its table, and nothing beside it."""
     soft = network.soft_prompt
@@ -75,7 +81,7 @@ def _with_tokens(tokenizer: Any, count: int) -> tuple[Any, list[int]]:
 
     templates.turns(tokenizer)
     own = copy.deepcopy(tokenizer)
-    known = sum(bool(re.fullmatch(NAME.replace("|", r"\|").format(r"\d+"), token)) for token in tokenizer.get_vocab())
+    known = len(tokens_of(tokenizer))
     names = [NAME.format(index) for index in range(known + 1, known + count + 1)]
     own.add_tokens([AddedToken(name, special=True, normalized=False) for name in names], special_tokens=True)
     tokens = own.convert_tokens_to_ids(names)

@@ -59,13 +59,26 @@ def test_concatenated_adapters_add_the_sum_of_their_products(adapters, tiny_mode
     assert metrics["merging/models"] == 2 and checkpoints.load(tmp_path / "out")[0] is not None
 
 
-def test_the_adapter_beside_a_stages_weights_is_found(adapters, tiny_model, tmp_path):
+def test_the_adapter_beside_a_stages_weights_is_found_and_knows_its_base(adapters, tiny_model, tmp_path, caplog):
     stage = tmp_path / "stage"
     artifact.link_tree(tiny_model, stage)
     artifact.link_tree(adapters / NamedModel(model="/one").folder, stage / "adapter")
-    artifact.seal(stage, "model/1")
+    manifest = artifact.seal(stage, "model/1")
     config = MergingConfig.model_validate({"method": "lora_concatenation", "models": [{"stage": "sft"}]})
+    run(config, base_model=tiny_model, model=tmp_path / "untold", first=stage)
+    assert "the stage sft has no manifest that would tell whether it was trained on" in caplog.text
+    caplog.clear()
+
+    def trained_on(digest):
+        told = manifest.model_copy(update={"inputs": {"base_model": digest}})
+        (stage / artifact.MANIFEST).write_text(told.model_dump_json(), encoding="utf-8")
+
+    trained_on("f" * 64)
+    with pytest.raises(ModelError, match="the stage sft: its adapter was trained on the model ffffffffffff, and the "):
+        run(config, base_model=tiny_model, model=tmp_path / "other", first=stage)
+    trained_on(artifact.read_manifest(tiny_model).digest)
     run(config, base_model=tiny_model, model=tmp_path / "out", first=stage)
+    assert not caplog.text
     base, made = load_file(tiny_model / "model.safetensors"), load_file(tmp_path / "out" / "model.safetensors")
     torch.testing.assert_close(made[QUERY], base[QUERY] + 4 * product(adapters, "one", QUERY))
 

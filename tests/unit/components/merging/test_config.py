@@ -31,6 +31,7 @@ A, B = {"stage": "a"}, {"model": "org/b"}
             ["m: models: depth_up_scaling does not read it", "removed_lay"],
         ),
         ({"method": "linear", "models": [A, {"stage": "a", "model": "org/b"}]}, ["expected one of `stage`"]),
+        ({"method": "task_arithmetic", "models": [A], "scale": 1e300}, ["m.scale: found 1e+300", "equal to 1000"]),
         ({"method": "tie", "models": [A]}, ['m.method: found "tie"']),
     ],
 )

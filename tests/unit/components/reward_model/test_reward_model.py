@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from statistics import fmean, pstdev
 
@@ -12,13 +13,16 @@ from safetensors.torch import load_file
 
 from bloomery.components.core import artifact
 from bloomery.components.core.data.chats import chat, identity
-from bloomery.components.core.errors import DataError
-from bloomery.components.core.modelling import checkpoints, reward_models, templates
+from bloomery.components.core.errors import DataError, ModelError
+from bloomery.components.core.modelling import adapters, checkpoints, reward_models, soft_prompts, templates
+from bloomery.components.core.modelling.adapters import AdapterConfig
 from bloomery.components.core.modelling.preference_pairs import chat_tokens
 from bloomery.components.core.modelling.preference_rows import usable_pairs
 from bloomery.components.core.modelling.reward_models import NO_END, RewardModel
 from bloomery.components.core.records import Preference, content_id
-from bloomery.components.grpo.config import GrpoConfig
+from bloomery.components.core.scoring.tasks import Tasks
+from bloomery.components.grpo.config import GrpoConfig, RewardWeights
+from bloomery.components.grpo.rewards import Rewards
 from bloomery.components.grpo.step import run as grpo
 from bloomery.components.rejection_sampling.config import RejectionSamplingConfig
 from bloomery.components.rejection_sampling.step import run as rejection_sampling
@@ -90,6 +94,22 @@ def test_grpo_learns_what_the_reward_model_prefers(prefers_short, base, make_tas
     assert metrics["grpo/answer_tokens_last"] < metrics["grpo/answer_tokens_first"]
 
 
+def test_a_reward_model_reads_what_a_soft_prompt_answers_without_it(prefers_short, base, make_tasks):
+    scorer = RewardModel.load(prefers_short[0])
+    network, tokenizer = checkpoints.load(base)
+    own = soft_prompts.added(network, tokenizer, 3)
+    tasks = Tasks(make_tasks(TASK, []))
+    rewards = Rewards(RewardWeights(), own, templates.end_tokens(own), tasks, scorer)
+    asked, answers = chat("say ab"), [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in ("ab", "abc")]
+    prompt = templates.prompt_tokens(own, asked)
+    assert prompt[:3] == [260, 261, 262] and scorer.tokenizer.get_vocab().keys() < own.get_vocab().keys()
+    found = rewards.reward_model([prompt, prompt], answers)
+    assert found == scorer.scores_of_answers(asked, "", ["ab", "abc"]) and found[0] != found[1]
+    own.add_tokens(["<other>"])
+    with pytest.raises(ModelError, match="has other tokens than the model that is trained, the first is '<other>'; tr"):
+        Rewards(RewardWeights(), own, templates.end_tokens(own), tasks, scorer)
+
+
 def test_rejection_sampling_takes_the_best_answer_by_the_reward_model(prefers_short, base, make_tasks, tmp_path):
     folder, _ = prefers_short
     rows = [{"task": "free", "split": "train", "prompt": f"say {a}", "reference": "unknown"} for a in WORDS[:2]]
@@ -121,6 +141,38 @@ def test_an_adapter_trains_the_head_whole_and_is_merged(base, tmp_path, caplog):
     assert "little but length" not in caplog.text
     network, _ = reward_models.load(tmp_path / "m", dtype="auto")
     assert not any("lora" in name for name, _ in network.named_parameters())
+
+
+def test_qlora_trains_on_4_bits_and_merges_into_the_weights_as_they_were(base, tmp_path):
+    pytest.importorskip("bitsandbytes", reason="pip install 'bloomery[bitsandbytes]'")
+    network, _ = reward_models.load(base, in_4_bits=True)
+    assert {name for name, weight in network.named_parameters() if weight.dtype == torch.uint8} == {
+        f"model.layers.{layer}.{part}_proj.weight"
+        for layer in range(2)
+        for part in (*(f"self_attn.{one}" for one in "qkvo"), "mlp.gate", "mlp.up", "mlp.down")
+    }  # and not the head
+    pairs = write_pairs(tmp_path / "pairs", lambda a, b: ("x" + b, "y" + b))
+    config = RewardModelConfig(**SMALL, epochs=1, adapter={"kind": "qlora", "rank": 1})
+    reward_model(config, preferences=pairs, base_model=base, reward_model=tmp_path / "m")
+    old, new = (load_file(folder / "model.safetensors") for folder in (base, tmp_path / "m"))
+    name = "model.layers.0.mlp.up_proj.weight"
+    # An update of rank 1 to the very weights; from dequantised ones every number would differ.
+    assert torch.linalg.matrix_rank(new[name] - old[name], rtol=1e-3) == 1
+    told = json.loads((tmp_path / "m" / "config.json").read_text(encoding="utf-8"))
+    assert "quantization_config" not in told and told["pad_token_id"] == 0 and new["score.weight"].shape == (1, 32)
+
+
+@pytest.mark.parametrize("kind", ["pissa", "olora", "miss", "ia3"])
+def test_the_head_of_scores_gets_no_adapter_and_bounds_no_rank(base, kind):
+    from peft import get_peft_model
+
+    network, _ = reward_models.load(base)
+    adapter = AdapterConfig(kind=kind, **({} if kind == "ia3" else {"rank": 4}))
+    wrapped = get_peft_model(network, adapters.peft_config(adapter, network))
+    targets = {name.rpartition(".")[2] for name in wrapped.targeted_module_names}
+    assert targets == {f"{part}_proj" for part in ("q", "k", "v", "o", "gate", "up", "down")}
+    learnt = {name for name, weight in wrapped.named_parameters() if weight.requires_grad}
+    assert {name for name in learnt if "score" in name} == {"base_model.model.score.modules_to_save.default.weight"}
 
 
 @pytest.mark.parametrize("trained", ["head", 1])
