@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import tempfile
 import threading
 from collections.abc import Mapping, Sequence
@@ -44,9 +45,6 @@ class Champion:
         or an adapter does not fit; ServiceError if the registry is away; MissingExtraError if vLLM is asked for and not
         installed.
         """
-        given = dict(adapters or {})
-        if name in given:
-            raise ConfigError(f"--adapter {name}: that is the name of the model itself; give the adapter another")
         self.adapters: dict[str, Served] = {}
         """What answers with an adapter, by the adapter's name."""
         self.problem = ""
@@ -62,10 +60,10 @@ class Champion:
                     f"{name}: no champion to serve; run the recipe first, promote a version with `bloomery models "
                     "promote`, or give the --workdir of its runs"
                 )
-            self.served, *others = load(name, str(found.version), found.source, config, given, consents=consents)
+            self.served, *others = load(name, str(found.version), found.source, config, adapters, consents=consents)
         else:
             whose = {"consents": consents, "is_registered": False}
-            self.served, *others = load(name, base.name, str(base), config, given, **whose)
+            self.served, *others = load(name, base.name, str(base), config, adapters, **whose)
         self.adapters = {served.name: served for served in others}
         if base is None:
             threading.Thread(target=self._follow, name="champion", daemon=True).start()
@@ -116,9 +114,12 @@ def load(
     """The checkpoint at `source` (a folder, or a store's URI), then what answers with each of `adapters` on it, loaded
     and proven by a first token each. Of one that is not registered what its seal says of a consent counts for nothing.
 
-    Raises: ModelError if it does not load, has code that the recipe does not consent to, or an adapter does not fit;
-    MissingExtraError if vLLM is asked for and not installed.
+    Raises: ConfigError if an adapter has the model's name; ModelError if it does not load, has code that the recipe
+    does not consent to, or an adapter does not fit or answers with what is no number; MissingExtraError if vLLM is
+    asked for and not installed.
     """
+    if taken := {name, f"{name}:{version}"} & set(adapters or {}):
+        raise ConfigError(f"--adapter {min(taken)}: that is the name of the model itself; give the adapter another")
     given = [(f"--adapter {key}={path}", path) for key, path in (adapters or {}).items()]
     given = [(label, adapter_folders.found(label, path)) for label, path in given]
     names = adapter_folders.names(len(given))
@@ -164,6 +165,8 @@ def load(
                 model.answer(first)
             else:
                 decode([first])
+                if not all(map(math.isfinite, first.log_probabilities)):
+                    raise ModelError(f"{one.name}, on {source}: some weights are no numbers, and so are its answers")
     return served
 
 

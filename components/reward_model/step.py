@@ -35,7 +35,7 @@ def run(
 ) -> dict[str, float]:
     """Put a head of one number on `base_model`, train both to score the chosen answers of `preferences` above the
     rejected ones, or answers as they are scored there, and write `reward_model`, whose scores have mean 0 and standard
-    deviation 1 over the held-out answers, and over trained ones beside them where they are fewer than SCALED_BY.
+    deviation 1 over the held-out answers, and over trained ones beside them where they are fewer than 200.
 
     Chats are tokenised once, to disk, and stand in memory neither as texts nor as tokens.
 

@@ -178,7 +178,7 @@ def _batches(
         yield batch
 
 
-def _choice(temperature: float, top_p: float, begin: int, chances_BT: Any) -> Any:
+def _choice(temperature: float, top_p: float, begin: int = 0, chances_BT: Any = None) -> Any:
     """A logits processor that draws a token of each row and leaves no other possible; answers begin at `begin`.
 
     One uniform number a row, of `chances_BT` or, if it is None, of torch's chance, looked up in the cumulated
@@ -196,9 +196,11 @@ def _choice(temperature: float, top_p: float, begin: int, chances_BT: Any) -> An
                 scores = warper(input_ids, scores)
             cumulated_BV = scores.float().softmax(-1).cumsum(-1)
             total_B1 = cumulated_BV[:, -1:]
-            at = slice(input_ids.shape[1] - begin, input_ids.shape[1] - begin + 1)
-            chances_B1 = torch.rand_like(total_B1) if chances_BT is None else chances_BT[:, at].to(total_B1)
-            drawn_B1 = chances_B1 * total_B1
+            if chances_BT is None:
+                drawn_B1 = torch.rand_like(total_B1) * total_B1
+            else:
+                at = input_ids.shape[1] - begin
+                drawn_B1 = chances_BT[:, at : at + 1].to(total_B1) * total_B1
             # Rounding may reach the total, and no token would be left.
             drawn_B1 = torch.minimum(drawn_B1, torch.nextafter(total_B1, torch.zeros_like(total_B1)))
             chosen_B1 = torch.searchsorted(cumulated_BV, drawn_B1, right=True)

@@ -8,11 +8,13 @@ import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import requests
 import uvicorn
 from chats import write_chats
+from safetensors.torch import load_file, save_file
 
 from bloomery.components.core import artifact
 from bloomery.components.core.config import parse
@@ -126,8 +128,18 @@ def test_an_adapter_of_another_base_ends_the_start(trained, tmp_path):
     given = {"host": "127.0.0.1", "port": 0, "base": tmp_path / "w"}
     with pytest.raises(ModelError, match=r"--adapter a=.* does not fit m:w: .*size mismatch"):
         serve("m", str(tmp_path / "log"), ServingConfig(), adapters={"a": trained["turn"]}, **given)
-    with pytest.raises(ConfigError, match="that is the name of the model itself"):
-        serve("m", str(tmp_path / "log"), ServingConfig(), adapters={"m": trained["turn"]}, **given)
+    for name in ("m", "m:w"):
+        with pytest.raises(ConfigError, match=f"--adapter {name}: that is the name of the model itself"):
+            serve("m", str(tmp_path / "log"), ServingConfig(), adapters={name: trained["turn"]}, **given)
+
+
+def test_an_adapter_whose_weights_are_no_numbers_ends_the_start(trained, tmp_path):
+    folder = Path(shutil.copytree(trained["turn"] / "adapter", tmp_path / "a"))
+    weights = load_file(folder / "adapter_model.safetensors")
+    name = next(name for name in weights if "lora_B" in name)
+    save_file({**weights, name: weights[name] * float("nan")}, folder / "adapter_model.safetensors")
+    with pytest.raises(ModelError, match="a, on .*: some weights are no numbers, and so are its answers"):
+        Champion("m", ServingConfig(), {"a": folder}, trained["base"])
 
 
 def test_an_adapter_that_was_trained_on_other_weights_is_warned_of(trained, caplog):
