@@ -13,6 +13,8 @@ ways), again and again.
     mebibytes_training            from then on
     mebibytes_of_a_worker         the same of the largest process that tokenises; there is one for each core
     growth                        bytes a row more, and a token more, of the two that cannot be taken back
+
+`--large` measures cpt on a billion tokens and sft on a million chats instead (`large`; half an hour on two cores).
 """
 
 from __future__ import annotations
@@ -32,12 +34,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from surrounding import surrounding
+
 SIZES = {"cpt": (5_000_000, 25_000_000), "sft": (20_000, 100_000), "dpo": (1_000, 4_000)}
 """Tokens, roughly; chats; pairs, of some 600 tokens."""
+LARGE = {"cpt": 1_000_000_000, "sft": 1_000_000}
 CHARACTERS_PER_TOKEN = 3.2
 CORPORA = (("peps_eips", "peps"), ("peps_eips", "eips"), ("web_docs_ko", "en"), ("web_docs_ko", "ko"))
 PAIR_CHARACTERS = 2_400
 BATCH, LENGTH, STEPS = 4, 512, 2
+ROWS_AT_ONCE = 1_000
 PROBES = 4
 """Documents whose perplexity is measured, at either size."""
 
@@ -59,13 +65,17 @@ def write_documents(folder: Path, data: Path, num_tokens: int) -> int:
     facts = {"source": "", "language": "en", "general": False, "time": "", "quality": None}
     rows = texts(data, *CORPORA)
     random.Random(0).shuffle(rows)
-    writer, characters = Writer(folder, "document/2"), 0
-    for number, row in enumerate(itertools.cycle(rows)):
-        key = f"{'0' if number < PROBES else 'f'}{number:015x}"  # whose beginning decides which are held out
-        writer.add(Document.table([{"id": key, "text": row["text"], **facts}]))
-        characters += len(row["text"])
-        if characters > CHARACTERS_PER_TOKEN * num_tokens:
-            break
+    writer, left = Writer(folder, "document/2"), CHARACTERS_PER_TOKEN * num_tokens
+    numbered = enumerate(itertools.cycle(rows))
+    while left > 0:
+        written = []
+        for number, row in itertools.islice(numbered, ROWS_AT_ONCE):
+            key = f"{'0' if number < PROBES else 'f'}{number:015x}"  # whose beginning decides which are held out
+            written.append({"id": key, "text": row["text"], **facts})
+            left -= len(row["text"])
+            if left <= 0:
+                break
+        writer.add(Document.table(written))
     return writer.close().rows
 
 
@@ -76,11 +86,11 @@ def write_chats(folder: Path, data: Path, num_chats: int) -> int:
     from bloomery.components.core.records import Chat
 
     facts = {"tools": "", "task": "", "origin": "given", "parent": ""}
-    rows = itertools.islice(itertools.cycle(texts(data, ("medquad", "medquad"))), num_chats)
+    rows = enumerate(itertools.islice(itertools.cycle(texts(data, ("medquad", "medquad"))), num_chats))
     writer = Writer(folder, "chat/2")
-    for number, row in enumerate(rows):
-        messages = chat(row["question"], row["answer"][:1_000])
-        writer.add(Chat.table([{"id": str(number), "messages": messages, **facts}]))
+    while some := list(itertools.islice(rows, ROWS_AT_ONCE)):
+        chats = [(str(number), chat(row["question"], row["answer"][:1_000])) for number, row in some]
+        writer.add(Chat.table([{"id": key, "messages": messages, **facts} for key, messages in chats]))
     return writer.close().rows
 
 
@@ -263,13 +273,15 @@ def main() -> None:
         print(json.dumps(measure(step, Path(folder), int(num_rows), int(num_tokens))))
         return
     file, data = Path(__file__).with_suffix(".json"), Path(os.environ["BLOOMERY_DATA"])
-    for step in sys.argv[1:] or SIZES:
+    is_large = "--large" in sys.argv
+    for step in [name for name in sys.argv[1:] if name != "--large"] or (LARGE if is_large else SIZES):
         sizes = []
-        for size in SIZES[step]:
-            sizes.append(child(step, size, data))
+        for size in [LARGE[step]] if is_large else SIZES[step]:
+            sizes.append({**child(step, size, data), **surrounding()})
             print(step, sizes[-1], flush=True)
         found = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-        found[step] = {"sizes": sizes, "growth": growth(*sizes)}
+        told = {"large": sizes[0]} if is_large else {"sizes": sizes, "growth": growth(*sizes)}
+        found[step] = {**found.get(step, {}), **told}
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
 
