@@ -28,10 +28,10 @@ from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Document, Indexed, Prompt, content_id
 from bloomery.components.core.scoring.contamination import Detector, evaluation_items
 from bloomery.components.core.scoring.tasks import TaskConfig, Tasks
-from bloomery.components.promotion.config import GateConfig
 from bloomery.components.dedup import semantic, step, verification
 from bloomery.components.dedup.config import DedupConfig
 from bloomery.components.dedup.step import run
+from bloomery.components.promotion.config import GateConfig
 
 QUESTION = "Which customers in Busan joined before August?"
 KOREAN_QUESTION = "부산에서 8월 전에 가입한 고객은 누구인가요?"
