@@ -18,8 +18,10 @@ from pydantic import SerializeAsAny, model_serializer
 from bloomery.components.core.config import Config, parse
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import named_models
+from bloomery.components.core.modelling.adapters import LOW_RANK
 from bloomery.components.core.modelling.named_models import START
 from bloomery.components.core.modelling.reshaping import Reshaping
+from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.pipelines import steps
 
 NAMED = re.compile(r"[a-z][a-z0-9_]*")
@@ -174,9 +176,12 @@ def problems(stages: Sequence[Stage], given: Collection[str]) -> Iterator[str]:
     known = set(given)
     unread: dict[str, str] = {}
     models = [START]
+    before: dict[str, Stage] = {}
     for stage in stages:
         step = stage.declared
         yield from _unknown_models(stage, models)
+        yield from _lacking_adapters(stage, before)
+        before[stage.name] = stage
         models += [stage.name] if MODEL in stage.writes.values() else []
         for port, schema in step.reads.items():
             if port in stage.idle:
@@ -213,6 +218,19 @@ def _unknown_models(stage: Stage, models: Sequence[str]) -> Iterator[str]:
         yield f"{where}: names {own}, whose model is the very one that it trains; expected an earlier one, or another"
     if len(named) > len(step.named):
         yield f"{where}: names {len(named)} stages, and {stage.step} reads the models of at most {len(step.named)}"
+
+
+def _lacking_adapters(stage: Stage, before: Mapping[str, Stage]) -> Iterator[str]:
+    """Which of the stages `before` it train no LoRA adapter, of those whose adapter `stage` takes."""
+    for name in getattr(stage.config, "needed_adapters", ()):
+        if name not in before:  # which `_unknown_models` tells, or the start
+            continue
+        config = before[name].config
+        adapter = config.adapter if isinstance(config, TrainingConfig) else None
+        if adapter is None or adapter.kind not in LOW_RANK:
+            found = f"an adapter of kind {adapter.kind}" if adapter else "none"
+            add = "add `adapter: {}` to it" if isinstance(config, TrainingConfig) else "name one that trains"
+            yield f"stages.{stage.name}: takes the LoRA adapter of stage {name}, which trains {found}; {add}"
 
 
 def _writers(schema: str) -> list[str]:

@@ -127,7 +127,10 @@ def run(
 
 @app.command()
 def validate(recipe: RecipeArgument, set: SetOption = []) -> None:  # noqa: A002, B006
-    """Check a recipe without running it; every problem is told at once, and every local file that is not there.
+    """Check a recipe without running it: every problem that the recipe alone tells, at once.
+
+    Local files have to be there, and are not looked into: what is in them, such as a field that a template names and no
+    row has, is told by preflight, with which every run begins, before anything is trained.
 
     Examples:
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
 
 from bloomery.components.core.data.text_metrics import TextMetric
 from bloomery.components.core.errors import ConfigError
+from bloomery.components.core.modelling.adapter_folders import FOLDER
+from bloomery.pipelines import run_outputs
 
 SCORES = tuple(f".{name}" for name in ("accuracy", "perplexity", *get_args(TextMetric)))
 """Endings of the metrics whose error stands beside them."""
@@ -42,10 +45,11 @@ def summary_of(workdir: Path, run: str) -> dict[str, Any]:
 
 
 def describe(summary: dict[str, Any]) -> str:
-    """A summary as text: verdict, every stage with its metrics, report."""
+    """A summary as text: verdict, report, where adapters lie, every stage with its metrics."""
     lines = [
         f"{summary['status']}: {summary['reason']}",
         f"{summary['seconds']:.0f} s, report: {summary['report']}",
+        *(f"adapter of {stage}: {folder}" for stage, folder in _adapters(Path(summary["run"]))),
         "",
     ]
     for stage, metrics in summary["stages"].items():
@@ -61,3 +65,10 @@ def describe(summary: dict[str, Any]) -> str:
                     f"  {name.split('/')[-1]:<48} {value:>12.5g}" + (f" ± {error:.2g}" if error is not None else "")
                 )
     return "\n".join(lines)
+
+
+def _adapters(run_dir: Path) -> Iterator[tuple[str, Path]]:
+    """Each stage of a run that trained an adapter, with the folder of it."""
+    for output in run_outputs.read(run_dir)[2].values():
+        if (output.path / FOLDER).is_dir() and output.manifest.config.get("adapter"):
+            yield output.stage, output.path / FOLDER

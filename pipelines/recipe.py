@@ -32,7 +32,7 @@ from bloomery.components.quantisation.config import QuantisationConfig
 from bloomery.infra.resources import ResourcesConfig
 from bloomery.monitoring.config import MonitoringConfig
 from bloomery.monitoring.serving_config import ServingConfig
-from bloomery.pipelines import chain, consents, recipe_files, steps
+from bloomery.pipelines import chain, consents, recipe_files, steps, task_needs
 from bloomery.pipelines.chain import Stage
 
 LEARNT_AS = ("max_length", "train_on", "train_reasoning")
@@ -109,7 +109,7 @@ class Recipe(Config):
     @model_validator(mode="after")
     def _fits_together(self) -> Recipe:
         problems = [*self._unknown_floors(), *self._unknown_steps(), *self._unfit_gate()]
-        problems += [*self._unknown_tasks(), *self._unshardable()]
+        problems += [*task_needs.problems(self.tasks, self.stages, self.quantisation), *self._unshardable()]
         problems += [
             f"stages: {stage.name} is a key of the recipe, and --set could not tell the two apart; rename the stage"
             for stage in self.stages
@@ -139,13 +139,6 @@ class Recipe(Config):
                 yield f"resources.steps.{name}.accelerators: found {own.accelerators}; {name} uses one; set 1"
             if (own.nodes or 1) > 1 and name in known and steps.find(name).accelerator != "all":
                 yield f"resources.steps.{name}.nodes: found {own.nodes}; {name} runs on one; remove the key"
-
-    def _unknown_tasks(self) -> Iterator[str]:
-        read = {f"stages.{stage.name}": stage.config for stage in self.stages}
-        for where, config in {**read, **{f"quantisation.{one.name}.qat": one.qat for one in self.quantisation}}.items():
-            wanted = config.tasks if isinstance(config, FineTuningConfig) else []
-            if unknown := [name for name in wanted if name not in self.tasks]:
-                yield f"{where}.tasks: no task {', '.join(unknown)}; the tasks are {', '.join(self.tasks)}"
 
     def _unshardable(self) -> Iterator[str]:
         for stage in self.stages:

@@ -6,17 +6,16 @@ written by `python -m bloomery.pipelines.schema`; tests keep them true.
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 from collections.abc import Collection
-from typing import Any, get_args
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import models_json_schema
 
-from bloomery.components.core.config import Config
+from bloomery.components.core.config import ELSEWHERE, Config, LocalPath, ModelName, TemplateName, nearest
 from bloomery.components.core.errors import ConfigError
 from bloomery.pipelines import steps
 from bloomery.pipelines.recipe import Recipe
@@ -77,10 +76,9 @@ def documentation(key: str) -> str:
         if part not in known and field is not None and _is_mapping(field.annotation):
             continue  # the name of a task, a split, a step
         if part not in known:
-            names = [*known, *(steps.names() if depth == 0 else ())]
-            near = difflib.get_close_matches(part, names, n=1)
+            names = [*known, *(name for name in (steps.names() if depth == 0 else ()) if name not in known)]
             where = ".".join(parts[:depth]) or "the recipe"
-            hint = f"did you mean '{near[0]}'?" if near else f"known: {', '.join(names)}"
+            hint = nearest(part, names) or (_inner(part) if depth == 0 else "") or f"known: {', '.join(names)}"
             raise ConfigError(f"{key}: {where} has no key {part}; {hint}")
         field = known[part]
         config = _config_in(field.annotation)
@@ -91,6 +89,19 @@ def documentation(key: str) -> str:
         lines += [] if field is not None else [config.__doc__ or ""]
         lines += ["", *(_told(name, inner) for name, inner in config.model_fields.items())]
     return "\n".join(lines)
+
+
+def _inner(part: str) -> str:
+    """Which sections and steps have the key that a lone `part` is taken for, or "" where none has."""
+    sections = {name: _config_in(field.annotation) for name, field in Recipe.model_fields.items()}
+    configs = {**{name: steps.find(name).config for name in steps.names() if name not in steps.FRAME}, **sections}
+    found = [
+        f"{name}.{ours}"
+        for name, config in configs.items()
+        for ours in [ELSEWHERE.get(part, part)]
+        if config and ours.partition(".")[0] in config.model_fields
+    ]
+    return f"a key of that meaning is {', '.join(found)}" if found else ""
 
 
 STEPS = """# Steps
@@ -129,12 +140,31 @@ def _shown(ports: dict[str, str], optional: Collection[str] = ()) -> list[str]:
 
 def _told(name: str, field: FieldInfo) -> str:
     default = "" if field.is_required() else f", default {_short(field.get_default(call_default_factory=True))}"
-    kind = getattr(field.annotation, "__name__", "") if not get_args(field.annotation) else str(field.annotation)
-    kind = re.sub(r"Annotated\[([\w.]+), .*?\)\]", r"\1", kind)  # without the functions that check it
-    kind = kind.replace("typing.", "").replace("NoneType", "None")
-    kind = " | ".join(part.strip().rpartition(".")[2] if "[" not in part else part for part in kind.split("|"))
+    kind = _kind(Annotated[field.annotation, *field.metadata] if field.metadata else field.annotation)
     text = " ".join((field.description or "").split())
     return f"{name} ({kind}{', required' if field.is_required() else default})\n    {text}"
+
+
+PATHS = {
+    LocalPath: "path from the recipe's folder",
+    ModelName: "hub name or path from the recipe's folder",
+    TemplateName: "chatml or path from the recipe's folder",
+}
+"""How the types of settings are called that may name a file or folder."""
+
+
+def _kind(annotation: Any) -> str:
+    """A type in few words: its forms, the words that it may be, and of a path where it begins."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return next((told for kind, told in PATHS.items() if get_args(kind)[1] in arguments), _kind(arguments[0]))
+    if origin in (Union, UnionType):
+        return " | ".join(dict.fromkeys(map(_kind, arguments)))
+    if origin is Literal:
+        return " | ".join(map(str, arguments))
+    if arguments:
+        return f"{origin.__name__}[{', '.join(map(_kind, arguments))}]"
+    return "None" if annotation is type(None) else getattr(annotation, "__name__", str(annotation))
 
 
 def _ports(step: steps.Step) -> str:

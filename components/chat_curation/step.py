@@ -22,7 +22,7 @@ from bloomery.components.chat_curation import copies
 from bloomery.components.chat_curation.config import ChatCurationConfig
 from bloomery.components.chat_curation.reading import SPOOLED, batches, read
 from bloomery.components.core.artifact import Reads, Shards, Writer, Writes, read_table
-from bloomery.components.core.data import chat_forms, pii
+from bloomery.components.core.data import chat_forms, near, pii
 from bloomery.components.core.data.tables import read_source
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import DataError
@@ -35,6 +35,8 @@ logger = logging.getLogger(__name__)
 
 MUCH = 0.1
 """Share of a source's rows whose loss is warned of."""
+MUCH_COPIED = 0.2
+"""Share of all rows whose loss to copies is warned of, as dedup's MAX_LOST."""
 
 
 @declare(secrets=("HF_TOKEN",))
@@ -161,7 +163,11 @@ def _write(
     pairs.close(dropped=reasons[True])
     out.close()
     _tell_losses(kept, lost)
-    return kept, reasons[False] + reasons[True]
+    total = reasons[False] + reasons[True]
+    num_copies = total["exact_duplicate"] + total["near_duplicate"]
+    if num_copies > MUCH_COPIED * rows.num_rows:
+        logger.warning("%d of %d chats and pairs are copies: %s", num_copies, rows.num_rows, near.TOLD)
+    return kept, total
 
 
 def _tell_losses(kept: Counter[str], lost: dict[str, Counter[str]]) -> None:

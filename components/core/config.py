@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
@@ -102,6 +102,47 @@ def passwords(value: Any, place: str = "") -> Iterator[str]:
         yield from passwords(item, f"{place}.{key}".lstrip("."))
 
 
+ELSEWHERE = {
+    "num_train_epochs": "epochs",
+    "num_epochs": "epochs",
+    "max_steps": "epochs",
+    "per_device_train_batch_size": "batch_size",
+    "lr": "learning_rate",
+    "lr_scheduler_type": "schedule",
+    "warmup_ratio": "warmup_fraction",
+    "warmup_steps": "warmup_fraction",
+    "optim": "optimizer",
+    "bf16": "precision",
+    "fp16": "precision",
+    "max_seq_length": "max_length",
+    "max_completion_length": "max_new_tokens",
+    "peft_config": "adapter",
+    "lora": "adapter",
+    "r": "adapter.rank",
+    "lora_r": "adapter.rank",
+    "lora_rank": "adapter.rank",
+    "lora_alpha": "adapter.alpha",
+    "lora_dropout": "adapter.dropout",
+    "lora_target_modules": "adapter.target_modules",
+    "early_stopping_patience": "patience",
+    "neftune_noise_alpha": "neftune_alpha",
+    "loss_type": "loss",
+    "num_return_sequences": "num_samples",
+    "model_name_or_path": "base_model",
+}
+"""What TRL, transformers and PEFT call a setting of ours, by their name; `adapter.rank` is named `rank` where `adapter`
+itself is being set."""
+
+
+def nearest(key: str, known: Collection[str], cutoff: float = 0.6) -> str:
+    """What is asked of one who wrote `key` where there is none: after the one of `known` that other libraries call so,
+    or else the nearest one; "" where none is."""
+    named = ELSEWHERE.get(key, "")
+    ours = [name for name in (named, named.rpartition(".")[2]) if name.partition(".")[0] in known]
+    near = ours[:1] or difflib.get_close_matches(key, known, n=1, cutoff=cutoff)
+    return f"did you mean '{near[0]}'?" if near else ""
+
+
 SECRET = "secret"
 """The type of a pydantic error (`PydanticCustomError`) whose value is not to be shown."""
 
@@ -114,8 +155,7 @@ def problems(model: type[BaseModel], error: ValidationError, *, where: str = "")
         place = ".".join(str(part) for part in (*([where] if where else []), *keys)) or "(top level)"
         if item["type"] == "extra_forbidden":
             known = _fields_at(model, keys[:-1])
-            near = difflib.get_close_matches(str(keys[-1]), known, n=1, cutoff=0.5)
-            hint = f"did you mean '{near[0]}'?" if near else f"known keys: {', '.join(sorted(known))}"
+            hint = nearest(str(keys[-1]), known, cutoff=0.5) or f"known keys: {', '.join(sorted(known))}"
             lines.append(f"{place}: unknown key; {hint}")
         elif item["type"] == "missing":
             lines.append(f"{place}: missing; this key has no default")
@@ -127,7 +167,7 @@ def problems(model: type[BaseModel], error: ValidationError, *, where: str = "")
         else:
             found = json.dumps(item["input"], ensure_ascii=False, default=str)
             found = found if len(found) <= 80 else found[:77] + "..."
-            lines.append(f"{place}: found {found}; {_expected(items)}")
+            lines.append(f"{place}: found {found}; {_expected(items, _forms_at(model, keys))}")
     return lines
 
 
@@ -149,11 +189,11 @@ def _by_place(model: type[BaseModel], error: ValidationError) -> list[tuple[tupl
     return told
 
 
-def _expected(items: list[Any]) -> str:
-    """What was expected of a value, in any of its forms, and the nearest of the words that it may be."""
+def _expected(items: list[Any], forms: list[Any]) -> str:
+    """What was expected of a value, in any of its `forms`, and the nearest of the words that it may be."""
     told = [item["msg"].removeprefix("Value error, ") for item in items]
     if items[0]["type"] == "model_type":
-        return "expected settings, in braces or on indented lines"
+        return "expected settings, in braces or on indented lines" + _meant(items[0]["input"], forms)
     if len(told) > 1 and all(message.startswith(SHOULD) for message in told):
         kinds = [message.removeprefix(SHOULD).partition(", unable")[0] for message in told]
         named = [kind.replace("' or '", "', '").replace("a valid ", "a ").replace("a i", "an i") for kind in kinds]
@@ -161,6 +201,17 @@ def _expected(items: list[Any]) -> str:
     words = [word for item in items for word in re.findall("'([^']*)'", item.get("ctx", {}).get("expected", ""))]
     near = difflib.get_close_matches(str(items[0]["input"]), words, n=1)
     return "; or ".join(told) + (f"; did you mean '{near[0]}'?" if near else "")
+
+
+def _meant(word: Any, forms: list[Any]) -> str:
+    """The settings that a lone word is likely to stand for: the first that may be that word, or is called so."""
+    for form in forms:
+        for name, field in getattr(form, "model_fields", {}).items():
+            if word in [choice for one in _forms(field.annotation) for choice in get_args(one)]:
+                return f"; did you mean {{{name}: {word}}}?"
+            if word == name:
+                return f"; did you mean {{{name}: …}}?"
+    return ""
 
 
 def _place(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[tuple[Any, ...], int | None]:
@@ -181,10 +232,15 @@ def _place(model: type[BaseModel], location: tuple[Any, ...]) -> tuple[tuple[Any
 
 def _fields_at(model: type[BaseModel], keys: tuple[Any, ...]) -> list[str]:
     """Names of the fields of the config that `keys` lead to; empty where they lead to none."""
+    return [name for one in _forms_at(model, keys) for name in getattr(one, "model_fields", {})]
+
+
+def _forms_at(model: type[BaseModel], keys: tuple[Any, ...]) -> list[Any]:
+    """The forms that the value may have that `keys` lead to."""
     forms: list[Any] = [model]
     for key in keys:
         forms = [found for one in forms for found in _inside(one, key)]
-    return [name for one in forms for name in getattr(one, "model_fields", {})]
+    return forms
 
 
 def _inside(form: Any, key: Any) -> list[Any]:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import xxhash
 
 from bloomery.components.core.artifact import Reads, Shards, Writer, Writes, read_manifest
+from bloomery.components.core.data import near
 from bloomery.components.core.data.near import Permutations, band_keys, candidate_pairs
 from bloomery.components.core.data.shingles import fold
 from bloomery.components.core.errors import DataError
@@ -127,10 +128,12 @@ def _lost(sources: pa.ChunkedArray, num_known: int, dropped: Dropped) -> dict[st
         if reasons.total() > MAX_LOST * total[name]:
             share = reasons.total() / total[name]
             told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
+            copies = (reasons.total() - reasons["contaminated"]) / total[name]
+            warned = f"; {100 * copies:.0f} % are copies: {near.TOLD}" if copies > MAX_LOST else ""
             logger.warning(
                 "the source %s loses %.0f %% of its %d documents: %s; `detail` in duplicates names for each "
-                "the copy that stays, or the question that it holds",
-                *(name, 100 * share, total[name], told),
+                "the copy that stays, or the question that it holds%s",
+                *(name, 100 * share, total[name], told, warned),
             )
     return {f"lost_fraction_{name}": reasons.total() / total[name] for name, reasons in sorted(lost.items())}
 

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from bloomery.components.core.config import Config, Seed
+from bloomery.components.core.modelling import named_models
 from bloomery.components.core.modelling.named_models import NamedModel
 
 
@@ -107,6 +108,11 @@ class MergingConfig(Config):
         if self.removed_layers is not None:
             return 2, -2 * self.removed_layers
         return (0, sum(end - first for first, end in (one.layers for one in self.slices))) if self.slices else None
+
+    @property
+    def needed_adapters(self) -> list[str]:
+        """The stages whose LoRA adapter it takes in place of their model."""
+        return named_models.stages(self) if self.method == "lora_concatenation" else []
 
     def _unused(self) -> Iterator[str]:
         fields = type(self).model_fields

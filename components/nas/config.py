@@ -41,6 +41,11 @@ class NasConfig(Config):
     """Seed of the search."""
 
     @property
+    def needed_validation(self) -> str:
+        """What it cannot do without of the `validation` splits."""
+        return "rows"
+
+    @property
     def cut(self) -> Cut:
         """What may be taken out."""
         return Cut(**{name: getattr(self, name) for name in Cut.model_fields.keys() & type(self).model_fields.keys()})

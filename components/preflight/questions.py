@@ -19,6 +19,7 @@ from bloomery.components.core.data.tables import read_source
 from bloomery.components.core.errors import DataError
 from bloomery.components.core.records import Chat, Prompt, content_id
 from bloomery.components.core.scoring import lm_eval_tasks
+from bloomery.components.core.scoring.statistics import too_few
 from bloomery.components.core.scoring.tasks import (
     TRAINING_SPLITS,
     Perturbation,
@@ -79,6 +80,7 @@ def render_tasks(config: PreflightConfig, target: Path, seeds: Path) -> dict[str
         for kind in config.tasks[row["task"]].perturbations
         if (messages := _perturbed(row, kind)) != row["messages"]
     ]
+    _tell_few(config, kept)
     num_seeds = _write_seeds(config, kept, seeds)
     artifact.write_atomically(target / "tasks.json", json.dumps(stored, ensure_ascii=False, indent=1, sort_keys=True))
     if config.lm_eval_tasks:
@@ -129,6 +131,15 @@ def _tell_lost(name: str, problems: dict[tuple[str, int], str]) -> Counter[str]:
     if problems:
         logger.warning("tasks.%s: %d rows are lost: %s", name, len(problems), _told(problems))
     return Counter(problems.values())
+
+
+def _tell_few(config: PreflightConfig, rows: list[dict[str, Any]]) -> None:
+    """Warn of an evaluation set by which the gate is to see what a candidate is better at, and which is too small."""
+    sets = Counter((row["task"], row["split"]) for row in rows if is_evaluation(row["split"]))
+    for (name, split), count in sets.items():
+        task, asked = config.tasks[name], min(count, config.limit or count)
+        if task.role == "domain" and task.verifier.kind != "perplexity" and (told := too_few(asked)):
+            logger.warning("tasks.%s.splits.%s: the gate will judge by %s", name, split, told)
 
 
 def _told(problems: dict[tuple[str, int], str]) -> str:

@@ -2,7 +2,8 @@
 
 A leg is a dict, and stands so in verdict.json:
 
-    name, kind, passed, reason     what was judged, how it ended, and why in a sentence
+    name, kind, passed, reason     what was judged, how it ended, and why in a sentence, which names the recipe's key
+                                   where the leg did not pass
     value, baseline                mean score (or perplexity, bytes, seconds, share) of the candidate and of its rival
     rival                          `champion`, `base`, or "" for a leg that compares with a number of the recipe
     difference, stderr, noise      of the scores, value - baseline: its error with the noise in it, and the noise alone
@@ -33,6 +34,13 @@ Leg = dict[str, Any]
 Rows = list[dict[str, Any]]
 NO_LOSS = {"repeated", "in_evaluation_set"}
 """Why rows of tasks are left out that could be asked: they stand there once already, or would be measured twice."""
+KEYS = {
+    "task": "min_improvement",
+    "set": "confidence",
+    "forgetting": "max_forgetting",
+    "safety": "max_safety_drop",
+}
+"""The setting by which the scores of each kind of leg are judged."""
 COPIES = {"exact_duplicate", "near_duplicate", "semantic_duplicate"}
 """Why documents and chats are dropped that say what another says."""
 
@@ -83,12 +91,14 @@ def judge(gate: GateConfig, tasks: Tasks, candidate: Rows, base: Rows, champion:
 def limit_legs(gate: GateConfig, num_bytes: int, variant: dict[str, Any]) -> list[Leg]:
     """The limits of the recipe: bytes of the weights, and the latencies of the chosen row of variants.json."""
     measured = {
-        "bytes on disk": (gate.max_bytes, num_bytes),
-        "prefill seconds": (gate.max_prefill_seconds, variant.get("prefill_seconds")),
-        "decode seconds per token": (gate.max_decode_seconds_per_token, variant.get("decode_seconds_per_token")),
+        "bytes on disk": ("max_bytes", num_bytes),
+        "prefill seconds": ("max_prefill_seconds", variant.get("prefill_seconds")),
+        "decode seconds per token": ("max_decode_seconds_per_token", variant.get("decode_seconds_per_token")),
     }
     return [
-        _limit_leg(name, "limit", value, float(limit)) for name, (limit, value) in measured.items() if limit is not None
+        _limit_leg(name, "limit", value, float(limit), key)
+        for name, (key, value) in measured.items()
+        if (limit := getattr(gate, key)) is not None
     ]
 
 
@@ -121,7 +131,7 @@ def data_legs(
 def _rejected_leg(gate: GateConfig, name: str, dropped: Mapping[str, int], num_rows: int) -> Leg:
     rejected = sum(count for reason, count in dropped.items() if reason not in {"", *NO_LOSS, *COPIES})
     share = rejected / num_rows if num_rows else 1.0
-    return _limit_leg(name, "data", share, gate.max_reject_share)
+    return _limit_leg(name, "data", share, gate.max_reject_share, "max_reject_share")
 
 
 def _copies_leg(gate: GateConfig, name: str, rows_of: Mapping[str, Counter[str]]) -> Leg:
@@ -130,7 +140,8 @@ def _copies_leg(gate: GateConfig, name: str, rows_of: Mapping[str, Counter[str]]
     source, (num, total) = max(found.items(), key=lambda item: item[1][0] / max(1, item[1][1]), default=("any", (0, 0)))
     limit = gate.max_duplicate_share
     reason = f"{num} of {total} rows of {source} were dropped as copies; at most {limit:.4g} of them are accepted"
-    return _leg(name, "data", num <= limit * total, reason, value=num / max(1, total), threshold=limit)
+    passed = num <= limit * total
+    return _leg(name, "data", passed, reason, "max_duplicate_share", value=num / max(1, total), threshold=limit)
 
 
 def _decontaminated_leg(unique: Manifest, tasks_digest: str) -> Leg:
@@ -142,7 +153,7 @@ def _decontaminated_leg(unique: Manifest, tasks_digest: str) -> Leg:
         if same
         else f"the documents went through {found}: run dedup against the tasks that the gate judges by"
     )
-    return _leg("decontaminated", "data", same, reason, value=float(removed))
+    return _leg("decontaminated", "data", same, reason, "decontaminated", value=float(removed))
 
 
 def _domain_legs(
@@ -174,7 +185,7 @@ def _score_leg(gate: GateConfig, kind: str, name: str, new: Rows, old: Rows, riv
     )
     if not passed and found.difference > threshold:
         told += f", and the set is too small to show it{_enough(found, threshold, gate.confidence)}"
-    return _compared(name, kind, rival, found, gate, threshold, p, passed, told)
+    return _compared(name, kind, rival, found, gate, threshold, p, passed, told, KEYS[kind])
 
 
 def _not_worse_leg(gate: GateConfig, name: str, new: Rows, old: Rows, rival: str) -> Leg:
@@ -188,7 +199,7 @@ def _not_worse_leg(gate: GateConfig, name: str, new: Rows, old: Rows, rival: str
         f"{_percent(found.value)} against {_percent(found.baseline)} of the {rival} on {found.num_prompts} prompts: "
         f"{_points(found.difference)}, {'no' if passed else 'a'} fall beyond its error of {_points(found.stderr)[1:]}"
     )
-    return _compared(name, "set", rival, found, gate, 0.0, p, passed, told)
+    return _compared(name, "set", rival, found, gate, 0.0, p, passed, told, KEYS["set"])
 
 
 def _perplexity_leg(gate: GateConfig, kind: str, name: str, new: Rows, old: Rows, rival: str) -> Leg:
@@ -206,7 +217,8 @@ def _perplexity_leg(gate: GateConfig, kind: str, name: str, new: Rows, old: Rows
         f"{found.num_prompts} texts: {math.exp(-found.difference):.3f} times, with {gate.confidence:.0%} confidence "
         f"{worst:.3f} times or less; less than {ratio:g} times is asked for"
     )
-    leg = _compared(name, kind, rival, found, gate, threshold, p, passed, told)
+    key = "confidence" if kind == "task" else "max_perplexity_ratio"
+    leg = _compared(name, kind, rival, found, gate, threshold, p, passed, told, key)
     return {**leg, "value": math.exp(-found.value), "baseline": math.exp(-found.baseline)}
 
 
@@ -214,18 +226,19 @@ def _floor_leg(name: str, rows: Rows, floor: float) -> Leg:
     scores = [row["score"] for row in rows if row["repeat"] == 0]
     if not scores:
         reason = "there is no such evaluation set; check the key of promotion.gate.min_score"
-        return _leg(f"{name} floor", "floor", False, reason, threshold=floor)
+        return _leg(f"{name} floor", "floor", False, reason, "min_score", threshold=floor)
     value, stderr = mean_stderr(scores)
     passed = value >= floor
     reason = f"{_percent(value)} on {len(scores)} prompts; at least {_percent(floor)} is asked for"
-    return _leg(f"{name} floor", "floor", passed, reason, value=value, stderr=stderr, threshold=floor, n=len(scores))
+    measured = {"value": value, "stderr": stderr, "threshold": floor, "n": len(scores)}
+    return _leg(f"{name} floor", "floor", passed, reason, "min_score", **measured)
 
 
-def _limit_leg(name: str, kind: str, value: float | None, limit: float) -> Leg:
+def _limit_leg(name: str, kind: str, value: float | None, limit: float, key: str) -> Leg:
     if value is None:
-        return _leg(name, kind, False, "not measured, and the recipe sets a limit", threshold=limit)
+        return _leg(name, kind, False, "not measured, and the recipe sets a limit", key, threshold=limit)
     reason = f"{value:.4g}; at most {limit:.4g} is accepted"
-    return _leg(name, kind, value <= limit, reason, value=float(value), threshold=limit)
+    return _leg(name, kind, value <= limit, reason, key, value=float(value), threshold=limit)
 
 
 def _unpaired_leg(name: str, kind: str, rival: str, new: Rows) -> Leg:
@@ -243,6 +256,7 @@ def _compared(
     p: float,
     passed: bool,
     told: str,
+    key: str,
 ) -> Leg:
     if found.num_unpaired:
         told += f"; {found.num_unpaired} prompts that only one of the two answered are left out"
@@ -251,6 +265,7 @@ def _compared(
         kind,
         passed,
         told,
+        key,
         rival=rival,
         value=found.value,
         baseline=found.baseline,
@@ -266,13 +281,15 @@ def _compared(
     )
 
 
-def _leg(name: str, kind: str, passed: bool, reason: str, **numbers: Any) -> Leg:
+def _leg(name: str, kind: str, passed: bool, reason: str, key: str = "", **numbers: Any) -> Leg:
+    """A leg; where it did not pass it names the `key` of the gate by which, if there is one."""
     fields = ("rival", "value", "baseline", "difference", "stderr", "noise", "lower", "threshold")
     fields += ("n", "unpaired", "p", "confidence")
     empty: Leg = dict.fromkeys(fields) | {"rival": ""}
     # JSON has no infinity and no NaN: the error of a single prompt is unknown, and stands as null.
     finite = {key: value for key, value in numbers.items() if not isinstance(value, float) or math.isfinite(value)}
-    return {"name": name, "kind": kind, "passed": bool(passed), "reason": f"{name}: {reason}", **empty, **finite}
+    told = f"{name}: {reason}" + (f" (promotion.gate.{key})" if key and not passed else "")
+    return {"name": name, "kind": kind, "passed": bool(passed), "reason": told, **empty, **finite}
 
 
 def _enough(found: Comparison, threshold: float, confidence: float) -> str:

@@ -15,6 +15,7 @@ from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import GateError
 from bloomery.components.core.modelling import checkpoints
 from bloomery.components.core.registry import mlmodel, registry
+from bloomery.components.core.scoring.statistics import too_few
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.promotion import card
 from bloomery.components.promotion.config import PromotionConfig
@@ -109,6 +110,10 @@ def run(
                 registry.promote(name, version, expected_champion=current, why=reason, verdict=judgement["digest"])
             except GateError as overtaken:
                 status, reason, aliases = "rejected", str(overtaken), []
+    for leg in legs:
+        is_of_answers = leg["kind"] == "task" and leg["n"] and " perplexity against " not in leg["name"]
+        if is_of_answers and (told := too_few(leg["n"])):
+            logger.warning("%s: judged by %s", leg["name"], told)
     logger.info("%s: %s", status, reason)
     registered = {"name": name, "version": version, "aliases": aliases} if version else None
     told = {"status": status, "reason": reason, **judgement, "model": registered, "started_from": named["started_from"]}

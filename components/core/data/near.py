@@ -13,6 +13,8 @@ from numba import njit
 
 from bloomery.components.core.data.shingles import Folded, hash_ngrams
 
+TOLD = "the gate refuses a candidate whose data lost more than promotion.gate.max_duplicate_share (0.5 by default) so"
+"""What is said of much that is lost to copies, before anything is trained on what is left."""
 MIN_CATCH = 0.98
 """Probability with which a pair at the threshold must meet in a band."""
 BUCKET_WINDOW = 32

@@ -19,6 +19,8 @@ MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
 """Architectures, by model_type, in which some projections take no adapter (PEFT, tuners_utils.py)."""
 WITH_ALPHA = ("lora", "rslora", "dora", "pissa", "olora", "qlora", "loha", "lokr", "gralora")
 """Kinds whose update is scaled by `alpha`."""
+LOW_RANK = ("lora", "rslora", "pissa", "olora", "qlora")
+"""Kinds that are written as LoRA's low-rank product alone, as `adapter_folders.check_low_rank` asks for."""
 CLASSES = {
     "loha": "LoHaConfig",
     "lokr": "LoKrConfig",

@@ -88,6 +88,11 @@ class FineTuningConfig(ReplayConfig):
     """What becomes of a chat of more than `max_length` tokens: `drop`: it is left out; `truncate_left`: its last
     `max_length` tokens are kept, if one of them has a loss; `error`: the run stops and names the first."""
 
+    @property
+    def needed_validation(self) -> str:
+        """What it cannot do without of the `validation` splits: `questions`, `rows` (of any kind), or nothing."""
+        return "questions" if self.best_by == "score" else ""
+
     @model_validator(mode="after")
     def _fits_together(self) -> FineTuningConfig:
         if self.mixing and self.packing:

@@ -128,16 +128,23 @@ def watch(trainer: Any, rows: Any) -> None:
         def __init__(self) -> None:
             trained = ((name, weight) for name, weight in trainer.model.named_parameters() if weight.requires_grad)
             # Of weights that are shared out each process sees a part.
-            self.waiting = {name: weight for name, weight in trained if not hasattr(weight, "to_local")}
-            self.num_trained = len(self.waiting)
+            self.trained = {name: weight for name, weight in trained if not hasattr(weight, "to_local")}
+            self.waiting = list(self.trained)
+            self.is_reinforced = "prompt" in rows[0]
+            self.num_steps = 0
 
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            self.waiting = {
-                name: weight for name, weight in self.waiting.items() if weight.grad is None or not weight.grad.any()
-            }
-            if self.waiting and state.global_step + 1 == STEPS_UNTIL_REACHED:
-                logger.warning(unreached(list(self.waiting), self.num_trained))
-                self.waiting = {}
+            if not self.waiting or (self.is_reinforced and not any(map(self._is_reached, self.trained))):
+                return  # of answers that are all worth the same no gradient is due
+            self.waiting = [name for name in self.waiting if not self._is_reached(name)]
+            self.num_steps += 1
+            if self.waiting and self.num_steps == STEPS_UNTIL_REACHED:
+                logger.warning(unreached(self.waiting, len(self.trained)))
+                self.waiting = []
+
+        def _is_reached(self, name: str) -> bool:
+            grad = self.trained[name].grad
+            return grad is not None and bool(grad.any())
 
     for callback in (Reporter(), alarm(_of_curves), Answers(), Reached()):
         trainer.add_callback(callback)

@@ -19,8 +19,21 @@ import numpy as np
 Z95 = 1.959963984540054
 """The 97.5 % point of the normal distribution: half the width of a 95 % interval, in standard errors."""
 
+FEW = 30
+"""Questions below which a score is warned of. A reading aid: with 30 its standard error is 9 points at most."""
 
 Numbers = Sequence[float] | np.ndarray
+
+
+def too_few(num_questions: int) -> str:
+    """What is told of a score on so few questions; "" where they are enough. Scores in [0, 1] vary most where half of
+    them are 0 and half are 1: the standard error of their mean is then √(0.25 / n)."""
+    if num_questions >= FEW:
+        return ""
+    return (
+        f"n = {num_questions}, where a score has a standard error of up to "
+        f"{100 * math.sqrt(0.25 / num_questions):.0f} points; give {FEW} questions or more, and read the answers"
+    )
 
 
 def mean_stderr(scores: Numbers, weights: Numbers | None = None) -> tuple[float, float]:

@@ -26,11 +26,11 @@ class VerifierConfig(Config):
 
     kind: Literal["exact", "numeric", "regex", "label", "sql_execution", "perplexity", "refusal"] | TextMetric
     """`exact`: equal text; `numeric`: equal last numbers, however they are written (1,036 · $521 · −4 · 3/4 · 50%);
-    `regex`: the reference is a pattern that the answer matches; `label`: equal text out of a closed set;
-    `sql_execution`: equal rows on every database; `perplexity`: no answer, the reference is scored; `refusal`: the
-    reference is `refuse` or `answer`, and the response does that (a reference in other words, as training has them, is
-    a model's response, and asks for what it does itself); `chrf`, `bleu`, `rouge_1`, `rouge_2`, `rouge_l`: nearness of
-    the texts, in [0, 1]."""
+    `regex`: the reference is a pattern that the answer matches; `label`: equal text out of a closed set, which the
+    references of an evaluation set are; `sql_execution`: equal rows on every database; `perplexity`: no answer, the
+    reference is scored; `refusal`: the reference is `refuse` or `answer`, and the response does that (a reference in
+    other words, as training has them, is a model's response, and asks for what it does itself); `chrf`, `bleu`,
+    `rouge_1`, `rouge_2`, `rouge_l`: nearness of the texts, in [0, 1]."""
     extract: str = ""
     """Regular expression of the answer in a text: of its last match the first group that took part, or without groups
     the whole. It is applied to responses and to references alike, such as `#### 1,036` at the end of a solution; a

@@ -76,7 +76,7 @@ def test_mixed_forms_are_read_told_and_passed_on_after_the_seeds(curate, tmp_pat
     assert "chats:chats.jsonl holds 1 messages, 1 sharegpt" in caplog.text
 
 
-def test_copies_go_and_the_like_with_other_facts_stays(curate):
+def test_copies_go_and_the_like_with_other_facts_stays(curate, caplog):
     context = "The handbook says that parcels are weighed at the counter and stamped before they leave the house. " * 5
     rows = [
         {"messages": turns("When does the office in Aldport open?", "The office in Aldport opens early at 7.")},
@@ -94,6 +94,7 @@ def test_copies_go_and_the_like_with_other_facts_stays(curate):
         ("exact_duplicate", "of chats:chats.jsonl#1"),
         ("near_duplicate", "of chats:chats.jsonl#1"),
     ]
+    assert "2 of 7 chats and pairs are copies: the gate refuses" in caplog.text
 
 
 def test_a_chat_that_asks_an_evaluation_question_is_dropped(curate):

@@ -99,6 +99,7 @@ def test_what_makes_a_model_smaller_is_planned_and_what_follows_it_in_its_shape(
     smaller = "{num_hidden_layers: 24, num_key_value_heads: 4, intermediate_size: 12288, importance: taylor}"
     search = "{num_hidden_layers: [12, 20], max_bytes: 100000000000, population: 2, generations: 0, validation_rows: 8}"
     text = RECIPE.replace("stages:", f"stages:\n  - sft: {{as: first, {TRAIN}}}\n  - pruning: {smaller}")
+    text = text.replace("splits:", "splits:\n      validation: {path: qa.jsonl}")
     recipe.write_text(f"{text}  - nas: {search}\n  - sft: {{as: healed, {TRAIN}}}\n", encoding="utf-8")
     told = asked(recipe, "--gpu", "H100")
     layer = (2 * 4096 + 2 * 1024) * 4096 + 3 * 4096 * 14336 + 2 * 4096

@@ -6,6 +6,7 @@ import pytest
 import yaml
 from jsonschema import Draft202012Validator
 
+from bloomery.components.core.config import ELSEWHERE
 from bloomery.components.core.errors import ConfigError
 from bloomery.pipelines import schema, steps
 from bloomery.pipelines.recipe import Recipe
@@ -96,6 +97,13 @@ def test_every_key_of_a_recipe_is_told():
         ("tasks.shop.verifier.kind", "kind ("),
         ("promotion.gate.max_forgetting", "max_forgetting (float, default 0.05)"),
         ("sft.learning_rate", "learning_rate (float, required)"),
+        ("sft.trained", 'trained (all | bias | head | int, default "all")'),
+        ("sft.adapter", "adapter (AdapterConfig | None, default null)"),
+        ("dedup.survivor", "survivor (list[domain | source | newest | quality | longest], default"),
+        ("chats.path", "path (path from the recipe's folder, required)"),
+        ("tasks.verifier.databases", "databases (list[path from the recipe's folder], default [])"),
+        ("base_model", "base_model (hub name or path from the recipe's folder, required)"),
+        ("chat_template", 'chat_template (chatml or path from the recipe\'s folder, default "")'),
     ],
 )
 def test_a_key_is_found_by_its_path(key, told):
@@ -103,8 +111,29 @@ def test_a_key_is_found_by_its_path(key, told):
 
 
 @pytest.mark.parametrize(
-    ("key", "told"), [("dpo.bta", "dpo has no key bta; did you mean 'beta'"), ("dppo", "did you mean 'dpo'")]
+    ("key", "told"),
+    [
+        ("dpo.bta", "dpo has no key bta; did you mean 'beta'"),
+        ("dppo", "did you mean 'dpo'"),
+        ("sft.lora_r", "sft has no key lora_r; did you mean 'adapter.rank'"),
+        ("sft.adapter.lora_alpha", "sft.adapter has no key lora_alpha; did you mean 'alpha'"),
+        ("num_return_sequences", "a key of that meaning is rejection_sampling.num_samples$"),
+        ("verifier", "a key of that meaning is tasks.verifier$"),
+        ("zzz", "known: name, .*, ptq, evaluation, promotion, resources, monitoring, serving, adoption, "),
+    ],
 )
 def test_a_key_that_there_is_not_is_met_with_the_nearest(key, told):
     with pytest.raises(ConfigError, match=told):
         schema.documentation(key)
+
+
+def test_every_key_that_other_libraries_call_otherwise_is_one_of_ours():
+    for key in ELSEWHERE.values():
+        assert told_of(key) or any(told_of(f"{name}.{key}") for name in steps.names()), key
+
+
+def told_of(key):
+    try:
+        return schema.documentation(key)
+    except ConfigError:
+        return ""

@@ -246,7 +246,10 @@ LARGE = {
     "synthetic_data": ("entities", {}),
     "quantisation.int4_weight_only_g32_qat": (
         "qat",
-        {"quantisation": [{"scheme": "int4_weight_only", "qat": {"max_length": 64, "tasks": WORDS}}]},
+        {
+            "quantisation": [{"scheme": "int4_weight_only", "qat": {"max_length": 64, "tasks": WORDS}}],
+            "tasks": dict.fromkeys(WORDS, {**QUESTIONS, "splits": {"test": {"path": "t.jsonl"}}}),
+        },
     ),
     "evaluation": ("lm_eval", {"evaluation": {"lm_eval": {"tasks": WORDS}}}),
     "promotion": ("models_uri", {"promotion": {"models_uri": f"s3://{''.join(WORDS)}"}}),
@@ -421,7 +424,49 @@ def test_a_stage_goes_on_from_the_model_that_it_names_and_reads_those_of_others(
     assert loaded.model_dump(mode="json")["stages"][1]["sft"]["from"] == "start"
 
 
+WATCHED = {"path": "v.jsonl"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "told"),
+    [
+        ({"nas": {"num_hidden_layers": [2], "max_bytes": 9}}, "stages.nas: needs rows of a split `validation`"),
+        ({"sft": {**TRAINING, "best_by": "score", "as": "last"}}, "stages.last: needs questions of a split `validat"),
+    ],
+)
+def test_what_a_stage_is_judged_by_has_to_be_there(load, stage, told):
+    """A search among sub-networks is judged by texts, too; the score of a fine-tuning by questions alone."""
+    chain = [{"sft": TRAINING}, stage]
+    with pytest.raises(ConfigError, match=told):
+        load(chain)
+    test, train = {"test": {"path": "t.jsonl"}}, {"train": {"path": "q.jsonl"}}
+    asked = {"t": {**QUESTIONS, "splits": {**train, **test, "validation": WATCHED}}}
+    load(chain, tasks=asked)
+    load(chain, tasks={"t": {**QUESTIONS, "splits": {**train, **test, "served": {**WATCHED, "joins": "validation"}}}})
+    texts = {"t": {**QUESTIONS, "splits": {**train, **test}}, "p": {**TEXTS, "splits": {"validation": WATCHED}}}
+    if "nas" in stage:
+        load(chain, tasks=texts)
+    else:
+        with pytest.raises(ConfigError, match=told):
+            load(chain, tasks=texts)
+
+
+def test_adapters_that_no_stage_trains_are_not_put_side_by_side(load):
+    def chain(**given):
+        one = {"sft": {"as": "one", **TRAINING, **given}}
+        two = {"sft": {"as": "two", "from": "start", **TRAINING, "adapter": {"kind": "pissa"}}}
+        names = [{"stage": "one"}, {"stage": "two"}]
+        return [one, two, {"merging": {"from": "start", "method": "lora_concatenation", "models": names}}]
+
+    assert load(chain(adapter={})).stages[2].config.needed_adapters == ["one", "two"]
+    with pytest.raises(ConfigError, match="adapter of stage one, which trains none; add `adapter: {}` to it$"):
+        load(chain())
+    with pytest.raises(ConfigError, match="adapter of stage one, which trains an adapter of kind dora; add"):
+        load(chain(adapter={"kind": "dora"}))
+
+
 def test_a_model_is_pruned_healed_and_gone_back_with(load):
+    validated = {"t": {**QUESTIONS, "splits": {name: {"path": "q.jsonl"} for name in ("train", "validation", "test")}}}
     chain = [
         {"sft": TRAINING},
         {"nas": {"num_hidden_layers": [2], "max_bytes": 9}},
@@ -430,7 +475,7 @@ def test_a_model_is_pruned_healed_and_gone_back_with(load):
         {"pruning": {"as": "ticket", "sparsity": "2:4", "importance": "magnitude", "rewind": {"stage": "sft"}}},
         {"sft": {"as": "last", "keep_zeros": True, **TRAINING}},
     ]
-    found = wiring(load(chain))
+    found = wiring(load(chain, tasks=validated))
     chats = found["sft"]["chats"]
     assert found["nas"] == {"base_model": "sft.model", "chats": chats, "tasks": "preflight.tasks"}
     assert found["pruning"] == {"base_model": "nas.model", "chats": chats}

@@ -6,10 +6,19 @@ from pydantic import Field
 from bloomery.components.core.config import Config, digest, parameters, parse
 from bloomery.components.core.errors import ConfigError
 
+SETTINGS = "expected settings, in braces or on indented lines"
+
 
 class Inner(Config):
     beta: float = Field(default=0.1, gt=0)
     """Strength."""
+
+
+class Adapter(Config):
+    rank: int = 8
+    """Size."""
+    kind: Literal["lora", "vera"] = "lora"
+    """A word."""
 
 
 class Outer(Config):
@@ -25,6 +34,8 @@ class Outer(Config):
     """A number, a word or a list."""
     by_name: dict[str, Inner | None] = {}
     """Sections."""
+    adapter: Adapter | None = None
+    """A section with a kind."""
 
 
 def test_every_problem_is_told_at_once_with_its_place_and_the_nearest_name():
@@ -38,7 +49,7 @@ def test_every_problem_is_told_at_once_with_its_place_and_the_nearest_name():
 
 
 def test_a_key_without_a_near_name_lists_the_known_ones():
-    with pytest.raises(ConfigError, match="zzz: unknown key; known keys: by_name, inner, kind, learning_r"):
+    with pytest.raises(ConfigError, match="zzz: unknown key; known keys: adapter, by_name, inner, kind, learning_r"):
         parse(Outer, {"learning_rate": 1, "zzz": 2})
 
 
@@ -52,6 +63,12 @@ def test_a_key_without_a_near_name_lists_the_known_ones():
         ({"share": [{"bta": 1}]}, "share.0.bta: unknown key; did you mean 'beta'?"),
         ({"by_name": {"a": 3}}, "by_name.a: found 3; expected settings, in braces or on indented lines"),
         ({"by_name": {"a": {"bta": 1}}}, "by_name.a.bta: unknown key; did you mean 'beta'?"),
+        ({"adapter": "vera"}, f'adapter: found "vera"; {SETTINGS}; did you mean {{kind: vera}}?'),
+        ({"adapter": "rank"}, f'adapter: found "rank"; {SETTINGS}; did you mean {{rank: …}}?'),
+        ({"adapter": "wide"}, f'adapter: found "wide"; {SETTINGS}'),
+        ({"lr": 1}, "lr: unknown key; did you mean 'learning_rate'?"),
+        ({"lora_r": 8}, "lora_r: unknown key; did you mean 'adapter.rank'?"),
+        ({"adapter": {"r": 8}}, "adapter.r: unknown key; did you mean 'rank'?"),
     ],
 )
 def test_a_value_of_several_forms_is_one_problem_in_the_words_of_the_recipe(values, told):

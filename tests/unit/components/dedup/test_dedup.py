@@ -31,6 +31,7 @@ from bloomery.components.core.scoring.tasks import TaskConfig, Tasks
 from bloomery.components.dedup import semantic, step, verification
 from bloomery.components.dedup.config import DedupConfig
 from bloomery.components.dedup.step import run
+from bloomery.components.promotion.config import GateConfig
 
 QUESTION = "Which customers in Busan joined before August?"
 KOREAN_QUESTION = "부산에서 8월 전에 가입한 고객은 누구인가요?"
@@ -458,6 +459,8 @@ def test_a_source_that_loses_much_is_told(tmp_path, caplog):
     _, _, metrics = deduplicate(tmp_path, texts, sources=["a", "a", "a", "b"])
     assert metrics["dedup/lost_fraction_a"] == pytest.approx(2 / 3) and metrics["dedup/lost_fraction_b"] == 0
     assert "the source a loses 67 % of its 3 documents: near_duplicate 2" in caplog.text
+    assert f"67 % are copies: {near.TOLD}" in caplog.text
+    assert f"promotion.gate.max_duplicate_share ({GateConfig().max_duplicate_share} by default)" in near.TOLD
     assert "source b" not in caplog.text
 
 

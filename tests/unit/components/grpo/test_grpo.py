@@ -10,7 +10,7 @@ import pytest
 
 from bloomery.components.core.data.chats import chat
 from bloomery.components.core.errors import ConfigError, DataError
-from bloomery.components.core.modelling import checkpoints, templates
+from bloomery.components.core.modelling import checkpoints, guards, templates
 from bloomery.components.core.modelling.generation import Generator
 from bloomery.components.core.scoring.tasks import Tasks
 from bloomery.components.grpo import alarms
@@ -146,7 +146,8 @@ def test_a_generation_is_of_one_step_and_every_prompt_is_asked_once_an_epoch(bas
     assert all(generations[0][at : at + 8] == [asked[0][at // 8]] * 8 for at in range(0, 32, 8))
 
 
-def test_a_training_without_spread_is_named(base, make_tasks, tmp_path, caplog):
+def test_a_training_without_spread_is_named(base, make_tasks, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(guards, "STEPS_UNTIL_REACHED", 2)
     rows = [{**row, "reference": "never, never"} for row in ROWS]
     with caplog.at_level(logging.WARNING, logger="bloomery"):
         metrics = grpo(
@@ -156,6 +157,7 @@ def test_a_training_without_spread_is_named(base, make_tasks, tmp_path, caplog):
             model=tmp_path / "m",
         )
     assert "all answers to a prompt are worth the same, of 100% of the prompts (mean reward 0)" in caplog.text
+    assert "had no gradient" not in caplog.text  # nothing stands between what is trained and the loss
     assert "answers are cut at max_new_tokens" in caplog.text
     assert metrics["grpo/spread_last"] == 0 and "grpo/kl_last" not in metrics
 

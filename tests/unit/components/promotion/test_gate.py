@@ -128,6 +128,20 @@ def test_forgetting_is_refused_on_skills_and_on_text(tasks):
     assert "1.350 times" in text["reason"]
 
 
+def test_a_leg_that_refuses_names_its_key(tasks):
+    gate = GateConfig(min_score={"sql.test": 0.5}, max_bytes=1, max_prefill_seconds=1, max_decode_seconds_per_token=1)
+    now, before = (results(n, skills=n, nats=3 - n / 250, refuses=n, held_out=n) for n in (0, 500))
+    lost = {"rows_in": 10, "dropped": {"empty": 9}}
+    legs = judge(gate, tasks, now, before, [])
+    legs += limit_legs(gate, 2, {"prefill_seconds": 2.0})
+    legs += data_legs(gate, manifest(**lost), manifest(), manifest(), copies={"a": Counter(near_duplicate=1)})
+    assert not any(leg["passed"] for leg in legs)
+    named = {key for key in GateConfig.model_fields if any(f"(promotion.gate.{key})" in leg["reason"] for leg in legs)}
+    assert named == set(GateConfig.model_fields) - {"noise_repeats"}  # by which nothing is refused
+    kept = leg_of(judge(gate, tasks, before, now, []), "sql against base")
+    assert kept["passed"] and "promotion.gate" not in kept["reason"]
+
+
 def test_a_set_that_is_too_small_does_not_show_that_nothing_was_lost(tasks):
     def few(count):
         return [r for r in results(500) if r["task"] != "skills" or int(r["id"]) < count]

@@ -132,6 +132,13 @@ def test_a_candidate_is_promoted_once_and_a_weaker_one_refused(promote, models):
     assert change["verdict"] == second["digest"] and "legs passed" in change["why"] and "@" in change["who"]
 
 
+def test_a_model_that_few_questions_promoted_is_told_with_their_number(promote, models, caplog):
+    none, first_model, _ = models
+    _, verdict = promote(first_model, none, None, results(29, 29), [])
+    assert verdict["status"] == "promoted"
+    assert "sql against base: judged by n = 29, where a score has a standard error of up to 9 points" in caplog.text
+
+
 def test_one_that_was_overtaken_is_registered_but_told_why_it_is_not_champion(promote, models):
     none, first_model, other = models
     promote(first_model, none, None, results(60), [])

@@ -72,8 +72,9 @@ def call(tmp_path, tiny_model, database, monkeypatch):
     return go
 
 
-def test_what_comes_from_outside_becomes_artifacts(call, tiny_model):
+def test_what_comes_from_outside_becomes_artifacts(call, tiny_model, caplog):
     metrics, out = call()
+    assert "tasks.sql.splits.test: the gate will judge by n = 1, where a score has a standard error of" in caplog.text
     tasks = Tasks(out["tasks"])
     assert [as_text(row.messages) for row in tasks.prompts("train")] == ["name of 1?"]
     assert [as_text(row.messages) for row in tasks.prompts()] == ["name of 2?"]
@@ -501,7 +502,7 @@ def test_a_champion_without_a_parent_cannot_be_started_from(call, tiny_model, tm
 
 def test_lost_rows_are_told_once_with_the_first(call, caplog):
     call()
-    (told,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    (told,) = [record.getMessage() for record in caplog.records if "are lost" in record.getMessage()]
     assert "tasks.sql: 1 rows are lost: 1 broken_json; the first is " in told
     assert told.endswith("q.jsonl row 4, broken_json")
 

@@ -17,6 +17,7 @@ from bloomery.components.core.scoring.statistics import (
     mcnemar,
     mean_stderr,
     paired_difference,
+    too_few,
 )
 
 
@@ -108,6 +109,12 @@ def test_paired_difference_at_its_ends():
     assert difference == 0.25 and math.isnan(stderr) and p == 1.0
     with pytest.raises(ValueError, match="same prompts"):
         paired_difference([1], [1, 0])
+
+
+def test_few_questions_are_told_with_the_largest_error_of_a_score_on_them():
+    """√(0.25 / 5) is 0.2236, √(0.25 / 29) is 0.0928."""
+    assert too_few(5).startswith("n = 5, where a score has a standard error of up to 22 points")
+    assert "up to 9 points" in too_few(29) and too_few(30) == ""
 
 
 def test_is_binary():
