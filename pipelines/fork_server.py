@@ -141,7 +141,7 @@ def serving() -> Iterator[tuple[str, Callable[[], None]]]:
         command = [python, "-m", __name__, str(listener.fileno())]
         server = subprocess.Popen(
             command,
-            stdin=its,
+            stdin=its.fileno(),
             stdout=output,
             stderr=output,
             pass_fds=[listener.fileno()],
