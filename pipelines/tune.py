@@ -137,12 +137,14 @@ def search(
         except ConfigError as error:  # each of them goes with the recipe, and not all of them together
             raise _failed(trial, str(error)) from None
         told(_row(study.trials[trial.number]))
-        return _run(trial, name, tried, workdir, stage, metric, show)
+        # Within Optuna, which would take KeyboardInterrupt for a trial that failed, and never draw its settings again.
+        with fork_server.interruptible(end_tasks):
+            return _run(trial, name, tried, workdir, stage, metric, show)
 
     states = optuna.trial.TrialState
     if sampler == "grid":
         trials = min(trials, math.prod(len(each.choices) for each in over))
-    with fork_server.running() as end_tasks, fork_server.interruptible(end_tasks):
+    with fork_server.running() as end_tasks:
         while len(study.get_trials(states=(states.COMPLETE, states.PRUNED, states.FAIL))) < trials:
             if sampler != "grid":  # each trial by a seed of its own: a search that goes on draws no trial again
                 study.sampler = chooser(base.seed + len(study.trials))
