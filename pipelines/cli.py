@@ -99,10 +99,11 @@ def run(
     from bloomery.infra import surroundings
 
     surroundings.enter()  # the demo's base model is trained in this process, and threads that spin starve beside others
-    from bloomery.pipelines import fork_server
+    from bloomery.pipelines import fork_server, workdirs
 
-    forks = fork_server.running() if runner == "process" else contextlib.nullcontext()
-    with forks:  # their server imports what tasks need while this process imports what a recipe needs
+    forks = fork_server.running() if runner == "process" else contextlib.nullcontext(fork_server.end_none)
+    # The server of forks imports what tasks need while this process imports what a recipe needs.
+    with workdirs.held(workdir), forks as end_tasks, fork_server.interruptible(end_tasks):
         from bloomery.pipelines import launch
         from bloomery.pipelines.post_training import stages
         from bloomery.pipelines.progress import Lines, Live
@@ -111,9 +112,6 @@ def run(
         show: Any = Live(stages(loaded)) if sys.stderr.isatty() else Lines()
         try:
             summary = launch.run_local(loaded, workdir, show, key, network=network if runner == "docker" else None)
-        except KeyboardInterrupt:
-            typer.echo("interrupted; the same command goes on from the stages that are finished", err=True)
-            raise typer.Exit(130) from None
         finally:
             show.close()
     model = summary["model"]
@@ -265,16 +263,14 @@ def ls(workdir: WorkdirOption = WORKDIR, as_json: JsonOption = False) -> None:
 
         bloomery ls --workdir runs --json
     """
-    from bloomery.pipelines.history import runs
+    from bloomery.pipelines.history import line, runs
 
     found = runs(workdir)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
         return
     for entry in found:
-        model = entry["model"]
-        named = f"{model['name']} v{model['version']}" if model else ""
-        typer.echo(f"{entry['run']:<48} {entry['status']:<9} {entry['seconds']:>7.0f} s  {named}")
+        typer.echo(line(entry))
 
 
 @app.command()
@@ -286,7 +282,8 @@ def show(
     workdir: WorkdirOption = WORKDIR,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what a run measured, stage by stage, and what the gate said; or what a key of a recipe means.
+    """Show what a run measured, stage by stage, and what the gate said; or what a key of a recipe means. Of a run that
+    goes on, or was killed, what `bloomery ls` tells.
 
     Examples:
 
@@ -305,10 +302,10 @@ def show(
         from bloomery.components.core.errors import ConfigError
 
         raise ConfigError(f"show {run} {key}: a key is shown of a recipe: bloomery show recipe {key}")
-    from bloomery.pipelines.history import describe, summary_of
+    from bloomery.pipelines.history import describe, shown
 
-    summary = summary_of(workdir, run)
-    typer.echo(json.dumps(summary, ensure_ascii=False) if as_json else describe(summary))
+    found = shown(workdir, run)
+    typer.echo(json.dumps(found, ensure_ascii=False) if as_json else describe(found))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -67,8 +68,6 @@ def tune(
 
         bloomery tune my.yaml --over sft.adapter.rank=8,16,32 --sampler grid --compile search.yaml --upload s3://b/shop
     """
-    from bloomery.pipelines import tune as search
-
     if compile_:
         from bloomery.pipelines import launch
 
@@ -90,6 +89,7 @@ def tune(
     from bloomery.infra import surroundings
 
     surroundings.enter()
+    from bloomery.pipelines import workdirs
 
     def tell(trial: dict[str, Any]) -> None:
         told = ", ".join(f"{key} {shown(value)}" for key, value in trial["settings"].items())
@@ -100,18 +100,24 @@ def tune(
     def shown(value: Any) -> str:
         return f"{value:.4g}" if isinstance(value, float) else str(value)
 
-    study = search.search(
-        recipe,
-        set,
-        [search.parse_over(text) for text in over],
-        workdir,
-        trials=trials,
-        sampler=sampler,
-        measure=measure,
-        maximise=maximise,
-        storage=storage,
-        told=tell,
-    )
+    with workdirs.held(workdir):
+        from bloomery.pipelines import tune as search
+        from bloomery.pipelines.progress import Lines
+
+        with contextlib.closing(Lines()) as lines:
+            study = search.search(
+                recipe,
+                set,
+                [search.parse_over(text) for text in over],
+                workdir,
+                trials=trials,
+                sampler=sampler,
+                measure=measure,
+                maximise=maximise,
+                storage=storage,
+                show=lines,
+                told=tell,
+            )
     if study.best:
         settings = " ".join(f"--set {search.setting(key, value)}" for key, value in study.best["settings"].items())
         typer.echo(f"best: trial {study.best['number']}, {study.best['value']:.5g}: {settings}", err=True)

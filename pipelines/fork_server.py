@@ -23,13 +23,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from multiprocessing import get_context
 from multiprocessing.context import ForkProcess
 from pathlib import Path
+from typing import Any
 
 from bloomery.components.core import interpreter
 from bloomery.components.core.errors import BloomeryError
+from bloomery.components.core.step import configure_logging
 from bloomery.infra import surroundings
 
 logger = logging.getLogger(__name__)
@@ -71,32 +73,62 @@ sys.exit(ended[0] if ended else 1)
 
 
 @contextlib.contextmanager
-def running() -> Iterator[None]:
+def running() -> Iterator[Callable[[], None]]:
     """Let `sys.executable`, and `PYTHON` of the environment, be a `python3 -m …` that forks a server: the one that the
-    environment names, which stays, else one that ends with the context.
+    environment names, which stays, else one that ends with the context. Yields what ends the tasks of the latter.
 
     On Linux alone: elsewhere system libraries do not stand a fork after they were loaded, and nothing changes.
     """
     if sys.platform != "linux":
-        yield
+        yield end_none
         return
     python, given = sys.executable, os.environ.get(interpreter.PYTHON)
-    with contextlib.nullcontext(given) if given else serving() as program:
+    with contextlib.nullcontext((given, end_none)) if given else serving() as (program, end_tasks):
         sys.executable = os.environ[interpreter.PYTHON] = program
         try:
-            yield
+            yield end_tasks
         finally:
             sys.executable = python
             if not given:
                 del os.environ[interpreter.PYTHON]
 
 
+def end_none() -> None:
+    """There are no tasks of its own to end."""
+
+
 @contextlib.contextmanager
-def serving() -> Iterator[str]:
-    """The program that asks a server, which ends with the context or with this process; what it had to say is told if
-    it has died before."""
+def interruptible(end_tasks: Callable[[], None]) -> Iterator[None]:
+    """End this process as interrupted on Ctrl-C and, with its exit code 143, on SIGTERM, which may be sent to it alone:
+    its tasks are ended first, and so what a training last says is told, and where it writes to is still there."""
+    caught = signal.SIGINT
+
+    def stop(number: int, _: Any) -> None:
+        nonlocal caught
+        caught = signal.Signals(number)
+        signal.signal(number, signal.SIG_IGN)  # `timeout` sends it twice
+        end_tasks()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the stages that are finished", file=sys.stderr)
+        sys.exit(128 + caught)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def serving() -> Iterator[tuple[str, Callable[[], None]]]:
+    """The program that asks a server, which ends with the context or with this process, and what ends its tasks; what
+    it had to say is told if it has died before."""
     python = sys.executable
+    ours, its = socket.socketpair()
+    ours.settimeout(ENDING_SECONDS)
     with (
+        ours,
         tempfile.TemporaryDirectory(prefix="bloomery-") as folder,
         socket.socket(socket.AF_UNIX) as listener,
         tempfile.TemporaryFile("w+") as output,
@@ -109,33 +141,40 @@ def serving() -> Iterator[str]:
         command = [python, "-m", __name__, str(listener.fileno())]
         server = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE,
+            stdin=its.fileno(),
             stdout=output,
             stderr=output,
             pass_fds=[listener.fileno()],
             env={**os.environ, **surroundings.missing()},
         )
+
+        def end_tasks() -> None:
+            try:
+                ours.sendall(b".")
+                ours.recv(1)
+            except OSError:  # it has died, or they have had their time
+                server.kill()
+
+        its.close()
         listener.close()  # of the server alone: who asks it when it has died is refused
         try:
-            yield str(program)
+            yield str(program), end_tasks
         except BaseException:
-            assert server.stdin is not None
-            server.stdin.close()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                server.wait(ENDING_SECONDS)
+            end_tasks()
             raise
         finally:
             if server.poll():
                 output.seek(0)
                 logger.warning("the process that forks tasks has died: %s", output.read().strip() or "no word")
             server.kill()  # it holds nothing, and its tasks have ended, or had their time
-            server.communicate()
+            server.wait()
 
 
 def serve(listener: socket.socket) -> None:
-    """Fork for everyone who asks, and tell him how it ended, until stdin is closed, as the death of the run does, too;
-    the tasks that are at work then are told to end."""
+    """Fork for everyone who asks, and tell him how it ended, until stdin is closed, as the death of the run does, too.
+    The tasks that are at work then are told to end, as they are when something comes from there, which is answered."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the run that is interrupted has yet to be closed
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})  # as is one whose whole group is told to end
     for name in NEEDED:  # before anybody is answered: a fork would have to import it again
         importlib.import_module(name)
     _read_steps()
@@ -151,7 +190,10 @@ def serve(listener: socket.socket) -> None:
                 process.terminate()
             for process, _ in asking.values():
                 process.join()
-            return
+            if not os.read(0, 1):
+                return
+            os.write(0, b".")
+            continue
         if not ready and not waiting:
             if any(_cpu_seconds(process) > PATIENCE for process, _ in asking.values()):
                 waiting, later = later, []
@@ -210,6 +252,7 @@ def _run(streams: list[int], arguments: list[str], folder: str, environment: dic
     """Be `python3` with `arguments`. The process then ends without taking its modules apart, which, with each page
     copied, takes longer than importing them."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # and not before: one that came meanwhile counts
     for place, stream in enumerate(streams, start=1):
         os.dup2(stream, place)
         os.close(stream)
@@ -226,4 +269,5 @@ def _run(streams: list[int], arguments: list[str], folder: str, environment: dic
 
 
 if __name__ == "__main__":
+    configure_logging()  # before it imports what is chatty: its last words are to be its own
     serve(socket.socket(fileno=int(sys.argv[1])))

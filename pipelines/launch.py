@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib
 import json
 import logging
@@ -16,9 +15,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import errors, store
+from bloomery.components.core import errors, store, tracking
 from bloomery.components.core.config import digest, parameters
-from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError
+from bloomery.components.core.errors import BloomeryError, ConfigError
 from bloomery.components.core.uploads import cache_folder
 from bloomery.infra import surroundings
 from bloomery.pipelines import containers, keys, parent_run, recipe_files
@@ -112,52 +111,58 @@ def run_local(
     """Run the recipe's pipeline on this machine and write its report: each task is a process, within
     `fork_server.running` a fork, or where a `network` is named (as `docker run --network` has it) a container.
 
-    `workdir` keeps what runs share (the MLflow database, promoted models, and finished results unless BLOOMERY_STORE
-    names another place for them) and a folder for each run. `show` is called with each event of the journal as it
-    happens. A `key` starts one run in a workdir. `until` names the last stage that runs: nothing is evaluated then, or
-    promoted, and there is no report. A `trial` of a search is told as one.
+    `workdir`, which the caller holds (`workdirs.held`), keeps what runs share (the MLflow database, promoted models,
+    and finished results unless BLOOMERY_STORE names another place for them) and a folder for each run. `show` is called
+    with each event of the journal as it happens. A `key` starts one run in a workdir. `until` names the last stage that
+    runs: nothing is evaluated then, or promoted, and there is no report. A `trial` of a search is told as one.
     Returns: the summary: status (promoted, rejected, failed, finished), model, stages, cached_steps, report, seconds,
              error, exit_code.
-    Raises:  ServiceError if another run holds the workdir, ConfigError if the key was used; what `containers.check`
-             does.
+    Raises:  ConfigError if the key was used; what `containers.check` does.
     """
     started = time.perf_counter()
     workdir = workdir.absolute()
     if network is not None:
         containers.check(recipe, network)
     run_dir = workdir / "runs" / f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{recipe.name}"
-    with _held(workdir):
-        if key is not None:  # not before the workdir is ours: a run that cannot start must leave its key unused
-            keys.claim(workdir, key, run_dir.name)
-        (run_dir / "pipeline").mkdir(parents=True)
-        (run_dir / "recipe.yaml").write_text(recipe_files.dumped(recipe), encoding="utf-8")
-        for leftover in (workdir / "store").glob("*/*.unfinished"):
-            shutil.rmtree(leftover, ignore_errors=True)
-        journal = Journal(run_dir / "journal.jsonl", show)
-        error: BloomeryError | None = None
-        with _environment(workdir, run_dir), journal.following():
-            try:
-                tags = {"recipe_digest": digest(recipe.model_dump(mode="json"))}
-                parent_run.opened(recipe.name, run_dir, tags, trial)
-                _execute(_at(recipe, workdir), workdir, run_dir, until, network)
-                error = journal.lacking([until] if until else _stages(recipe))
-            except BloomeryError as problem:
-                error = problem
-            except (
-                Exception
-            ) as problem:  # kfp raises a bare RuntimeError for a failed task: the journal knows which and why
-                error = journal.failure() or BloomeryError(f"the pipeline failed: {problem}")
-                logger.debug("the pipeline failed", exc_info=problem)
-            except BaseException:  # Ctrl-C
-                parent_run.closed(run_dir, "KILLED")
-                raise
-            summary = _summary(recipe, journal, error, run_dir, time.perf_counter() - started)
-            if until is None:
-                _write_report(run_dir, summary)
-            elif not error:
-                summary |= {"status": "finished", "exit_code": 0, "report": None}
-            parent_run.closed(run_dir, "FAILED" if summary["status"] == "failed" else "FINISHED", summary)
+    if key is not None:
+        keys.claim(workdir, key, run_dir.name)
+    (run_dir / "pipeline").mkdir(parents=True)
+    (run_dir / "recipe.yaml").write_text(recipe_files.dumped(recipe), encoding="utf-8")
+    for leftover in (workdir / "store").glob("*/*.unfinished"):
+        shutil.rmtree(leftover, ignore_errors=True)
+    journal = Journal(run_dir / "journal.jsonl", show)
+    error: BloomeryError | None = None
+    with _environment(workdir, run_dir), journal.following():
+        try:
+            tags = {"recipe_digest": digest(recipe.model_dump(mode="json"))}
+            parent_run.opened(recipe.name, run_dir, tags, trial)
+            _execute(_at(recipe, workdir), workdir, run_dir, until, network)
+            error = journal.lacking([until] if until else _stages(recipe))
+        except BloomeryError as problem:
+            error = problem
+        except (
+            Exception
+        ) as problem:  # kfp raises a bare RuntimeError for a failed task: the journal knows which and why
+            error = journal.failure() or BloomeryError(f"the pipeline failed: {problem}")
+            logger.debug("the pipeline failed", exc_info=problem)
+        except BaseException:  # Ctrl-C
+            _tell_end(recipe, "interrupted")
+            parent_run.closed(run_dir, "KILLED")
+            raise
+        summary = _summary(recipe, journal, error, run_dir, time.perf_counter() - started)
+        if until is None:
+            _write_report(run_dir, summary)
+        else:
+            summary |= {} if error else {"status": "finished", "exit_code": 0, "report": None}
+            _tell_end(recipe, summary["status"])
+        parent_run.closed(run_dir, "FAILED" if summary["status"] == "failed" else "FINISHED", summary)
     return summary
+
+
+def _tell_end(recipe: Recipe, status: str) -> None:
+    """Tell the journal how a run has ended that leaves no summary."""
+    with contextlib.suppress(OSError):  # a full disk
+        tracking.journal("ended", recipe.name, status=status)
 
 
 def _stages(recipe: Recipe) -> tuple[str, ...]:
@@ -186,24 +191,6 @@ def _at(recipe: Recipe, workdir: Path) -> Recipe:
     here = {"retries": 0, "parallel_variants": 1, "nodes": 1, "steps": alone}
     resources = recipe.resources.model_copy(update=here)
     return recipe.model_copy(update={"promotion": promotion, "resources": resources})
-
-
-@contextlib.contextmanager
-def _held(workdir: Path) -> Iterator[None]:
-    """Hold the workdir: two runs at once would race for the registry and the cores."""
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        lock = (workdir / ".lock").open("w")
-    except OSError as error:
-        raise errors.from_os_error(error, f"opening the workdir {workdir}") from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ServiceError(
-                f"{workdir}: another run holds this workdir; wait for it or choose another --workdir"
-            ) from None
-        yield
 
 
 def tracking_uri(workdir: Path) -> str:

@@ -101,7 +101,7 @@ def headline(metrics: dict[str, float], limit: int = 3) -> str:
     return ", ".join(telling[:limit])
 
 
-def _course(event: dict[str, Any], seconds: float) -> str:
+def course(event: dict[str, Any], seconds: float) -> str:
     """How far a training has come, by an event of its progress `seconds` after it began."""
     metrics, step = event["metrics"], event["step"]
     parts = [f"loss {metrics['loss']:.3f}"] if "loss" in metrics else []
@@ -135,7 +135,7 @@ class Lines:
             if event["time"] - self._told.setdefault(stage, event["time"]) >= LINE_SECONDS:
                 self._told[stage] = event["time"]
                 seconds = event["time"] - self._started.get(stage, event["time"])
-                print(f"{stage:<20} running {seconds:>6.1f} s  {_course(event, seconds)}", file=self._stream)
+                print(f"{stage:<20} running {seconds:>6.1f} s  {course(event, seconds)}", file=self._stream)
         elif event["event"] == "finished":
             state = "reused" if event["cached"] else "done"
             print(f"{stage:<20} {state:<7} {event['seconds']:>6.1f} s  {headline(event['metrics'])}", file=self._stream)
@@ -178,7 +178,7 @@ class Live:
             self._rows[stage] = ("running", "", "")
         elif kind == "progress":
             seconds = event["time"] - self._started.get(stage, event["time"])
-            self._rows[stage] = ("running", f"{seconds:.0f}", _course(event, seconds))
+            self._rows[stage] = ("running", f"{seconds:.0f}", course(event, seconds))
         elif kind == "finished":
             state = "reused" if event["cached"] else "done"
             self._rows[stage] = (state, f"{event['seconds']:.1f}", headline(event["metrics"]))

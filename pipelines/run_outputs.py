@@ -30,13 +30,14 @@ Outputs = dict[tuple[str, str], Output]
 
 def read(run_dir: Path) -> tuple[list[dict[str, Any]], dict[str, Any], Outputs]:
     """(events in order, the `finished` event of each stage, whole artifacts) of the journal in `run_dir`."""
-    events = list(_events(run_dir / "journal.jsonl"))
+    events = list(events_of(run_dir))
     finished = {event["stage"]: event for event in events if event["event"] == "finished"}
     return events, finished, {(output.stage, output.name): output for output in _outputs(finished)}
 
 
-def _events(journal: Path) -> Iterator[dict[str, Any]]:
-    """The whole lines of a journal; the last one of a killed run may be cut off."""
+def events_of(run_dir: Path) -> Iterator[dict[str, Any]]:
+    """The whole lines of the journal in `run_dir`; the last one of a killed run may be cut off."""
+    journal = run_dir / "journal.jsonl"
     for line in journal.read_text(encoding="utf-8").split("\n") if journal.is_file() else []:
         with contextlib.suppress(ValueError):
             yield json.loads(line)

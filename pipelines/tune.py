@@ -109,7 +109,8 @@ def search(
     """Try settings of `recipe`, until the study has as many finished trials as `trials`.
 
     `measure` is `stage/metric`; none: `validation_loss` of the last stage that a searched key names. `storage` is the
-    URL of Optuna's database; none: SQLite in `workdir`. `show` gets the events of a trial, `told` each ended trial.
+    URL of Optuna's database; none: SQLite in `workdir`. `show` gets the events of a trial, `told` each trial that
+    begins to run or has ended.
     Raises: ConfigError if a key or an end of its values is refused by the recipe, or no trial has the measure;
             ServiceError if the database does not answer.
     """
@@ -135,12 +136,15 @@ def search(
             tried = launch.load(recipe, [*settings, *chosen], prepare=True)
         except ConfigError as error:  # each of them goes with the recipe, and not all of them together
             raise _failed(trial, str(error)) from None
-        return _run(trial, name, tried, workdir, stage, metric, show)
+        told(_row(study.trials[trial.number]))
+        # Within Optuna, which would take KeyboardInterrupt for a trial that failed, and never draw its settings again.
+        with fork_server.interruptible(end_tasks):
+            return _run(trial, name, tried, workdir, stage, metric, show)
 
     states = optuna.trial.TrialState
     if sampler == "grid":
         trials = min(trials, math.prod(len(each.choices) for each in over))
-    with fork_server.running():
+    with fork_server.running() as end_tasks:
         while len(study.get_trials(states=(states.COMPLETE, states.PRUNED, states.FAIL))) < trials:
             if sampler != "grid":  # each trial by a seed of its own: a search that goes on draws no trial again
                 study.sampler = chooser(base.seed + len(study.trials))

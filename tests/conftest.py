@@ -20,7 +20,7 @@ from bloomery.pipelines import fork_server
 @pytest.fixture(scope="session")
 def forks():
     """Tasks of all runs of this process and its programs are forks of one server, which imports what they need once."""
-    with fork_server.serving() as program:
+    with fork_server.serving() as (program, _):
         os.environ[interpreter.PYTHON] = program
         yield
         del os.environ[interpreter.PYTHON]

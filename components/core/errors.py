@@ -1,6 +1,6 @@
 """What can go wrong, and the exit code each kind ends a command with.
 
-    BloomeryError          1   never raised itself
+    BloomeryError          1   a process was killed, or the one that it told what it did
     ├── ConfigError        2   the recipe or an argument is wrong
     ├── DataError          3   the data cannot be used as it is
     ├── ModelError         4   a checkpoint cannot be used as it is
@@ -78,6 +78,8 @@ class ServiceError(BloomeryError):
 def from_os_error(error: OSError, doing: str) -> BloomeryError:
     """The BloomeryError for an operating-system error met while `doing` something; a full disk is named as such."""
     where = f" ({error.filename})" if error.filename else ""
+    if isinstance(error, BrokenPipeError):
+        return BloomeryError(f"who started this process and read what it says has ended while {doing}: run it again")
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return ServiceError(
             f"no space left on the disk while {doing}{where}: free some space or choose another "

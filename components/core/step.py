@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -55,6 +56,7 @@ REUSED = "reused: the result is that of an earlier run"
 seconds that it ends with."""
 CHATTY = (
     "torchao",
+    "bitsandbytes",
     "torch.utils._pytree",
     "torch.distributed.elastic",
     "urllib3",
@@ -65,11 +67,13 @@ CHATTY = (
 )
 """Libraries whose logs tell a user nothing that he could act on: kernels of GPUs that are not there, retries,
 tracebacks of errors that are raised as well."""
+DEPRECATED = ("`is_gradient_checkpointing` is deprecated",)
+"""How warnings of libraries about each other begin, which no user can act on either."""
 
 
 def configure_logging(level: str | None = None) -> None:
-    """Plain lines on stderr, or JSON lines where `LOG_FORMAT=json`, and MLflow's telemetry off; called by entry points
-    only."""
+    """Plain lines on stderr, or JSON lines where `LOG_FORMAT=json`, no progress bars but on a terminal, and MLflow's
+    telemetry off; called by entry points only."""
     chosen = level or os.environ.get("LOG_LEVEL", "INFO")
     handler = logging.StreamHandler(sys.stderr)
     if os.environ.get("LOG_FORMAT") == "json":
@@ -81,7 +85,11 @@ def configure_logging(level: str | None = None) -> None:
     # A run tells nobody what it does; and the thread that would tell reads the environment for its address while a run
     # writes to it, which ends the process now and then (glibc, getenv beside setenv).
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    if not sys.stderr.isatty():  # huggingface_hub reads it when it is imported, and transformers asks there
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     if chosen != "DEBUG":
+        for message in DEPRECATED:
+            warnings.filterwarnings("ignore", message)
         os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")  # it sets up its own logger when it is imported
         for chatty in CHATTY:
             logging.getLogger(chatty).setLevel(logging.CRITICAL)
@@ -309,9 +317,9 @@ def perform(
     random.seed(seed)
     tracking.journal("started", stage, pid=os.getpid())
     resolved = settings.model_dump(mode="json")
-    warnings = _Warnings(stage)
+    warned = _Warnings(stage)
     bloomery = logging.getLogger("bloomery")
-    bloomery.addHandler(warnings)
+    bloomery.addHandler(warned)
     with artifact.lineage(stage, resolved, digests), tracking.track(stage, resolved) as tracker:
         try:
             given = (path for port, item in inputs.items() for _, path in _each(port, item))
@@ -323,10 +331,10 @@ def perform(
             raise from_os_error(error, f"running {stage}") from error
         finally:
             unfinished.settle()  # what it warns of is told with the step
-            bloomery.removeHandler(warnings)
+            bloomery.removeHandler(warned)
         tracker.finish(metrics)
     history, shown = tracker.history, tracker.shown
-    return {"metrics": metrics, "history": history, "shown": shown, "warnings": warnings.messages, "cached": False}
+    return {"metrics": metrics, "history": history, "shown": shown, "warnings": warned.messages, "cached": False}
 
 
 class _Warnings(logging.Handler):

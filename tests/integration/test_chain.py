@@ -14,6 +14,7 @@ from colours import bloomery, outputs, run
 from service import BLOOMERY
 
 from bloomery.components.core import interpreter
+from bloomery.pipelines import history
 
 REUSED_ALWAYS = {"preflight", "promotion"}
 
@@ -82,8 +83,10 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_model(project, first, tmp_p
         if '"event": "started", "stage": "sft"' in told:
             break
         time.sleep(0.05)
+    assert history.runs(tmp_path)[0]["status"] == "running"
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    assert history.runs(tmp_path)[0]["status"] == "ended without a word"
     resumed = run(project, str(tmp_path))
     assert resumed["status"] == "promoted"
     assert {"data_curation", "dedup", "synthetic_data", "cpt"} <= set(resumed["cached_steps"])

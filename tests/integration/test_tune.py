@@ -42,6 +42,9 @@ def test_a_grid_of_learning_rates(project):
     over = ("--over", "sft.learning_rate=1e-6,1e-2", "--sampler", "grid", "--set", "sft.num_validations=2")
     result, told = tune(project, *over)
     assert result.returncode == 0, result.stderr
+    lines = [line.split()[:3] for line in result.stderr.splitlines()]
+    for begins, ends in ([["trial", str(number), state] for state in ("running", "complete")] for number in (0, 1)):
+        assert ["sft", "done"] in [line[:2] for line in lines[lines.index(begins) : lines.index(ends)]]
     by_rate = {trial["settings"]["sft.learning_rate"]: trial for trial in told["trials"]}
     assert {trial["state"] for trial in by_rate.values()} == {"complete"}
     assert by_rate[1e-2]["value"] < by_rate[1e-6]["value"] and told["best"] == by_rate[1e-2]

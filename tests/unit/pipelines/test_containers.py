@@ -28,7 +28,7 @@ def test_where_nobody_listens_one_message_names_the_engine(project: Path, tmp_pa
     assert result.returncode == 7 and "Traceback" not in result.stderr, result.stderr
     (line,) = result.stderr.rstrip("\n").split("\n")
     assert line.startswith(f"error: no Docker engine answers at {address}: ") and "Connection refused" in line
-    assert not (project / "bloomery-runs").exists()  # nothing was begun
+    assert not (project / "bloomery-runs" / "runs").exists()  # nothing was begun
 
 
 @pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "BLOOMERY_STORE"])

@@ -113,6 +113,36 @@ def test_an_interrupt_at_the_terminal_ends_tasks_and_not_the_server(tmp_path, as
     assert done.stdout.splitlines()[-1] == "True 0", done.stderr
 
 
+WAITS = """
+import os, signal, sys, time
+def end(*_):
+    time.sleep(0.5)
+    print("checkpoint", flush=True)
+    sys.exit(143)
+signal.signal(signal.SIGTERM, end)
+print(os.getpid(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("send", [os.kill, os.killpg])  # `timeout` does both
+def test_sigterm_ends_a_run_when_its_tasks_have_ended_and_been_heard(send, tmp_path, ask):
+    (tmp_path / "waits.py").write_text(WAITS)
+    run = """if True:
+        import subprocess, sys
+        from bloomery.pipelines import fork_server
+        with fork_server.running() as end_tasks, fork_server.interruptible(end_tasks):
+            subprocess.run([sys.executable, "-m", "waits"])
+    """
+    ended = subprocess.Popen(
+        [PYTHON, "-c", run], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    task = int(ended.stdout.readline())
+    send(ended.pid, signal.SIGTERM)
+    assert ended.wait(30) == 143 and not os.path.exists(f"/proc/{task}")
+    assert ended.stdout.read() == "checkpoint\n" and ended.stderr.read().startswith("interrupted; ")
+
+
 @pytest.mark.parametrize("kind", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
 def test_a_run_that_is_ended_alone_takes_its_tasks_along(kind, tmp_path, ask):
     (tmp_path / "waits.py").write_text("import os, time; print(os.getpid(), flush=True); time.sleep(60)")
@@ -143,7 +173,7 @@ def test_the_server_ends_and_the_interpreter_is_itself_again(caplog):
 
 
 def test_a_server_that_the_environment_names_is_asked_and_stays(ask, monkeypatch):
-    with fork_server.serving() as program:
+    with fork_server.serving() as (program, _):
         monkeypatch.setenv(interpreter.PYTHON, program)
         for _ in range(2):
             with fork_server.running():
@@ -153,7 +183,8 @@ def test_a_server_that_the_environment_names_is_asked_and_stays(ask, monkeypatch
 
 
 def test_a_server_that_died_has_its_last_words_told(tmp_path, monkeypatch, caplog):
-    (tmp_path / "mlflow.py").write_text("raise SystemExit('the disk is full')")
+    words = "import logging; logging.getLogger('torchao').warning('no kernels'); raise SystemExit('the disk is full')"
+    (tmp_path / "mlflow.py").write_text(words)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with fork_server.running():
         assert subprocess.run([sys.executable, "-m", "this"], capture_output=True).returncode == 1

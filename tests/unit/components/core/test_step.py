@@ -13,6 +13,7 @@ from bloomery.pipelines import overhead
 
 STEP = """
 import logging
+import warnings
 from pathlib import Path
 from typing import Annotated
 from bloomery.components.core import artifact, tracking
@@ -35,6 +36,11 @@ def run(config: CountConfig, *, numbers: Annotated[Path, Reads("n/1")], total: A
     for _ in range(2):
         logging.getLogger("bloomery.count").warning("3 of %d rows are lost", 9)
     logging.getLogger("transformers").warning("chatter")
+    logging.getLogger("bitsandbytes.backends").warning("no kernels")
+    for old in ("`is_gradient_checkpointing` is deprecated and will be removed", "something else is deprecated"):
+        warnings.warn(old, FutureWarning)
+    if config.mode == "unread":
+        raise BrokenPipeError(32, "Broken pipe")
     if config.mode == "unfinished":
         return {}
     if config.mode == "killed":
@@ -135,6 +141,18 @@ def test_a_user_error_is_one_line_with_its_exit_code_and_leaves_nothing(call, tm
     assert (tmp_path / "words").read_text() == "DataError: numbers: found none"
     assert not (tmp_path / "total").exists()
     assert not list((tmp_path / "store").rglob("*.unfinished"))
+
+
+def test_libraries_are_silenced_by_name(call):
+    _, log, _ = call({})
+    assert "chatter" in log and "something else is deprecated" in log
+    assert "no kernels" not in log and "is_gradient_checkpointing" not in log
+
+
+def test_who_no_longer_hears_a_step_is_no_fault_of_the_disk(call):
+    code, log, events = call({"mode": "unread"})
+    assert code == 1 and "Traceback" not in log and events[-1]["exit_code"] == 1
+    assert "who started this process and read what it says has ended" in events[-1]["message"]
 
 
 def test_a_trial_that_fails_hands_on_why_and_ends_well(call, tmp_path):
