@@ -12,7 +12,7 @@ from bloomery.pipelines import history, workdirs
 PROGRESS = {"event": "progress", "stage": "sft", "time": 130.0, "step": 10, "metrics": {"loss": 0.5, "num_steps": 40.0}}
 BEGUN = [
     {"event": "started", "stage": "preflight", "time": 100.0},
-    {"event": "finished", "stage": "preflight", "time": 110.0},
+    {"event": "finished", "stage": "preflight", "time": 110.0, "outputs": {}},
     {"event": "started", "stage": "sft", "time": 120.0},
     PROGRESS,
 ]
