@@ -193,8 +193,8 @@ def load_in_4_bits(path: Path) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    given = {**settings_of_4_bits(), **repository_code.allowed(path)}
-    return trainable_in_4_bits(AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **given))
+    settings, trust = settings_of_4_bits(), repository_code.allowed(path)
+    return trainable_in_4_bits(AutoModelForCausalLM.from_pretrained(path, use_safetensors=True, **settings, **trust))
 
 
 def settings_of_4_bits() -> dict[str, Any]:

@@ -23,7 +23,7 @@ TASKS = {
         "role": "domain",
         "templates": [{"prompt": "{q}", "answer": "{a}"}],
         "verifier": {"kind": "exact"},
-        "splits": {"train": {"path": "q.jsonl"}, "test": {"path": "q.jsonl"}},
+        "splits": {name: {"path": "q.jsonl"} for name in ("train", "validation", "test")},
     }
 }
 SMALLER = {"num_hidden_layers": 1, "intermediate_size": 48}
