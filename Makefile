@@ -37,7 +37,7 @@ smollm2: .venv/installed  ## a published model learns shell commands; BLOOMERY_D
 # Two files at a time, the longest first, each with the thread that its tiny models can use.
 test: .venv/installed-test  ## everything that must hold
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder \
-	  tests/integration tests/unit tests/contract
+	  tests/integration tests/contract tests/unit
 
 check: .venv/installed-test  ## style and types
 	$(BIN)/ruff check .
