@@ -35,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 MUCH = 0.1
 """Share of a source's rows whose loss is warned of."""
-MUCH_COPIED = 0.2
-"""Share of all rows whose loss to copies is warned of, as dedup's MAX_LOST."""
 
 
 @declare(secrets=("HF_TOKEN",))
@@ -165,7 +163,7 @@ def _write(
     _tell_losses(kept, lost)
     total = reasons[False] + reasons[True]
     num_copies = total["exact_duplicate"] + total["near_duplicate"]
-    if num_copies > MUCH_COPIED * rows.num_rows:
+    if num_copies > near.MUCH * rows.num_rows:
         logger.warning("%d of %d chats and pairs are copies: %s", num_copies, rows.num_rows, near.TOLD)
     return kept, total
 

@@ -37,9 +37,6 @@ ROWS_PER_BATCH = 5_000
 ROWS_PER_FOLD = 500
 """Documents that stand as code points at once: 2 MB of 1,000 characters each are memory that malloc reuses; with 2,000
 the pages were new each time (2.2 instead of 1.9 s for 200,000)."""
-MAX_LOST = 0.2
-"""A source that loses more of its documents is told: web pages lose about a tenth to copies, the quickstart's shop with
-all its planted ones as much; a source that loses a fifth holds something that its user does not know of."""
 
 Dropped = dict[int, tuple[str, str]]
 """(reason, detail) by index of the document."""
@@ -125,11 +122,11 @@ def _lost(sources: pa.ChunkedArray, num_known: int, dropped: Dropped) -> dict[st
     for index, (reason, _) in dropped.items():
         lost[names[index - num_known]][reason] += 1
     for name, reasons in lost.items():
-        if reasons.total() > MAX_LOST * total[name]:
+        if reasons.total() > near.MUCH * total[name]:
             share = reasons.total() / total[name]
             told = ", ".join(f"{reason} {count}" for reason, count in reasons.most_common())
             copies = (reasons.total() - reasons["contaminated"]) / total[name]
-            warned = f"; {100 * copies:.0f} % are copies: {near.TOLD}" if copies > MAX_LOST else ""
+            warned = f"; {100 * copies:.0f} % are copies: {near.TOLD}" if copies > near.MUCH else ""
             logger.warning(
                 "the source %s loses %.0f %% of its %d documents: %s; `detail` in duplicates names for each "
                 "the copy that stays, or the question that it holds%s",

@@ -15,6 +15,9 @@ from bloomery.components.core.data.shingles import Folded, hash_ngrams
 
 TOLD = "the gate refuses a candidate whose data lost more than promotion.gate.max_duplicate_share (0.5 by default) so"
 """What is said of much that is lost to copies, before anything is trained on what is left."""
+MUCH = 0.2
+"""Share of rows whose loss is told: web pages lose about a tenth to copies, the quickstart's shop with all its planted
+ones as much; a source that loses a fifth holds something that its user does not know of."""
 MIN_CATCH = 0.98
 """Probability with which a pair at the threshold must meet in a band."""
 BUCKET_WINDOW = 32

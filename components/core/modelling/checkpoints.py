@@ -70,7 +70,7 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu") -> tuple[Any, Any]
         if gguf:  # transformers 5.23 then reads no generation_config.json
             model.generation_config = GenerationConfig.from_pretrained(path)
     except Exception as error:  # of any kind: config and weights are read by code of each architecture
-        raise ModelError(f"{path}: the checkpoint does not load: {_reason(path, error)}") from None
+        raise ModelError(f"{path}: the checkpoint does not load: {reason(path, error)}") from None
     wholeness.check_found(path, told)
     embeddings: Any = model.get_input_embeddings()
     check_vocabulary(path, tokenizer, embeddings.weight.shape[0])
@@ -107,7 +107,7 @@ def load_tokenizer(path: Path) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **repository_code.allowed(path))
     except Exception as error:  # of any kind: a tokenizer is made by code of its class, after config.json
-        raise ModelError(f"{path}: the tokenizer does not load: {_reason(path, error)}") from None
+        raise ModelError(f"{path}: the tokenizer does not load: {reason(path, error)}") from None
     for told in ("is_local", "local_files_only"):
         tokenizer.init_kwargs.pop(told, None)
     if tokenizer.pad_token_id is None:
@@ -124,10 +124,11 @@ def load_config(path: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(path, **repository_code.allowed(path))
     except Exception as error:  # of any kind: a config is read by code of its architecture
-        raise ModelError(f"{path}: config.json does not load: {_reason(path, error)}") from None
+        raise ModelError(f"{path}: config.json does not load: {reason(path, error)}") from None
 
 
-def _reason(path: Path, error: Exception) -> str:
+def reason(path: Path, error: Exception) -> str:
+    """Why transformers did not load what lies in `path`: the first line of its error, or that it was to run code."""
     if repository_code.is_asked(error):
         return repository_code.refusal(path, "a class of it")
     return next(iter(str(error).splitlines()), type(error).__name__)[:300]

@@ -131,10 +131,7 @@ def load(path: Path, *, dtype: str = "auto", on: str = "cpu", in_4_bits: bool = 
         )
         network, found = loaded
     except Exception as error:  # of any kind: config and weights are read by code of each architecture
-        told = next(iter(str(error).splitlines()), type(error).__name__)[:300]
-        if repository_code.is_asked(error):
-            told = repository_code.refusal(path, "a class of it")
-        raise ModelError(f"{path}: no reward model can be made of it: {told}") from None
+        raise ModelError(f"{path}: no reward model can be made of it: {checkpoints.reason(path, error)}") from None
     if lacking := [name for name in sorted(found["missing_keys"]) if name.startswith(f"{network.base_model_prefix}.")]:
         raise ModelError(
             f"{path}: {len(lacking)} of the weights that config.json wants would be random numbers: "
