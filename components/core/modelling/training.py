@@ -265,7 +265,7 @@ def train(
     if is_sharded:
         trainer_class = sharding.shared_out(trainer_class)
     arguments = arguments_class(
-        output_dir=resuming.folder or tempfile.mkdtemp(prefix="bloomery-"),
+        output_dir=resuming.folder or tempfile.gettempdir(),  # where no checkpoint is kept nothing is written
         **_arguments(config, num_rows=len(rows) * settings.get("num_generations", 1), evaluations=evaluations),
         **({"max_length": None} if hasattr(arguments_class, "max_length") else {}),
         **(sharding.ARGUMENTS if is_sharded else {}),
