@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from itertools import chain
 from pathlib import Path
 from typing import Any, TypeVar
@@ -172,8 +173,12 @@ def gathered(items: list[Item]) -> list[Item]:
     """The items of all processes that train together, in the order of their ranks."""
     if count() == 1:
         return items
+    import torch
     from torch import distributed
 
+    if not distributed.is_initialized():  # else by the trainer, as here
+        backend = "cuda:nccl,cpu:gloo" if torch.cuda.is_available() else "gloo"
+        distributed.init_process_group(backend, timeout=timedelta(seconds=MEET_SECONDS))
     found: list[Any] = [None] * count()
     distributed.all_gather_object(found, items)
     return list(chain(*found))

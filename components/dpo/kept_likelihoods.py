@@ -3,7 +3,6 @@ left, whole or absent, and the same step, begun again, finds the others alone.""
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
@@ -31,14 +30,19 @@ def nats(model: Any, rows: Sequence[Sequence[int]], scored: Sequence[Sequence[bo
 
     What is found lies in `unfinished.place()`, in a folder that begins with `name`, until the step has its result;
     where there is no place, nothing is written. `name` must stand for the same model and rows each time that the step
-    runs. Batches are those of a run that is not stopped, so that the numbers are, too.
+    runs. Batches are those of a run that is not stopped, so that the numbers are, too. Of processes that train together
+    each finds, and keeps, its share, and has those of all in the end.
     """
+    import numpy as np
+
+    share = processes.rank(), processes.count()
+    name = name if share[1] == 1 else f"{name}_{share[0]}"
     nats_N, is_found_N = _found(name, len(rows))
     if is_found_N.any():
         logger.info("%s: goes on from %d of %d log-likelihoods", name, is_found_N.sum(), len(rows))
     written = time.monotonic()
     try:
-        for batch, nats_BL, _ in likelihood.in_batches(model, rows, scored, is_found_N):
+        for batch, nats_BL, _ in likelihood.in_batches(model, rows, scored, is_found_N, share):
             nats_N[batch] = nats_BL.sum(-1).cpu()
             is_found_N[batch] = True
             if time.monotonic() - written > SECONDS and not unfinished.is_copying():
@@ -46,6 +50,9 @@ def nats(model: Any, rows: Sequence[Sequence[int]], scored: Sequence[Sequence[bo
                 written = time.monotonic()
     finally:  # SIGTERM unwinds the step (`tracking.sigterm_raises`)
         _write(name, nats_N, is_found_N)
+    own_N = np.flatnonzero(is_found_N)
+    for found_N, values_N in processes.gathered([(own_N, nats_N[own_N])]):
+        nats_N[found_N] = values_N
     return nats_N.tolist()
 
 
@@ -53,21 +60,19 @@ def _found(name: str, count: int) -> tuple[np.ndarray, np.ndarray]:
     """(log-likelihoods [N], whether each was found before [N]), to be written into."""
     import numpy as np
 
-    while newest := max(_folders(name), key=_number, default=None):
-        # Where several processes train together, the first may have written a newer one.
-        with contextlib.suppress(FileNotFoundError), np.load(newest / FILE) as found:
+    if newest := max(_folders(name), key=_number, default=None):
+        with np.load(newest / FILE) as found:
             return found["nats_N"], found["is_found_N"]
     return np.zeros(count), np.zeros(count, dtype=bool)
 
 
 def _write(name: str, nats_N: np.ndarray, is_found_N: np.ndarray) -> None:
-    """Write what is found beside what was written before, which then goes; the first process of all that train
-    together does, as all of them find the same."""
+    """Write what is found beside what was written before, which then goes."""
     import numpy as np
 
     place, older = unfinished.place(), _folders(name)
     number = int(is_found_N.sum())
-    if place is None or processes.rank() or number == max(map(_number, older), default=0):
+    if place is None or number == max(map(_number, older), default=0):
         return
     coming = place / f"{name}.unfinished"
     shutil.rmtree(coming, ignore_errors=True)

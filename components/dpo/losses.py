@@ -39,11 +39,13 @@ def prepared(config: DpoConfig, network: Any, pairs: Sequence[Pair]) -> tuple[tu
 
     shared = {"beta": config.beta, "precompute_ref_log_probs": True, "remove_unused_columns": False}
     if config.loss == "kto":
-        shared |= {"loss_type": "kto", **_weights(*(len(_numbers(pairs, side)) for side in (0, 1)))}
-    with arithmetic(config):
-        rows = single_rows(config, network, pairs) if config.loss == "kto" else pair_rows(network, pairs)
-    if config.loss == "kto":
+        good, bad = single(pairs)
+        shared |= {"loss_type": "kto", **_weights(len(good), len(bad))}
+        with arithmetic(config):
+            rows = single_rows(config, network, pairs, (good, bad))
         return (on_tokens(trl.KTOTrainer), trl.KTOConfig), rows, shared
+    with arithmetic(config):
+        rows = pair_rows(network, pairs)
     terms = {"simpo": _simpo, "orpo": _orpo}
     term = terms[config.loss](config) if config.loss in terms else None
     losses = {} if term else {config.loss: 1.0}
@@ -98,14 +100,16 @@ def pair_rows(network: Any, pairs: Sequence[Pair]) -> Rows:
     return Lazily(row, len(pairs))
 
 
-def single_rows(config: DpoConfig, network: Any, pairs: Sequence[Pair]) -> Rows:
-    """Answers with a label as TRL's KTOTrainer takes them, shuffled by the seed, each with the answer of the row before
-    it, of which the divergence is estimated (KTO, section 4.1).
+def single_rows(
+    config: DpoConfig, network: Any, pairs: Sequence[Pair], answers: tuple[Sequence[int], Sequence[int]]
+) -> Rows:
+    """The `single` answers of `pairs` with a label as TRL's KTOTrainer takes them, shuffled by the seed, each with the
+    answer of the row before it, of which the divergence is estimated (KTO, section 4.1).
 
     Such an answer is cut to what of it fits behind the other prompt in `max_length` tokens, or the positions that the
     model knows.
     """
-    numbers = [*_numbers(pairs, 0), *_numbers(pairs, 1)]
+    numbers = [*answers[0], *answers[1]]
     random.Random(config.seed).shuffle(numbers)
     most = int(min(config.max_length, positions(network.config)))
 
@@ -132,9 +136,11 @@ def single_rows(config: DpoConfig, network: Any, pairs: Sequence[Pair]) -> Rows:
     return Lazily(row, len(numbers))
 
 
-def _numbers(pairs: Sequence[Pair], side: int) -> list[int]:
-    """The numbers, as `answer` has them, of the answers of one side that are there: 0 the chosen, 1 the rejected."""
-    return [2 * at + side for at in range(len(pairs)) if answer(pairs, 2 * at + side)[1]]
+def single(pairs: Sequence[Pair]) -> tuple[list[int], list[int]]:
+    """The numbers, as `answer` has them, of the chosen answers and of the rejected ones that are there."""
+    are_there = [(bool(pair.chosen), bool(pair.rejected)) for pair in pairs]
+    good, bad = ([2 * at + side for at, there in enumerate(are_there) if there[side]] for side in (0, 1))
+    return good, bad
 
 
 def _weights(good: int, bad: int) -> dict[str, float]:

@@ -20,11 +20,13 @@ from chats import preference_row, write_chats
 from bloomery.components.core import artifact, processes, trees, unfinished, worker
 from bloomery.components.core.config import parse
 from bloomery.components.core.errors import ConfigError, DivergedError, ServiceError
-from bloomery.components.core.modelling import guards, training
+from bloomery.components.core.modelling import checkpoints, guards, likelihood, training
+from bloomery.components.core.modelling.lazy import Lazily
 from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.components.core.records import Document, Preference, content_id
 from bloomery.components.core.step import config_class, execute, perform, run_step
 from bloomery.components.cpt.step import run as cpt
+from bloomery.components.dpo import kept_likelihoods
 from bloomery.components.dpo.step import run as dpo
 from bloomery.components.grpo.step import run as grpo
 from bloomery.components.reward_model.step import run as reward_model
@@ -284,6 +286,29 @@ def test_what_wants_whole_weights_is_refused_where_they_are_shared_out(monkeypat
     monkeypatch.setenv(processes.SHARDING, "half")
     with pytest.raises(ConfigError, match="BLOOMERY_SHARDING: found 'half', expected none or full"):
         training.train(config, (object, object), None, None, [])
+
+
+def test_each_of_two_finds_half_of_the_references_likelihoods_and_has_them_all(tiny_model, tmp_path, monkeypatch):
+    rows = [[3 + at % 5, *range(4, 6 + at)] for at in range(8)]
+    monkeypatch.setattr(likelihood, "BATCH_TOKENS", 1)  # each row is a batch
+    model = checkpoints.load(tiny_model)[0]
+    expected = [total for total, _ in likelihood.log_likelihoods(model, rows)]
+
+    def work(rank):
+        asked = []
+        scored = Lazily(lambda at: asked.append(at) or [True] * len(rows[at]), len(rows))
+        with unfinished.lying_in(unfinished.Place(tmp_path / "place")):
+            found = kept_likelihoods.nats(model, rows, scored, "reference")
+        (tmp_path / f"{rank}.json").write_text(json.dumps([asked, found]))
+
+    assert ended(forked(work, "none")) == [0, 0]
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [
+        [[0, 2, 4, 6], expected],
+        [[1, 3, 5, 7], expected],
+    ]
+    assert {folder.name for folder in (tmp_path / "place").iterdir()} == {"reference_0-4", "reference_1-4"}
+    assert ended(forked(work, "none")) == [0, 0]  # again, and none is found anew
+    assert [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)] == [[[], expected]] * 2
 
 
 def test_a_process_that_was_killed_is_named_and_not_what_the_others_met(tmp_path):

@@ -55,9 +55,11 @@ def in_batches(
     rows: Sequence[Sequence[int]],
     scored: Sequence[Sequence[bool]] | None = None,
     is_known: Sequence[bool] | None = None,
+    share: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[list[int], Any, Any]]:
     """(indices of some rows, nats [B, L - 1] of their tokens after the first, whether these count [B, L - 1]), for all
-    rows of more than one token, the shortest first, but for batches of which all rows are marked as known.
+    rows of more than one token, the shortest first, but for batches of which all rows are marked as known. Of `share`
+    (k, n) every nth batch, from the kth: what one of n processes has to find.
 
     Rows may be made as they are asked for: those of a batch stand in memory, and of the others their lengths.
     """
@@ -69,10 +71,12 @@ def in_batches(
         return
     model = model.get_base_model() if hasattr(model, "get_base_model") else model  # its layers hold the adapter
     most = rows_of_logits(model)
+    own, of = share
     with torch.inference_mode():
         head = output_head(model, rows[order[-1]][:8])
-        for batch in _batches(lengths, order, BATCH_TOKENS if head else min(BATCH_TOKENS, most)):
-            if is_known is not None and all(is_known[index] for index in batch):
+        batches = _batches(lengths, order, BATCH_TOKENS if head else min(BATCH_TOKENS, most))
+        for number, batch in enumerate(batches):
+            if number % of != own or (is_known is not None and all(is_known[index] for index in batch)):
                 continue
             ids_BL, attended_BL, counts_BL = (part.to(model.device) for part in _padded(rows, scored, batch))
             inputs = {"input_ids": ids_BL, "attention_mask": attended_BL, "use_cache": False}

@@ -16,7 +16,7 @@ from bloomery.components.core.modelling.preference_pairs import Pair
 from bloomery.components.core.modelling.reward_models import RewardModel
 from bloomery.components.core.records import Preference
 from bloomery.components.dpo.config import DpoConfig
-from bloomery.components.dpo.losses import single_rows
+from bloomery.components.dpo.losses import single, single_rows
 from bloomery.components.dpo.step import run as dpo
 from bloomery.components.grpo.config import GrpoConfig
 from bloomery.components.grpo.step import run as grpo
@@ -60,7 +60,7 @@ def test_dpo_refuses_a_pair_of_more(knows, tmp_path, loss):
 def test_the_other_answer_that_kto_reads_after_a_prompt_makes_no_longer_row(knows):
     network, _ = checkpoints.load(knows(24))
     pairs = [Pair([5] * 20, [6] * 3, []), Pair([5] * 2, [], [7] * 15)]
-    rows = single_rows(DpoConfig(loss="kto", **SETTINGS), network, pairs)
+    rows = single_rows(DpoConfig(loss="kto", **SETTINGS), network, pairs, single(pairs))
     assert sorted((len(row["prompt_ids"]), len(row["KL_completion_ids"])) for row in rows) == [(2, 3), (20, 4)]
 
 

@@ -121,7 +121,7 @@ def test_the_loss_of_single_answers_is_that_of_its_paper(base, tmp_path):
     config = DpoConfig(loss="kto", **SETTINGS)
     rows = [single("say it", "ab", True), single("do it", "no", False), preference_row("both", "yes", "never")]
     pairs = [pair_of(tokenizer, row, takes_single=True)[0] for row in rows]
-    rows = losses.single_rows(config, reference, pairs)
+    rows = losses.single_rows(config, reference, pairs, losses.single(pairs))
     assert sorted((len(row["completion_ids"]), row["label"]) for row in rows) == [
         (3, False), (3, True), (4, True), (6, False)
     ]  # fmt: skip
