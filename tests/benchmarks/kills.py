@@ -4,10 +4,11 @@
 
 The chain of `colours.py` is run twice undisturbed, each time from an empty store: the first run warms the server that
 forks tasks. Then it is run from a third empty store, and KILLS times (20) the process of whichever task is at work
-gets SIGKILL, with all that it has started. The kills come by chance, one in INTERVAL seconds of new work, some before
-any has begun, and none later than when promotion begins; after each the same `bloomery run` is started again, while
-the S3 server answers now and then with 503, resets a connection, or tears an answer. Writes kills.json beside this
-file; exits with 1 where an artifact differs that holds no times, or where checkpoints or uploads are left.
+gets SIGKILL, with all that it has started. The kills come at moments drawn from all the work of an undisturbed run
+between preflight and promotion, so that a task meets them in proportion to its time, and some before any new work has
+begun; after each the same `bloomery run` is started again, while the S3 server answers now and then with 503, resets a
+connection, or tears an answer. Writes kills.json beside this file; exits with 1 where an artifact differs that holds
+no times, or where checkpoints or uploads are left.
 """
 
 from __future__ import annotations
@@ -43,9 +44,9 @@ CHECKPOINT = {"every_minutes": 1e-3}
 TRAININGS = ("cpt", "sft", "dpo")
 HOLD_TIMES = ("measurement", "variants")
 """The outputs that say how long something took, which no two runs share."""
-INTERVAL = 0.8
 EARLY = 0.15
 """The share of kills that do not wait for new work."""
+UNTOUCHED = ("preflight", "promotion")
 SECONDS = 300
 """What has not come by then never will."""
 FILE = Path(__file__).with_suffix(".json")
@@ -64,7 +65,10 @@ def main(kills: int) -> int:
         runs = {store: timed(project, store) for store in ("first", "second")}
         chance = random.Random(17)
         began = time.perf_counter()
-        killed = [Attempt(project, server, tasks, chance).killed() for _ in range(kills)]
+        killed = [
+            Attempt(project, server, tasks, chance).killed(*moment)
+            for moment in moments(runs["second"]["run"], kills, chance)
+        ]
         runs["killed"] = timed(project, "killed")
         seconds = time.perf_counter() - began
         outputs = {store: digests(summary) for store, summary in runs.items()}
@@ -125,21 +129,37 @@ def digests(summary: dict[str, Any]) -> dict[str, str]:
     return {" ".join(key): output.manifest.digest for key, output in colours.outputs(summary).items()}
 
 
+def moments(run_dir: str, kills: int, chance: random.Random) -> list[tuple[str, float]]:
+    """(task, seconds since it began) in the order of the run; of those before any new work ("", seconds)."""
+    _, finished, _ = run_outputs.read(Path(run_dir))
+    spans = [(name, event["seconds"]) for name, event in finished.items() if name not in UNTOUCHED]
+    early = sum(chance.random() < EARLY for _ in range(kills))
+    drawn = sorted(chance.uniform(0, sum(seconds for _, seconds in spans)) for _ in range(kills - early))
+    found = []
+    for name, seconds in spans:
+        found += [(name, moment) for moment in drawn if 0 <= moment < seconds]
+        drawn = [moment - seconds for moment in drawn]
+    for _ in range(early):
+        found.insert(chance.randrange(len(found) + 1), ("", chance.uniform(0, finished["preflight"]["seconds"])))
+    return found
+
+
 class Attempt:
     """A `bloomery run` that is to be killed."""
 
     def __init__(self, project: Path, server: Server, tasks: psutil.Process, chance: random.Random) -> None:
         self.project, self.server, self.tasks, self.chance = project, server, tasks, chance
 
-    def killed(self) -> str:
-        """Run until a kill has landed: the task that it met."""
+    def killed(self, task: str, after: float) -> str:
+        """Run until a kill has landed, `after` seconds since `task` began, or any where that has ended before: the task
+        that it met."""
         known = set(self._journals())
         self.server.fail(self.chance.choice(FAULTS), self.chance.choice(("GET", "PUT")), self.chance.randint(1, 2))
         environment = {**os.environ, "BLOOMERY_STORE": f"s3://{BUCKET}/killed"}
         command = [colours.BLOOMERY, "run", "recipe.yaml", "--workdir", "killed"]
         run = subprocess.Popen(command, cwd=self.project, env=environment, stderr=subprocess.PIPE, text=True)
-        is_early, after = self.chance.random() < EARLY, self.chance.expovariate(1 / INTERVAL)
-        self._wait(run, lambda: self._at_work() if is_early else self._new_work(known))
+        is_over = task in self._ended()
+        self._wait(run, lambda: self._new_work(known) if is_over else task in self._new_work(known) or not task)
         due, met = time.monotonic() + after, ""
         while run.poll() is None:
             # One that was about to end by itself does not end the run: promotion, which then begins, is killed.
@@ -186,7 +206,11 @@ class Attempt:
 
     def _new_work(self, known: set[Path]) -> list[str]:
         events = self._events(known)
-        return [event["stage"] for event in events if event["event"] == "started" and event["stage"] != "preflight"]
+        return [event["stage"] for event in events if event["event"] == "started" and event["stage"] != UNTOUCHED[0]]
+
+    def _ended(self) -> set[str]:
+        """The tasks that have ended in any attempt."""
+        return {event["stage"] for event in self._events(set()) if event["event"] == "finished"}
 
     def _begun(self, known: set[Path]) -> str:
         """The task that has begun its work and not ended."""
