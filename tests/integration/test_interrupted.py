@@ -127,6 +127,14 @@ def finished(work, name, target: Path, store: Path):
     return artifact.read_manifest(target / "model").digest, json.loads(result.read_text())
 
 
+def untimed(result: dict) -> list[dict]:
+    """The history of a result without what it took."""
+    return [
+        {name: value for name, value in entry.items() if not name.endswith(("_runtime", "per_second"))}
+        for entry in result["history"]
+    ]
+
+
 def newest(store: Path) -> int:
     """The optimiser step of the newest checkpoint of a training that is not finished; 0 if there is none."""
     found = store.glob("*/*.checkpoints/checkpoint-*")
@@ -282,6 +290,47 @@ def test_a_step_that_takes_longer_than_sigterm_leaves_is_left_and_done_again(
     (left,) = tmp_path.glob("other/*/*.checkpoints/checkpoint-*")
     assert left.name == "checkpoint-1" and told["history"][-1]["num_steps"] == 3
     assert finished(work, name, tmp_path / "stopped", tmp_path / "other")[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "is_on", "patience"),
+    [
+        ("sft of an adapter", {}, True, 1e-3),  # scored by answers
+        ("sft", {"keep": "last", "patience": 1, "learning_rate": 0.3, "epochs": 6}, True, 1e-3),  # it ends the training
+        ("distillation", {}, True, 60),
+        ("sft of a soft prompt", {}, False, 60),
+    ],
+)
+def test_a_validation_is_ended_within_what_sigterm_leaves_or_done_again(
+    work, name, settings, is_on, patience, tmp_path, monkeypatch, capfd
+):
+    kind, given, inputs = work[name]
+    work[name] = (kind, {**given, "checkpoint": {"every_minutes": 60}, **settings}, inputs)
+    expected, told = finished(work, name, tmp_path / "whole", tmp_path / "store")
+    validated = [entry["step"] for entry in told["history"] if "eval_loss" in entry]
+    assert ("patience" in settings) == (validated[-1] < told["history"][-1]["num_steps"])
+    step = validated[-1] if "patience" in settings else validated[0]
+    now = resuming.Resuming.now
+
+    def now_and_stop(self):
+        """SIGTERM comes as the validation after `step` begins, or in that step."""
+        found = now(self)
+        if (self.is_validated, self.trainer.state.global_step) == (not is_on, step - (not is_on)):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(resuming, "PATIENCE", patience)
+        patch.setattr(resuming.Resuming, "now", now_and_stop)
+        process = started(work, name, tmp_path / "stopped", tmp_path / "other")
+    process.join(timeout=25)
+    is_left = f"the validation after optimiser step {step} was left" in capfd.readouterr().err
+    assert process.exitcode == 128 + signal.SIGTERM and is_left == (patience < 60)
+    (checkpoint,) = tmp_path.glob("other/*/*.checkpoints/checkpoint-*")
+    is_done = json.loads((checkpoint / resuming.COUNTERS).read_text())["is_validated"]
+    assert checkpoint.name == f"checkpoint-{step}" and is_done == (is_on and not is_left)
+    digest, result = finished(work, name, tmp_path / "stopped", tmp_path / "other")
+    assert digest == expected and untimed(result) == untimed(told)
 
 
 def test_a_training_whose_result_is_kept_nowhere_keeps_no_checkpoint(work, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from bloomery.components.core import processes, tracking
 from bloomery.components.core.modelling.sharding import own_part
@@ -16,6 +16,18 @@ logger = logging.getLogger(__name__)
 
 BEST = "best-{}.pt"
 """In a checkpoint: the best weights so far, or a process's part of them."""
+
+
+class Kept(NamedTuple):
+    """The best validation so far."""
+
+    loss: float = math.inf
+    score: float = -math.inf
+    """Where weights are scored."""
+    step: int = 0
+    since: int = 0
+    """Validations since."""
+    weights: dict[str, Any] = {}  # noqa: RUF012
 
 
 class Best:
@@ -29,15 +41,10 @@ class Best:
         self.patience = patience or math.inf
         self.is_taken = is_taken
         self._score = score
-        self.loss = math.inf
-        self.score = -math.inf
-        """Of the kept weights, where they are scored."""
-        self.step = 0
-        self.since = 0
-        """Validations since the best one."""
+        self.kept = Kept()
+        """Taken in whole: a validation may be left at any moment, to be done again."""
         self.seconds = 0.0
         """Time that scoring took."""
-        self.weights: dict[str, Any] = {}
 
     def callback(self) -> Any:
         """The trainer's callback that looks at every validation."""
@@ -57,17 +64,17 @@ class Best:
             ) -> None:
                 loss = (metrics or {}).get("eval_loss", math.inf)
                 score = keeper._scored(model, state)
-                is_better = (score, -loss) > (keeper.score, -keeper.loss)
-                keeper.since += 1
-                if keeper.since >= keeper.patience and not is_better:
-                    what = "validation loss has not fallen" if keeper._score is None else "score has not risen"
-                    logger.info("the %s %d times: training ends early", what, keeper.since)
-                    control.should_training_stop = True
-                if is_better:
-                    keeper.since = 0
-                    keeper.loss, keeper.score, keeper.step = loss, score, state.global_step
+                kept = keeper.kept
+                if (score, -loss) > (kept.score, -kept.loss):
                     trained = ((name, weight) for name, weight in model.named_parameters() if weight.requires_grad)
-                    keeper.weights = {name: own_part(weight).clone() for name, weight in trained}
+                    weights = {name: own_part(weight).clone() for name, weight in trained}
+                    keeper.kept = Kept(loss, score, state.global_step, 0, weights)
+                    return
+                keeper.kept = kept._replace(since=kept.since + 1)
+                if keeper.kept.since >= keeper.patience:
+                    what = "validation loss has not fallen" if keeper._score is None else "score has not risen"
+                    logger.info("the %s %d times: training ends early", what, keeper.kept.since)
+                    control.should_training_stop = True
 
             def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
                 if keeper.is_taken:
@@ -99,21 +106,21 @@ class Best:
         import torch
 
         if processes.rank() == _writer():
-            names = ("loss", "score", "step", "since", "seconds", "weights")
-            torch.save({name: getattr(self, name) for name in names}, folder / BEST.format(_writer()))
+            torch.save({"seconds": self.seconds, **self.kept._asdict()}, folder / BEST.format(_writer()))
 
     def load(self, folder: Path) -> None:
         """Take it out of one."""
         import torch
 
-        for name, value in torch.load(folder / BEST.format(_writer()), weights_only=True).items():
-            setattr(self, name, value)
+        told = torch.load(folder / BEST.format(_writer()), weights_only=True)
+        self.seconds = told.pop("seconds")
+        self.kept = Kept(**told)
 
     def restore(self, model: Any) -> None:
         """Put the kept weights back."""
         for name, weight in model.named_parameters():
-            if name in self.weights:
-                own_part(weight).copy_(self.weights[name])
+            if name in self.kept.weights:
+                own_part(weight).copy_(self.kept.weights[name])
 
 
 def _writer() -> int:

@@ -207,13 +207,13 @@ def fine_tune(
             neftune_noise_alpha=config.neftune_alpha,
             per_device_eval_batch_size=rows_at_once(validation),
         )
-    best_step = best.step if best and takes_best else trainer.state.global_step
+    best_step = best.kept.step if best and takes_best else trainer.state.global_step
     losses = [entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry]
     metrics = {"loss": training.final_loss(trainer.state.log_history), **told, "best_step": float(best_step)}
     if losses:
-        metrics["validation_loss"] = best.loss if best and takes_best else losses[-1]
+        metrics["validation_loss"] = best.kept.loss if best and takes_best else losses[-1]
     if best and is_scored:
-        metrics |= {"validation_score": best.score, "scoring_seconds": round(best.seconds, 1)}
+        metrics |= {"validation_score": best.kept.score, "scoring_seconds": round(best.seconds, 1)}
     return adapters.merged(trainer.model, beside), metrics
 
 

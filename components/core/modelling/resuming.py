@@ -29,12 +29,13 @@ COUNTERS = "counters.json"
 COUNTED = ("_total_train_tokens",)
 """What TRL's trainers count and do not put into a checkpoint themselves."""
 PATIENCE = 10.0
-"""Seconds that an optimiser step has after SIGTERM to end by itself. Then it is left, to be done again: a step of
-reinforcement may take minutes, and a pod is given 30 s (Kubernetes' terminationGracePeriodSeconds)."""
+"""Seconds that an optimiser step or a validation has after SIGTERM to end by itself. Then it is left, to be done again:
+either may take minutes, and a pod is given 30 s (Kubernetes' terminationGracePeriodSeconds)."""
 
 
-class StepLeft(BaseException):
-    """An optimiser step was left in the middle of its passes; the weights are those that it began with."""
+class Left(BaseException):
+    """An optimiser step was left in the middle of its passes, or a validation; the weights are those that it began
+    with."""
 
 
 class CheckpointConfig(Config):
@@ -42,8 +43,8 @@ class CheckpointConfig(Config):
 
     every_minutes: float = Field(default=10, gt=0)
     """Time between two checkpoints: what a killed training has to do again at most. One is written on SIGTERM, too: a
-    validation is ended first, and a step that does not end within ten seconds is left and done again, where one process
-    trains. To a store on S3 each is copied while the training goes on, and the next one not written before that has
+    step or a validation that does not end within ten seconds is left and done again, where one process trains. To a
+    store on S3 each is copied while the training goes on, and the next one not written before that has
     ended."""
     keep: int = Field(default=1, gt=0)
     """Newest checkpoints that are kept until the step has ended; each holds weights and optimiser: of a full training
@@ -75,9 +76,13 @@ class Resuming:
         self.is_stopped = False
         """Whether SIGTERM has come."""
         self.may_leave = False
-        """Whether an optimiser step is at its passes, and has changed nothing yet."""
+        """Whether an optimiser step is at its passes, or a validation is on: nothing is changed yet."""
         self.began: tuple[Any, dict[str, Any]] = (None, {})
-        """Random states and counters as a training that goes on with this step has to have them."""
+        """Random states and counters as a training that goes on with this step or validation has to have them."""
+        self.is_validated = True
+        """Whether no validation is due of the weights as they are."""
+        self.has_ended = False
+        """Whether the training wants no further step."""
 
     @property
     def folder(self) -> Path | None:
@@ -99,7 +104,7 @@ class Resuming:
         with self._on_sigterm():
             try:
                 trainer.train(resume_from_checkpoint=str(newest) if newest else None)
-            except StepLeft:
+            except Left:
                 self._save_as_it_began()
         if self.is_stopped:
             logger.warning(
@@ -137,11 +142,10 @@ class Resuming:
             def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
                 self.written = time.monotonic()
                 if state.global_step:
-                    counters = json.loads((resuming._newest() / COUNTERS).read_text())  # type: ignore[operator]
-                    for name, value in counters.items():
-                        setattr(resuming.trainer, name, value)
+                    resuming._go_on(control)
 
             def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                resuming.has_ended = control.should_training_stop
                 waited = time.monotonic() - self.written
                 is_due = resuming.place is not None and waited > 60 * resuming.config.every_minutes
                 flags = is_due, unfinished.is_copying(), resuming.is_stopped
@@ -150,8 +154,17 @@ class Resuming:
                 is_wanted = is_due and not is_copying and state.global_step < state.max_steps
                 control.should_save = is_stopped or is_wanted
                 control.should_training_stop |= is_stopped
+                resuming.is_validated = not control.should_evaluate
+                if control.should_evaluate and resuming.place is not None:
+                    control.should_evaluate = not is_stopped
+                    resuming.began = resuming.now()
+
+            def on_prediction_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                resuming.may_leave = not resuming.is_validated
 
             def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                resuming.may_leave, resuming.is_validated = False, True
+                resuming.has_ended = control.should_training_stop
                 (resuming.is_stopped,) = _of_any_process(resuming.is_stopped)
                 control.should_save |= resuming.is_stopped
                 control.should_training_stop |= resuming.is_stopped
@@ -173,7 +186,8 @@ class Resuming:
     def _put(self, written: Path) -> None:
         """Add to a written checkpoint what the trainer does not know of, and give it its place."""
         assert self.place is not None
-        (written / COUNTERS).write_text(json.dumps(self._counted()))
+        told = {"counted": self._counted(), "is_validated": self.is_validated, "has_ended": self.has_ended}
+        (written / COUNTERS).write_text(json.dumps(told))
         target = self.place / written.name
         shutil.rmtree(target, ignore_errors=True)
         os.replace(written, target)
@@ -194,23 +208,47 @@ class Resuming:
         cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
         return (random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda), self._counted()
 
-    def _save_as_it_began(self) -> None:
-        """Write the checkpoint of the last optimiser step that ended, if there is one and it is not written yet."""
+    def _put_back(self, then: tuple[Any, dict[str, Any]]) -> None:
+        """Make random states and counters what `now` has told."""
         import numpy as np
         import torch
 
-        trainer, newest = self.trainer, self._newest()
-        step = trainer.state.global_step
-        logger.warning("optimiser step %d was left after %g s", step + 1, PATIENCE)
-        if not step or (newest and _step(newest) == step):
-            return
-        (of_python, of_numpy, of_torch, of_cuda), counted = self.began
+        (of_python, of_numpy, of_torch, of_cuda), counted = then
         random.setstate(of_python)
         np.random.set_state(of_numpy)
         torch.set_rng_state(of_torch)
         if of_cuda is not None:
             torch.cuda.set_rng_state(of_cuda)
-        vars(trainer).update(counted)
+        vars(self.trainer).update(counted)
+
+    def _go_on(self, control: Any) -> None:
+        """Take up what the newest checkpoint holds beside the trainer's own, and do the validation that it was due."""
+        trainer, newest = self.trainer, self._newest()
+        assert newest is not None
+        told = json.loads((newest / COUNTERS).read_text())
+        vars(trainer).update(told["counted"])
+        self.is_validated, self.has_ended = told["is_validated"], told["has_ended"]
+        control.should_training_stop = self.has_ended
+        if not self.is_validated:
+            trainer._load_rng_state(str(newest))
+            trainer.evaluate()
+            # What the trainer is to go on with is as after the validation, not as in the checkpoint.
+            trainer._load_rng_state = lambda _, then=self.now(): self._put_back(then)
+        if control.should_training_stop:  # which the trainer looks at after a step, and none is wanted
+            trainer._run_epoch = lambda **_: None
+
+    def _save_as_it_began(self) -> None:
+        """Write the checkpoint of the last optimiser step that ended, if there is one and it is not written yet."""
+        trainer, newest = self.trainer, self._newest()
+        step = trainer.state.global_step
+        what = f"optimiser step {step + 1}" if self.is_validated else f"the validation after optimiser step {step}"
+        logger.warning("%s was left after %g s", what, PATIENCE)
+        if not step or (newest and _step(newest) == step):
+            return
+        self._put_back(self.began)
+        if not self.is_validated:  # what it has told by now it will tell again
+            history = trainer.state.log_history
+            trainer.state.log_history = [entry for entry in history if entry["step"] < step or "loss" in entry]
         trainer._save_checkpoint(trainer.model, trial=None)
         trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
@@ -237,7 +275,7 @@ class Resuming:
             if self.may_leave:
                 self.may_leave = False
                 signal.setitimer(signal.ITIMER_REAL, 0)
-                raise StepLeft
+                raise Left
 
         before = signal.signal(signal.SIGTERM, stop), signal.signal(signal.SIGALRM, leave)
         try:

@@ -279,7 +279,7 @@ def train(
         **({"data_collator": collator} if collator else {}),
         eval_dataset=validation if evaluations else None,
         peft_config=adapters.peft_config(config.adapter, network),
-        callbacks=[*callbacks, *([zeros.kept()] if config.keep_zeros else []), resuming.callback()],
+        callbacks=[*callbacks, *([zeros.kept()] if config.keep_zeros else [])],
         args=arguments,
     )
     adapters.in_32_bits(trainer.model)
@@ -289,6 +289,7 @@ def train(
     course = functools.partial(schedules.factor, config.schedule, steps=steps, warmup=warmup)
     trainer.lr_scheduler = torch.optim.lr_scheduler.LambdaLR(trainer.create_optimizer(), course)
     guards.watch(trainer, rows)
+    trainer.add_callback(resuming.callback())  # the last, which sees what others want and may end there
     tracking.show("example", guards.example(tokenizer, rows[0]))
     literature.warn(config, network.num_parameters())
     if steps < FEW_STEPS:

@@ -64,7 +64,7 @@ def test_one_that_goes_on_has_kept_the_same(tmp_path):
     first.save(tmp_path)
     second = Best(None, scored)
     second.load(tmp_path)
-    assert second.score == 0.75 and validated(second, range(3, 5)) == (3, False)
+    assert second.kept.score == 0.75 and validated(second, range(3, 5)) == (3, False)
 
 
 def test_sft_keeps_the_weights_that_answer_best(tiny_model, make_tasks, tmp_path, monkeypatch):
