@@ -55,8 +55,8 @@ lock:  ## the newest versions that pyproject.toml allows, into constraints.txt, 
 	} > build/constraints.txt
 	mv build/constraints.txt constraints.txt
 	build/lock/bin/python -m pip install $(REPORT) build/cpu.json --extra-index-url $(TORCH_INDEX) \
-	  'torch==2.13.0+cpu' psycopg2-binary optuna cmaes .
-	build/lock/bin/python -m pip install $(REPORT) build/gpu.json 'torch===2.13.0' psycopg2-binary optuna cmaes .
+	  'torch==2.13.0+cpu' psycopg2-binary optuna cmaes bitsandbytes .
+	build/lock/bin/python -m pip install $(REPORT) build/gpu.json 'torch===2.13.0' psycopg2-binary optuna cmaes bitsandbytes .
 	for image in cpu gpu; do python3 infra/image/lock.py build/$$image.json > build/$$image.txt && \
 	  mv build/$$image.txt infra/image/$$image.txt || exit 1; done
 

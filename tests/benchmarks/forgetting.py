@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import quickstart_runs
+from surrounding import surrounding
 
 from bloomery.pipelines import run_outputs
 from bloomery.pipelines.scores import compare
@@ -76,7 +77,7 @@ def main() -> None:
     file = Path(__file__).with_suffix(".json")
     found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
     for name in sys.argv[1:] or ARMS:
-        found[name] = measured(ARMS[name])
+        found[name] = {**measured(ARMS[name]), **surrounding()}
         print(name, json.dumps(found[name]), flush=True)
         file.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
