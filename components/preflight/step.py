@@ -19,6 +19,8 @@ from bloomery.components.core.data.files import list_files
 from bloomery.components.core.data.tables import SourceConfig, read_source
 from bloomery.components.core.declare import declare
 from bloomery.components.core.errors import BloomeryError, DataError
+from bloomery.components.core.extras import need_bitsandbytes
+from bloomery.components.core.modelling import optimisers
 from bloomery.components.core.records import Indexed, Source, content_id
 from bloomery.components.core.registry import registry
 from bloomery.components.preflight.config import PreflightConfig
@@ -63,8 +65,8 @@ def run(
              preflight/too_long_pair_fraction, preflight/too_long_fraction_<task>.<set> (see `take_base_model`).
     Raises:  DataError for missing files, unusable rows, and a source without a chat or of which every chat is too long;
              ModelError for a base model without safetensors, chat template or EOS; ConfigError for a registry that
-             could not take the models of `models_uri`; ServiceError for a hub, store or registry that does not answer;
-             one error lists every problem found.
+             could not take the models of `models_uri`; MissingExtraError for a package that a training would lack;
+             ServiceError for a hub, store or registry that does not answer; one error lists every problem found.
     """
     if "://" in config.chat_template:
         config = config.model_copy(update={"chat_template": str(uploads.fetched(config.chat_template))})
@@ -78,6 +80,7 @@ def run(
         lambda: take_outside(config, outside),
         lambda: facts.update(take_base_model(config, base_model, tasks)),
         lambda: warn_of_memory(config, base_model),
+        lambda: _check_extras(config),
         lambda: registry.check_store(config.models_uri),
         lambda: take_champion(config, base_model, start, champion, champion_version),
         lambda: follow_shapes(config, start, outside),
@@ -89,6 +92,16 @@ def run(
     if problems:
         raise type(problems[0])("\n".join(str(problem) for problem in problems))
     return facts
+
+
+def _check_extras(config: PreflightConfig) -> None:
+    """What a training would lack is told here, and not when all before it is done. What is for an accelerator may
+    run in another image."""
+    for name, training in config.trainings.items() if not config.on_accelerator else ():
+        if training.optimizer in optimisers.OF_BITSANDBYTES:
+            need_bitsandbytes(f"{name}.optimizer: {training.optimizer}")
+        if training.adapter and training.adapter.kind == "qlora":
+            need_bitsandbytes(f"{name}.adapter.kind: qlora")
 
 
 def _list_sources(config: PreflightConfig, target: Path) -> dict[str, float]:

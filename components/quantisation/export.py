@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 from bloomery.components.core import artifact, repository_code
 from bloomery.components.core.errors import MissingExtraError
+from bloomery.components.core.extras import need_bitsandbytes
 from bloomery.components.core.modelling import checkpoints, faults
 from bloomery.components.quantisation import apart
 from bloomery.components.quantisation.calibration import calibration_texts
@@ -25,8 +25,8 @@ def missing(config: QuantisationConfig) -> str:
     try:
         if config.scheme in APART:
             apart.interpreter(config)
-        if config.scheme.startswith("bitsandbytes") and importlib.util.find_spec("bitsandbytes") is None:
-            raise MissingExtraError(f"{config.name} needs bitsandbytes: pip install 'bloomery[bitsandbytes]'")
+        if config.scheme.startswith("bitsandbytes"):
+            need_bitsandbytes(config.name)
     except MissingExtraError as error:
         return str(error)
     return ""

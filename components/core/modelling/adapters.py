@@ -12,7 +12,8 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from bloomery.components.core import repository_code, tracking
 from bloomery.components.core.config import Config
-from bloomery.components.core.errors import ConfigError, MissingExtraError, ModelError
+from bloomery.components.core.errors import ConfigError, ModelError
+from bloomery.components.core.extras import need_bitsandbytes
 from bloomery.components.core.modelling import adapter_folders, soft_prompts
 
 MAMBA = ("mamba", "mamba2", "falcon_mamba", "falcon_h1", "nemotron_h")
@@ -202,10 +203,7 @@ def settings_of_4_bits() -> dict[str, Any]:
 
     Raises: MissingExtraError without bitsandbytes.
     """
-    try:
-        import bitsandbytes  # type: ignore[import-untyped]  # noqa: F401
-    except ImportError:
-        raise MissingExtraError("adapter.kind qlora: pip install 'bloomery[bitsandbytes]'") from None
+    need_bitsandbytes("adapter.kind: qlora")
     import torch
     from transformers import BitsAndBytesConfig
 

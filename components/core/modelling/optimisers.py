@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from bloomery.components.core.errors import MissingExtraError
+from bloomery.components.core.extras import need_bitsandbytes
 
 Optimizer = Literal["adamw", "muon", "radam", "adafactor", "adamw_8bit", "paged_adamw_8bit", "lion", "lion_8bit"]
 OF_TRANSFORMERS = {
@@ -25,10 +25,7 @@ def name_of(chosen: Optimizer) -> str:
     Raises: MissingExtraError if it is one of bitsandbytes, which is not there.
     """
     if chosen in OF_BITSANDBYTES:
-        try:
-            import bitsandbytes  # type: ignore[import-untyped]  # noqa: F401
-        except ImportError:
-            raise MissingExtraError(f"optimizer {chosen}: pip install 'bloomery[bitsandbytes]'") from None
+        need_bitsandbytes(f"optimizer: {chosen}")
     return OF_TRANSFORMERS.get(chosen, "adamw_torch_fused")
 
 

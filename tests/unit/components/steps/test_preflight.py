@@ -1,6 +1,7 @@
 import importlib.util
 import json
 import shutil
+import sys
 
 import pytest
 from published import SHARDS, in_the_makers_form_too, weights_in
@@ -460,6 +461,15 @@ def test_perturbed_questions_are_looked_for_in_documents_too(call):
     tasks = Tasks(call(perturb)[1]["tasks"])
     assert evaluation_items(tasks) == ([], 2)  # both forms of the question are too short to be told from prose
     assert [template.prompt for template in tasks.configs["sql"].templates_of("test+spacing")] == ["{q}"]
+
+
+@pytest.mark.parametrize("asks", [{"optimizer": "adamw_8bit"}, {"adapter": {"kind": "qlora"}}])
+def test_a_package_that_a_training_would_lack_is_told_here(call, monkeypatch, asks):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    named = {"sft_2": {"batch_size": 1, "max_length": 8, **asks}}
+    with pytest.raises(MissingExtraError, match=r"sft_2\..* needs bitsandbytes: pip install 'bloomery\[bits"):
+        call(lambda values: values.update(trainings=named))
+    call(lambda values: values.update(on_accelerator=True))  # the image of an accelerator's tasks may hold it
 
 
 @pytest.mark.skipif(importlib.util.find_spec("lm_eval") is not None, reason="lm-eval is installed")
