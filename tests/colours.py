@@ -93,8 +93,8 @@ def bloomery(project: Path, *arguments: str, **environment: str) -> subprocess.C
     return result
 
 
-def run(project: Path, workdir: str, *settings: str, **environment: str) -> dict:
-    result = bloomery(project, "run", "recipe.yaml", "--workdir", workdir, "--json", *settings, **environment)
+def run(project: Path, workdir: str, *settings: str, recipe: str = "recipe.yaml", **environment: str) -> dict:
+    result = bloomery(project, "run", recipe, "--workdir", workdir, "--json", *settings, **environment)
     assert "Traceback" not in result.stderr, result.stderr
     assert result.stdout, result.stderr
     return json.loads(result.stdout.rstrip("\n").split("\n")[-1])

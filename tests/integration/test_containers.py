@@ -9,7 +9,9 @@ import time
 from collections.abc import Callable
 
 import pytest
+import yaml
 from colours import bloomery, outputs, run
+from s3_server import BUCKET
 from service import BLOOMERY
 
 from bloomery.components.core import provenance
@@ -56,6 +58,20 @@ def test_containers_come_to_the_results_of_processes_and_share_their_store(proje
     assert [file.read_bytes() for file in given] == before
     third = run(project, "c")
     assert set(third["stages"]) - set(third["cached_steps"]) == {"preflight", "promotion"}
+
+
+def test_with_the_network_of_the_host_they_reach_a_store(project, engine, object_store):
+    recipe = yaml.safe_load((project / "recipe.yaml").read_text())
+    recipe |= {"stages": [recipe["stages"][at] for at in (0, 1, 3)], "quantisation": []}  # to cpt
+    (project / "short.yaml").write_text(yaml.safe_dump(recipe))
+    store = {"BLOOMERY_STORE": f"s3://{BUCKET}/store"}
+    told = bloomery(project, "run", "recipe.yaml", *IN_CONTAINERS, "--workdir", "h", **store)
+    assert told.returncode == 2 and "give --network host" in told.stderr
+    first = run(project, "h", *IN_CONTAINERS, "--network", "host", recipe="short.yaml", **store)
+    assert not first["cached_steps"]
+    assert object_store.client.list_objects_v2(Bucket=BUCKET, Prefix="store/")["KeyCount"]
+    second = run(project, "other", recipe="short.yaml", **store)
+    assert {"data_curation", "dedup", "cpt"} <= set(second["cached_steps"])
 
 
 def test_an_image_that_is_not_there_is_told_before_anything_is_begun(project, engine):
