@@ -19,7 +19,7 @@ from bloomery.components.core import errors, store, tracking
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ConfigError
 from bloomery.components.core.uploads import cache_folder
-from bloomery.infra import surroundings
+from bloomery.infra import images, surroundings, words
 from bloomery.pipelines import containers, keys, parent_run, recipe_files
 from bloomery.pipelines import recipe as recipes
 from bloomery.pipelines.progress import Journal
@@ -67,10 +67,18 @@ def compile_to(recipe: Recipe, target: Path) -> None:
 def compile_pipeline(pipeline: Any, target: Path) -> None:
     """Write a pipeline as KFP IR YAML; an image that is named by a tag is told, since a run could not be repeated.
 
-    Raises: ConfigError for a file that is not called .yaml or .yml, and what an error of the file system is.
+    Raises: ConfigError for a file that is not called .yaml or .yml, or an image of no name that Kubernetes takes, and
+    what an error of the file system is.
     """
     from kfp import compiler
 
+    executors = pipeline.pipeline_spec.deployment_spec["executors"]
+    used = sorted({executors[name]["container"]["image"] for name in executors})
+    if wrong := [image for image in used if not words.is_image(image)]:
+        raise ConfigError(
+            f"{wrong[0]}: no name of an image; {images.CPU} and {images.GPU} name those of tasks, such as "
+            "registry.example.com/bloomery-cpu:0.1.0"
+        )
     if target.suffix not in (".yaml", ".yml") or target.is_dir():
         raise ConfigError(f"{target}: expected the name of a file that ends with .yaml or .yml")
     try:
@@ -78,8 +86,7 @@ def compile_pipeline(pipeline: Any, target: Path) -> None:
         compiler.Compiler().compile(pipeline, str(target))
     except OSError as error:
         raise errors.from_os_error(error, f"writing {target}") from error
-    executors = pipeline.pipeline_spec.deployment_spec["executors"]
-    for image in sorted({executors[name]["container"]["image"] for name in executors}):
+    for image in used:
         if "@sha256:" not in image:
             logger.warning("%s is a tag, which may be another image tomorrow: name images by digest", image)
 
