@@ -95,7 +95,8 @@ def name_of_compiled(file: Path) -> str:
     """The name of the pipeline in a compiled file; '' of any other file, or none."""
     if not file.is_file():
         return ""
-    found = re.search(r"^pipelineInfo:\n(?:  .*\n)*?  name: (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    text = file.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"^pipelineInfo:\n(?:  .*\n)*?  name: (\S+)", text, re.MULTILINE)
     return found[1] if found else ""
 
 
