@@ -90,8 +90,8 @@ def _asked(what: str, check: Callable[[Any], Iterable[Finding]]) -> Iterator[Fin
         yield from check(client.CoreV1Api())
     except ApiException as error:
         reason = f"Kubernetes answers {error.status} {error.reason}"
-        unknown, refused = "renew the credentials of the kubeconfig", "this user may not look; whoever runs the cluster may"
-        yield Finding(what, "?", reason, unknown if error.status == 401 else refused)
+        refused = "this user may not look; whoever runs the cluster may"
+        yield Finding(what, "?", reason, "renew the kubeconfig's credentials" if error.status == 401 else refused)
     except ValueError as error:  # the client's, of an object without what each has
         reason = f"what answers is not Kubernetes: {str(error)[:100]}"
         yield Finding(what, "?", reason, "see to the address in KUBECONFIG; it may be the page of a login")

@@ -31,6 +31,10 @@ DEMOS = ("quickstart", "smollm2")
 """Packages that make a folder in the cache on first use, and its name as a variable of recipes."""
 
 
+MOST_BYTES = 1_572_864
+"""Of one object in Kubernetes (etcd's `--max-request-bytes`), as which a run with its whole pipeline is kept."""
+
+
 def load(
     recipe: str, settings: Iterable[str] = (), *, prepare: bool, reads_data: bool = True, is_here: bool = False
 ) -> Recipe:
@@ -67,8 +71,8 @@ def compile_to(recipe: Recipe, target: Path) -> None:
 def compile_pipeline(pipeline: Any, target: Path) -> None:
     """Write a pipeline as KFP IR YAML; an image that is named by a tag is told, since a run could not be repeated.
 
-    Raises: ConfigError for a file that is not called .yaml or .yml, or an image of no name that Kubernetes takes, and
-    what an error of the file system is.
+    Raises: ConfigError for a file that is not called .yaml or .yml, an image of no name that Kubernetes takes, or a
+    pipeline that is larger than what it keeps, and what an error of the file system is.
     """
     from kfp import compiler
 
@@ -78,6 +82,11 @@ def compile_pipeline(pipeline: Any, target: Path) -> None:
         raise ConfigError(
             f"{wrong[0]}: no name of an image; {images.CPU} and {images.GPU} name those of tasks, such as "
             "registry.example.com/bloomery-cpu:0.1.0"
+        )
+    if (size := pipeline.pipeline_spec.ByteSize()) > MOST_BYTES:
+        raise ConfigError(
+            f"the pipeline takes {size:,} bytes at least, and Kubernetes keeps {MOST_BYTES:,} of one run; leave out "
+            "stages, or put what is long in their settings into files"
         )
     if target.suffix not in (".yaml", ".yml") or target.is_dir():
         raise ConfigError(f"{target}: expected the name of a file that ends with .yaml or .yml")

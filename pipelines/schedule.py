@@ -135,8 +135,6 @@ def schedule(
     Raises: ServiceError if the API does not answer, ConfigError for what it refuses, or if pods could not reach
     `workdir` or `log`.
     """
-    from kfp import compiler
-
     from bloomery.pipelines import drift_check
 
     reached(check, log, workdir)
@@ -154,7 +152,7 @@ def schedule(
             experiment = client.create_experiment(recipe.name)
         for name, (cron, pipeline) in wanted.items():
             package = f"{folder}/{name}.yaml"
-            compiler.Compiler().compile(pipeline, package)
+            launch.compile_pipeline(pipeline, Path(package))
             old = _recurring_runs(client, name)
             new = client.create_recurring_run(
                 experiment_id=experiment.experiment_id,

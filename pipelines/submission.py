@@ -128,6 +128,7 @@ def _submitted(client: Any, package: Path, experiment: str, name: str) -> str:
         known = kubeflow.run_named(client, name)
         if known is not None:
             kubeflow.check_pipeline(known, experiment)
+            logger.info("%s: the run of this name is there, and none is submitted", name)
             return known.run_id
         try:
             with kubeflow.quietly():
