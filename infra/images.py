@@ -11,10 +11,10 @@ import os
 CPU, GPU, PULL_SECRET = "BLOOMERY_IMAGE_CPU", "BLOOMERY_IMAGE_GPU", "BLOOMERY_PULL_SECRET"
 """Environment: the two images, and the name of the Secret that they are pulled with."""
 
-CPU_IMAGE = os.environ.get(CPU, "ghcr.io/bloomery/bloomery-cpu:0.1.0")
+CPU_IMAGE = os.environ.get(CPU) or "ghcr.io/bloomery/bloomery-cpu:0.1.0"
 """Every step that asks for no accelerator; `make image` makes it."""
 
-GPU_IMAGE = os.environ.get(GPU, "ghcr.io/bloomery/bloomery-gpu:0.1.0")
+GPU_IMAGE = os.environ.get(GPU) or "ghcr.io/bloomery/bloomery-gpu:0.1.0"
 """Every step on an accelerator; the same Dockerfile with a CUDA build of torch, `make image-gpu`."""
 
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BeforeValidator, Field, WithJsonSchema, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from bloomery.components.core import processes, provenance, store, train_job
 from bloomery.components.core.config import Config
 from bloomery.components.core.errors import ConfigError
 from bloomery.components.core.modelling import cards
 from bloomery.infra import images, secrets, settings, surroundings, train_jobs
+from bloomery.infra.words import Cpu, ImageName, Key, Labels, Memory, ObjectName, ResourceName, cores, size, times
 
 if TYPE_CHECKING:
     from kfp.dsl import PipelineTask
@@ -27,14 +27,8 @@ RETRY_WAIT, RETRY_WINDOW = "60s", "1209600s"
 """Between two attempts, always the same: Argo doubles without a bound, so that after ten it waited for hours. And 14
 days, since Argo counts its `maxDuration` from the start of the first attempt: it tries nothing again after that, and
 ends an attempt that is running then."""
-QUANTITY = r"^\d+(\.\d+)?(m|k|K|Ki|M|Mi|G|Gi|T|Ti)?$"
-Quantity = Annotated[
-    str,
-    BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
-    Field(pattern=QUANTITY),
-    WithJsonSchema({"anyOf": [{"type": "string", "pattern": QUANTITY}, {"type": "number", "minimum": 0}]}),
-]
-"""A Kubernetes quantity, as far as CPU and memory need it, also written as a number: `cpu: 8`."""
+MOST = 100_000
+"""Of anything that is counted here: more is a slip, and Kubeflow Pipelines takes no number above 2**31."""
 
 _ONE_GPU = {
     "cpu_request": "1",
@@ -58,7 +52,7 @@ their share of its cores and memory. `multi-node`: two such nodes, whose sixteen
 class Toleration(Config):
     """A taint that the accelerator nodes carry and our tasks accept."""
 
-    key: str
+    key: Key
     """Key of the taint, such as `nvidia.com/gpu`."""
     operator: Literal["Exists", "Equal"] = "Exists"
     """`Exists` accepts any value of the taint."""
@@ -67,18 +61,26 @@ class Toleration(Config):
     effect: Literal["NoSchedule", "PreferNoSchedule", "NoExecute"] = "NoSchedule"
     """Effect of the taint; managed clusters taint GPU nodes with `NoSchedule`."""
 
+    @model_validator(mode="after")
+    def _value_is_compared(self) -> Toleration:
+        if self.operator == "Exists" and self.value is not None:
+            raise ValueError(
+                f"operator: Exists accepts any value, and {self.value} is given; set operator: Equal, or leave it out"
+            )
+        return self
+
 
 class StepResources(Config):
     """What one step needs where it differs from the rest."""
 
-    cpu: Quantity | None = None
+    cpu: Cpu | None = None
     """Cores requested and the limit; none: those of the recipe."""
-    memory: Quantity | None = None
+    memory: Memory | None = None
     """Memory requested and the limit; none: that of the recipe."""
-    accelerators: int | None = Field(default=None, ge=0)
+    accelerators: int | None = Field(default=None, ge=0, le=MOST)
     """Accelerators on one node; 0 keeps the step on the CPU pool; none: those of the recipe. Of more than one a step
     makes use whose training is shared."""
-    nodes: int | None = Field(default=None, ge=1)
+    nodes: int | None = Field(default=None, ge=1, le=MOST)
     """Nodes that share the training of the step, each with those accelerators; none: those of the recipe."""
 
 
@@ -89,29 +91,29 @@ class ResourcesConfig(Config):
     """Name of a set of values for what this section leaves out: `cpu-small`, `gpu-1` (one card for each step that uses
     one), `gpu-8` (eight of one node for a training that can be shared) or `multi-node` (eight of each of two nodes, and
     the weights shared out among them)."""
-    cpu: Quantity = "2"
+    cpu: Cpu = "2"
     """Cores that a task may use at most, and the number of its threads; 2 is what the quickstart was measured on."""
-    cpu_request: Quantity = "1"
+    cpu_request: Cpu = "1"
     """Cores that a node must have free for a task; as many as `cpu` where only that is given. Less than 2: of a node's
     two cores the system and Kubeflow Pipelines hold a part."""
-    memory: Quantity = "4Gi"
+    memory: Memory = "4Gi"
     """Memory of every task, request and limit; request equals limit so that a node is never overcommitted. The
     quickstart takes 1.5 GiB in its largest process."""
-    cpu_per_accelerator: Quantity | None = None
+    cpu_per_accelerator: Cpu | None = None
     """Cores, request and limit, for each accelerator of a task that has any; none: `cpu`, whatever their number."""
-    memory_per_accelerator: Quantity | None = None
+    memory_per_accelerator: Memory | None = None
     """Memory for each accelerator of a task that has any; none: `memory`, whatever their number."""
-    accelerator: str | None = None
+    accelerator: ResourceName | None = None
     """Resource name of the accelerator, such as `nvidia.com/gpu`; none: every step runs on CPUs."""
     card: str | None = None
     """Which card the accelerator is, in the words of `bloomery plan --gpu`, such as `H100`: where a pipeline is
     compiled the planned memory of each stage is held against it, and `bloomery plan` takes it; none: only the memory
     of tasks is looked at."""
-    accelerators: int = Field(default=1, ge=1)
+    accelerators: int = Field(default=1, ge=1, le=MOST)
     """Accelerators on one node of every task whose training is shared by processes, one for each (cpt, sft, dpo,
     grpo, reward_model): an optimiser step then has as many times `batch_size` rows. What generates or trains alone gets
     one."""
-    nodes: int = Field(default=1, ge=1)
+    nodes: int = Field(default=1, ge=1, le=MOST)
     """Nodes that share a training, each with `accelerators` of them, or one process on its cores where there are none:
     an optimiser step then has as many times the rows. Of more than one the task asks Kubeflow Trainer for them by a
     TrainJob and waits; they need a `store` on objects, and infra/k8s/components/multi-node in the cluster. On one
@@ -121,26 +123,26 @@ class ResourcesConfig(Config):
     (DDP), so that more of them are faster; `full`: its part of them (FSDP2, arXiv 2304.11277), so that they train what
     one cannot hold; for each forward and backward pass they send each other all weights twice and all gradients. Goes
     with optimizer adamw or radam, and without an adapter or with lora or rslora."""
-    cpu_pool: dict[str, str] = {}
+    cpu_pool: Labels = {}
     """Node labels of the CPU pool; empty: any node."""
-    node_pool: dict[str, str] = {}
+    node_pool: Labels = {}
     """Node labels of the accelerator pool; empty: any node that has the accelerator."""
     tolerations: list[Toleration] = []
     """Taints of the accelerator pool."""
-    shm_gib: int = Field(default=8, ge=0)
+    shm_gib: int = Field(default=8, ge=0, le=MOST)
     """Size of /dev/shm on accelerator tasks in GiB, counted in their memory; the runtime's 64 MB are too
     few for data-loader workers and NCCL."""
-    retries: int = Field(default=50, ge=0)
+    retries: int = Field(default=50, ge=0, le=MOST)
     """Attempts after the first, each a minute after the one before has ended: how often the node of a task may go away.
     Kubeflow Pipelines tries errors of the node again, and not what ended by itself with an exit code."""
-    parallel_variants: int = Field(default=0, ge=0)
+    parallel_variants: int = Field(default=0, ge=0, le=MOST)
     """Quantised variants that are made and measured at once; 0: all. One machine measures one at a time, for a
     neighbour on the same cores would be part of its latencies."""
-    image: str | None = None
+    image: ImageName | None = None
     """Image of every task; none: the CPU or GPU image of `images.py`."""
-    labels: dict[str, str] = {}
+    labels: Labels = {}
     """Labels of every task's pod, such as `kueue.x-k8s.io/queue-name: bloomery` for a queue of Kueue."""
-    secret: str = secrets.SECRET
+    secret: ObjectName = secrets.SECRET
     """Secret with store and tracking credentials; tasks start without it, too."""
     store: str | None = Field(default=None, pattern=r"^s3://[^/]+(/.*)?$")
     """Place of finished results on an object store, such as `s3://bucket/prefix`, which all runs share; none: what
@@ -167,6 +169,13 @@ class ResourcesConfig(Config):
         except ConfigError as error:
             raise ValueError(str(error)) from None
 
+    @field_validator("cpu_request")
+    @classmethod
+    def _request_is_within(cls, request: str, info: ValidationInfo) -> str:
+        if "cpu" in info.data and cores(request) > cores(info.data["cpu"]):
+            raise ValueError(f"expected at most cpu, which is {info.data['cpu']}")
+        return request
+
     @model_validator(mode="after")
     def _accelerator_is_named(self) -> ResourcesConfig:
         if self.accelerator is None and (self.node_pool or self.tolerations or self.card):
@@ -187,10 +196,8 @@ class ResourcesConfig(Config):
 
     def room(self, step_name: str, accelerators: int) -> tuple[float, float]:
         """(cores, bytes of memory) that a task of the step may use at most, with so many accelerators of its node."""
-        from kubernetes.utils import parse_quantity
-
         cpu, _, memory = _size(self.steps.get(step_name, StepResources()), self, accelerators)
-        return float(parse_quantity(cpu)), float(parse_quantity(memory))
+        return float(cores(cpu)), float(size(memory))
 
     @property
     def most_nodes(self) -> int:
@@ -310,22 +317,14 @@ def _image(resources: ResourcesConfig, accelerators: int) -> str:
 
 def _surroundings(cpu: str, image: str) -> dict[str, str]:
     """What a process of ours is told of its pod: the threads that its cores are good for, and its image."""
-    from kubernetes.utils import parse_quantity
-
-    return {**surroundings.of(math.ceil(parse_quantity(cpu))), provenance.TASK_IMAGE: image}
+    return {**surroundings.of(math.ceil(cores(cpu))), provenance.TASK_IMAGE: image}
 
 
 def _size(own: StepResources, resources: ResourcesConfig, accelerators: int) -> tuple[str, str, str]:
     """(limit of cores, cores requested, memory) of a task."""
     cpu, request, memory = resources.cpu, resources.cpu_request, resources.memory
     if accelerators and resources.cpu_per_accelerator:
-        cpu = request = _times(resources.cpu_per_accelerator, accelerators)
+        cpu = request = times(resources.cpu_per_accelerator, accelerators)
     if accelerators and resources.memory_per_accelerator:
-        memory = _times(resources.memory_per_accelerator, accelerators)
+        memory = times(resources.memory_per_accelerator, accelerators)
     return own.cpu or cpu, own.cpu or request, own.memory or memory
-
-
-def _times(quantity: str, number: int) -> str:
-    """A quantity so many times, in its own unit: `64Gi` eight times is `512Gi`."""
-    value, unit = re.fullmatch(r"([\d.]+)(\D*)", quantity).groups()  # type: ignore[union-attr]
-    return f"{float(value) * number:g}{unit}"

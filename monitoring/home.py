@@ -129,10 +129,15 @@ def _opened(uri: str) -> Iterator[_Objects | _Files]:
 
 @contextlib.contextmanager
 def at(workdir: Path | str) -> Iterator[Home]:
-    """The home of `workdir`, a folder or a store's URI; what has changed on a copy is put back at the end."""
+    """The home of `workdir`, a folder or a store's URI; what has changed on a copy is put back at the end.
+
+    Raises: ConfigError for an S3 store's URI without a bucket.
+    """
     if "://" not in str(workdir):
         yield Home(Path(workdir))
         return
+    if str(workdir).startswith(s3.SCHEME):
+        s3.is_uri(str(workdir))
     with tempfile.TemporaryDirectory(prefix="bloomery-monitoring-") as folder:
         home = Home(Path(folder), str(workdir))
         home.fetch(*RECORDS)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,9 @@ from bloomery.components.core.modelling.reshaping import Reshaping
 from bloomery.components.core.modelling.training import TrainingConfig
 from bloomery.pipelines import steps
 
-NAMED = re.compile(r"[a-z][a-z0-9_]*")
+NAMED = re.compile(r"[a-z][a-z0-9_]{0,59}")
+"""What names a stage, and so a folder, a parameter of the pipeline, and a task of which Kubeflow Pipelines keeps 128
+letters."""
 OWN_KEYS = ("as", "from")
 """Keys of an entry of `stages` that are no settings of its step."""
 MODEL = "model/1"
@@ -151,7 +154,8 @@ def read(
             problems.append(str(error))
     names = [stage.name for stage in stages]
     unfit = [name for name in names if not NAMED.fullmatch(name)]
-    problems += [f"stages: {name} is no name: small letters, digits and _ make one" for name in unfit]
+    problems += [f"stages: {name} is no name: up to 60 small letters, digits and _ make one" for name in unfit]
+    problems += [f"stages: {name} is a word of Python; call the stage otherwise" for name in names if iskeyword(name)]
     for name in sorted({name for name in names if names.count(name) > 1}):
         problems.append(
             f"stages: {names.count(name)} stages are named {name}; give each a name of its own, such as "

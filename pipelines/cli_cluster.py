@@ -61,8 +61,9 @@ def submit(
 
     access = Access(endpoint, namespace, token)
     if launch.name_of_compiled(Path(recipe)):
-        if set or in_image:
-            raise ConfigError(f"{recipe} is compiled: --set and --in-image belong to the command that compiles it")
+        if set or in_image or upload:
+            given = "--set, --upload and --in-image belong to the command that compiles it"
+            raise ConfigError(f"{recipe} is compiled: {given}")
         run = submission.submit_compiled(Path(recipe), access, key)
     else:
         loaded = launch.load(recipe, set, prepare=bool(upload) and not in_image)

@@ -43,7 +43,7 @@ def tune(
             "--compile", metavar="FILE", help="Write the search as a pipeline for a cluster, and run nothing."
         ),
     ] = None,
-    parallel: Annotated[int, typer.Option(min=1, help="With --compile: trials at a time.")] = 4,
+    parallel: Annotated[int, typer.Option(min=1, max=100_000, help="With --compile: trials at a time.")] = 4,
     upload: UploadOption = None,
     in_image: InImageOption = False,
     workdir: WorkdirOption = WORKDIR,

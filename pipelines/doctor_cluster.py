@@ -29,7 +29,7 @@ OLDEST = (2, 17)
 SERVICES = ("mlflow", "mlflow-postgres", "bloomery-serve", "bloomery-ray")
 """Names that the pods of infra/k8s have as their label `app.kubernetes.io/name`."""
 UNPULLED = ("ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull")
-NOWHERE = "neither in a pod nor with a kubeconfig; set KUBECONFIG, or run it in the cluster"
+NOWHERE = "neither in a pod nor with a kubeconfig that can be read; set KUBECONFIG, or run it in the cluster"
 
 
 def of_the_cluster(access: Access, namespace: str, resources: ResourcesConfig) -> dict[str, Check]:
@@ -83,11 +83,18 @@ def _asked(what: str, check: Callable[[Any], Iterable[Finding]]) -> Iterator[Fin
     if not reaches_kubernetes():
         yield Finding(what, "?", "Kubernetes cannot be asked from here", NOWHERE)
         return
+    settings = client.Configuration.get_default_copy()
+    settings.retries = False  # urllib3 would tell of three more, for each check
+    client.Configuration.set_default(settings)
     try:
         yield from check(client.CoreV1Api())
     except ApiException as error:
         reason = f"Kubernetes answers {error.status} {error.reason}"
-        yield Finding(what, "?", reason, "this user may not look; whoever runs the cluster may")
+        refused = "this user may not look; whoever runs the cluster may"
+        yield Finding(what, "?", reason, "renew the kubeconfig's credentials" if error.status == 401 else refused)
+    except ValueError as error:  # the client's, of an object without what each has
+        reason = f"what answers is not Kubernetes: {str(error)[:100]}"
+        yield Finding(what, "?", reason, "see to the address in KUBECONFIG; it may be the page of a login")
     except HTTPError as error:
         yield Finding(what, "?", f"Kubernetes does not answer: {str(error)[:200]}", "see to KUBECONFIG and the network")
 
@@ -131,7 +138,10 @@ def secret(core: Any, namespace: str, name: str) -> Iterable[Finding]:
     from kubernetes.client.exceptions import ApiException
 
     try:
-        keys = set(core.read_namespaced_secret(name, namespace, _request_timeout=ANSWER_SECONDS).data or {})
+        found = core.read_namespaced_secret(name, namespace, _request_timeout=ANSWER_SECONDS)
+        if found.metadata is None:
+            raise ValueError("an object without a name")
+        keys = set(found.data or {})
     except ApiException as error:
         if error.status != 404:
             raise

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from bloomery.components.core.errors import BloomeryError, ConfigError, ServiceError
 
@@ -45,7 +46,8 @@ class Access(NamedTuple):
     @property
     def address(self) -> str:
         """The address, or '' for kfp's own search."""
-        return self.endpoint or os.environ.get("KFP_ENDPOINT") or os.environ.get("KF_PIPELINES_ENDPOINT") or ""
+        given = self.endpoint or os.environ.get("KFP_ENDPOINT") or os.environ.get("KF_PIPELINES_ENDPOINT") or ""
+        return given.strip()
 
 
 @contextlib.contextmanager
@@ -76,12 +78,12 @@ def whole() -> None:
 
 
 def _client(access: Access) -> Any:
+    _check_address(access.address)
+    token, file = _token(access), os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", TOKEN_FILE)
     whole()
     import kfp
     from kfp.client import ServiceAccountTokenVolumeCredentials
 
-    file = os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", TOKEN_FILE)
-    token = access.token or os.environ.get("KFP_TOKEN")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # "only works with v2.0.0-beta.2 and later"
         client = kfp.Client(
@@ -95,6 +97,28 @@ def _client(access: Access) -> Any:
     rest.pool_manager.connection_pool_kw["retries"] = 0  # urllib3 would try three times more within each attempt
     client._context_setting["namespace"] = _namespace(client, access)
     return client
+
+
+def _check_address(address: str) -> None:
+    """Raise ConfigError for what is no address, before anybody waits for its answer."""
+    try:
+        parts = urlsplit(address if "://" in address else f"https://{address}")
+        is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        is_one = False
+    if address and (not is_one or not address.isprintable() or " " in address):
+        raise ConfigError(f"--endpoint {address}: no address of Kubeflow Pipelines; expected such as http://host:8888")
+
+
+def _token(access: Access) -> str | None:
+    """The token that was given, which is never shown. Raises: ConfigError if it, or the file of one, can be none."""
+    token = (access.token or os.environ.get("KFP_TOKEN") or "").strip()
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise ConfigError("--token or KFP_TOKEN: expected a token, which is one line of letters, digits and marks")
+    file = Path(os.environ.get("KF_PIPELINES_SA_TOKEN_PATH", TOKEN_FILE))
+    if not token and file.is_file() and not file.read_text(encoding="utf-8", errors="replace").strip():
+        raise ConfigError(f"{file}: empty; expected the token of this pod's service account, or KFP_TOKEN")
+    return token or None
 
 
 def _namespace(client: Any, access: Access) -> str:
@@ -121,7 +145,7 @@ def _patient(request: Callable[..., Any]) -> Callable[..., Any]:
         waits = WAITS if not is_once and (method == "GET" or url.endswith(":terminate")) else ()
         for wait in (*waits, None):
             try:
-                return request(method, url, *rest, **options)
+                return _from_the_api(request(method, url, *rest, **options), url)
             except Exception as error:
                 if getattr(error, "body", "") is None:
                     error.body = b""  # type: ignore[attr-defined]  # which the client decodes, whatever it is
@@ -132,6 +156,24 @@ def _patient(request: Callable[..., Any]) -> Callable[..., Any]:
         raise AssertionError("unreachable: the last attempt returns or raises")
 
     return ask
+
+
+def _from_the_api(answer: Any, url: str) -> Any:
+    """The answer, if it is the API's: JSON, or the log of a pod. The client takes the page of a login for nothing, and
+    a run that is there for none. Raises: ConfigError."""
+    if not url.endswith("/log"):
+        data = answer.data or b""
+        text = data.decode("utf-8", "replace") if isinstance(data, bytes) else str(data)
+        try:
+            is_object = not text or isinstance(json.loads(text), dict)
+        except ValueError:
+            is_object = False
+        if not is_object:
+            raise ConfigError(
+                f"{url} answers what Kubeflow Pipelines does not: {' '.join(text.split())[:80]}; is it the page of a "
+                "login? see to the address, and give a token by KFP_TOKEN or --token"
+            )
+    return answer
 
 
 def is_passing(error: Exception) -> bool:
@@ -162,7 +204,13 @@ def _told(error: Exception, where: str) -> BloomeryError:
         return ServiceError(f"Kubeflow Pipelines at {where} did not answer{code}: {reason_of(error)}")
     if status is None:
         return ServiceError(f"Kubeflow Pipelines at {where} cannot be used: {reason_of(error)}")
+    login = "; it asks for a login elsewhere: give a token by KFP_TOKEN or --token, or see to the address"
     advice = {
+        301: login,
+        302: login,
+        303: login,
+        307: login,
+        308: login,
         401: "; give a token by KFP_TOKEN or --token, or run in a pod with the token of its service account",
         403: "; the service account or user needs the verbs that infra/k8s binds, in the namespace of --namespace",
     }.get(status, "")
@@ -173,6 +221,17 @@ def run_named(client: Any, name: str) -> Any | None:
     """The newest run of that name that the user may see, or None."""
     found = client.list_runs(page_size=1, sort_by="created_at desc", filter=equals("display_name", name))
     return found.runs[0] if found.runs else None
+
+
+def check_pipeline(known: Any, pipeline: str) -> None:
+    """Raise ConfigError if the run that is there is one of another pipeline, as far as the API tells."""
+    spec = known.pipeline_spec or {}
+    found = spec.get("pipeline_spec", spec).get("pipelineInfo", {}).get("name", pipeline)
+    if found != pipeline:
+        raise ConfigError(
+            f"--key {known.display_name}: the run of that name, {known.run_id}, is one of {found}, and this is "
+            f"{pipeline}; a key names one run, so take another"
+        )
 
 
 def equals(key: str, value: str) -> str:

@@ -19,7 +19,7 @@ from bloomery.components.core import errors, store, tracking
 from bloomery.components.core.config import digest, parameters
 from bloomery.components.core.errors import BloomeryError, ConfigError
 from bloomery.components.core.uploads import cache_folder
-from bloomery.infra import surroundings
+from bloomery.infra import images, surroundings, words
 from bloomery.pipelines import containers, keys, parent_run, recipe_files
 from bloomery.pipelines import recipe as recipes
 from bloomery.pipelines.progress import Journal
@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 DEMOS = ("quickstart", "smollm2")
 """Packages that make a folder in the cache on first use, and its name as a variable of recipes."""
+
+
+MOST_BYTES = 1_572_864
+"""Of one object in Kubernetes (etcd's `--max-request-bytes`), as which a run with its whole pipeline is kept."""
 
 
 def load(
@@ -67,10 +71,23 @@ def compile_to(recipe: Recipe, target: Path) -> None:
 def compile_pipeline(pipeline: Any, target: Path) -> None:
     """Write a pipeline as KFP IR YAML; an image that is named by a tag is told, since a run could not be repeated.
 
-    Raises: ConfigError for a file that is not called .yaml or .yml, and what an error of the file system is.
+    Raises: ConfigError for a file that is not called .yaml or .yml, an image of no name that Kubernetes takes, or a
+    pipeline that is larger than what it keeps, and what an error of the file system is.
     """
     from kfp import compiler
 
+    executors = pipeline.pipeline_spec.deployment_spec["executors"]
+    used = sorted({executors[name]["container"]["image"] for name in executors})
+    if wrong := [image for image in used if not words.is_image(image)]:
+        raise ConfigError(
+            f"{wrong[0]}: no name of an image; {images.CPU} and {images.GPU} name those of tasks, such as "
+            "registry.example.com/bloomery-cpu:0.1.0"
+        )
+    if (size := pipeline.pipeline_spec.ByteSize()) > MOST_BYTES:
+        raise ConfigError(
+            f"the pipeline takes {size:,} bytes at least, and Kubernetes keeps {MOST_BYTES:,} of one run; leave out "
+            "stages, or put what is long in their settings into files"
+        )
     if target.suffix not in (".yaml", ".yml") or target.is_dir():
         raise ConfigError(f"{target}: expected the name of a file that ends with .yaml or .yml")
     try:
@@ -78,8 +95,7 @@ def compile_pipeline(pipeline: Any, target: Path) -> None:
         compiler.Compiler().compile(pipeline, str(target))
     except OSError as error:
         raise errors.from_os_error(error, f"writing {target}") from error
-    executors = pipeline.pipeline_spec.deployment_spec["executors"]
-    for image in sorted({executors[name]["container"]["image"] for name in executors}):
+    for image in used:
         if "@sha256:" not in image:
             logger.warning("%s is a tag, which may be another image tomorrow: name images by digest", image)
 
@@ -88,7 +104,8 @@ def name_of_compiled(file: Path) -> str:
     """The name of the pipeline in a compiled file; '' of any other file, or none."""
     if not file.is_file():
         return ""
-    found = re.search(r"^pipelineInfo:\n(?:  .*\n)*?  name: (\S+)", file.read_text(encoding="utf-8"), re.MULTILINE)
+    text = file.read_text(encoding="utf-8", errors="replace")
+    found = re.search(r"^pipelineInfo:\n(?:  .*\n)*?  name: (\S+)", text, re.MULTILINE)
     return found[1] if found else ""
 
 

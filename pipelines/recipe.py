@@ -44,7 +44,7 @@ class Recipe(Config):
 
     name: str = Field(pattern=r"^[a-z][a-z0-9-]{0,60}[a-z0-9]$")
     """Name of the pipeline and of its MLflow experiment: lower-case letters, digits and dashes."""
-    registered_model: str = Field(pattern=r"^[\w.-]+$")
+    registered_model: str = Field(pattern=r"^\w[\w.-]{0,199}$")
     """Name in the model registry; the candidate has to beat the champion of this name."""
     base_model: ModelName
     """Checkpoint folder (safetensors, chat template, EOS), also on `s3://`, or the name of a model on the Hugging Face

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import sys
@@ -15,11 +16,25 @@ from bloomery.pipelines import kubeflow, launch, recipe_files
 from bloomery.pipelines.kubeflow import Access, connected
 from bloomery.pipelines.recipe import Recipe
 
+MONTHS = "JAN FEB MAR APR MAY JUN JUL AUG SEP OCT NOV DEC".split()
+DAYS = "SUN MON TUE WED THU FRI SAT".split()
+FIELDS = {
+    "second": (0, 59, []),
+    "minute": (0, 59, []),
+    "hour": (0, 23, []),
+    "day": (1, 31, []),
+    "month": (1, 12, MONTHS),
+    "weekday": (0, 6, DAYS),
+}
+"""Of each field of a cron expression the least, the most, and the names of what lies between; what is written with
+these both Kubeflow Pipelines (robfig/cron) and a machine's cron take."""
+PART = re.compile(r"(?:[*?]|(\w+)(?:-(\w+))?)(?:/([0-9]+))?")
+
 
 def six_fields(cron: str) -> str:
     """A cron expression as Kubeflow Pipelines takes it, seconds first; five fields get second 0.
 
-    Raises: ConfigError for another number of fields.
+    Raises: ConfigError for another number of fields, or a field that names no time.
     """
     fields = cron.split()
     if len(fields) not in (5, 6):
@@ -27,7 +42,26 @@ def six_fields(cron: str) -> str:
             f"cron {cron!r}: found {len(fields)} fields; expected `minute hour day month weekday`, or these after the "
             "seconds"
         )
-    return " ".join(fields if len(fields) == 6 else ["0", *fields])
+    fields = fields if len(fields) == 6 else ["0", *fields]
+    for what, field in zip(FIELDS, fields, strict=True):
+        if not all(_is_time(part, *FIELDS[what]) for part in field.split(",")):
+            least, most, names = FIELDS[what]
+            named = f" or {names[0]} to {names[-1]}" if names else ""
+            raise ConfigError(
+                f"cron {cron!r}: {field} is no {what}; expected {least} to {most}{named}, as one, `a,b`, `a-b` or `*`, "
+                "or a step of these, such as `*/2`"
+            )
+    return " ".join(fields)
+
+
+def _is_time(part: str, least: int, most: int, names: list[str]) -> bool:
+    """Whether a part of a field of a cron expression names times between `least` and `most`."""
+    found = PART.fullmatch(part)
+    if found is None or found[3] == "0" or (found[3] and found[1] and not found[2]):  # a step of one
+        return False
+    given = [one.upper() for one in found.groups()[:2] if one is not None]
+    numbers = [least + names.index(one) if one in names else int(one) if one.isdecimal() else -1 for one in given]
+    return all(least <= number <= most for number in numbers) and numbers == sorted(numbers)
 
 
 def five_fields(cron: str) -> str:
@@ -101,8 +135,6 @@ def schedule(
     Raises: ServiceError if the API does not answer, ConfigError for what it refuses, or if pods could not reach
     `workdir` or `log`.
     """
-    from kfp import compiler
-
     from bloomery.pipelines import drift_check
 
     reached(check, log, workdir)
@@ -120,7 +152,7 @@ def schedule(
             experiment = client.create_experiment(recipe.name)
         for name, (cron, pipeline) in wanted.items():
             package = f"{folder}/{name}.yaml"
-            compiler.Compiler().compile(pipeline, package)
+            launch.compile_pipeline(pipeline, Path(package))
             old = _recurring_runs(client, name)
             new = client.create_recurring_run(
                 experiment_id=experiment.experiment_id,

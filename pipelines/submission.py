@@ -98,7 +98,8 @@ def submit(recipe: Recipe, access: Access, key: str | None = None) -> str:
 
     The run is named `key`, and where a run of that name is there, its id is returned and none is submitted: so also
     after an answer that was lost, for the API may have made the run all the same.
-    Raises: ConfigError with the API's reason for what it refuses, ServiceError if it does not answer.
+    Raises: ConfigError with the API's reason for what it refuses, or if the run of that name is one of another
+    pipeline, ServiceError if it does not answer.
     """
     name = _run_name(recipe.name, key)
     with tempfile.TemporaryDirectory() as folder, connected(access) as client:
@@ -116,7 +117,9 @@ def submit_compiled(package: Path, access: Access, key: str | None = None) -> st
 
 
 def _run_name(pipeline: str, key: str | None) -> str:
-    return keys.check_key(key) if key else f"{pipeline}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
+    if key is not None:
+        return keys.check_key(key)
+    return f"{pipeline}-{datetime.now(UTC):%Y%m%d-%H%M%S}-{uuid.uuid4().hex[:6]}"
 
 
 def _submitted(client: Any, package: Path, experiment: str, name: str) -> str:
@@ -124,6 +127,8 @@ def _submitted(client: Any, package: Path, experiment: str, name: str) -> str:
     for wait in (*kubeflow.WAITS, None):
         known = kubeflow.run_named(client, name)
         if known is not None:
+            kubeflow.check_pipeline(known, experiment)
+            logger.info("%s: the run of this name is there, and none is submitted", name)
             return known.run_id
         try:
             with kubeflow.quietly():
@@ -206,8 +211,11 @@ def events(now: Seen, told: dict[str, str]) -> Iterator[dict[str, Any]]:
 def logs(run: str, stage: str | None, access: Access) -> str:
     """What the last pod of a stage wrote, or of the stage that failed, else of the last that began.
 
-    Raises: ConfigError for a stage that the run has not, or that has no pod yet; else as `submit`.
+    Raises: ConfigError for a stage that the run has not, or that has no pod yet; ServiceError if its log is gone; else
+    as `submit`.
     """
+    from kfp_server_api.exceptions import ApiException
+
     with connected(access) as client:
         now = _seen(client, _found(client, run))
         task = _chosen(now, stage)
@@ -216,7 +224,13 @@ def logs(run: str, stage: str | None, access: Access) -> str:
                 f"{task.stage}: the API names no pod of it (it is {_word(task.state)}); `kubectl logs -c main -l "
                 f"pipeline/runid={now.run_id}` in the namespace of the run asks Kubernetes"
             )
-        return _log(client, now.run_id, task.pods[-1])
+        try:
+            return _log(client, now.run_id, task.pods[-1])
+        except ApiException as error:
+            raise ServiceError(
+                f"{task.stage}: no log of its pod {task.pods[-1]} can be had ({kubeflow.reason_of(error)}); it goes "
+                "with the pod, unless the cluster keeps logs elsewhere"
+            ) from None
 
 
 def _word(state: str) -> str:
@@ -299,7 +313,7 @@ def _task(
     message = _message(nodes) if state in ("failed", "running", "waiting") else ""
     if state == "failed" and not message and pods:
         message = _last_told(client, run_id, pods[-1], level="ERROR")
-    is_reused = state == "done" and bool(workflow) and _is_reused(workflow, nodes, said)
+    is_reused = state == "done" and bool(workflows.pods(workflow)) and _is_reused(workflow, nodes, said)
     times = (_time(detail and detail.start_time), _time(detail and detail.end_time))
     return Task(stage, state, *times, message, pods, is_reused)
 

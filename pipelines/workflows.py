@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
 import logging
 import re
@@ -106,8 +108,12 @@ def of(client: Any, run_id: str) -> dict[str, Any]:
 
     try:
         found = json.loads(kubeflow.get(client, f"/apis/v1beta1/runs/{run_id}"))
-        return json.loads(found.get("pipeline_runtime", {}).get("workflow_manifest") or "{}")
-    except (ApiException, ValueError) as error:
+        workflow = json.loads(found.get("pipeline_runtime", {}).get("workflow_manifest") or "{}")
+        status = workflow.get("status", {})
+        if packed := status.get("compressedNodes"):  # Argo's, of a workflow that is large for etcd
+            status["nodes"] = json.loads(gzip.decompress(base64.b64decode(packed)))
+        return workflow
+    except (ApiException, ValueError, OSError, EOFError) as error:
         logger.debug("no workflow of %s: %s", run_id, error)
         return {}
 

@@ -15,6 +15,7 @@ import io
 import logging
 import os
 import random
+import re
 import time
 from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -68,6 +69,9 @@ UNANSWERED = (
     "kept, and the same run goes on from there"
 )
 
+_BUCKET = re.compile(r"[A-Za-z0-9._-]{1,255}")
+"""What boto3 takes for the name of a bucket."""
+
 _chance = random.Random()  # a step's own numbers follow from the global generator
 
 
@@ -75,7 +79,7 @@ def is_uri(place: str) -> bool:
     """Whether `place` lies on an S3 store. Raises: ConfigError for another store's URI, or one without a bucket."""
     if "://" not in place:
         return False
-    if not place.startswith(SCHEME) or not place.removeprefix(SCHEME).strip("/"):
+    if not place.startswith(SCHEME) or not _BUCKET.fullmatch(_split(place)[0]):
         raise ConfigError(f"{place}: expected a folder or s3://bucket/prefix")
     return True
 
@@ -133,13 +137,13 @@ def put_text(uri: str, content: str, *, first: bool = False) -> bool:
 
 
 def text(uri: str) -> str | None:
-    """A small object; None where there is none. Raises: as `put`."""
+    """A small object, with marks in the place of what is no UTF-8; None where there is none. Raises: as `put`."""
     stream = io.BytesIO()
     try:
         copy(uri, stream)
     except FileNotFoundError:
         return None
-    return stream.getvalue().decode()
+    return stream.getvalue().decode(errors="replace")
 
 
 def get(uri: str, file: Path, sha256: str | None = None) -> None:
@@ -185,7 +189,7 @@ def copy(uri: str, stream: IO[bytes]) -> str:
     hashed = hashlib.sha256()
     from_where: dict[str, str] = {}
     failures = 0
-    with _told(f"reading {uri}"):
+    with _told(f"reading {uri}", may_lack=True):
         while True:
             answer = _client().get_object(Bucket=bucket, Key=key, **from_where)
             try:
@@ -283,7 +287,18 @@ def _made(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
     except ValueError as error:
         raise ConfigError(f"AWS_ENDPOINT_URL: {error}; expected such as http://host:9000") from None
     client.meta.events.register("needs-retry.s3", _again)
+    client.meta.events.register_first("needs-retry.s3", _refuse_redirect)
     return client
+
+
+def _refuse_redirect(response: Any, **_: Any) -> None:
+    """Raise ConfigError for an answer that leads elsewhere and is no S3 store's, as of a proxy that wants https:
+    botocore would ask the same address for the region of the bucket, without an end."""
+    if response and response[0].status_code == 301 and response[1].get("Error", {}).get("Code") == "301":
+        headers = response[0].headers
+        if "x-amz-bucket-region" not in headers:
+            told = f"301: go to {headers.get('location', 'another address')}"
+            raise ConfigError(f"the object store refuses: {told}; AWS_ENDPOINT_URL is to name the store's own address")
 
 
 def _again(response: Any, caught_exception: Any, attempts: int, operation: Any, **_: Any) -> float | None:
@@ -325,15 +340,15 @@ def _wait(failures: int, doing: str, reason: str) -> float | None:
 
 
 @contextlib.contextmanager
-def _told(doing: str) -> Iterator[None]:
-    """Tell boto3's errors as ours, and an object that is not there as FileNotFoundError."""
+def _told(doing: str, *, may_lack: bool = False) -> Iterator[None]:
+    """Tell boto3's errors as ours, and where one `may_lack` an object that is not there as FileNotFoundError."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
     except ClientError as error:
         code, message = (error.response["Error"].get(name, "") for name in ("Code", "Message"))
-        if code in ("NoSuchKey", "404"):  # the number where the error's own text was torn
+        if may_lack and code in ("NoSuchKey", "404"):  # the number where the error's own text was torn
             raise FileNotFoundError(doing) from None
         if passing := _passing(error.response):
             raise ServiceError(f"{doing}: {UNANSWERED.format(len(WAITS) + 1, passing)}") from None

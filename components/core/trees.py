@@ -67,7 +67,7 @@ def get(uri: str, targets: Mapping[str, Path]) -> dict[str, Any] | None:
                 shutil.rmtree(path, ignore_errors=True)
                 os.replace(coming[name], path)
             return facts
-        except (DataError, KeyError, TypeError, ValueError) as error:
+        except (AttributeError, DataError, KeyError, TypeError, ValueError) as error:
             seen, told = told, s3.text(marker)
             if told == seen:  # else another has written it meanwhile
                 logger.warning("%s is not as its %s says, and is made again: %s", uri, MARKER, error)

@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from bloomery.components.core import artifact, s3
@@ -33,21 +33,40 @@ def cache_folder() -> Path:
 def uploaded(root: Path, files: Sequence[Path], prefix: str) -> str:
     """The URI under `prefix` of the file `root`, or of the folder `root` with `files` of it; what it lacks is sent.
 
-    Raises: ConfigError what the store refuses, ServiceError if it does not answer.
+    Raises: ConfigError what the store refuses, ServiceError if it does not answer, DataError for a file that cannot be
+    read, or is written to meanwhile: what was sent of it is taken back, for its name is that of other bytes.
     """
-    if list(files) == [root]:
-        place = f"{prefix.rstrip('/')}/sha256-{artifact.file_digest(root)}"
-        if root.name not in s3.names(place):
-            s3.put({f"{place}/{root.name}": root})
+    try:
+        before = {file: _state(file) for file in files}
+        if list(files) == [root]:
+            place = f"{prefix.rstrip('/')}/sha256-{artifact.file_digest(root)}"
+            if root.name not in s3.names(place):
+                _send(place, {root.name: root}, before)
+            return f"{place}/{root.name}"
+        digests = {file.relative_to(root).as_posix(): artifact.file_digest(file) for file in files}
+        place = f"{prefix.rstrip('/')}/sha256-{digest(digests)}"
+        there = s3.names(place)
+        if LISTING not in there:
+            named = {f"{root.name}/{name}": root / name for name in digests}
+            _send(place, {name: file for name, file in named.items() if name not in there}, before)
+            s3.put_text(f"{place}/{LISTING}", json.dumps(digests, ensure_ascii=False))
         return f"{place}/{root.name}"
-    digests = {file.relative_to(root).as_posix(): artifact.file_digest(file) for file in files}
-    place = f"{prefix.rstrip('/')}/sha256-{digest(digests)}"
-    there = s3.names(place)
-    if LISTING not in there:
-        lacking = [name for name in digests if f"{root.name}/{name}" not in there]
-        s3.put({f"{place}/{root.name}/{name}": root / name for name in lacking})
-        s3.put_text(f"{place}/{LISTING}", json.dumps(digests, ensure_ascii=False))
-    return f"{place}/{root.name}"
+    except OSError as error:
+        raise from_os_error(error, f"uploading {root}") from error
+
+
+def _send(place: str, files: Mapping[str, Path], before: Mapping[Path, tuple[int, int]]) -> None:
+    """Write files under `place`, by name, if they are still as `before`, when their digests were not known yet."""
+    s3.put({f"{place}/{name}": file for name, file in files.items()})
+    if changed := [name for name, file in files.items() if _state(file) != before[file]]:
+        s3.delete(place, found=changed)
+        raise DataError(f"{files[changed[0]]}: written to while it was uploaded; submit again when it is at rest")
+
+
+def _state(file: Path) -> tuple[int, int]:
+    """What differs when a file has been written to: its size, and when that was in nanoseconds."""
+    found = file.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 def fetched(uri: str) -> Path:
@@ -69,9 +88,12 @@ def fetched(uri: str) -> Path:
     listing = s3.text(f"{named['place']}/{LISTING}")
     if listing is None:
         return _fetch(uri, target, {"": named["digest"]})
-    digests = json.loads(listing)
+    try:
+        digests = json.loads(listing)
+    except ValueError:
+        digests = None
     if digest(digests) != named["digest"]:
-        raise DataError(f"{named['place']}/{LISTING}: not the listing of its digest; submit the recipe again")
+        raise DataError(f"{named['place']}/{LISTING}: not the listing of its digest; delete it and submit again")
     return _fetch(uri, target, digests)
 
 

@@ -1,3 +1,4 @@
+import re
 from typing import Any
 
 import pytest
@@ -5,7 +6,7 @@ from kfp import compiler, dsl, local
 
 from bloomery.components.core.config import parse
 from bloomery.components.core.errors import ConfigError
-from bloomery.infra import secrets, settings, surroundings
+from bloomery.infra import secrets, settings, surroundings, words
 from bloomery.infra.images import CPU_IMAGE, GPU_IMAGE
 from bloomery.infra.resources import ResourcesConfig, place
 from bloomery.infra.short_stacks import short_stacks
@@ -207,14 +208,62 @@ def test_a_placed_task_runs_under_kfp_local(tmp_path):
         ({"memory": "8 GB"}, 'memory: found "8 GB"'),
         ({"node_pool": {"pool": "h200"}}, "name it, e.g. nvidia.com/gpu"),
         ({"acelerator": "nvidia.com/gpu"}, "did you mean 'accelerator'?"),
-        ({"accelerator": "gpu", "sharding": "full"}, "no training has several accelerators"),
+        ({"accelerator": "nvidia.com/gpu", "sharding": "full"}, "no training has several accelerators"),
         ({"accelerators": 2, "sharding": "full"}, "no training has several accelerators"),
         ({"nodes": 0}, "nodes: found 0"),
+        ({"retries": 10**10}, "retries: found 10000000000"),
+        ({"cpu": "2Gi"}, 'cpu: found "2Gi"; expected cores above 0'),
+        ({"cpu": 0}, "cpu: found 0; expected cores above 0"),
+        ({"cpu": "٣"}, "cpu: found"),
+        ({"cpu": 1, "cpu_request": "1500m"}, 'cpu_request: found "1500m"; expected at most cpu, which is 1'),
+        ({"memory": 4}, "memory: found 4; expected 1Mi or more, such as 4Gi"),
+        ({"memory": "4m"}, 'memory: found "4m"; expected 1Mi or more'),
+        ({"memory": "8000K"}, 'memory: found "8000K"'),  # Kubernetes writes it k
+        ({"memory": "4Gi\n"}, "memory: found"),
+        ({"accelerator": "H100"}, 'accelerator: found "H100"; expected the resource of a device plugin'),
+        ({"labels": {"queue name": "a"}}, 'labels.queue name.[key]: found "queue name"; expected up to 63 letters'),
+        ({"labels": {"a/b/c": "a"}}, 'found "a/b/c"; expected up to 63 letters'),
+        ({"labels": {"team": "x" * 64}}, "labels.team: found"),
+        ({"cpu_pool": {"pool": "for us"}}, 'cpu_pool.pool: found "for us"; expected up to 63 letters'),
+        (
+            {"accelerator": "nvidia.com/gpu", "tolerations": [{"key": "team", "value": "ours"}]},
+            "Exists accepts any value, and ours is given; set operator: Equal",
+        ),
+        ({"image": "Ours:latest"}, 'image: found "Ours:latest"; expected the name of an image'),
+        ({"secret": "our_keys"}, 'secret: found "our_keys"; expected the name of an object'),
     ],
 )
 def test_a_wrong_section_says_what_is_wrong(values, message):
-    with pytest.raises(ConfigError, match=message.replace(".", r"\.").replace("?", r"\?")):
+    with pytest.raises(ConfigError, match=re.escape(message)):
         parse(ResourcesConfig, values, where="resources")
+
+
+def test_sizes_reach_a_pod_as_whole_numbers_that_kubeflow_pipelines_takes(tmp_path):
+    """kfp takes no fraction and no k, and Kubernetes no K."""
+    own = {"memory": "1.5Gi", "cpu_per_accelerator": 0.1, "memory_per_accelerator": 6 * 10**9}
+    steps = {"dedup": {"memory": "1500k"}, "ptq": {"accelerators": 0}}
+    resources = parse(ResourcesConfig, {**GPU_POOL, **own, "steps": steps})
+    containers, _, _ = compiled(resources, tmp_path, "sft", "dedup", "ptq")
+    found = {step: container["resources"]["resourceMemoryLimit"] for step, container in containers.items()}
+    assert found == {"sft": "24000000000", "dedup": "1500000", "ptq": "1610612736"}
+    assert containers["sft"]["resources"]["resourceCpuLimit"] == "0.4"
+    assert resources.room("dedup", 0) == (2, 1_500_000)
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("ghcr.io/bloomery/bloomery-cpu:0.1.0", True),
+        (f"Registry.example.com:5000/a/b_c@sha256:{'a' * 64}", True),
+        (f"bloomery:1.0@sha256:{'a' * 64}", True),
+        ("", False),
+        ("Bloomery:latest", False),
+        ("registry.example.com/bloomery:", False),
+        ("registry.example.com/bloomery@sha256:abc", False),
+    ],
+)
+def test_names_of_images(name, is_one):
+    assert words.is_image(name) is is_one
 
 
 def test_a_quantity_may_be_a_number():

@@ -3,7 +3,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from bloomery.components.core.errors import ConfigError, DataError
-from bloomery.monitoring import hold
+from bloomery.monitoring import hold, home
 
 NOW = datetime(2025, 3, 1, 12, tzinfo=UTC)
 
@@ -37,3 +37,9 @@ def test_an_unreadable_entry_is_not_taken_for_no_hold(tmp_path):
         stream.write("{\n")
     with pytest.raises(DataError, match="line 2"):
         hold.newest(tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["s3://", "s3:///prefix"])
+def test_a_store_without_a_bucket_is_no_folder(uri):
+    with pytest.raises(ConfigError, match="expected a folder or s3://bucket/prefix"), home.at(uri):
+        pass

@@ -140,7 +140,7 @@ def test_a_cluster(kubernetes, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     place = "/api/v1/namespaces/team-a"
     kubernetes.answers = {
-        f"{place}/secrets/bloomery-credentials": (200, {"data": {"AWS_ACCESS_KEY_ID": "c2VjcmV0"}}),
+        f"{place}/secrets/bloomery-credentials": (200, {"metadata": {}, "data": {"AWS_ACCESS_KEY_ID": "c2VjcmV0"}}),
         f"{place}/pods": listed(pod("run-1", CPU_IMAGE, "ImagePullBackOff")),
         f"{place}/resourcequotas": listed(
             {"metadata": {"name": "q"}, "status": {"hard": {"requests.cpu": "8"}, "used": {"requests.cpu": "7500m"}}}
@@ -168,7 +168,7 @@ def test_a_cluster(kubernetes, monkeypatch):
         running = [pod(f"{name}-0", CPU_IMAGE, **labels) for name, labels in ours.items()]
         keys = dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "eA==")
         kubernetes.answers |= {
-            f"{place}/secrets/bloomery-credentials": (200, {"data": keys}),
+            f"{place}/secrets/bloomery-credentials": (200, {"metadata": {}, "data": keys}),
             f"{place}/pods": listed(pod("run-2", CPU_IMAGE), *running),
             f"{place}/resourcequotas": listed(),
             "/api/v1/nodes": (403, {"reason": "Forbidden"}),
@@ -195,3 +195,25 @@ def test_without_a_cluster_it_says_so(tmp_path, monkeypatch):
     checks = doctor_cluster.of_the_cluster(Access("http://127.0.0.1:9"), "kubeflow", ResourcesConfig())
     states = {one.what: one.state for one in examined(checks)}
     assert states.pop("pipelines") == "fix" and set(states.values()) == {"?"}
+
+
+def test_what_is_not_kubernetes_is_told(monkeypatch, tmp_path, caplog):
+    file = tmp_path / "kubeconfig"
+    monkeypatch.setattr("kubernetes.config.kube_config.KUBE_CONFIG_DEFAULT_LOCATION", str(file))
+    monkeypatch.setattr("bloomery.pipelines.kubeflow.WAITS", ())
+    with KubeflowAPI(namespace="team-a") as pipelines:
+
+        def found(url):
+            cluster, context = {"name": "c", "cluster": {"server": url}}, {"cluster": "c", "user": "u"}
+            contexts = {"contexts": [{"name": "x", "context": context}], "current-context": "x"}
+            users = {"users": [{"name": "u", "user": {"token": "t"}}]}
+            file.write_text(json.dumps({"clusters": [cluster], **contexts, **users}))
+            access = Access(pipelines.url, "team-a")
+            checks = doctor_cluster.of_the_cluster(access, "team-a", ResourcesConfig())
+            return [one for one in examined(checks) if one.what != "pipelines"]
+
+        page = found(f"{pipelines.url}/apis/v2beta1/healthz?")  # answers every path with JSON of its own
+        assert [one.state for one in page] == ["?"] * 6
+        assert all(one.found.startswith("what answers is not Kubernetes") for one in page)
+        caplog.clear()
+        assert all("does not answer" in one.found for one in found("http://127.0.0.1:9")) and not caplog.text

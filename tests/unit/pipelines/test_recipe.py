@@ -3,6 +3,7 @@ import yaml
 from typer.testing import CliRunner
 
 from bloomery.components.core.errors import ConfigError, DataError
+from bloomery.infra import images
 from bloomery.pipelines import launch, recipe, recipe_files
 from bloomery.pipelines.cli import app
 
@@ -174,6 +175,25 @@ def test_what_is_compiled_goes_to_a_yaml_file(write, tmp_path, name):
     assert (tmp_path / "pipeline.json").read_text() == "{}"
     launch.compile_to(recipe.load(write()), tmp_path / "pipeline.yml")
     assert (tmp_path / "pipeline.yml").stat().st_size
+
+
+def test_what_a_cluster_would_refuse_whole_is_not_compiled(write, tmp_path, monkeypatch):
+    from kfp import dsl
+
+    @dsl.container_component
+    def said(text: str):
+        return dsl.ContainerSpec(image="bloomery:1.0", command=["echo", text])
+
+    @dsl.pipeline(name="large")
+    def large(text: str = "x" * 1_600_000) -> None:
+        said(text=text)
+
+    with pytest.raises(ConfigError, match=r"takes 1,600,\d+ bytes at least, and Kubernetes keeps 1,572,864 of one run"):
+        launch.compile_pipeline(large, tmp_path / "p.yaml")
+    monkeypatch.setattr(images, "CPU_IMAGE", "Ours:latest")  # of the environment, which no recipe's check has seen
+    with pytest.raises(ConfigError, match="Ours:latest: no name of an image; BLOOMERY_IMAGE_CPU and"):
+        launch.compile_to(recipe.load(write()), tmp_path / "p.yaml")
+    assert not (tmp_path / "p.yaml").exists()
 
 
 def test_a_task_needs_templates_and_sql_needs_databases(write):

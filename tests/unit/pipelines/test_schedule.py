@@ -1,6 +1,7 @@
 """Schedules, through kfp's own client, over HTTP, to a server that keeps what it is sent."""
 
 import json
+import re
 
 import pytest
 from kubeflow_api import KubeflowAPI
@@ -64,6 +65,27 @@ def test_cron_expressions():
         six_fields("* * * *")
     with pytest.raises(ConfigError, match="the second is 30"):
         five_fields("30 0 3 * * *")
+    assert six_fields("5,10-20/5 0 1 jan-mar SUN,1-5") == "0 5,10-20/5 0 1 jan-mar SUN,1-5"
+
+
+@pytest.mark.parametrize(
+    ("cron", "wrong"),
+    [
+        ("a b c d e", "a is no minute; expected 0 to 59"),
+        ("60 * * * *", "60 is no minute"),
+        ("*/0 * * * *", "*/0 is no minute"),
+        ("5/2 * * * *", "5/2 is no minute"),  # of which the crons of machines see a 5
+        ("0 20-8 * * *", "20-8 is no hour"),
+        ("0 0 0 * *", "0 is no day; expected 1 to 31"),
+        ("0 0 * 13 *", "13 is no month; expected 1 to 12 or JAN to DEC"),
+        ("0 0 * * 7", "7 is no weekday; expected 0 to 6 or SUN to SAT"),  # Kubeflow Pipelines knows 0 alone
+        ("60 0 0 * * *", "60 is no second"),
+        ("0 0 1,, * *", "1,, is no day"),
+    ],
+)
+def test_a_field_that_names_no_time_is_told(cron, wrong):
+    with pytest.raises(ConfigError, match=re.escape(f"cron {cron!r}: {wrong}")):
+        six_fields(cron)
 
 
 def test_lines_for_cron(tmp_path):

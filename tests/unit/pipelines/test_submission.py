@@ -1,5 +1,7 @@
 """Runs on a cluster, through kfp's own client, over HTTP, to a server that answers as the API does."""
 
+import base64
+import gzip
 import json
 import os
 import subprocess
@@ -114,6 +116,49 @@ def test_what_the_api_refuses_is_told_in_its_words_and_asked_once(api, submit):
     assert api.asked.count("POST runs") == 1
 
 
+def test_a_key_is_one_and_of_one_pipeline(api, submit, file, tmp_path):
+    run = submit("nightly")
+    other = tmp_path / "other.yaml"
+    other.write_text(Path(file).read_text().replace("name: shop", "name: other"))
+    with pytest.raises(ConfigError, match=f"--key nightly: .*{run}, is one of shop, and this is other"):
+        submission.submit(recipe.load(str(other)), Access(api.url), "nightly")
+    with pytest.raises(ConfigError, match="--key '': expected up to 200 letters"):  # of a variable that is not set
+        submit("")
+    assert names(api) == ["nightly"]
+
+
+@pytest.mark.parametrize("call", ["healthz", "runs"])
+def test_the_page_of_a_login_is_no_answer(api, submit, call):
+    """The client took it for a list without runs, submitted to nobody, and the command ended with 0."""
+    submit("shop-1")
+    api.faults = [(f"GET {call}", 200, "<html>Sign in</html>", False)]
+    with pytest.raises(ConfigError, match=r"answers what Kubeflow Pipelines does not: <html>Sign in.*KFP_TOKEN"):
+        submit("shop-1")
+    api.faults = [(f"GET {call}", 302, "Found", False)]
+    with pytest.raises(ConfigError, match=r"refuses \(302\): Found; it asks for a login elsewhere"):
+        submit("shop-1")
+    assert names(api) == ["shop-1"]
+
+
+@pytest.mark.parametrize("address", ["http://", "http://[::1", "ftp://host", "http://host:99999", "the host"])
+def test_what_is_no_address_is_not_waited_for(address):
+    with pytest.raises(ConfigError, match="no address of Kubeflow Pipelines; expected such as http://host:8888"):
+        submission.seen("shop-1", Access(address))
+
+
+def test_a_token_is_one_line_and_never_shown(file, tmp_path, monkeypatch):
+    with KubeflowAPI(token="right") as api:
+        loaded, empty = recipe.load(file), tmp_path / "token"
+        submission.submit(loaded, Access(f" {api.url}\n", token="right\n"), "shop-1")
+        with pytest.raises(ConfigError, match="expected a token, which is one line") as told:
+            submission.submit(loaded, Access(api.url, token="right\nwrong"), "shop-1")
+        assert "right" not in str(told.value)
+        empty.write_text("\n")
+        monkeypatch.setenv("KF_PIPELINES_SA_TOKEN_PATH", str(empty))
+        with pytest.raises(ConfigError, match="token: empty; expected the token of this pod"):
+            submission.submit(loaded, Access(api.url), "shop-1")
+
+
 def test_nobody_there(file, api):
     with pytest.raises(ServiceError, match="127.0.0.1:9 did not answer"):
         submission.seen("shop-1", Access("http://127.0.0.1:9"))
@@ -185,6 +230,26 @@ def test_an_exit_code_alone_is_explained_by_the_log(api, submit):
     lines = [{"level": "INFO", "message": "chats 12"}, {"level": "ERROR", "message": f"sft: {SAID}"}]
     api.logs[pod] = "\n".join([*map(json.dumps, lines), "F1128 launcher: exit status 3"])
     assert submission.seen("shop-1", Access(api.url)).failure == f"sft: sft: {SAID}"
+
+
+def test_the_log_of_a_pod_that_is_gone(api, submit):
+    run = submit("shop-1")
+    api.play(api.kept["runs"][0], "RUNNING", PODS)
+    with pytest.raises(ServiceError, match=r"sft: no log of its pod .* can be had \(pods .* not found\)"):
+        submission.logs(run, None, Access(api.url))
+
+
+def test_a_workflow_that_argo_has_packed_is_read_and_one_without_nodes_tells_nothing(api, submit):
+    run = submit("shop-1")
+    api.play(api.kept["runs"][0], "RUNNING", PODS)
+    (workflow,) = api.workflows.values()
+    packed = gzip.compress(json.dumps(workflow["status"].pop("nodes")).encode())
+    workflow["status"]["compressedNodes"] = base64.b64encode(packed).decode()
+    found = {task.stage: task for task in submission.seen(run, Access(api.url)).tasks}
+    assert found["sft"].message == TOLD
+    workflow["status"] = {"offloadNodeStatusVersion": "fnv:1"}  # in Argo's own database
+    found = {task.stage: task for task in submission.seen(run, Access(api.url)).tasks}
+    assert (found["preflight"].word, found["sft"].word) == ("done", "failed")
 
 
 def test_a_driver_that_fails_is_its_stage(api, submit):

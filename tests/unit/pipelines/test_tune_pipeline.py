@@ -150,7 +150,7 @@ def test_a_compiled_search_is_submitted_and_its_files_are_put_where_pods_read_th
         assert first == second == f"{run['run_id']}\n" and run["display_name"] == "rates"
         assert [one["display_name"] for one in api.kept["experiments"]] == ["mine-search"]
         refused = CliRunner().invoke(app, [*command, "--set", "seed=3"])
-        assert "is compiled: --set and --in-image belong to the command" in str(refused.exception)
+        assert "is compiled: --set, --upload and --in-image belong to the command" in str(refused.exception)
 
 
 def test_tasks_of_a_search_know_their_run_and_only_who_asks_has_the_database(compiled, tmp_path):

@@ -1,15 +1,19 @@
 """Objects and trees on a real S3 server that fails on purpose: nothing lost, half published, or read half."""
 
+import contextlib
 import hashlib
 import json
 import logging
 import random
 import ssl
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from json_api import JsonHandler
 from s3_server import BUCKET, Server
 
 from bloomery.components.core import s3, trees
@@ -102,7 +106,7 @@ def test_what_a_store_refuses_is_told_at_once_with_its_reason(object_store, code
 def test_slips_of_the_settings_are_told(object_store, monkeypatch):
     with pytest.raises(ConfigError, match="NoSuchBucket: .*; make the bucket"):
         s3.put_text("s3://no-such-bucket/a", "told")
-    for uri in ("gs://bucket/a", "s3://"):
+    for uri in ("gs://bucket/a", "s3://", "s3:///a", "s3://our bucket/a"):
         with pytest.raises(ConfigError, match="expected a folder or s3://bucket/prefix"):
             s3.is_uri(uri)
     assert s3.is_uri("s3://b") and not s3.is_uri("/folder")
@@ -115,6 +119,43 @@ def test_slips_of_the_settings_are_told(object_store, monkeypatch):
         monkeypatch.delenv(name)
     with pytest.raises(ConfigError, match="Unable to locate credentials"):
         s3.text(f"{object_store.uri}/a")
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(404, "refuses: 404: Not Found; check the URI, AWS_E"), (301, "301: go to https://elsewhere/; AWS_E")],
+)
+def test_an_address_that_is_no_stores_is_told(monkeypatch, tmp_path, status, reason):
+    """A 404 was an object that is not there, with a traceback, and a redirect to https a RecursionError of botocore."""
+    (tmp_path / "file").write_text("told")
+    for name, value in {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s", "AWS_DEFAULT_REGION": "eu"}.items():
+        monkeypatch.setenv(name, value)
+    with no_store(status) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        with pytest.raises(ConfigError, match=reason):
+            s3.names("s3://bucket/a")
+        with pytest.raises(ConfigError, match=reason):
+            s3.put({"s3://bucket/a": tmp_path / "file"})
+
+
+@contextlib.contextmanager
+def no_store(status):
+    """The address of a server that answers each request with `status`."""
+
+    class Handler(JsonHandler):
+        def call(self, method):
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(status)
+            self.send_header("Location", "https://elsewhere/")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_PUT = do_HEAD = JsonHandler.do_POST
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def test_a_torn_upload_is_taken_back(object_store, tmp_path, monkeypatch):
@@ -204,7 +245,7 @@ def test_a_marker_that_another_has_replaced_is_not_ours(object_store, files):
     assert object_store.objects("store/tree/") == {"other/f/t": b"theirs", trees.MARKER: b"theirs"}
 
 
-@pytest.mark.parametrize("damage", ["flipped", "gone", "outside"])
+@pytest.mark.parametrize("damage", ["flipped", "gone", "outside", "no text", "another form"])
 def test_a_tree_that_is_not_as_its_marker_says_is_none(object_store, files, tmp_path, damage, told):
     uri = f"{object_store.uri}/tree"
     trees.put(uri, {"f": files[0]})
@@ -213,6 +254,10 @@ def test_a_tree_that_is_not_as_its_marker_says_is_none(object_store, files, tmp_
         s3.put_text(f"{uri}/{marker['attempt']}/f/one", "y")
     elif damage == "gone":
         s3.delete(f"{uri}/{marker['attempt']}/f/deep")
+    elif damage == "no text":
+        s3.put_bytes(f"{uri}/{trees.MARKER}", b"\xff\xfe{")
+    elif damage == "another form":
+        s3.put_text(f"{uri}/{trees.MARKER}", json.dumps({**marker, "files": list(marker["files"])}))
     else:
         marker["files"]["f/../../outside"] = marker["files"].pop("f/one")
         s3.put_text(f"{uri}/{trees.MARKER}", json.dumps(marker))

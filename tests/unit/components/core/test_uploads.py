@@ -1,6 +1,7 @@
 """Files that pods read: put on an object store under their content, and fetched into a cache, over HTTP."""
 
 import hashlib
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from s3_server import BUCKET
@@ -76,6 +77,33 @@ def test_what_is_not_what_its_digest_says_is_refused(store, folder):
         uploads.fetched(uri)
     with pytest.raises(DataError, match="no such object"):
         uploads.fetched("s3://bucket/mine/nothing")
+
+
+@pytest.mark.parametrize("is_folder", [False, True])
+def test_what_is_written_to_while_it_is_uploaded_does_not_lie_under_the_digest_of_before(store, folder, is_folder):
+    """It lay there for good: no later upload of the right bytes replaced it, and each run with it failed."""
+    file = folder / "a.jsonl"
+    root, files = (folder, [file, folder / "가" / "b.jsonl"]) if is_folder else (file, [file])
+    store.fail("stuck", "list-type")  # after the digests were computed, before anything is sent
+    with ThreadPoolExecutor(1) as pool:
+        told = pool.submit(uploads.uploaded, root, files, "s3://bucket/mine")
+        assert store.stuck.wait(30)
+        file.write_bytes(b'{"q": 1}\n{"q": 2}\n')
+        store.release()
+        with pytest.raises(DataError, match=r"a.jsonl: written to while it was uploaded; submit again"):
+            told.result()
+    assert not [name for name in store.objects("mine/") if name.endswith(("a.jsonl", uploads.LISTING))]
+    file.write_bytes(b'{"q": 1}\n')
+    assert uploads.fetched(uploads.uploaded(file, [file], "s3://bucket/mine")).read_bytes() == b'{"q": 1}\n'
+
+
+def test_a_file_that_goes_away_or_a_listing_that_is_none_is_told(store, folder):
+    with pytest.raises(DataError, match="no such file while uploading"):
+        uploads.uploaded(folder, [folder / "gone"], "s3://bucket/mine")
+    uri = uploads.uploaded(folder, [folder / "a.jsonl"], "s3://bucket/mine")
+    change(store, f"{uri.removeprefix('s3://bucket/').rpartition('/')[0]}/{uploads.LISTING}", b"\xff{")
+    with pytest.raises(DataError, match="not the listing of its digest; delete it and submit again"):
+        uploads.fetched(uri)
 
 
 def test_a_path_of_this_machine_is_itself(folder):
