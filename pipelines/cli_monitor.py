@@ -87,7 +87,7 @@ def monitor_explain(
 
     with at(workdir) as home:
         home.fetch("*/decision.json")
-        page = newest_page(home.workdir, window)
+        page = newest_page(home, window)
         home.fetch(f"{page.parent.name}/decision.md")
         file = page.with_suffix(".json") if as_json else page
         text = file.read_text(encoding="utf-8")
