@@ -23,9 +23,9 @@ UNUSED = (
     "pyarrow/*flight*",
     "botocore/data/[!s]*/20*",  # of services other than s3, sts, sso and signin
     "zstandard/_cffi.*",  # the backend of PyPy
-    *("jupyterlab_plotly", "evidently/nbextension"),
+    "jupyterlab_plotly",
 )
-"""Parts of packages that nothing of ours loads, 73 MB: Arrow's RPC, AWS's other services, notebooks."""
+"""Parts of packages that nothing of ours loads, 70 MB: Arrow's RPC, AWS's other services, notebooks."""
 IMPORTED = (
     "torch",
     "transformers.models.auto.modeling_auto",
