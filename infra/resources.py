@@ -93,10 +93,10 @@ class ResourcesConfig(Config):
     the weights shared out among them)."""
     cpu: Cpu = "2"
     """Cores that a task may use at most, and the number of its threads; 2 is what the quickstart was measured on."""
-    cpu_request: Cpu = "1"
-    """Cores that a node must have free for a task; as many as `cpu` where only that is given. Less than 2: of a node's
-    two cores the system and Kubeflow Pipelines hold a part."""
-    memory: Memory = "4Gi"
+    cpu_request: Cpu = "100m"
+    """Cores that a node must have free for a task; as many as `cpu` where only that is given. A tenth: of two cores the
+    system and Kubeflow Pipelines request 1.7, and MLflow 0.2; what they leave idle a task uses, up to `cpu`."""
+    memory: Memory = "3Gi"
     """Memory of every task, request and limit; request equals limit so that a node is never overcommitted. The
     quickstart takes 1.5 GiB in its largest process."""
     cpu_per_accelerator: Cpu | None = None

@@ -202,18 +202,21 @@ def folder_of_window(workdir: Path, window: str) -> Path:
 
 
 def newest_page(home: Home, window: str | None = None) -> Path:
-    """The decision page of a window, by its id, or of the one that was checked last.
+    """The decision page of a window, by its id, or of the one that was checked last, of those that were fetched.
 
     Raises: ConfigError if there is none.
     """
-    where = home.told(home.folder)
     pages = {file.parent.name: file for file in home.folder.glob("*/decision.json")}
+    place = home.told(home.folder)
     if not pages:
-        raise ConfigError(f"{where}: no decision there; run `bloomery monitor check`, or give the --workdir of one")
+        raise ConfigError(
+            f"{place}: no decision there yet; wait for the first check, run `bloomery monitor check`, or give the "
+            "--workdir of one"
+        )
     if window is None:
         window = max(pages, key=lambda name: (_read_decision(pages[name].parent).get("checked", ""), name))
     if window not in pages:
-        raise ConfigError(f"{where}: no decision on {window}; known: {', '.join(sorted(pages)[-5:])}")
+        raise ConfigError(f"{place}: no decision on {window}; known: {', '.join(sorted(pages)[-5:])}")
     return pages[window].with_name("decision.md")
 
 

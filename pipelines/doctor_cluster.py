@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from bloomery.pipelines.kubeflow import Access, connected
 
 VERBS = (
     *((verb, "runs") for verb in ("create", "list", "get", "readLog", "terminate")),
-    *((verb, "experiments") for verb in ("create", "get")),
+    *((verb, "experiments") for verb in ("create", "list", "get")),
     *((verb, "jobs") for verb in ("create", "list", "delete")),
 )
 """What submitting, following, ending and scheduling ask of Kubeflow Pipelines, which several users have as rights of
@@ -205,27 +206,50 @@ def quota(core: Any, namespace: str, resources: ResourcesConfig) -> Iterable[Fin
 
 
 def nodes(core: Any, resources: ResourcesConfig) -> Iterable[Finding]:
-    """Whether a task fits on any node that there is now."""
+    """Whether a task fits on any node that there is now, beside what runs there."""
     from kubernetes.utils import parse_quantity
 
-    found = core.list_node(_request_timeout=ANSWER_SECONDS).items
+    listed = core.list_node(_request_timeout=ANSWER_SECONDS).items
+    found = {node.metadata.name: node.status.allocatable for node in listed}
     needs = {"cpu": resources.cpu_request, "memory": resources.memory}
-    fit = [node for node in found if all(_has(node, name, need) for name, need in needs.items())]
     wanted = f"{resources.cpu_request} cores and {resources.memory}"
-    if not fit:
-        largest = max((parse_quantity(node.status.allocatable.get("cpu", "0")) for node in found), default=0)
-        told = f"none of {len(found)} nodes has {wanted} for a task; the most cores that one has are {largest}"
-        yield Finding(
-            "nodes",
-            "fix",
-            told,
-            "lower `resources.cpu_request` and `resources.memory`, or add a node (an autoscaler may)",
-        )
-    else:
+    taken = _requested(core)
+    free = {
+        node: {name: parse_quantity(has.get(name, "0")) - taken[node][name] for name in needs}
+        for node, has in found.items()
+    }
+    fit = [has for has in free.values() if all(has[name] >= parse_quantity(need) for name, need in needs.items())]
+    if fit:
         yield Finding("nodes", "ok", f"{len(fit)} of {len(found)} have {wanted} for a task")
+    else:
+        most = max(free.values(), key=lambda has: has["memory"], default=dict.fromkeys(needs, 0))
+        most_free = f"{float(most['cpu']):.2f} cores and {float(most['memory']) / 2**30:.1f} GiB"
+        told = f"none of {len(found)} nodes has {wanted} free for a task; the one with most memory has {most_free}"
+        advice = "lower `resources.cpu_request` and `resources.memory`, end what else runs, or add a node"
+        yield Finding("nodes", "fix", told, f"{advice} (an autoscaler may)")
     name = resources.accelerator
-    if name and not any(_has(node, name, "1") for node in found):
+    if name and not any(parse_quantity(has.get(name, "0")) >= 1 for has in found.values()):
         yield Finding("nodes", "fix", f"no node has {name} now", "add a pool, with its device plugin (autoscalers may)")
+
+
+def _requested(core: Any) -> dict[str, dict[str, Any]]:
+    """By node what its pods request of each resource; nothing where this user may not look at all namespaces."""
+    from kubernetes.client.exceptions import ApiException
+    from kubernetes.utils import parse_quantity
+
+    total: dict[str, dict[str, Any]] = defaultdict(lambda: defaultdict(int))
+    running = "status.phase!=Succeeded,status.phase!=Failed"
+    try:
+        pods = core.list_pod_for_all_namespaces(field_selector=running, _request_timeout=ANSWER_SECONDS).items
+    except ApiException as error:
+        if error.status != 403:
+            raise
+        return total
+    for pod in pods:
+        for container in pod.spec.containers:
+            for name, quantity in ((container.resources and container.resources.requests) or {}).items():
+                total[pod.spec.node_name][name] += parse_quantity(quantity)
+    return total
 
 
 def trainer(namespace: str) -> Iterable[Finding]:
@@ -244,12 +268,6 @@ def trainer(namespace: str) -> Iterable[Finding]:
         yield Finding("trainer", "fix", told, advice)
         return
     yield Finding("trainer", "ok", f"{namespace} has the TrainingRuntime {train_jobs.RUNTIME}")
-
-
-def _has(node: Any, name: str, need: str) -> bool:
-    from kubernetes.utils import parse_quantity
-
-    return parse_quantity(node.status.allocatable.get(name, "0")) >= parse_quantity(need)
 
 
 def services(core: Any, namespace: str) -> Iterable[Finding]:

@@ -24,9 +24,9 @@ UNUSED = (
     "botocore/data/[!s]*/20*",  # of services other than s3, sts, sso and signin
     "zstandard/_cffi.*",  # the backend of PyPy
     *("bitsandbytes/*cuda1[12]*", "bitsandbytes/*rocm*", "bitsandbytes/*xpu*"),  # the images' torch has CUDA 13 or none
-    *("jupyterlab_plotly", "evidently/nbextension"),
+    "jupyterlab_plotly",
 )
-"""Parts of packages that nothing of ours loads, 195 MB: Arrow's RPC, AWS's other services, notebooks, other cards."""
+"""Parts of packages that nothing of ours loads, 187 MB: Arrow's RPC, AWS's other services, notebooks, other cards."""
 IMPORTED = (
     "torch",
     "transformers.models.auto.modeling_auto",

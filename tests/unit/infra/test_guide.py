@@ -7,12 +7,15 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 import yaml
 
 from bloomery.infra import images
 from bloomery.pipelines import launch
+from bloomery.pipelines.cli import app
 
 ROOT = Path(__file__).resolve().parents[3]
 GUIDE = ROOT / "infra" / "README.md"
@@ -63,3 +66,32 @@ def test_the_shell_of_the_guide_compiles_with_the_images_and_the_pull_secret_of_
         ["bash", "-c", f"{shell}\n{sys.executable} -c '{code}'"], capture_output=True, text=True, check=True, env=bare
     )
     assert json.loads(found.stdout) == told
+
+
+PROGRAMS = ("kubectl", "docker", "make", "bloomery", "curl", "pip")
+
+
+def test_the_commands_of_the_guide_run_in_one_shell_in_their_order_and_bloomery_knows_each(tmp_path):
+    """Programs are stubs: a variable that no earlier step has set ends the shell, and what is unknown the reading."""
+    walk = GUIDE.read_text(encoding="utf-8").split("## On a cluster, step by step")[1].split("\n## ")[0]
+    commands = re.sub(r"\n    ", "\n", "\n".join(re.findall(r"(?:^    .*\n)+", walk, re.MULTILINE)))
+    for program in PROGRAMS:
+        note = f"IFS=$'\\t'; echo \"$*\" >> {tmp_path}/calls" if program == "bloomery" else "echo eA=="
+        (tmp_path / program).write_text(f"#!/bin/bash\n{note}\n")
+        (tmp_path / program).chmod(0o755)
+    bare = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "HOME": str(tmp_path)}
+    shell = ["bash", "-euo", "pipefail", "-c", commands.lstrip()]
+    found = subprocess.run(shell, capture_output=True, text=True, env=bare)
+    assert found.returncode == 0, found.stderr
+    calls = [line.split("\t") for line in (tmp_path / "calls").read_text().splitlines()]
+    assert [name for name, *_ in calls] == ["doctor", "submit", "monitor", "schedule", "monitor", "tune", "submit"]
+    for call in calls:
+        parsed(typer.main.get_command(app), call)
+
+
+def parsed(command: Any, arguments: list[str]) -> None:
+    """Read arguments as the command does, without running it. Raises: UsageError for what it does not know."""
+    context = command.make_context("bloomery", list(arguments))
+    if isinstance(command, typer.core.TyperGroup):
+        _, inner, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        parsed(inner, rest)

@@ -275,6 +275,17 @@ def test_what_submits_has_room_and_time_to_make_the_data_of_the_demo():
 
 
 @needs_kustomize
+def test_a_rollout_has_failed_no_sooner_than_a_pod_that_starts(tmp_path):
+    """`kubectl rollout status` gives up at the deadline of the Deployment, ten minutes unless it says more."""
+    for manifest in everything(tmp_path / "mine"):
+        if manifest["kind"] == "Deployment":
+            (container,) = manifest["spec"]["template"]["spec"]["containers"]
+            start = container["startupProbe"]
+            starting = start["periodSeconds"] * start["failureThreshold"]
+            assert manifest["spec"]["progressDeadlineSeconds"] >= 600 + starting
+
+
+@needs_kustomize
 def test_mlflow_runs_no_jobs_of_its_own():
     (server,) = [c for c in containers(overlay("single-node")) if c["name"] == "mlflow"]
     assert {"name": "MLFLOW_SERVER_ENABLE_JOB_EXECUTION", "value": "false"} in server["env"]

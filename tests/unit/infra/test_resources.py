@@ -90,7 +90,7 @@ def test_a_cpu_step_stays_on_the_cpu_pool(tmp_path):
         assert "tolerations" not in pods[step] and "emptyDirMounts" not in pods[step]
     assert containers["dedup"]["resources"]["resourceMemoryLimit"] == "64Gi"
     assert containers["dedup"]["resources"]["resourceCpuRequest"] == "16"
-    assert containers["ptq"]["resources"]["resourceMemoryLimit"] == "4Gi"
+    assert containers["ptq"]["resources"]["resourceMemoryLimit"] == "3Gi"
 
 
 @pytest.mark.parametrize(("cpu", "threads"), [("16", "16"), ("1500m", "2"), ("0.5", "1")])
@@ -140,9 +140,9 @@ def test_a_training_of_ten_hours_survives_a_node_that_goes_every_half_hour(tmp_p
 
 def test_a_task_fits_a_node_of_two_cores(tmp_path):
     containers, _, _ = compiled(ResourcesConfig(), tmp_path, "dedup")
-    assert containers["dedup"]["resources"]["resourceCpuRequest"] == "1"
+    assert containers["dedup"]["resources"]["resourceCpuRequest"] == "100m"
     assert containers["dedup"]["resources"]["resourceCpuLimit"] == "2"
-    assert containers["dedup"]["resources"]["resourceMemoryRequest"] == "4Gi"
+    assert containers["dedup"]["resources"]["resourceMemoryRequest"] == "3Gi"
 
 
 def test_a_profile_fills_in_what_the_recipe_leaves_out(tmp_path):

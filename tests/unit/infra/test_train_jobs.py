@@ -94,7 +94,7 @@ def test_nodes_without_accelerators_train_on_their_cores(tmp_path):
     assert trainer_schema.problems(job) == []
     trainer = job["spec"]["trainer"]
     assert (trainer["numNodes"], trainer["numProcPerNode"], trainer["image"]) == (3, 1, CPU_IMAGE)
-    same = {"cpu": "4", "memory": "4Gi"}
+    same = {"cpu": "4", "memory": "3Gi"}
     assert trainer["resourcesPerNode"] == {"requests": same, "limits": same}
     (patch,) = job["spec"]["runtimePatches"]
     (node,) = patch["trainingRuntimeSpec"]["template"]["spec"]["replicatedJobs"]

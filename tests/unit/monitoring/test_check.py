@@ -271,16 +271,17 @@ def test_embeddings_of_a_checkpoint_are_compared(tmp_path, recipe, tiny_model):
 
 
 def test_the_newest_page_or_that_of_a_window(tmp_path, recipe):
-    with pytest.raises(ConfigError, match="^s3://b/p/monitoring: no decision there"):  # and no copy of it
-        newest_page(home.Home(tmp_path, "s3://b/p"))
+    with pytest.raises(ConfigError, match="^s3://b/shop/monitoring: no decision there yet"):
+        newest_page(home.Home(tmp_path, "s3://b/shop"))  # the copy of a store
+    place = home.Home(tmp_path)
     log = write_log(tmp_path / "log.jsonl", [0, 0])
     first = check(recipe, tmp_path, log, CONFIG, now=NOW)["window"]
     log = write_log(tmp_path / "log.jsonl", [0, 0, 0])
     second = check(recipe, tmp_path, log, CONFIG, now=NOW + timedelta(hours=1))["window"]
-    assert newest_page(home.Home(tmp_path)).parent.name == second
-    assert newest_page(home.Home(tmp_path), first).read_text().startswith("# No drift")
+    assert newest_page(place).parent.name == second
+    assert newest_page(place, first).read_text().startswith("# No drift")
     with pytest.raises(ConfigError, match=f"known: {first}, {second}"):
-        newest_page(home.Home(tmp_path), "w9")
+        newest_page(place, "w9")
 
 
 def _the_command_ended(workdir: Path, window: str) -> None:

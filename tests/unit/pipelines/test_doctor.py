@@ -119,6 +119,10 @@ def pod(name, image, waiting=None, **labels):
     return {"metadata": {"name": name, "labels": labels}, "status": {"phase": "Running", "containerStatuses": [status]}}
 
 
+def node(cpu, memory):
+    return {"metadata": {"name": "n"}, "status": {"allocatable": {"cpu": cpu, "memory": memory}}}
+
+
 @pytest.fixture
 def kubernetes(server, tmp_path, monkeypatch):
     """The API of a Kubernetes, of which a kubeconfig tells."""
@@ -145,9 +149,10 @@ def test_a_cluster(kubernetes, monkeypatch):
         f"{place}/resourcequotas": listed(
             {"metadata": {"name": "q"}, "status": {"hard": {"requests.cpu": "8"}, "used": {"requests.cpu": "7500m"}}}
         ),
-        "/api/v1/nodes": listed({"status": {"allocatable": {"cpu": "1930m", "memory": "7Gi"}}}),
+        "/api/v1/nodes": listed(node("1930m", "7Gi")),
+        "/api/v1/pods": (403, {"reason": "Forbidden"}),
     }
-    resources = ResourcesConfig(accelerator="nvidia.com/gpu")
+    resources = ResourcesConfig(accelerator="nvidia.com/gpu", cpu_request="1")
     with KubeflowAPI(namespace="team-a") as api:
         checks = doctor_cluster.of_the_cluster(Access(api.url, "team-a"), "team-a", resources)
         told = {(one.what, one.state): one.found for one in examined(checks)}
@@ -187,6 +192,24 @@ def test_a_cluster(kubernetes, monkeypatch):
         "pipelines": "fix",  # which is too old
         "nodes": "?",
     }
+
+
+def test_a_node_that_others_have_filled_has_no_room_for_a_task(kubernetes, tmp_path):
+    requests = [{"cpu": "1700m", "memory": "4Gi"}, {"cpu": "100m"}, {}]
+    containers = [{"name": str(number), "resources": {"requests": given}} for number, given in enumerate(requests)]
+    kubernetes.answers = {
+        "/api/v1/nodes": listed(node("2", "8Gi")),
+        "/api/v1/pods": listed(*({"spec": {"nodeName": "n", "containers": [one]}} for one in containers)),
+    }
+    from kubernetes import client
+
+    assert doctor_cluster.reaches_kubernetes()
+    (found,) = doctor_cluster.nodes(client.CoreV1Api(), ResourcesConfig())
+    assert (found.state, found.found) == ("ok", "1 of 1 have 100m cores and 3Gi for a task")
+    (found,) = doctor_cluster.nodes(client.CoreV1Api(), ResourcesConfig(cpu_request="250m"))
+    assert found.state == "fix"
+    assert found.found.startswith("none of 1 nodes has 250m cores and 3Gi free for a task")
+    assert found.found.endswith("the one with most memory has 0.20 cores and 4.0 GiB")
 
 
 def test_without_a_cluster_it_says_so(tmp_path, monkeypatch):
