@@ -64,7 +64,7 @@ import json, os, socket, sys
 
 asked = json.dumps([sys.argv[1:], os.getcwd(), dict(os.environ)]).encode()
 with socket.socket(socket.AF_UNIX) as server:
-    server.connect({address!r})
+    server.connect(f"/proc/self/fd/{{os.open({folder!r}, os.O_RDONLY)}}/server")
     socket.send_fds(server, [len(asked).to_bytes(8, "little")], [1, 2])
     server.sendall(asked)
     ended = server.recv(1)
@@ -133,10 +133,11 @@ def serving() -> Iterator[tuple[str, Callable[[], None]]]:
         socket.socket(socket.AF_UNIX) as listener,
         tempfile.TemporaryFile("w+") as output,
     ):
-        address, program = f"{folder}/server", Path(folder) / "python3"
-        listener.bind(address)
+        program, opened = Path(folder) / "python3", os.open(folder, os.O_RDONLY)
+        listener.bind(f"/proc/self/fd/{opened}/server")  # an address has 107 bytes, and TMPDIR may have more
+        os.close(opened)
         listener.listen()
-        program.write_text(ASK.format(python=python, address=address))
+        program.write_text(ASK.format(python=python, folder=folder))
         program.chmod(0o700)
         command = [python, "-m", __name__, str(listener.fileno())]
         server = subprocess.Popen(

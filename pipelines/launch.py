@@ -8,7 +8,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -145,8 +144,6 @@ def run_local(
         keys.claim(workdir, key, run_dir.name)
     (run_dir / "pipeline").mkdir(parents=True)
     (run_dir / "recipe.yaml").write_text(recipe_files.dumped(recipe), encoding="utf-8")
-    for leftover in (workdir / "store").glob("*/*.unfinished"):
-        shutil.rmtree(leftover, ignore_errors=True)
     journal = Journal(run_dir / "journal.jsonl", show)
     error: BloomeryError | None = None
     with _environment(workdir, run_dir), journal.following():

@@ -6,10 +6,12 @@ import contextlib
 import fcntl
 import math
 import os
+import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from bloomery.components.core import errors
+from bloomery.components.core import errors, scratch
 from bloomery.components.core.errors import ServiceError
 
 LOCK = ".lock"
@@ -19,7 +21,7 @@ LOCK = ".lock"
 def held(workdir: Path) -> Iterator[None]:
     """Hold the workdir: two runs at once would race for the registry and the cores.
 
-    Raises: ServiceError if another holds it; what an error of the file system is.
+    Raises: ServiceError if another holds it, or no temporary file can be written; what an error of the file system is.
     """
     try:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -34,7 +36,29 @@ def held(workdir: Path) -> Iterator[None]:
                 f"{workdir.absolute()}: another run holds this workdir; wait for it or choose another --workdir"
             ) from None
         os.utime(lock.fileno())
-        yield
+        with _temporary_files():
+            yield
+
+
+@contextlib.contextmanager
+def _temporary_files() -> Iterator[None]:
+    """Let temporary files of this process, and of those that it starts, lie in a folder that goes with the context, or
+    if it is killed with the next one: kfp leaves a file of each task, and a task that is killed what it has."""
+    before, environment = tempfile.tempdir, os.environ.get("TMPDIR")
+    with contextlib.ExitStack() as stack:
+        try:
+            place = Path(tempfile.gettempdir()) / f"bloomery-{uuid.uuid4().hex[:8]}"
+            tempfile.tempdir = os.environ["TMPDIR"] = str(stack.enter_context(scratch.beside(place)))
+        except OSError as error:
+            raise ServiceError(
+                f"no folder for temporary files could be made, {error}: let TMPDIR name a folder with room"
+            ) from error
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+            del os.environ["TMPDIR"]
+            os.environ.update({} if environment is None else {"TMPDIR": environment})
 
 
 def held_since(workdir: Path) -> float:

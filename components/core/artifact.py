@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, get_type_hints
 
 from pydantic import ValidationError
 
+from bloomery.components.core import scratch
 from bloomery.components.core.config import Config, digest
 from bloomery.components.core.errors import DataError, from_os_error
 from bloomery.components.core.parallel import num_cores
@@ -369,7 +370,6 @@ def write_atomically(file: Path, text: str) -> None:
 def link_tree(source: Path, target: Path, *, ignore: Callable[[str, list[str]], set[str]] | None = None) -> None:
     """Make `target` a copy of `source` that shares its bytes, whole or not at all; across file systems the bytes are
     copied. Of a folder's names `ignore` tells those to leave out."""
-    coming = target.with_name(f".{target.name}.{os.getpid()}.unfinished")
 
     def link(a: str, b: str) -> None:
         try:
@@ -377,14 +377,10 @@ def link_tree(source: Path, target: Path, *, ignore: Callable[[str, list[str]], 
         except OSError:
             shutil.copy2(a, b)
 
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with _disk(target):
-        try:
-            shutil.copytree(source, coming, ignore=ignore, copy_function=link)
-            shutil.rmtree(target, ignore_errors=True)
-            os.replace(coming, target)
-        finally:
-            shutil.rmtree(coming, ignore_errors=True)
+    with _disk(target), scratch.beside(target) as made:
+        shutil.copytree(source, made, ignore=ignore, copy_function=link, dirs_exist_ok=True)
+        shutil.rmtree(target, ignore_errors=True)
+        os.replace(made, target)
 
 
 @contextlib.contextmanager

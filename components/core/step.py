@@ -29,6 +29,7 @@ from bloomery.components.core import (
     processes,
     repository_code,
     s3,
+    scratch,
     sources,
     store,
     tracking,
@@ -266,7 +267,7 @@ def execute(
             "resources.store to s3://bucket/prefix"
         )
     if place is None:
-        return work(outputs)
+        return _unkept(work, outputs, stage)
     name = run.__module__.split(".")[-2]
     shared: list[Any] = [number] if number > 1 else []  # an optimiser step has the rows of all processes
     shared += ["sharded"] if processes.is_sharded(number) else []  # and checkpoints of another kind
@@ -285,6 +286,20 @@ def execute(
     except OSError as error:
         raise from_os_error(error, f"{stage} writing to {place}") from error
     return {"warnings": [], "shown": {}, **found, "cached": True}
+
+
+def _unkept(work: store.Work, outputs: Mapping[str, Path], stage: str) -> dict[str, Any]:
+    """The result of `work`, whose artifacts take the place of what is at `outputs` when all of them are whole."""
+    try:
+        with contextlib.ExitStack() as stack:
+            made = {port: stack.enter_context(scratch.beside(path)) / port for port, path in outputs.items()}
+            result = work(made)
+            for port, path in outputs.items():
+                shutil.rmtree(path, ignore_errors=True)
+                os.replace(made[port], path)
+    except OSError as error:
+        raise from_os_error(error, f"{stage} writing its outputs") from error
+    return result
 
 
 def _left(entry: store.OnObjects, outputs: Mapping[str, Path]) -> dict[str, Any]:

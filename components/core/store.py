@@ -2,8 +2,9 @@
 
 `BLOOMERY_STORE` names it, a folder or `s3://bucket/prefix`. In both an entry is whole or absent, and beside it lies
 what a step that has not ended needs to go on (`unfinished.py`). In a folder a step writes into the entry to be, which
-takes its name in one rename, and its outputs share the bytes. For an object store it writes to its outputs, which are
-then copied there (`trees.py`); the first whole entry of a key stays, and whoever comes second takes that.
+takes its name in one rename, and its outputs share the bytes; who wants the same entry meanwhile waits for it. For an
+object store it writes to its outputs, which are then copied there (`trees.py`); the first whole entry of a key stays,
+and whoever comes second takes that.
 """
 
 from __future__ import annotations
@@ -12,13 +13,12 @@ import json
 import logging
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bloomery.components.core import artifact, s3, trees, unfinished
+from bloomery.components.core import artifact, s3, scratch, trees, unfinished
 from bloomery.components.core.errors import BloomeryError, DataError
 
 logger = logging.getLogger(__name__)
@@ -64,18 +64,16 @@ class InFolder:
         return result
 
     def make(self, outputs: Outputs, work: Work) -> dict[str, Any]:
-        """The result of `work`, kept here, with its artifacts at `outputs`."""
-        # By no process's number: in containers that share a store all may have the same.
-        temporary = self.path.with_name(f"{self.path.name}.{uuid.uuid4().hex[:12]}.unfinished")
-        temporary.mkdir(parents=True)
-        try:
+        """The result of `work`, kept here, with its artifacts at `outputs`; or that of another process, if this one
+        had to wait for it."""
+        with scratch.beside(self.path) as made:
+            if (found := self.take(outputs)) is not None:
+                return {**found, "cached": True}
             with unfinished.kept_in(self._checkpoints):
-                result = work({port: temporary / port for port in self.writes})
-                artifact.write_atomically(temporary / RESULT, json.dumps(result))
+                result = work({port: made / port for port in self.writes})
+                artifact.write_atomically(made / RESULT, json.dumps(result))
                 shutil.rmtree(self.path, ignore_errors=True)
-                os.replace(temporary, self.path)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                os.replace(made, self.path)
         for port in self.writes:
             artifact.link_tree(self.path / port, outputs[port])
         return result

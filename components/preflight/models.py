@@ -72,7 +72,7 @@ def take_base_model(config: PreflightConfig, target: Path, tasks: Path) -> dict[
     wanted = config.min_free_bytes + 10 * size
     if free < wanted:
         raise ServiceError(
-            f"{target.parent}: {free:,} bytes free on the disk, {wanted:,} are wanted (preflight.min_free_bytes and "
+            f"{target.parent}: {free:,} bytes free on the disk, {wanted:,} are wanted ({config.min_free_bytes:,} and "
             "ten times the base model); free some space or choose another --workdir"
         )
     _link(name, source, target, consents)

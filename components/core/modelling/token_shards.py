@@ -13,7 +13,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import tempfile
 import time
 from collections import Counter
@@ -22,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bloomery.components.core import artifact, processes, store
+from bloomery.components.core import artifact, processes, scratch, store
 from bloomery.components.core.config import digest
 from bloomery.components.core.modelling import lazy, proof, rendering, templates
 from bloomery.components.core.modelling.lazy import Lazily
@@ -211,18 +210,18 @@ def _state(tokenizer: Any) -> str:
 
 
 def _write(folder: Path, batches: Iterable[Encoded], vocabulary: int) -> None:
-    """Write `folder`, under another name until it is whole."""
+    """Write `folder`, whole or not at all."""
     import numpy as np
 
     dtype = np.dtype(np.uint16 if vocabulary <= 2**16 else np.uint32)
-    unfinished = folder.with_name(f"{folder.name}.{os.getpid()}.unfinished")
-    unfinished.mkdir(parents=True)
     counts: Counter[str] = Counter()
     end, has_labels = 0, False
-    try:
+    with scratch.beside(folder) as made:
+        if (folder / INDEX).is_file():  # another process has made it meanwhile
+            return
         with contextlib.ExitStack() as stack:
             ids, offsets, labels, groups = (
-                stack.enter_context((unfinished / f"{name}.bin").open("wb"))
+                stack.enter_context((made / f"{name}.bin").open("wb"))
                 for name in ("ids", "offsets", "labels", "groups")
             )
             offsets.write(np.zeros(1, np.int64).tobytes())
@@ -240,15 +239,10 @@ def _write(folder: Path, batches: Iterable[Encoded], vocabulary: int) -> None:
             "dtype": dtype.name,
             "has_labels": has_labels,
             "counts": counts,
-            "digest": digest({file.name: artifact.file_digest(file) for file in sorted(unfinished.glob("*.bin"))}),
+            "digest": digest({file.name: artifact.file_digest(file) for file in sorted(made.glob("*.bin"))}),
         }
-        artifact.write_atomically(unfinished / INDEX, json.dumps(index))
-        with contextlib.suppress(FileExistsError, OSError):  # another run was faster with the same rows
-            os.replace(unfinished, folder)
-        if not (folder / INDEX).is_file():
-            raise OSError(f"{folder}: not written")
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        artifact.write_atomically(made / INDEX, json.dumps(index))
+        os.replace(made, folder)
 
 
 def in_batches(texts: Iterable[str]) -> Iterator[list[str]]:

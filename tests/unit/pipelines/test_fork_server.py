@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 
 import pytest
@@ -53,7 +54,10 @@ def test_a_forked_task_is_a_process_like_another(ask, tmp_path):
     assert forked.stderr == plain.stderr == "to stderr\n"
 
 
-def test_a_killed_task_ends_as_a_shell_would_say(ask, tmp_path):
+def test_a_killed_task_ends_as_a_shell_would_say(ask, tmp_path, monkeypatch):
+    folder = tmp_path / ("of-a-long-name" * 9)  # longer than an address of a socket may be
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     with fork_server.running():
         assert ask("killed").returncode == 128 + signal.SIGKILL
         assert ask("0").returncode == 0

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -140,7 +141,24 @@ def test_a_user_error_is_one_line_with_its_exit_code_and_leaves_nothing(call, tm
     assert events[-1]["event"] == "failed" and events[-1]["error"] == "DataError"
     assert (tmp_path / "words").read_text() == "DataError: numbers: found none"
     assert not (tmp_path / "total").exists()
-    assert not list((tmp_path / "store").rglob("*.unfinished"))
+    assert not list((tmp_path / "store").rglob("*unfinished*"))
+
+
+def test_what_no_store_keeps_takes_the_place_of_what_was_there_when_it_is_whole(call, tmp_path):
+    (tmp_path / "total").mkdir()
+    (tmp_path / "total" / "of an earlier run").touch()
+    assert call({"mode": "unfinished"}, BLOOMERY_STORE="")[0] == 3
+    assert [file.name for file in (tmp_path / "total").iterdir()] == ["of an earlier run"]
+    assert call({}, BLOOMERY_STORE="")[0] == 0
+    assert sorted(file.name for file in (tmp_path / "total").iterdir()) == ["manifest.json", "names", "t"]
+    assert not list(tmp_path.glob("*unfinished*"))
+
+
+def test_what_a_killed_step_left_goes_with_the_next(call, tmp_path):
+    assert call({"mode": "killed"})[0] == -signal.SIGKILL and list((tmp_path / "store" / "count").iterdir())
+    assert call({})[0] == 0
+    (left,) = (tmp_path / "store" / "count").iterdir()
+    assert not left.name.startswith(".")
 
 
 def test_libraries_are_silenced_by_name(call):

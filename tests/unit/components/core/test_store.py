@@ -1,8 +1,10 @@
-"""A step whose results are kept on an object store, run in processes as pods are: reused, raced, killed, refused."""
+"""A step whose results are kept on an object store, run in processes as pods are: reused, raced, killed, refused; and
+in a folder, by two at once."""
 
 import json
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -226,3 +228,19 @@ def test_small_things_and_folders_are_remembered(object_store, tmp_path, monkeyp
     monkeypatch.delenv("BLOOMERY_STORE")
     store.remember("a", "b")
     assert store.remembered("a") is None and store.shared("a") is None and not store.fetch("a", tmp_path / "c")
+
+
+def test_of_two_that_want_the_same_one_works_and_the_other_takes_what_it_made(tmp_path):
+    entry = store.entry(str(tmp_path / "store"), "count/key", {"total": "t/1"})
+    worked = []
+
+    def work(outputs):
+        worked.append(outputs["total"])
+        outputs["total"].mkdir()
+        artifact.seal(outputs["total"], "t/1")
+        return {"cached": False}
+
+    with ThreadPoolExecutor() as pool:
+        told = list(pool.map(lambda name: entry.make({"total": tmp_path / name}, work), ("a", "b", "c")))
+    assert len(worked) == 1 and sorted(result["cached"] for result in told) == [False, True, True]
+    assert all(artifact.read_manifest(tmp_path / name, "t/1") for name in ("a", "b", "c"))
