@@ -19,10 +19,12 @@ LOCK = ".lock"
 
 @contextlib.contextmanager
 def held(workdir: Path) -> Iterator[None]:
-    """Hold the workdir: two runs at once would race for the registry and the cores.
+    """Hold the workdir: two runs at once would race for the registry and the cores. One that was made for it, and in
+    which nothing was begun, goes again.
 
     Raises: ServiceError if another holds it, or no temporary file can be written; what an error of the file system is.
     """
+    was_there = workdir.exists()
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         lock = (workdir / LOCK).open("a")
@@ -31,13 +33,22 @@ def held(workdir: Path) -> Iterator[None]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            is_it = os.path.samestat(os.fstat(lock.fileno()), (workdir / LOCK).stat())
+        except (BlockingIOError, FileNotFoundError):
+            is_it = False
+        if not is_it:
             raise ServiceError(
                 f"{workdir.absolute()}: another run holds this workdir; wait for it or choose another --workdir"
-            ) from None
+            )
         os.utime(lock.fileno())
-        with _temporary_files():
-            yield
+        try:
+            with _temporary_files():
+                yield
+        finally:
+            with contextlib.suppress(OSError):
+                if not was_there and [entry.name for entry in workdir.iterdir()] == [LOCK]:
+                    (workdir / LOCK).unlink()
+                    workdir.rmdir()
 
 
 @contextlib.contextmanager

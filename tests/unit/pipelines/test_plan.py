@@ -81,7 +81,8 @@ def test_every_training_of_the_recipe_is_planned(recipe):
 
 
 def test_cards_that_share_a_training_share_its_time_and_if_asked_its_weights(recipe):
-    given = ["--gpu", "H100", "--price", "3", "--set", "resources.accelerator=gpu", "--set", "resources.accelerators=8"]
+    eight = ["--set", "resources.accelerator=nvidia.com/gpu", "--set", "resources.accelerators=8"]
+    given = ["--gpu", "H100", "--price", "3", *eight]
     one, (ddp, _) = asked(recipe, "--gpu", "H100", "--price", "3")["stages"][0], asked(recipe, *given)["stages"]
     assert ddp["accelerators"] == 8 and not ddp["sharded"] and not ddp["fits"]
     assert ddp["peak_bytes"] == one["peak_bytes"] and ddp["fix"]["settings"]["resources.sharding"] == "full"

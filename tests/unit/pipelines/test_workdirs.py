@@ -44,3 +44,15 @@ def test_without_a_place_for_temporary_files_it_says_so(tmp_path, monkeypatch):
     expected = "no folder for temporary files could be made, .* let TMPDIR name a folder with room"
     with pytest.raises(ServiceError, match=expected), workdirs.held(tmp_path):
         pass
+
+
+def test_a_workdir_goes_again_in_which_nothing_was_begun(tmp_path):
+    made, given = tmp_path / "made", tmp_path / "given"
+    given.mkdir()
+    for workdir in (made, given):
+        with pytest.raises(ZeroDivisionError), workdirs.held(workdir):
+            raise ZeroDivisionError
+    assert not made.exists() and given.exists()
+    with workdirs.held(made):
+        (made / "runs").mkdir()
+    assert sorted(entry.name for entry in made.iterdir()) == [".lock", "runs"]
