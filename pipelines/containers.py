@@ -69,7 +69,7 @@ def runner(recipe: Recipe, workdir: Path, network: str) -> Iterator[Any]:
         _end(engine, workdir)
         try:
             yield local.DockerRunner(
-                user=f"{os.getuid()}:{os.getgid()}",
+                user=_user(engine),
                 network_mode=network,
                 mounts=mounts(recipe, workdir, network),
                 environment={"BLOOMERY_IMAGE": _image(engine, _images(recipe)[0])["told"], **environment(network)},
@@ -166,6 +166,13 @@ def _engine() -> contextlib.closing[Any]:
             f"no Docker engine answers at {where}: {str(error).split(chr(10))[0][:300]}; start it, see that you may "
             "use its socket, set DOCKER_HOST to its address, or run without --runner docker"
         ) from None
+
+
+def _user(engine: Any) -> str:
+    """Whom containers run as, so that what they write is the user's: an engine of its own (rootless) calls that one
+    root."""
+    is_own = "name=rootless" in (engine.info().get("SecurityOptions") or ())
+    return "0:0" if is_own else f"{os.getuid()}:{os.getgid()}"
 
 
 def _end(engine: Any, workdir: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from pathlib import Path
+from types import SimpleNamespace
 
 import colours
 import pytest
@@ -29,6 +31,15 @@ def test_where_nobody_listens_one_message_names_the_engine(project: Path, tmp_pa
     (line,) = result.stderr.rstrip("\n").split("\n")
     assert line.startswith(f"error: no Docker engine answers at {address}: ") and "Connection refused" in line
     assert not (project / "bloomery-runs" / "runs").exists()  # nothing was begun
+
+
+def test_what_a_container_writes_is_the_users_under_an_engine_of_their_own_too() -> None:
+    def engine(*options: str) -> SimpleNamespace:  # as `docker info` tells of itself
+        return SimpleNamespace(info=lambda: {"SecurityOptions": list(options) or None})
+
+    assert containers._user(engine("name=seccomp,profile=default", "name=rootless")) == "0:0"
+    for usual in (engine(), engine("name=seccomp,profile=default")):
+        assert containers._user(usual) == f"{os.getuid()}:{os.getgid()}"
 
 
 @pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "BLOOMERY_STORE"])
