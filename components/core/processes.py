@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 from bloomery.components.core import nodes, unfinished
@@ -125,9 +126,9 @@ def _signals_kept() -> Iterator[None]:
     kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
     before, raises = {kind: signal.getsignal(kind) for kind in kinds}, api._terminate_process_handler
 
-    def raises_once(number: int, frame: Any) -> None:
-        signal.signal(number, signal.SIG_IGN)
-        raises(number, frame)
+    def raises_once(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signum, signal.SIG_IGN)
+        raises(signum, frame)
 
     api._terminate_process_handler = raises_once
     try:
