@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from itertools import chain
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 from bloomery.components.core import nodes, unfinished
@@ -88,7 +89,7 @@ def launch(work: tuple[Any, ...], number: int) -> dict[str, Any]:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    with tempfile.TemporaryDirectory(prefix="bloomery-") as name, _signals_kept():
+    with _signals_kept(), tempfile.TemporaryDirectory(prefix="bloomery-") as name:
         folder = Path(name)
         (folder / WORK).write_bytes(pickle.dumps((work, unfinished.current())))
         machines = nodes.here()
@@ -118,12 +119,22 @@ def launch(work: tuple[Any, ...], number: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
-    """Take back the handlers that the launcher puts in the place of others."""
+    """Take back the handlers that the launcher puts in the place of others, and let it be told once alone: a second
+    signal would have it no longer wait for the processes, which end with it, before their checkpoint is whole."""
+    from torch.distributed.elastic.multiprocessing import api
+
     kinds = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
-    before = {kind: signal.getsignal(kind) for kind in kinds}
+    before, raises = {kind: signal.getsignal(kind) for kind in kinds}, api._terminate_process_handler
+
+    def raises_once(signum: int, frame: FrameType | None) -> None:
+        signal.signal(signum, signal.SIG_IGN)
+        raises(signum, frame)
+
+    api._terminate_process_handler = raises_once
     try:
         yield
     finally:
+        api._terminate_process_handler = raises
         for kind, handler in before.items():
             with contextlib.suppress(ValueError):  # not in the main thread, where nothing was changed
                 signal.signal(kind, handler)

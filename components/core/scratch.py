@@ -42,6 +42,7 @@ def beside(out: Path) -> Iterator[Path]:
                 raise
             own = Path(tempfile.mkdtemp(prefix=PREFIX, dir=out.parent))
         stack.callback(_clear, own)
+        _empty(own)  # of one that was killed while this one waited for it
         made = own / out.name
         made.mkdir()
         yield made
@@ -69,8 +70,12 @@ def _locked(folder: Path) -> IO[str]:
 
 def _clear(folder: Path) -> None:
     """Delete `folder`, its lock last: whoever takes that next finds nothing that is still being deleted."""
-    for entry in folder.glob("*"):
-        shutil.rmtree(entry, ignore_errors=True)
+    _empty(folder)
     with contextlib.suppress(OSError):  # another waits for it already
         (folder / LOCK).unlink(missing_ok=True)
         folder.rmdir()
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.glob("*"):
+        shutil.rmtree(entry, ignore_errors=True)  # but its lock, which is a file

@@ -279,6 +279,9 @@ def test_a_step_that_takes_longer_than_sigterm_leaves_is_left_and_done_again(
         found = now(self)
         if self.trainer.state.global_step == 1 and not self.is_stopped:
             os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(resuming.PATIENCE / 2)
+            os.kill(os.getpid(), signal.SIGTERM)  # a second time, which puts nothing off
+            assert signal.getitimer(signal.ITIMER_REAL)[0] <= resuming.PATIENCE / 2
         return found
 
     with monkeypatch.context() as patch:

@@ -371,6 +371,7 @@ from bloomery.components.core.config import Config
 def run(config: Config) -> dict:
     place = Path(os.environ["PLACE"])
     def stop(*_):
+        time.sleep(1)
         (place / f"stopped{os.environ['RANK']}").touch()
         sys.exit(143)
     signal.signal(signal.SIGTERM, stop)
@@ -389,6 +390,8 @@ def test_sigterm_reaches_all_and_ends_the_step(tmp_path):
     process = subprocess.Popen([sys.executable, "-c", code], env=environment)
     while process.poll() is None and len(list(tmp_path.glob("began*"))) < 2:
         time.sleep(0.05)
-    process.terminate()
+    for _ in range(3):  # none of which has it no longer wait for them
+        process.terminate()
+        time.sleep(0.05)
     assert process.wait(timeout=25) == 128 + signal.SIGTERM
     assert sorted(file.name for file in tmp_path.glob("stopped*")) == ["stopped0", "stopped1"]

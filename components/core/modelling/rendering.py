@@ -100,18 +100,23 @@ def shaped(tokenizer: Any, messages: Sequence[dict[str, Any]], tools: str) -> li
     calls = [call for message in plain for call in message.get("tool_calls") or []]
     if not calls:
         return plain
-    forms = [(content, written) for content in ("", None) for written in (False, True)]
-    refusals = 0
-    for content, written in forms:
-        try:
-            probed = _with_calls(plain, content, written, PROBE)
-            if render(tokenizer, probed, tools, opened=False).count(PROBE) >= len(calls):
+    probes = [f"{PROBE}_{place}_" for place in range(len(calls))]  # results may be written with the name of one call
+    held: list[int] = []
+    for content, written in [(content, written) for content in ("", None) for written in (False, True)]:
+        with contextlib.suppress(ModelError):
+            text = render(tokenizer, _with_calls(plain, content, written, probes), tools, opened=False)
+            held.append(sum(probe in text for probe in probes))
+            if held[-1] == len(calls):
                 return _with_calls(plain, content, written)
-        except ModelError:
-            refusals += 1
-    if refusals == len(forms):
+    if not held:
         render(tokenizer, plain, tools, opened=False)  # which tells why
     names = ", ".join(sorted({call["function"]["name"] for call in calls}))
+    if most := max(held, default=0):
+        raise ModelError(
+            f"the chat template writes {most} of the {len(calls)} calls of {names} in a chat, as one that knows a "
+            "single call a turn, and none beside words: leave such chats out, or give each call a turn of its own, "
+            "with its result after it"
+        )
     raise ModelError(f"the chat template leaves out the calls of {names}: this model knows no tool calls")
 
 
@@ -135,16 +140,19 @@ def _thought_apart(message: dict[str, Any]) -> dict[str, Any]:
     return {**message, "content": message["content"][held.end() :], "reasoning_content": held[1]}
 
 
-def _with_calls(messages: list[dict[str, Any]], content: Any, written: bool, name: str = "") -> list[dict[str, Any]]:
-    """`messages` whose calls without words have `content`, with arguments as JSON text where `written`."""
-    changed = []
+def _with_calls(
+    messages: list[dict[str, Any]], content: Any, written: bool, names: Sequence[str] = ()
+) -> list[dict[str, Any]]:
+    """`messages` whose calls without words have `content`, with arguments as JSON text where `written`, and with
+    `names` in their order in the place of their own, if there are any."""
+    changed, left = [], iter(names)
     for message in messages:
         if message.get("tool_calls"):
             calls = []
             for call in message["tool_calls"]:
                 own = call["function"]["arguments"]
                 arguments = json.dumps(own, ensure_ascii=False) if written and not isinstance(own, str) else own
-                function = {"name": name or call["function"]["name"], "arguments": arguments}
+                function = {"name": next(left, call["function"]["name"]), "arguments": arguments}
                 calls.append({**call, "type": "function", "function": function})
             message = {**message, "content": message["content"] or content, "tool_calls": calls}
         changed.append(message)

@@ -266,7 +266,8 @@ class Resuming:
             yield
             return
 
-        def stop(*_: Any) -> None:
+        def stop(number: int, _: Any) -> None:
+            signal.signal(number, signal.SIG_IGN)  # a second one puts nothing off, and cuts nothing off
             self.is_stopped = True
             if processes.count() == 1:  # of several none may leave the others alone
                 signal.setitimer(signal.ITIMER_REAL, PATIENCE, PATIENCE / 10)
@@ -282,8 +283,9 @@ class Resuming:
             yield
         finally:
             signal.setitimer(signal.ITIMER_REAL, 0)
-            for number, handler in zip((signal.SIGTERM, signal.SIGALRM), before, strict=True):
-                signal.signal(number, handler)
+            signal.signal(signal.SIGALRM, before[1])
+            if not self.is_stopped:  # else the process ends, and what it has yet to copy is copied
+                signal.signal(signal.SIGTERM, before[0])
 
 
 def _step(checkpoint: Path) -> int:

@@ -59,6 +59,32 @@ def test_who_makes_the_same_waits_and_finds_it(tmp_path, caplog):
     assert "another process makes .unfinished-demo: waiting until it has ended" in caplog.messages
 
 
+def test_who_waits_for_one_that_is_killed_finds_nothing_of_it(tmp_path, caplog):
+    out, found = tmp_path / "demo", []
+
+    def hold():
+        with scratch.beside(out) as made:
+            (made / "file").touch()
+            (tmp_path / "holds").touch()
+            signal.pause()
+
+    def wait():
+        with scratch.beside(out) as made:
+            found.append(list(made.iterdir()))
+
+    holder, waiting = get_context("fork").Process(target=hold), threading.Thread(target=wait)
+    holder.start()
+    while not (tmp_path / "holds").exists():
+        pass
+    os.kill(holder.pid, signal.SIGSTOP)
+    waiting.start()
+    while not caplog.messages:
+        pass
+    holder.kill()
+    waiting.join()
+    assert found == [[]] and list(tmp_path.iterdir()) == [tmp_path / "holds"]
+
+
 def test_without_locks_each_makes_its_own(tmp_path, monkeypatch):
     def refuse(*_):
         raise OSError(errno.ENOSYS, "Function not implemented")

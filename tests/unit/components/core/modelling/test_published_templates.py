@@ -166,6 +166,23 @@ def test_calls_of_tools_that_a_template_does_not_describe_are_trained(stem):
     check_trained(stem, tokenizer_of(stem), CALLS)
 
 
+@pytest.mark.parametrize("stem", ["gptoss", "qwen3"])
+def test_of_several_calls_of_a_turn_the_model_is_asked_after_all_or_none(stem):
+    """gpt-oss writes the first alone, and each result with its name, which looks like two calls."""
+    (question, turn, result, *_), tools = chat_of(THOUGHTLESS - {"system"})
+    (first,) = json.loads(turn["tool_calls"])
+    second = {**first, "id": "abcdef013", "arguments": {"city": "Citytwo"}}
+    calls = {**turn, "tool_calls": json.dumps([first, second])}
+    asked = [question, calls, result, {**result, "tool_call_id": "abcdef013", "content": "Resulttwo"}]
+    tokenizer = tokenizer_of(stem)
+    if stem == "gptoss":
+        with pytest.raises(ModelError, match="writes 1 of the 2 calls of weather"):
+            templates.prompt_tokens(tokenizer, asked, tools)
+    else:
+        text = tokenizer.decode(templates.prompt_tokens(tokenizer, asked, tools))
+        assert all(word in text for word in ("Cityone", "Citytwo", "Resultone", "Resulttwo"))
+
+
 @pytest.mark.parametrize("stem", [stem for stem in ORIGINALS if stem not in PARTS])
 def test_what_stands_before_an_answer_is_what_the_model_writes_there_itself(stem):
     """An empty thought, or a channel."""
