@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from bloomery.components.core import errors
 from bloomery.components.core.errors import BloomeryError
 from bloomery.pipelines import (
     cli_advise,
@@ -340,12 +341,17 @@ def compare(
 
 
 def main() -> None:
-    """Entry point: a BloomeryError is one message on stderr and its exit code."""
+    """Entry point: a BloomeryError is one message on stderr and its exit code, and so is what a disk refuses."""
     from bloomery.components.core.step import configure_logging
 
     configure_logging()
     try:
-        app()
+        try:
+            app()
+        except OSError as error:
+            if error.errno not in errors.OF_A_DISK:
+                raise
+            raise errors.from_os_error(error, f"running bloomery {sys.argv[1]}") from error
     except BloomeryError as error:
         for line in str(error).split("\n"):
             typer.echo(f"error: {line}", err=True)
