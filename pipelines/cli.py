@@ -341,13 +341,16 @@ def compare(
 
 
 def main() -> None:
-    """Entry point: a BloomeryError is one message on stderr and its exit code, and so is what a disk refuses."""
+    """Entry point: a BloomeryError is one message on stderr and its exit code, and so is what a disk refuses; SIGTERM
+    unwinds a command as Ctrl-C does, so that what it has started, and temporary files, go with it."""
     from bloomery.components.core.step import configure_logging
+    from bloomery.components.core.tracking import sigterm_raises
 
     configure_logging()
     try:
         try:
-            app()
+            with sigterm_raises():
+                app()
         except OSError as error:
             if error.errno not in errors.OF_A_DISK:
                 raise

@@ -1,4 +1,6 @@
 import io
+import os
+import signal
 import sys
 
 import pytest
@@ -14,3 +16,16 @@ def test_what_a_disk_refuses_ends_a_command_with_one_message(monkeypatch, capsys
         cli.main()
     assert ended.value.code == 7
     assert "error: no space left on the disk while running bloomery show" in capsys.readouterr().err
+
+
+def test_sigterm_unwinds_a_command(monkeypatch):
+    class Told(io.StringIO):
+        def write(self, text):
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(sys, "argv", ["bloomery", "show", "recipe", "seed"])
+    monkeypatch.setattr(sys, "stdout", Told())
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
