@@ -354,7 +354,9 @@ def main() -> None:
         except OSError as error:
             if error.errno not in errors.OF_A_DISK:
                 raise
-            raise errors.from_os_error(error, f"running bloomery {sys.argv[1]}") from error
+            raise errors.from_os_error(error, " ".join(["running bloomery", *sys.argv[1:2]])) from error
+        except KeyboardInterrupt:  # before typer has begun, which ends with the same
+            sys.exit(130)
     except BloomeryError as error:
         for line in str(error).split("\n"):
             typer.echo(f"error: {line}", err=True)
