@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from bloomery.components.core import errors
 from bloomery.components.core.errors import BloomeryError
 from bloomery.pipelines import (
     cli_advise,
@@ -340,12 +341,22 @@ def compare(
 
 
 def main() -> None:
-    """Entry point: a BloomeryError is one message on stderr and its exit code."""
+    """Entry point: a BloomeryError is one message on stderr and its exit code, and so is what a disk refuses; SIGTERM
+    unwinds a command as Ctrl-C does, so that what it has started, and temporary files, go with it."""
     from bloomery.components.core.step import configure_logging
+    from bloomery.components.core.tracking import sigterm_raises
 
     configure_logging()
     try:
-        app()
+        try:
+            with sigterm_raises():
+                app()
+        except OSError as error:
+            if error.errno not in errors.OF_A_DISK:
+                raise
+            raise errors.from_os_error(error, " ".join(["running bloomery", *sys.argv[1:2]])) from error
+        except KeyboardInterrupt:  # before typer has begun, which ends with the same
+            sys.exit(130)
     except BloomeryError as error:
         for line in str(error).split("\n"):
             typer.echo(f"error: {line}", err=True)

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import re
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator
 from datetime import UTC, datetime
@@ -58,7 +59,15 @@ def _folder(name: str, prepare: bool) -> str:
     if prepare:
         if not folder.is_dir():
             logger.info("first use: %s, in %s", made.DOING, folder)
-        made.prepare(folder)
+        try:
+            made.prepare(folder)
+        except OSError as error:
+            raise errors.from_os_error(error, f"making {folder}") from error
+        except sqlite3.Error as error:
+            told = errors.from_sqlite(str(error), str(folder), f"making {folder}")
+            if told is None:
+                raise
+            raise told from error
     return str(folder)
 
 
@@ -157,7 +166,7 @@ def run_local(
         except (
             Exception
         ) as problem:  # kfp raises a bare RuntimeError for a failed task: the journal knows which and why
-            error = journal.failure() or BloomeryError(f"the pipeline failed: {problem}")
+            error = journal.failure() or _failure(problem)
             logger.debug("the pipeline failed", exc_info=problem)
         except BaseException:  # Ctrl-C
             _tell_end(recipe, "interrupted")
@@ -171,6 +180,13 @@ def run_local(
             _tell_end(recipe, summary["status"])
         parent_run.closed(run_dir, "FAILED" if summary["status"] == "failed" else "FINISHED", summary)
     return summary
+
+
+def _failure(problem: Exception) -> BloomeryError:
+    """Why a pipeline failed of which no task has told it."""
+    if isinstance(problem, OSError) and problem.errno in errors.OF_A_DISK:
+        return errors.from_os_error(problem, "running the pipeline")
+    return BloomeryError(f"the pipeline failed: {problem}")
 
 
 def _tell_end(recipe: Recipe, status: str) -> None:

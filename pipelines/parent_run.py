@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from bloomery.components.core import pipeline_run
-from bloomery.components.core.errors import ServiceError
+from bloomery.components.core.registry import mlflow_client
 
 logger = logging.getLogger(__name__)
 
@@ -33,17 +33,14 @@ class Trial(NamedTuple):
 def opened(recipe: str, run_dir: Path, tags: dict[str, str], trial: Trial | None = None) -> None:
     """Open the run for what runs in `run_dir`, and name it to the tasks.
 
-    Raises: ServiceError if the tracking server does not answer: better now than after the training.
+    Raises: what `mlflow_client.refused` makes of it if MLflow does not answer: better now than after the training.
     """
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
     try:
         os.environ.update(_told(run_dir, {"recipe": recipe, "tags": tags, "trial": trial}))
     except RuntimeError as error:
-        raise ServiceError(
-            f"the MLflow tracking server at {os.environ['MLFLOW_TRACKING_URI']} did not answer: {error}; "
-            "check MLFLOW_TRACKING_URI"
-        ) from None
+        raise mlflow_client.refused("tracking server", str(error)) from None
 
 
 def closed(run_dir: Path, status: str, summary: Mapping[str, Any] | None = None) -> None:

@@ -133,8 +133,9 @@ def _described(name: str, run: Callable[..., dict[str, float]], said: Declared) 
 def run_one(name: str, config: Path | None, settings: list[str], arguments: list[str]) -> dict[str, float]:
     """Run the step `name` on `--port FOLDER` arguments, repeated for a port that takes a list; returns its metrics.
 
-    Raises: ConfigError for an unknown step, naming every port that is missing or unknown, and for code of a model's own
-    repository: who gives a folder by hand may have it from anywhere, and there is no recipe that consents to its code.
+    Raises: ConfigError for an unknown step, naming every port that is missing or unknown, for an output that would
+    replace what is no artifact or lies in another port's folder, and for code of a model's own repository: who gives a
+    folder by hand may have it from anywhere, and there is no recipe that consents to its code.
     """
     step = find(name)
     given = _ports(arguments)
@@ -149,6 +150,7 @@ def run_one(name: str, config: Path | None, settings: list[str], arguments: list
             f"{name}: unknown argument {flag}" for flag in unknown
         ]
         raise ConfigError("\n".join([*lines, f"{name} takes: {', '.join(flags.values())}"]))
+    _check_outputs(step, given)
     values = _values(config, settings)
     unset = [key for key, field in step.config.model_fields.items() if field.is_required() and key not in values]
     if unset:
@@ -166,6 +168,25 @@ def run_one(name: str, config: Path | None, settings: list[str], arguments: list
                 "(trust_remote_code); run the step as a stage of that recipe"
             )
     return execute(step.run, name, values, inputs, {port: given[port][-1] for port in step.writes})["metrics"]
+
+
+def _check_outputs(step: Step, given: dict[str, list[Path]]) -> None:
+    """Raise for folders that cannot be written, since what is there is deleted for them."""
+    for port in step.writes:
+        folder = given[port][-1].resolve()
+        flag = f"--{port.replace('_', '-')} {given[port][-1]}"
+        if folder.exists() and not (folder / artifact.MANIFEST).is_file() and not _is_empty(folder):
+            raise ConfigError(f"{flag}: holds something that no step wrote; name an empty folder, or a new one")
+        for other, others in given.items():
+            for taken in (one.resolve() for one in others if other != port):
+                if folder == taken or folder in taken.parents or taken in folder.parents:
+                    raise ConfigError(
+                        f"{flag}: {other} has the folder {taken}; name one of its own, and none inside of the other"
+                    )
+
+
+def _is_empty(folder: Path) -> bool:
+    return folder.is_dir() and not any(folder.iterdir())
 
 
 def _ports(arguments: list[str]) -> dict[str, list[Path]]:

@@ -360,11 +360,15 @@ def file_digest(file: Path) -> str:
 def write_atomically(file: Path, text: str) -> None:
     """Write `text` so that `file` is either as before or whole."""
     temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    try:
+        with temporary.open("w", encoding="utf-8") as stream:
+            stream.write(text)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def link_tree(source: Path, target: Path, *, ignore: Callable[[str, list[str]], set[str]] | None = None) -> None:

@@ -58,7 +58,8 @@ def _locked(folder: Path) -> IO[str]:
                 try:
                     fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
-                    logger.warning("another process makes %s: waiting until it has ended", folder.name)
+                    place = folder.with_name(folder.name.removeprefix(PREFIX))
+                    logger.warning("another process makes %s: waiting until it has ended", place)
                     fcntl.flock(lock, fcntl.LOCK_EX)
                 if os.path.samestat(os.fstat(lock.fileno()), (folder / LOCK).stat()):
                     return lock

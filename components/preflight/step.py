@@ -12,7 +12,7 @@ import logging
 from pathlib import Path
 from typing import Annotated
 
-from bloomery.components.core import artifact, uploads
+from bloomery.components.core import artifact, errors, uploads
 from bloomery.components.core.artifact import Writes
 from bloomery.components.core.data import chat_forms, render
 from bloomery.components.core.data.files import list_files
@@ -89,6 +89,8 @@ def run(
             part()
         except BloomeryError as error:
             problems.append(error)
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno in errors.FULL:
+                break  # each part that writes would tell the same
     if problems:
         raise type(problems[0])("\n".join(str(problem) for problem in problems))
     return facts

@@ -7,7 +7,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bloomery.components.core.errors import ServiceError
+from bloomery.components.core import errors
+from bloomery.components.core.errors import BloomeryError, ServiceError
 
 
 def all_pages(search: Callable[..., Any], **query: Any) -> list[Any]:
@@ -45,7 +46,7 @@ def connect() -> Any:
 
 @contextlib.contextmanager
 def service() -> Iterator[None]:
-    """Tell MLflow's and the network's own errors as a ServiceError that names the address."""
+    """Tell MLflow's and the network's own errors as `refused` does."""
     import requests
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
@@ -53,8 +54,14 @@ def service() -> Iterator[None]:
     try:
         yield
     except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
-        uri = os.environ.get("MLFLOW_TRACKING_URI", "")
-        reason = str(error).split("\n")[0][:300]
-        raise ServiceError(
-            f"the MLflow registry at {uri} did not answer: {reason}; check MLFLOW_TRACKING_URI"
-        ) from error
+        if isinstance(error, OSError) and error.errno in errors.OF_A_DISK:
+            raise errors.from_os_error(error, "writing what MLflow keeps") from error
+        raise refused("registry", str(error).split("\n")[0][:300]) from error
+
+
+def refused(what: str, reason: str) -> BloomeryError:
+    """The error for a `reason` that MLflow gave: the disk, where that keeps it from its database, else a ServiceError
+    that names the address."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    by_disk = errors.from_sqlite(reason, uri.removeprefix("sqlite:///"), "writing MLflow's database")
+    return by_disk or ServiceError(f"the MLflow {what} at {uri} did not answer: {reason}; check MLFLOW_TRACKING_URI")
