@@ -206,11 +206,7 @@ def _told(error: Exception, where: str) -> BloomeryError:
         return ServiceError(f"Kubeflow Pipelines at {where} cannot be used: {reason_of(error)}")
     login = "; it asks for a login elsewhere: give a token by KFP_TOKEN or --token, or see to the address"
     advice = {
-        301: login,
-        302: login,
-        303: login,
-        307: login,
-        308: login,
+        **dict.fromkeys((301, 302, 303, 307, 308), login),
         401: "; give a token by KFP_TOKEN or --token, or run in a pod with the token of its service account",
         403: "; the service account or user needs the verbs that infra/k8s binds, in the namespace of --namespace",
     }.get(status, "")
